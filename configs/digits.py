@@ -1,0 +1,37 @@
+"""LSGM on the 1,797 handwritten digits of scikit-learn (8 x 8, 17 grey levels).
+
+    lsgm train --config=configs/digits.py --workdir=runs/digits
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg`: "" for the demo, "quick" for under a minute."""
+    if arg not in ("", "quick"):
+        raise ValueError(f"configs/digits.py takes no argument or 'quick', not {arg!r}")
+    quick = arg == "quick"
+    return ConfigDict(
+        dict(
+            seed=0,
+            data=dict(source="digits", image_shape=(8, 8, 1), levels=17, batch_size=64),
+            autoencoder=dict(name="conv", channels=(32, 64), blocks=1, latent_channels=8, dropout=0.1),
+            likelihood=dict(name="categorical"),
+            process=dict(name="vp"),
+            score=dict(name="unet", channels=(64, 64), blocks=1, attention=(4,), dropout=0.1),
+            objective=dict(weighting="likelihood"),
+            density=dict(name="defensive", t_min=1e-3),
+            vae_stage=dict(name="adamax", learning_rate=1e-2, final=2e-4),
+            joint_vae=dict(name="adamw", learning_rate=3e-4, final=3e-5),
+            joint_prior=dict(name="adamw", learning_rate=1e-3, final=1e-4, clip=1.0),
+            train=dict(
+                vae_steps=40 if quick else 1000,
+                steps=40 if quick else 1000,
+                vae_kl_steps=300,
+                kl_steps=200,
+                ema_decay=0.999,
+                log_every=20 if quick else 50,
+                eval_every=20 if quick else 250,
+            ),
+        )
+    )

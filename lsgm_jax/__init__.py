@@ -1,0 +1,3 @@
+"""LSGM-JAX: score-based generative models in latent space."""
+
+__version__ = "0.1.0"

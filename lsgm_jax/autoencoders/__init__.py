@@ -1,0 +1,1 @@
+"""x <-> z_0: encoders, decoders and likelihoods."""

@@ -1,0 +1,42 @@
+"""The encoder's posterior q(z_0 | x), a diagonal Normal."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lsgm_jax.arrays import Key, Latents, PerSample, sum_per_sample
+
+LOG_2PI = jnp.log(2.0 * jnp.pi).item()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Normal:
+    """Diagonal Normal over a latent [batch, ...]."""
+
+    mean: Latents
+    log_std: Latents
+
+    @classmethod
+    def from_features(cls, features: Float[Array, "batch ... channels"]) -> "Normal":
+        """Splits the last axis into mean and log standard deviation, both softly clamped to (-5, 5) as in NVAE."""
+        mean, log_std = jnp.split(features, 2, axis=-1)
+        return cls(mean=_soft_clamp(mean), log_std=_soft_clamp(log_std))
+
+    def sample(self, key: Key) -> Latents:
+        """Reparameterised draw."""
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+
+    def entropy(self) -> PerSample:
+        """Nats, summed over the latent (A1)."""
+        return sum_per_sample(self.log_std + 0.5 * (1.0 + LOG_2PI))
+
+    def cross_entropy_to_standard(self) -> PerSample:
+        """CE(q || N(0, I)), nats (A2)."""
+        return 0.5 * sum_per_sample(self.mean**2 + jnp.exp(2.0 * self.log_std) + LOG_2PI)
+
+
+def _soft_clamp(values: Array, limit: float = 5.0) -> Array:
+    return limit * jnp.tanh(values / limit)

@@ -1,0 +1,203 @@
+"""Config -> objects. The only registry: every name in a config is a key of a table here.
+
+The fields of the targets in the tables are the schema of a config: a section takes what its target takes, with
+the target's defaults, and nothing else.
+"""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import optax
+from ml_collections import ConfigDict
+
+from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
+from lsgm_jax.autoencoders.likelihoods import Bernoulli, Categorical, DiscretisedLogistic
+from lsgm_jax.data.pipeline import DataSpec
+from lsgm_jax.diffusions.vp import VP, GeometricVP
+from lsgm_jax.models.lsgm import LSGM
+from lsgm_jax.models.network import Network
+from lsgm_jax.models.vae import VAE
+from lsgm_jax.objectives import weights
+from lsgm_jax.objectives.elbo import Objective
+from lsgm_jax.objectives.times import Defensive, LogVarianceUniform, Uniform, VarianceUniform
+from lsgm_jax.scores.unet import UNet
+from lsgm_jax.solvers.ode import ODESolver
+from lsgm_jax.training.loop import TrainSpec
+from lsgm_jax.training.optim import adamax, adamw, per_part
+
+Target = Callable[..., Any]
+
+
+class ConfigError(Exception):
+    """A config that cannot be used; the message names the key, what is allowed and the nearest match."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvSpec:
+    """The convolutional autoencoder; see `ConvEncoder`."""
+
+    channels: tuple[int, ...] = (32, 64)
+    blocks: int = 1
+    latent_channels: int = 8
+    dropout: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetSpec:
+    """The U-Net; see `UNet`."""
+
+    channels: tuple[int, ...] = (64, 64)
+    blocks: int = 1
+    attention: tuple[int, ...] = (4,)
+    dropout: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec:
+    """The joint stage: `weighting` of the prior, a key of `WEIGHTINGS`, and where the mixed score starts."""
+
+    weighting: str = "likelihood"
+    mixing_logit_init: float = -3.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    """What `lsgm evaluate` averages: draws of (z_0, t, eps) and Hutchinson probes per image."""
+
+    draws: int = 16
+    probes: int = 4
+    batch_size: int = 64
+
+
+WEIGHTINGS = {
+    "likelihood": weights.likelihood,
+    "reweighted": weights.reweighted,
+    "unweighted": weights.unweighted,
+}
+OPTIMISERS = {"adamax": adamax, "adamw": adamw}
+
+# section -> target, or section -> table of targets, of which the section's `name` chooses one.
+SECTIONS: dict[str, Target | dict[str, Target]] = {
+    "data": DataSpec,
+    "autoencoder": {"conv": ConvSpec},
+    "likelihood": {
+        "bernoulli": Bernoulli,
+        "discretised_logistic": DiscretisedLogistic,
+        "categorical": Categorical,
+    },
+    "process": {"vp": VP, "geometric_vp": GeometricVP},
+    "score": {"unet": UNetSpec},
+    "objective": ObjectiveSpec,
+    "density": {
+        "uniform": Uniform,
+        "log_variance_uniform": LogVarianceUniform,
+        "variance_uniform": VarianceUniform,
+        "defensive": Defensive,
+    },
+    "vae_stage": OPTIMISERS,
+    "joint_vae": OPTIMISERS,
+    "joint_prior": OPTIMISERS,
+    "train": TrainSpec,
+    "solver": ODESolver,
+    "eval": EvalSpec,
+}
+# Arguments that another section decides, or that the stage gives.
+GIVEN = {"likelihood": ("levels",), "vae_stage": ("steps",), "joint_vae": ("steps",), "joint_prior": ("steps",)}
+
+
+def look_up(table: Mapping[str, Any], name: str, key: str) -> Any:
+    """`table[name]`.
+
+    Raises:
+        ConfigError: if there is no such entry; lists the entries.
+    """
+    if name not in table:
+        raise ConfigError(f"config.{key}={name!r} is none of {', '.join(table)}{did_you_mean(name, table)}")
+    return table[name]
+
+
+def did_you_mean(word: Any, options: Iterable[str]) -> str:
+    """'; did you mean ...?' for a near miss, else nothing."""
+    match = difflib.get_close_matches(str(word), list(options), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def section_target(section: str, config: Mapping[str, Any]) -> Target:
+    """The target that a section's `name` chooses, or its only one."""
+    target = SECTIONS[section]
+    if isinstance(target, dict):
+        return look_up(target, config[section].get("name", "(none)"), f"{section}.name")
+    return target
+
+
+def schema(section: str, target: Target) -> dict[str, inspect.Parameter]:
+    """The fields a section may set, with their defaults."""
+    parameters = inspect.signature(target).parameters
+    return {name: p for name, p in parameters.items() if name not in GIVEN.get(section, ())}
+
+
+def build(section: str, config: ConfigDict, **given: Any) -> Any:
+    """Makes the object that a section describes.
+
+    Args:
+        given: the arguments named in `GIVEN`.
+
+    Raises:
+        ConfigError: if the target refuses a value.
+    """
+    fields = {name: value for name, value in config[section].items() if name != "name"}
+    try:
+        return section_target(section, config)(**fields, **given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.{section}: {error}") from error
+
+
+def build_vae(config: ConfigDict) -> VAE:
+    """The autoencoder with its likelihood."""
+    data, spec = build("data", config), build("autoencoder", config)
+    likelihood = build("likelihood", config, levels=data.levels)
+    height, width, image_channels = data.image_shape
+    shrink = 2 ** (len(spec.channels) - 1)
+    if height % shrink or width % shrink:
+        raise ConfigError(
+            f"config.data.image_shape={data.image_shape} cannot be halved {len(spec.channels) - 1} times: "
+            "resize the images or give config.autoencoder.channels fewer entries"
+        )
+    encoder = ConvEncoder(spec.channels, spec.blocks, spec.latent_channels, spec.dropout)
+    decoder = ConvDecoder(spec.channels, spec.blocks, likelihood.channels(image_channels), spec.dropout)
+    return VAE(
+        image_shape=data.image_shape,
+        latent_shape=(height // shrink, width // shrink, spec.latent_channels),
+        encoder=Network(encoder),
+        decoder=Network(decoder),
+        likelihood=likelihood,
+    )
+
+
+def build_lsgm(config: ConfigDict) -> LSGM:
+    """The whole model."""
+    vae, spec, net = build_vae(config), build("objective", config), build("score", config)
+    side, shrink = min(vae.latent_shape[:2]), 2 ** (len(net.channels) - 1)
+    if side % shrink:
+        raise ConfigError(
+            f"config.score.channels={net.channels} halves the {vae.latent_shape} latent too often: give fewer entries"
+        )
+    weighting = look_up(WEIGHTINGS, spec.weighting, "objective.weighting")
+    return LSGM(
+        vae=vae,
+        process=build("process", config),
+        score_net=Network(UNet(net.channels, net.blocks, net.attention, net.dropout)),
+        objective=Objective(prior_weighting=weighting, density=build("density", config)),
+        mixing_logit_init=spec.mixing_logit_init,
+    )
+
+
+def build_optimiser(config: ConfigDict, stage: str) -> optax.GradientTransformation:
+    """The optimiser of the stage "vae" or "joint"."""
+    if stage == "vae":
+        return build("vae_stage", config, steps=config.train.vae_steps)
+    steps = config.train.steps
+    return per_part(build("joint_vae", config, steps=steps), build("joint_prior", config, steps=steps))

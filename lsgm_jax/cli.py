@@ -1,0 +1,210 @@
+"""The `lsgm` command: train, sample, evaluate, params. Parsing and printing; the work is in `run`."""
+
+import argparse
+import json
+import logging
+import os
+import pathlib
+import sys
+import time
+import warnings
+from typing import Any, NoReturn
+
+USAGE = """lsgm COMMAND [options]
+
+  lsgm train    --config=FILE[:ARG] --workdir=DIR [--config.SECTION.KEY=VALUE ...]
+  lsgm sample   --workdir=DIR [--solver=NAME] [--rtol=X] [--atol=X] [--steps=N] [--count=N] [--seed=N]
+  lsgm evaluate --workdir=DIR [--metrics=nelbo,ode] [--seed=N]
+  lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
+"""
+METRICS = ("nelbo", "ode")
+
+
+class UsageError(Exception):
+    """The command line is off; the message says what it should be."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status, 2 for anything the user can mend."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _quieten()
+    # After _quieten, and not at the top: --help and usage errors should not wait for JAX.
+    try:
+        options = _parse(arguments)
+        return _run(options)
+    except UsageError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        print("\nlsgm: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    from lsgm_jax.build import ConfigError
+    from lsgm_jax.data.sources import DataError
+    from lsgm_jax.training.checkpoint import CheckpointError
+
+    command = {"train": _train, "sample": _sample, "evaluate": _evaluate, "params": _params}[options.command]
+    try:
+        command(options)
+    except (ConfigError, DataError, CheckpointError, UsageError) as error:
+        return _fail(error)
+    except OSError as error:
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    from lsgm_jax import run
+    from lsgm_jax.config import load_config
+
+    start = time.monotonic()
+    run.train(load_config(options.config, options.overrides), options.workdir)
+    trained = run.Run.open(options.workdir)
+    _, step = trained.best("joint")
+    print(f"trained in {time.monotonic() - start:.0f} s; validation chose step {step}; see {options.workdir}/metrics.csv")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    import dataclasses
+
+    import numpy as np
+
+    from lsgm_jax import run
+    from lsgm_jax.build import build
+    from lsgm_jax.evaluation import images, report
+
+    opened = run.Run.open(options.workdir)
+    # A tolerance given alone is meant for both, as in the literature.
+    chosen = {"name": options.solver, "rtol": options.rtol, "atol": options.atol or options.rtol, "steps": options.steps}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    try:
+        solver = dataclasses.replace(build("solver", opened.config), **chosen)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if options.count < 1:
+        raise UsageError(f"--count={options.count}: draw at least one image")
+
+    params, step = opened.best("joint")
+    drawn = run.sample(opened, params, solver, options.count, options.seed)
+    failed = int((~drawn.solution.success).sum())
+    if failed:
+        print(f"lsgm: warning: {failed} of {options.count} samples needed more than {solver.max_steps} steps", file=sys.stderr)
+
+    images.save_png(options.workdir / "samples.png", images.grid(drawn.x))
+    images.save_png(options.workdir / "comparison.png", run.compare(opened, drawn.x, options.seed))
+    with (options.workdir / "samples.tmp").open("wb") as file:
+        np.savez_compressed(file, x=drawn.x, z_0=np.asarray(drawn.solution.z_0))
+    (options.workdir / "samples.tmp").replace(options.workdir / "samples.npz")
+    nfe, mean = int(drawn.solution.nfe), float(drawn.solution.nfe_mean)
+    report.add_to_report(
+        options.workdir,
+        nfe=nfe,
+        nfe_mean=mean,
+        sample_seconds=drawn.seconds,
+        sample_compile_seconds=drawn.compile_seconds,
+        sample_solver=solver.name,
+        sample_count=options.count,
+        sample_seed=options.seed,
+    )
+    print(
+        f"{options.count} samples of step {step} by {solver.name}: NFE {nfe} (mean per sample {mean:.1f}), "
+        f"{drawn.seconds:.2f} s after {drawn.compile_seconds:.1f} s of compilation"
+    )
+    print(f"wrote {options.workdir}/samples.png, comparison.png and samples.npz")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from lsgm_jax import run
+    from lsgm_jax.evaluation import report
+    from lsgm_jax.evaluation.nelbo import bits_per_dimension
+
+    metrics = options.metrics.split(",")
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown:
+        raise UsageError(f"--metrics={options.metrics}: {unknown[0]!r} is none of {', '.join(METRICS)}")
+    opened = run.Run.open(options.workdir)
+    entries = run.evaluate(opened, options.seed, ode="ode" in metrics)
+    height, width, channels = opened.model.vae.image_shape
+    for name in ("nelbo_lsgm", "nelbo_vae"):
+        entries[name.replace("nelbo", "bpd")] = bits_per_dimension(entries[name], height * width * channels)
+    entries["evaluate_seed"] = options.seed
+    report.add_to_report(options.workdir, **entries)
+    _print_scores(entries)
+    print(f"wrote {options.workdir}/report.json")
+
+
+def _print_scores(entries: dict[str, Any]) -> None:
+    def cell(name: str) -> str:
+        return f"{entries[name]:9.3f} ± {entries[name + '_stderr']:.3f}"
+
+    print(f"test split, {entries['test_images']} images, nats per image (mean ± standard error)")
+    print(f"{'':16s}{'LSGM':>18s}{'VAE, Normal prior':>22s}")
+    for row in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
+        print(f"{row:16s}{cell(row + '_lsgm'):>18s}{cell(row + '_vae'):>22s}")
+    print(f"{'bits per dim.':16s}{entries['bpd_lsgm']:12.4f}{entries['bpd_vae']:20.4f}")
+    print(f"{'chosen step':16s}{entries['chosen_step']:12d}{entries['chosen_step_vae']:20d}")
+    print(f"LSGM below VAE by {cell('improvement').strip()} (paired over images)")
+    if "nelbo_lsgm_ode" in entries:
+        print(f"NELBO by the ODE {cell('nelbo_lsgm_ode').strip()}, NFE {entries['nelbo_ode_nfe']}")
+
+
+def _params(options: argparse.Namespace) -> None:
+    from lsgm_jax.build import build_lsgm, build_optimiser
+    from lsgm_jax.config import load_config
+    from lsgm_jax.evaluation.count import describe
+
+    config = load_config(options.config, options.overrides)
+    print(json.dumps(describe(build_lsgm(config), build_optimiser(config, "joint"), config.data.batch_size)))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports errors as one line, like every other error of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see  lsgm --help")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="lsgm", usage=USAGE, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    def command(name: str) -> _Parser:
+        return commands.add_parser(name, allow_abbrev=False)
+
+    for name in ("train", "params"):
+        command(name).add_argument("--config", required=True)
+    train, sample, evaluate = commands.choices["train"], command("sample"), command("evaluate")
+    for each in (train, sample, evaluate):
+        each.add_argument("--workdir", required=True, type=pathlib.Path)
+    for each in (sample, evaluate):
+        each.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--solver")
+    sample.add_argument("--rtol", type=float)
+    sample.add_argument("--atol", type=float)
+    sample.add_argument("--steps", type=int)
+    sample.add_argument("--count", type=int, default=64)
+    evaluate.add_argument("--metrics", default="nelbo,ode")
+
+    options, rest = parser.parse_known_args(arguments)
+    options.overrides = [argument for argument in rest if argument.startswith("--config.")]
+    strangers = [argument for argument in rest if argument not in options.overrides]
+    if strangers or (options.overrides and options.command not in ("train", "params")):
+        raise UsageError(f"lsgm {options.command} does not know {(strangers or options.overrides)[0]}; see  lsgm --help")
+    return options
+
+
+def _quieten() -> None:
+    """Libraries' chatter would drown the one line that matters."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="tensorflow_datasets")
+
+
+def _fail(error: object) -> int:
+    print(f"lsgm: error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Reads a config file with its overrides, and completes and checks it before anything is built."""
+
+import inspect
+import json
+import pathlib
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lsgm_jax.build import SECTIONS, ConfigError, did_you_mean, schema, section_target
+
+TOP_LEVEL = ("seed", *SECTIONS)
+
+
+def load_config(path: str, overrides: list[str]) -> ConfigDict:
+    """Loads `path` ("file.py" or "file.py:arg") and applies `--config.a.b=value` overrides.
+
+    A changed `name` resets its section to the new target's defaults; the other overrides refine those.
+
+    Raises:
+        ConfigError: with one line that names the key or file, what is allowed and the nearest match.
+    """
+    tree = _run_config_file(path)
+    complete(tree)
+    for key, value in map(_split_override, overrides):
+        section, _, field = key.partition(".")
+        _check_section(section)
+        if field == "name" and tree.get(section, {}).get("name") != value:
+            tree[section] = {"name": value}
+    config = complete(tree)
+    for key, _ in map(_split_override, overrides):
+        section, _, field = key.partition(".")
+        if section != "seed" and field not in config[section]:
+            raise ConfigError(_no_such_key(section, field, config[section]))
+    return _apply(config, overrides)
+
+
+def complete(tree: dict[str, Any]) -> ConfigDict:
+    """The config that `tree` describes, with every section present and every default filled in.
+
+    Raises:
+        ConfigError: for a section or key that does not exist, or one that is missing.
+    """
+    for section in tree:
+        _check_section(section)
+    done: dict[str, Any] = {"seed": tree.get("seed", 0)}
+    for section in SECTIONS:
+        given = tree.get(section, {})
+        allowed = schema(section, section_target(section, {section: given}))
+        named = {"name": given["name"]} if "name" in given and "name" not in allowed else {}
+        for field in given:
+            if field not in allowed and field not in named:
+                raise ConfigError(_no_such_key(section, field, allowed))
+        values = {field: given.get(field, parameter.default) for field, parameter in allowed.items()}
+        missing = [field for field, value in values.items() if value is inspect.Parameter.empty]
+        if missing:
+            raise ConfigError(f"config.{section}.{missing[0]} is missing")
+        done[section] = named | values
+    return ConfigDict(done)
+
+
+def save_config(path: pathlib.Path, config: ConfigDict) -> None:
+    """Writes a config as JSON in one step."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    partial.replace(path)
+
+
+def read_config(path: pathlib.Path) -> ConfigDict:
+    """Reads what `save_config` wrote.
+
+    Raises:
+        ConfigError: if the file is missing or damaged.
+    """
+    try:
+        return complete(_tuples(json.loads(path.read_text())))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no run in {path.parent}: there is no {path.name}; train one with  lsgm train") from error
+    except (json.JSONDecodeError, AttributeError, KeyError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): run  lsgm train  again with the same config to restore it") from error
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Keys in which two complete configs differ, as "a.b=1, not 2"."""
+    left, right = _flat(old.to_dict()), _flat(new.to_dict())
+    keys = [key for key in left | right if left.get(key) != right.get(key)]
+    return [f"{key}={left.get(key)!r}, not {right.get(key)!r}" for key in keys]
+
+
+def _run_config_file(path: str) -> dict[str, Any]:
+    file, _, _ = path.partition(":")
+    if not pathlib.Path(file).is_file():
+        known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
+        listing = f": there are {', '.join(known)}{did_you_mean(file, known)}" if known else ""
+        raise ConfigError(f"no config file {file}{listing}")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["lsgm", f"--config={path}"])
+    try:
+        values(["lsgm", f"--config={path}"])
+        return values["config"].value.to_dict()
+    # A config file is the user's program: whatever it raises is reported as its fault.
+    except Exception as error:
+        raise ConfigError(f"{path} does not load: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _apply(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["lsgm", *overrides])
+    try:
+        values(["lsgm", *overrides])
+    except (flags.Error, TypeError, ValueError) as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    return values["config"].value
+
+
+def _split_override(override: str) -> tuple[str, str]:
+    key, separator, value = override.removeprefix("--config.").partition("=")
+    if not separator:
+        raise ConfigError(f"{override} has no value: write --config.{key}=VALUE")
+    return key, value
+
+
+def _check_section(section: str) -> None:
+    if section not in TOP_LEVEL:
+        near = did_you_mean(section, TOP_LEVEL)
+        raise ConfigError(f"config.{section} does not exist: there are {', '.join(TOP_LEVEL)}{near}")
+
+
+def _no_such_key(section: str, field: str, allowed: Any) -> str:
+    return f"config.{section}.{field} does not exist: {section} takes {', '.join(allowed)}{did_you_mean(field, allowed)}"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _tuples(tree: Any) -> Any:
+    """JSON has lists where a config has tuples."""
+    if isinstance(tree, dict):
+        return {name: _tuples(value) for name, value in tree.items()}
+    return tuple(tree) if isinstance(tree, list) else tree

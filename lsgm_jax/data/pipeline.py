@@ -1,0 +1,113 @@
+"""From a source of images to batches: decoded, quantised, shuffled, sharded by process, resumable."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from lsgm_jax.data.sources import DataError, open_split
+
+IN_MEMORY_BYTES = 512 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Which images, on how many grey levels, in what batches.
+
+    Attributes:
+        source: a TFDS name or a folder of images.
+        image_shape: (height, width, channels) that every image must have.
+        levels: grey levels the images are reduced to, 2 to 256.
+        batch_size: images per step, over all processes.
+        splits: TFDS split expressions for training, validation and test.
+        data_dir: where TFDS keeps prepared data sets.
+    """
+
+    source: str
+    image_shape: tuple[int, int, int]
+    levels: int = 256
+    batch_size: int = 64
+    splits: tuple[str, str, str] = ("train", "validation", "test")
+    data_dir: str = "~/.cache/lsgm_jax"
+
+    def __post_init__(self):
+        if not 2 <= self.levels <= 256:
+            raise ValueError(f"data.levels={self.levels}: an 8-bit image has 2 to 256 grey levels")
+        if self.batch_size < 1 or self.batch_size % jax.process_count():
+            raise ValueError(f"data.batch_size={self.batch_size} does not divide over {jax.process_count()} processes")
+
+
+def quantise(image: np.ndarray, levels: int) -> np.ndarray:
+    """Reduces uint8 values to `levels` grey levels and maps them to [-1, 1], float32."""
+    steps = image.astype(np.int32) * levels // 256
+    return (2.0 * steps / (levels - 1) - 1.0).astype(np.float32)
+
+
+def training_batches(spec: DataSpec, seed: int) -> grain.DatasetIterator:
+    """Endless shuffled batches {"x": [batch, h, w, c]} of this process's share of the training split.
+
+    The iterator's `get_state` and `set_state` resume it exactly.
+    """
+    images = _Images(spec, spec.splits[0])
+    if len(images) < spec.batch_size:
+        raise DataError(
+            f"{len(images)} training images in {spec.source} are fewer than a batch: "
+            f"set config.data.batch_size to at most {len(images)}"
+        )
+    mine = slice(jax.process_index(), None, jax.process_count())
+    dataset = grain.MapDataset.source(images).slice(mine).seed(seed).shuffle().repeat()
+    dataset = dataset.batch(spec.batch_size // jax.process_count(), drop_remainder=True)
+    # Batching decoded arrays takes microseconds: threads would only compete with XLA for the cores.
+    threads = 0 if images.decoded is not None else 8
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads)))
+
+
+def whole_split(spec: DataSpec, split: str, limit: int | None = None) -> np.ndarray:
+    """All images (or the first `limit`) of "train", "validation" or "test", [n, h, w, c] in [-1, 1]."""
+    images = _Images(spec, spec.splits[("train", "validation", "test").index(split)])
+    count = len(images) if limit is None else min(limit, len(images))
+    return np.stack([images[index]["x"] for index in range(count)])
+
+
+def padded_batches(x: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Cuts `x` into batches of one size, the last filled up by repetition, each with its count of real rows.
+
+    One size means one compilation.
+    """
+    for start in range(0, len(x), batch_size):
+        part = x[start : start + batch_size]
+        yield np.resize(part, (batch_size, *x.shape[1:])), len(part)
+
+
+class _Images:
+    """A source whose images are checked, quantised and, if they fit, decoded once into memory."""
+
+    def __init__(self, spec: DataSpec, split: str):
+        self.spec = spec
+        self.source = open_split(spec.source, split, spec.data_dir)
+        self.decoded = None
+        if len(self.source) * np.prod(spec.image_shape) <= IN_MEMORY_BYTES:
+            self.decoded = np.stack([self._read(index) for index in range(len(self.source))])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        image = self._read(index) if self.decoded is None else self.decoded[index]
+        return {"x": quantise(image, self.spec.levels)}
+
+    def _read(self, index: int) -> np.ndarray:
+        record: dict[str, Any] = self.source[index]
+        image = record["image"]
+        if image.shape != tuple(self.spec.image_shape):
+            origin = record.get("path", f"image {index} of {self.spec.source}")
+            raise DataError(
+                f"{origin} has shape {image.shape}, not {tuple(self.spec.image_shape)}: "
+                "resize the images or set config.data.image_shape"
+            )
+        return image
+
+

@@ -1,0 +1,1 @@
+"""z_0 -> z_t: forward processes. No networks here."""

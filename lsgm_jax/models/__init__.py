@@ -1,0 +1,1 @@
+"""The compositions: each model is readable alone."""

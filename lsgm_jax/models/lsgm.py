@@ -1,0 +1,103 @@
+"""LSGM: a VAE whose prior is a score SDE, trained end to end (Vahdat, Kreis, Kautz 2021)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lsgm_jax.arrays import EpsNet, Images, Key, Latents, Scalar, Times
+from lsgm_jax.diffusions.linear import Process, normal_eps, prior_mismatch
+from lsgm_jax.models.network import Network, Params
+from lsgm_jax.models.vae import VAE, Batch, Bound, bound_metrics
+from lsgm_jax.objectives import weights
+from lsgm_jax.objectives.elbo import Objective, denoise
+from lsgm_jax.objectives.times import Defensive, Stratum, sample_times
+from lsgm_jax.scores.parameterise import mix
+from lsgm_jax.solvers.ode import ODESolver, Solution, solve_to_data
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LSGM:
+    """VAE, forward process and score network. Parameters: {"vae", "score_net", "mixing_logit"}."""
+
+    vae: VAE
+    process: Process
+    score_net: Network
+    objective: Objective
+    mixing_logit_init: float = -3.0
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters of VAE and prior."""
+        k_vae, k_prior = jax.random.split(key)
+        return {"vae": self.vae.init(k_vae)} | self.init_prior(k_prior)
+
+    def init_prior(self, key: Key) -> Params:
+        """Fresh parameters of the prior alone, to be joined with those of a trained VAE."""
+        z_t = jnp.zeros((1, *self.vae.latent_shape))
+        return {
+            "score_net": self.score_net.init(key, z_t, jnp.zeros(1)),
+            "mixing_logit": jnp.full(self.vae.latent_shape[-1], self.mixing_logit_init),
+        }
+
+    def eps_net(self, params: Params, dropout_key: Key | None = None) -> EpsNet:
+        """The mixed noise prediction (z_t, t) -> eps_hat."""
+
+        def predict(z_t: Latents, t: Times) -> Latents:
+            net_eps = self.score_net.apply(params["score_net"], z_t, t, dropout_key=dropout_key)
+            return mix(params["mixing_logit"], normal_eps(self.process, z_t, t), net_eps)
+
+        return predict
+
+    def loss(
+        self, params: Params, batch: Batch, key: Key, kl_coefficient: float | Scalar = 1.0
+    ) -> tuple[Scalar, dict[str, Scalar]]:
+        """One scalar whose gradient trains the VAE on the bound and the prior on its own weighting.
+
+        Args:
+            batch: images in [-1, 1].
+            kl_coefficient: weight of KL(q || p) in the VAE's objective; the prior's loss does not see it.
+
+        Returns:
+            The scalar to differentiate (its value means little: it mixes weightings) and metrics, means over the
+            batch in nats, of which `nelbo` is the bound.
+        """
+        k_vae, k_times, k_eps, k_dropout = jax.random.split(key, 4)
+        encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=True)
+        entropy = encoded.posterior.entropy()
+
+        t = sample_times(self.objective.density, self.process, k_times, len(batch.x))
+        eps = jax.random.normal(k_eps, encoded.z_0.shape)
+        eps_net = self.eps_net(params, dropout_key=k_dropout)
+        matching = denoise(self.objective, self.process, eps_net, encoded.z_0, t, eps, kl_coefficient)
+
+        loss = jnp.mean(encoded.reconstruction - kl_coefficient * entropy + matching.loss)
+        bound = Bound(encoded.reconstruction, entropy, matching.cross_entropy)
+        return loss, bound_metrics(bound) | {"prior_loss": jnp.mean(matching.loss)}
+
+    def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
+        """Terms of the NELBO per image, without dropout, one draw of z_0, t and eps each.
+
+        Times come from `Defensive` whatever the training density, so that the spread over images stays finite;
+        repeated draws should pass their `stratum`. Unlike the training loss it is a bound for any t_min: it adds what the paper neglects, the mismatch of
+        z_1 with the prior and the contraction up to t_min (docs/derivations.md, O7).
+        """
+        k_vae, k_times, k_eps = jax.random.split(key, 3)
+        encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
+        scoring = Objective(
+            prior_weighting=weights.likelihood, density=Defensive(t_min=self.objective.density.t_min)
+        )
+        t = sample_times(scoring.density, self.process, k_times, len(batch.x), stratum)
+        eps = jax.random.normal(k_eps, encoded.z_0.shape)
+        matching = denoise(scoring, self.process, self.eps_net(params), encoded.z_0, t, eps)
+
+        t_min = jnp.asarray(self.objective.density.t_min)
+        contraction = -encoded.z_0[0].size * jnp.log(self.process.alpha(t_min))
+        cross_entropy = matching.cross_entropy + prior_mismatch(self.process, encoded.z_0) + contraction
+        return Bound(encoded.reconstruction, encoded.posterior.entropy(), cross_entropy)
+
+    def sample(self, params: Params, key: Key, count: int, solver: ODESolver) -> tuple[Images, Solution]:
+        """Expected images of `count` latents drawn from the prior by the probability-flow ODE."""
+        solution = solve_to_data(
+            solver, self.process, self.eps_net(params), key, (count, *self.vae.latent_shape)
+        )
+        return self.vae.decode(params["vae"], solution.z_0), solution

@@ -1,0 +1,33 @@
+"""The one boundary between Flax and everything else: a module becomes a pair of pure functions."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array
+
+from lsgm_jax.arrays import Key
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """`init` and `apply` of a Linen module whose only randomness is dropout."""
+
+    module: nn.Module
+
+    def init(self, key: Key, *example: Array) -> Params:
+        """Parameters for inputs of the shapes of `example`."""
+        return self.module.init(key, *example, deterministic=True)["params"]
+
+    def apply(self, params: Params, *inputs: Array, dropout_key: Key | None = None) -> Array:
+        """The output; dropout is on exactly if it is given a key."""
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        return self.module.apply({"params": params}, *inputs, deterministic=rngs is None, rngs=rngs)
+
+
+def split_or_none(key: Key | None, count: int) -> list[Key | None]:
+    """`count` dropout keys, or as many `None` when dropout is off."""
+    return [None] * count if key is None else list(jax.random.split(key, count))

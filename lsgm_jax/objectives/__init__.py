@@ -1,0 +1,1 @@
+"""Weightings, time densities and bounds; pure functions that never see Flax."""

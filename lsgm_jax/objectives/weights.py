@@ -1,0 +1,28 @@
+"""Weightings lambda(t) of the squared error in noise space, LSGM Table 1.
+
+A loss is E_t[lambda(t) / r(t) * |eps - eps_hat|^2] with t drawn from the density r of `times.py`.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from lsgm_jax.arrays import Times
+from lsgm_jax.diffusions.linear import Process, variance
+
+Weighting = Callable[[Process, Times], Times]
+
+
+def likelihood(process: Process, t: Times) -> Times:
+    """w_ll = g^2 / (2 sigma^2): the weight of the bound on the log-likelihood (O3)."""
+    return 0.5 * process.diffusion(t) ** 2 / variance(process, t)
+
+
+def reweighted(process: Process, t: Times) -> Times:
+    """w_re = g^2 / 2: the likelihood weight without 1 / sigma^2."""
+    return 0.5 * process.diffusion(t) ** 2
+
+
+def unweighted(process: Process, t: Times) -> Times:
+    """w_un = 1: noise prediction as in DDPM."""
+    return jnp.ones_like(t)

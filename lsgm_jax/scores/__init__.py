@@ -1,0 +1,1 @@
+"""(z_t, t) -> eps_hat: score networks and their parameterisation."""

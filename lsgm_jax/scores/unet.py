@@ -1,0 +1,62 @@
+"""A U-Net that predicts the noise in z_t."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lsgm_jax.arrays import Times
+from lsgm_jax.layers import Attention, Embedding, Maps, ResBlock, downsample, group_norm, upsample
+
+
+def sinusoidal_embedding(t: Times, features: int, scale: float = 1000.0) -> Embedding:
+    """Sines, then cosines, of `scale` t at geometrically spaced frequencies from 1 to 1e-4."""
+    frequencies = jnp.exp(jnp.linspace(0.0, -jnp.log(10_000.0), features // 2))
+    angles = scale * t[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class UNet(nn.Module):
+    """(z_t, t) -> eps_hat, with the shape of z_t.
+
+    Attributes:
+        channels: widths per resolution; each level after the first works at half the side of the one before.
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention: sides of the feature maps that get self-attention; the middle of the net always has it.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    dropout: float
+
+    @nn.compact
+    def __call__(self, z_t: Maps, t: Times, *, deterministic: bool) -> Maps:
+        width = self.channels[0]
+        embedding = nn.Dense(4 * width)(sinusoidal_embedding(t, width))
+        embedding = nn.Dense(4 * width)(nn.swish(embedding))
+
+        def stage(h: Maps, channels: int) -> Maps:
+            h = ResBlock(channels, self.dropout)(h, embedding, deterministic=deterministic)
+            return Attention()(h) if h.shape[1] in self.attention else h
+
+        h = nn.Conv(width, (3, 3), name="stem")(z_t)
+        skips = [h]
+        for level, channels in enumerate(self.channels):
+            if level:
+                h = downsample(h)
+                skips.append(h)
+            for _ in range(self.blocks):
+                h = stage(h, channels)
+                skips.append(h)
+
+        h = ResBlock(h.shape[-1], self.dropout)(h, embedding, deterministic=deterministic)
+        h = Attention()(h)
+        h = ResBlock(h.shape[-1], self.dropout)(h, embedding, deterministic=deterministic)
+
+        for level, channels in reversed(list(enumerate(self.channels))):
+            for _ in range(self.blocks + 1):
+                h = stage(jnp.concatenate([h, skips.pop()], axis=-1), channels)
+            if level:
+                h = upsample(h)
+
+        h = nn.swish(group_norm(h.shape[-1])(h))
+        return nn.Conv(z_t.shape[-1], (3, 3), kernel_init=nn.initializers.zeros, name="eps")(h)

@@ -1,0 +1,1 @@
+"""State, optimisers, the step, checkpoints and the loop."""

@@ -1,0 +1,75 @@
+"""What a run shows and leaves behind: progress bar, metrics.csv, TensorBoard."""
+
+import csv
+import pathlib
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+COLUMNS = (
+    "stage",
+    "step",
+    "split",
+    "nelbo",
+    "reconstruction",
+    "entropy",
+    "cross_entropy",
+    "prior_loss",
+    "loss",
+    "gradient_norm",
+    "images_per_second",
+)
+
+
+class MetricsLog:
+    """metrics.csv and TensorBoard scalars and images of one stage.
+
+    A resumed stage forgets the rows after its checkpoint: the file reads as if the run had never stopped.
+    """
+
+    def __init__(self, workdir: pathlib.Path, stage: str, resumed_step: int):
+        self.stage = stage
+        self.path = workdir / "metrics.csv"
+        _drop_rows_after(self.path, stage, resumed_step)
+        self._tensorboard = SummaryWriter(
+            str(workdir / "tensorboard" / stage), purge_step=resumed_step + 1 if resumed_step else None
+        )
+
+    def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Appends a row and writes the same numbers to TensorBoard."""
+        row = {"stage": self.stage, "step": step, "split": split}
+        row |= {name: f"{value:.6g}" for name, value in values.items() if name in COLUMNS}
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Shows an image [h, w, c], uint8, in TensorBoard."""
+        self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tensorboard.close()
+
+
+def progress_bar(stage: str, start: int, steps: int) -> tqdm:
+    """A bar with time left; one line every 15 seconds where the output is no terminal."""
+    interval = 0.2 if sys.stderr.isatty() else 15.0
+    return tqdm(total=steps, initial=start, desc=stage, unit="step", mininterval=interval, dynamic_ncols=True)
+
+
+def _drop_rows_after(path: pathlib.Path, stage: str, step: int) -> None:
+    rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    kept = [row for row in rows if row["stage"] != stage or int(row["step"]) <= step]
+    partial = path.with_suffix(".tmp")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(kept)
+    partial.replace(path)

@@ -1,0 +1,143 @@
+"""Trains one stage: resume, step, validate, log, checkpoint."""
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+import grain
+import jax
+import numpy as np
+import optax
+
+from lsgm_jax.arrays import Key
+from lsgm_jax.models.network import Params
+from lsgm_jax.models.vae import Batch
+from lsgm_jax.training.checkpoint import Checkpoints
+from lsgm_jax.training.logs import MetricsLog, progress_bar
+from lsgm_jax.training.parallel import compile_step, data_mesh, put_batch, replicated
+from lsgm_jax.training.state import TrainState, create_state
+from lsgm_jax.training.step import Loss, Metrics, make_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What is optimised, how, for how long, and how its progress is judged.
+
+    Attributes:
+        validate: scores averaged parameters on the validation split; must return "nelbo", in nats.
+        draw: a picture [h, w, c], uint8, of what averaged parameters generate.
+    """
+
+    name: str
+    loss: Loss
+    optimiser: optax.GradientTransformation
+    kl_coefficient: optax.Schedule
+    steps: int
+    validate: Callable[[Params], dict[str, float]]
+    draw: Callable[[Params], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """Length and rhythm of the two stages, in steps.
+
+    Attributes:
+        vae_steps: first stage, the VAE with its Normal prior.
+        steps: second stage, VAE and score prior together.
+        vae_kl_start, vae_kl_steps: KL coefficient of the first stage, linear from start to 1.
+        kl_start, kl_steps: the same for the second stage.
+        ema_decay: of the averaged parameters, which are the ones validated, sampled and kept as best.
+        log_every: scalars; reading them waits for the device.
+        eval_every: validation, picture and checkpoint.
+    """
+
+    vae_steps: int
+    steps: int
+    vae_kl_start: float = 0.7
+    vae_kl_steps: int = 1000
+    kl_start: float = 0.7
+    kl_steps: int = 1000
+    ema_decay: float = 0.9999
+    log_every: int = 50
+    eval_every: int = 1000
+
+    def __post_init__(self):
+        for name in ("vae_steps", "steps", "log_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give a positive number of steps")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay={self.ema_decay}: an average needs a decay in [0, 1)")
+
+
+def run_stage(
+    stage: Stage,
+    train: TrainSpec,
+    params: Params,
+    batches: grain.DatasetIterator,
+    key: Key,
+    workdir: pathlib.Path,
+    config: dict,
+) -> Params:
+    """Trains `stage` from `params`, or from its newest checkpoint, and returns the best averaged parameters.
+
+    Args:
+        batches: this process's batches {"x": ...}; its position is saved with each checkpoint.
+        key: the same for the whole stage.
+        workdir: gets `checkpoints/<stage>`, `metrics.csv` and `tensorboard/<stage>`.
+        config: what each checkpoint remembers of the run.
+    """
+    mesh = data_mesh()
+    step = compile_step(make_step(stage.loss, stage.optimiser, stage.kl_coefficient, train.ema_decay), mesh)
+    state = jax.device_put(create_state(params, stage.optimiser), replicated(mesh))
+    key = jax.device_put(key, replicated(mesh))
+
+    with Checkpoints(workdir / "checkpoints" / stage.name) as checkpoints:
+        if checkpoints.latest_step is not None:
+            state, meta = checkpoints.restore(state)
+            batches.set_state(meta["data"])
+        first = int(state.step)
+        speed = _Speed(first)
+        with MetricsLog(workdir, stage.name, first) as log, progress_bar(stage.name, first, stage.steps) as bar:
+            for number in range(first + 1, stage.steps + 1):
+                batch = put_batch(mesh, Batch(next(batches)["x"]))
+                state, metrics = step(state, batch, key)
+                bar.update()
+                if number % train.log_every == 0:
+                    values = _to_host(metrics)
+                    values["images_per_second"] = speed.read(number) * len(batch.x)
+                    log.scalars(number, "train", values)
+                    bar.set_postfix_str("loss {loss:.2f}, NELBO {nelbo:.2f}, {images_per_second:.0f} images/s".format(**values))
+                if number % train.eval_every == 0 or number == stage.steps:
+                    with speed.paused():
+                        scores = stage.validate(state.ema)
+                        log.scalars(number, "validation", scores)
+                        log.image(number, "samples", stage.draw(state.ema))
+                        checkpoints.save(state, {"config": config, "data": batches.get_state()}, scores["nelbo"])
+        return checkpoints.restore_best(params)
+
+
+def _to_host(metrics: Metrics) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+class _Speed:
+    """Steps per second since the last reading, time spent on validation left out."""
+
+    def __init__(self, step: int):
+        self.step, self.since = step, time.monotonic()
+
+    def read(self, step: int) -> float:
+        """Steps per second since the last call."""
+        now = time.monotonic()
+        rate = (step - self.step) / (now - self.since)
+        self.step, self.since = step, now
+        return rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock."""
+        begin = time.monotonic()
+        yield
+        self.since += time.monotonic() - begin

@@ -1,0 +1,31 @@
+"""What training carries from step to step: arrays only."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Int
+
+from lsgm_jax.models.network import Params
+
+
+class TrainState(struct.PyTreeNode):
+    """Step counter, parameters, their exponential moving average, and the optimiser's state."""
+
+    step: Int[Array, ""]
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+
+
+def create_state(params: Params, optimiser: optax.GradientTransformation) -> TrainState:
+    """State before the first step; the average starts at the parameters.
+
+    Both are copies: a compiled step reuses the memory of the state it is given, never that of the caller.
+    """
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=jax.tree.map(jnp.copy, params),
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=optimiser.init(params),
+    )

@@ -1,0 +1,46 @@
+"""One training step: a pure function of state, batch and seed key."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lsgm_jax.arrays import Key, Scalar
+from lsgm_jax.training.state import TrainState
+
+Metrics = dict[str, Scalar]
+Loss = Callable[[Any, Any, Key, Scalar], tuple[Scalar, Metrics]]
+Step = Callable[[TrainState, Any, Key], tuple[TrainState, Metrics]]
+
+
+def make_step(
+    loss: Loss,
+    optimiser: optax.GradientTransformation,
+    kl_coefficient: optax.Schedule,
+    ema_decay: float,
+) -> Step:
+    """Builds `(state, batch, key) -> (state, metrics)`.
+
+    `key` is the same in every step: each step folds its number in, so that a resumed run draws what an
+    uninterrupted one would have drawn.
+    """
+
+    def step(state: TrainState, batch: Any, key: Key) -> tuple[TrainState, Metrics]:
+        k_step = jax.random.fold_in(key, state.step)
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, metrics), grads = gradient(state.params, batch, k_step, kl_coefficient(state.step))
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = _warm_ema_decay(ema_decay, state.step)
+        ema = optax.incremental_update(params, state.ema, 1.0 - decay)
+        metrics = metrics | {"loss": value, "gradient_norm": optax.global_norm(grads)}
+        return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
+
+    return step
+
+
+def _warm_ema_decay(decay: float, step: Scalar) -> Scalar:
+    """min(decay, (1 + step) / (10 + step)): early averages forget the initial weights quickly."""
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))

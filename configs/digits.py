@@ -1,6 +1,6 @@
 """LSGM on the 1,797 handwritten digits of scikit-learn (8 x 8, 17 grey levels).
 
-    lsgm train --config=configs/digits.py --workdir=runs/digits
+lsgm train --config=configs/digits.py --workdir=runs/digits
 """
 
 from ml_collections import ConfigDict

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optax
-from ml_collections import ConfigDict
 
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.likelihoods import Bernoulli, Categorical, DiscretisedLogistic
@@ -29,6 +28,7 @@ from lsgm_jax.training.loop import TrainSpec
 from lsgm_jax.training.optim import adamax, adamw, per_part
 
 Target = Callable[..., Any]
+Config = Any  # an ml_collections.ConfigDict, whose attributes have no static types
 
 
 class ConfigError(Exception):
@@ -105,7 +105,12 @@ SECTIONS: dict[str, Target | dict[str, Target]] = {
     "eval": EvalSpec,
 }
 # Arguments that another section decides, or that the stage gives.
-GIVEN = {"likelihood": ("levels",), "vae_stage": ("steps",), "joint_vae": ("steps",), "joint_prior": ("steps",)}
+GIVEN = {
+    "likelihood": ("levels",),
+    "vae_stage": ("steps",),
+    "joint_vae": ("steps",),
+    "joint_prior": ("steps",),
+}
 
 
 def look_up(table: Mapping[str, Any], name: str, key: str) -> Any:
@@ -125,7 +130,7 @@ def did_you_mean(word: Any, options: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-def section_target(section: str, config: Mapping[str, Any]) -> Target:
+def section_target(section: str, config: Config) -> Target:
     """The target that a section's `name` chooses, or its only one."""
     target = SECTIONS[section]
     if isinstance(target, dict):
@@ -139,7 +144,7 @@ def schema(section: str, target: Target) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if name not in GIVEN.get(section, ())}
 
 
-def build(section: str, config: ConfigDict, **given: Any) -> Any:
+def build(section: str, config: Config, **given: Any) -> Any:
     """Makes the object that a section describes.
 
     Args:
@@ -155,7 +160,7 @@ def build(section: str, config: ConfigDict, **given: Any) -> Any:
         raise ConfigError(f"config.{section}: {error}") from error
 
 
-def build_vae(config: ConfigDict) -> VAE:
+def build_vae(config: Config) -> VAE:
     """The autoencoder with its likelihood."""
     data, spec = build("data", config), build("autoencoder", config)
     likelihood = build("likelihood", config, levels=data.levels)
@@ -177,7 +182,7 @@ def build_vae(config: ConfigDict) -> VAE:
     )
 
 
-def build_lsgm(config: ConfigDict) -> LSGM:
+def build_lsgm(config: Config) -> LSGM:
     """The whole model."""
     vae, spec, net = build_vae(config), build("objective", config), build("score", config)
     side, shrink = min(vae.latent_shape[:2]), 2 ** (len(net.channels) - 1)
@@ -195,7 +200,7 @@ def build_lsgm(config: ConfigDict) -> LSGM:
     )
 
 
-def build_optimiser(config: ConfigDict, stage: str) -> optax.GradientTransformation:
+def build_optimiser(config: Config, stage: str) -> optax.GradientTransformation:
     """The optimiser of the stage "vae" or "joint"."""
     if stage == "vae":
         return build("vae_stage", config, steps=config.train.vae_steps)

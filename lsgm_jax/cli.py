@@ -62,7 +62,9 @@ def _train(options: argparse.Namespace) -> None:
     run.train(load_config(options.config, options.overrides), options.workdir)
     trained = run.Run.open(options.workdir)
     _, step = trained.best("joint")
-    print(f"trained in {time.monotonic() - start:.0f} s; validation chose step {step}; see {options.workdir}/metrics.csv")
+    print(
+        f"trained in {time.monotonic() - start:.0f} s; validation chose step {step}; see {options.workdir}/metrics.csv"
+    )
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -76,7 +78,12 @@ def _sample(options: argparse.Namespace) -> None:
 
     opened = run.Run.open(options.workdir)
     # A tolerance given alone is meant for both, as in the literature.
-    chosen = {"name": options.solver, "rtol": options.rtol, "atol": options.atol or options.rtol, "steps": options.steps}
+    chosen = {
+        "name": options.solver,
+        "rtol": options.rtol,
+        "atol": options.atol or options.rtol,
+        "steps": options.steps,
+    }
     chosen = {name: value for name, value in chosen.items() if value is not None}
     try:
         solver = dataclasses.replace(build("solver", opened.config), **chosen)
@@ -89,7 +96,10 @@ def _sample(options: argparse.Namespace) -> None:
     drawn = run.sample(opened, params, solver, options.count, options.seed)
     failed = int((~drawn.solution.success).sum())
     if failed:
-        print(f"lsgm: warning: {failed} of {options.count} samples needed more than {solver.max_steps} steps", file=sys.stderr)
+        print(
+            f"lsgm: warning: {failed} of {options.count} samples needed more than {solver.max_steps} steps",
+            file=sys.stderr,
+        )
 
     images.save_png(options.workdir / "samples.png", images.grid(drawn.x))
     images.save_png(options.workdir / "comparison.png", run.compare(opened, drawn.x, options.seed))
@@ -190,7 +200,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options.overrides = [argument for argument in rest if argument.startswith("--config.")]
     strangers = [argument for argument in rest if argument not in options.overrides]
     if strangers or (options.overrides and options.command not in ("train", "params")):
-        raise UsageError(f"lsgm {options.command} does not know {(strangers or options.overrides)[0]}; see  lsgm --help")
+        raise UsageError(
+            f"lsgm {options.command} does not know {(strangers or options.overrides)[0]}; see  lsgm --help"
+        )
     return options
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lsgm_jax.build import SECTIONS, ConfigError, did_you_mean, schema, section_target
+from lsgm_jax.build import SECTIONS, Config, ConfigError, did_you_mean, schema, section_target
 
 TOP_LEVEL = ("seed", *SECTIONS)
 
 
-def load_config(path: str, overrides: list[str]) -> ConfigDict:
+def load_config(path: str, overrides: list[str]) -> Config:
     """Loads `path` ("file.py" or "file.py:arg") and applies `--config.a.b=value` overrides.
 
     A changed `name` resets its section to the new target's defaults; the other overrides refine those.
@@ -36,7 +36,7 @@ def load_config(path: str, overrides: list[str]) -> ConfigDict:
     return _apply(config, overrides)
 
 
-def complete(tree: dict[str, Any]) -> ConfigDict:
+def complete(tree: dict[str, Any]) -> Config:
     """The config that `tree` describes, with every section present and every default filled in.
 
     Raises:
@@ -60,14 +60,14 @@ def complete(tree: dict[str, Any]) -> ConfigDict:
     return ConfigDict(done)
 
 
-def save_config(path: pathlib.Path, config: ConfigDict) -> None:
+def save_config(path: pathlib.Path, config: Config) -> None:
     """Writes a config as JSON in one step."""
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     partial.replace(path)
 
 
-def read_config(path: pathlib.Path) -> ConfigDict:
+def read_config(path: pathlib.Path) -> Config:
     """Reads what `save_config` wrote.
 
     Raises:
@@ -76,12 +76,16 @@ def read_config(path: pathlib.Path) -> ConfigDict:
     try:
         return complete(_tuples(json.loads(path.read_text())))
     except FileNotFoundError as error:
-        raise ConfigError(f"no run in {path.parent}: there is no {path.name}; train one with  lsgm train") from error
+        raise ConfigError(
+            f"no run in {path.parent}: there is no {path.name}; train one with  lsgm train"
+        ) from error
     except (json.JSONDecodeError, AttributeError, KeyError) as error:
-        raise ConfigError(f"{path} is damaged ({error}): run  lsgm train  again with the same config to restore it") from error
+        raise ConfigError(
+            f"{path} is damaged ({error}): run  lsgm train  again with the same config to restore it"
+        ) from error
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+def differences(old: Config, new: Config) -> list[str]:
     """Keys in which two complete configs differ, as "a.b=1, not 2"."""
     left, right = _flat(old.to_dict()), _flat(new.to_dict())
     keys = [key for key in left | right if left.get(key) != right.get(key)]
@@ -98,13 +102,16 @@ def _run_config_file(path: str) -> dict[str, Any]:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["lsgm", f"--config={path}"])
     try:
         values(["lsgm", f"--config={path}"])
-        return values["config"].value.to_dict()
+        config: Config = values["config"].value
+        return config.to_dict()
     # A config file is the user's program: whatever it raises is reported as its fault.
     except Exception as error:
-        raise ConfigError(f"{path} does not load: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"{path} does not load: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
 
 
-def _apply(config: ConfigDict, overrides: list[str]) -> ConfigDict:
+def _apply(config: Config, overrides: list[str]) -> Config:
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["lsgm", *overrides])
     try:
@@ -128,7 +135,8 @@ def _check_section(section: str) -> None:
 
 
 def _no_such_key(section: str, field: str, allowed: Any) -> str:
-    return f"config.{section}.{field} does not exist: {section} takes {', '.join(allowed)}{did_you_mean(field, allowed)}"
+    near = did_you_mean(field, allowed)
+    return f"config.{section}.{field} does not exist: {section} takes {', '.join(allowed)}{near}"
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

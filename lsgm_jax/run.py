@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from lsgm_jax.arrays import Images, Key
-from lsgm_jax.build import ConfigError, build, build_lsgm, build_optimiser
+from lsgm_jax.build import Config, ConfigError, build, build_lsgm, build_optimiser
 from lsgm_jax.config import differences, read_config, save_config
 from lsgm_jax.data.pipeline import training_batches, whole_split
 from lsgm_jax.evaluation import images
@@ -31,7 +30,7 @@ VALIDATION_DRAWS = 4
 MAY_CHANGE = ("data.data_dir", "train.log_every", "train.eval_every", "solver.", "eval.")
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> None:
+def train(config: Config, workdir: pathlib.Path) -> None:
     """Trains both stages, or continues them where the folder's checkpoints end.
 
     Raises:
@@ -76,7 +75,7 @@ class Run:
     """A trained run, opened for sampling and scoring."""
 
     workdir: pathlib.Path
-    config: ConfigDict
+    config: Config
     model: LSGM
 
     @classmethod
@@ -93,7 +92,7 @@ class Run:
         """Averaged parameters of the stage "vae" or "joint" that validation chose, and their step."""
         init = {"vae": self.model.vae.init, "joint": self.model.init}[stage]
         with Checkpoints(self.workdir / "checkpoints" / stage, read_only=True) as checkpoints:
-            return checkpoints.restore_best(jax.eval_shape(init, jax.random.key(0))), checkpoints.best_step
+            return checkpoints.restore_best(jax.eval_shape(init, jax.random.key(0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,10 +142,10 @@ def evaluate(run: Run, seed: int, *, ode: bool) -> dict[str, Any]:
     x, key = whole_split(data, "test"), jax.random.key(seed)
     params, step = run.best("joint")
     vae_params, vae_step = run.best("vae")
-    common = dict(x=x, key=key, batch_size=settings.batch_size)
 
-    def score(label: str, per_image: Any, params: Params, draws: int = settings.draws) -> dict[str, np.ndarray]:
-        return score_images(jax.jit(per_image), params, draws=draws, label=label, **common)
+    def score(label: str, terms: Any, params: Params, draws: int = settings.draws) -> dict[str, np.ndarray]:
+        batch_size = settings.batch_size
+        return score_images(jax.jit(terms), params, x, key, draws=draws, batch_size=batch_size, label=label)
 
     lsgm = score("LSGM", _lsgm_terms(run.model), params)
     vae = score("VAE", _vae_terms(run.model), vae_params)
@@ -216,15 +215,19 @@ def _drawer(generate: Any) -> Any:
     return lambda params: images.grid(compiled(params, jax.random.key(0)))
 
 
-def _claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+def _claim(workdir: pathlib.Path, config: Config) -> None:
     """Writes config.json, or checks that the run already there is the same."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / "config.json").exists():
             save_config(workdir / "config.json", config)
     except OSError as error:
-        raise ConfigError(f"cannot write to {workdir} ({error.strerror}): choose another --workdir") from error
+        raise ConfigError(
+            f"cannot write to {workdir} ({error.strerror}): choose another --workdir"
+        ) from error
     changed = differences(read_config(workdir / "config.json"), config)
     changed = [text for text in changed if not text.startswith(MAY_CHANGE)]
     if changed:
-        raise ConfigError(f"{workdir} holds a run with {changed[0]}: use the same config, or another --workdir")
+        raise ConfigError(
+            f"{workdir} holds a run with {changed[0]}: use the same config, or another --workdir"
+        )

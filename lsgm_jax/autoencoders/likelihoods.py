@@ -20,14 +20,12 @@ Features = Float[Array, "batch height width features"]
 class Likelihood(Protocol):
     """What a decoder's features mean."""
 
-    levels: int
-
     def channels(self, image_channels: int) -> int:
         """Features per pixel that the decoder has to emit."""
         ...
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
-        """log p(x | z_0), nats, summed over pixels and channels."""
+        """Log p(x | z_0), nats, summed over pixels and channels."""
         ...
 
     def mean(self, features: Features) -> Images:
@@ -47,14 +45,16 @@ class Bernoulli:
 
     def __post_init__(self):
         if self.levels != 2:
-            raise ValueError(f"Bernoulli describes 2 grey levels, got levels={self.levels}: set data.levels=2")
+            raise ValueError(
+                f"Bernoulli describes 2 grey levels, got levels={self.levels}: set data.levels=2"
+            )
 
     def channels(self, image_channels: int) -> int:
         """One logit per value."""
         return image_channels
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
-        """x = 1 has probability sigmoid(logit); x = -1 the rest."""
+        """X = 1 has probability sigmoid(logit); x = -1 the rest."""
         return sum_per_sample(jax.nn.log_sigmoid(features * x))
 
     def mean(self, features: Features) -> Images:
@@ -80,7 +80,7 @@ class DiscretisedLogistic:
         return 2 * image_channels
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
-        """log of the difference of two sigmoids, by log1mexp rather than by subtracting probabilities."""
+        """Log of the difference of two sigmoids, by log1mexp rather than by subtracting probabilities."""
         mean, log_scale = self._split(features)
         half_bin = 1.0 / (self.levels - 1)
         inverse_scale = jnp.exp(-log_scale)
@@ -123,7 +123,7 @@ class Categorical:
         return self.levels * image_channels
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
-        """log softmax at the grey level of each pixel."""
+        """Log softmax at the grey level of each pixel."""
         log_p = jax.nn.log_softmax(self._logits(features))
         index = jnp.round((x + 1.0) * 0.5 * (self.levels - 1)).astype(jnp.int32)
         return sum_per_sample(jnp.take_along_axis(log_p, index[..., None], axis=-1))

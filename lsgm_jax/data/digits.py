@@ -6,6 +6,7 @@ levels back exactly. Nothing is downloaded.
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -38,7 +39,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()
         order = np.random.default_rng(SHUFFLE_SEED).permutation(len(digits.target))
         images = np.round(digits.images[order] * (255 / 16)).astype(np.uint8)
         labels = digits.target[order]

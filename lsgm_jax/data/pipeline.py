@@ -37,7 +37,9 @@ class DataSpec:
         if not 2 <= self.levels <= 256:
             raise ValueError(f"data.levels={self.levels}: an 8-bit image has 2 to 256 grey levels")
         if self.batch_size < 1 or self.batch_size % jax.process_count():
-            raise ValueError(f"data.batch_size={self.batch_size} does not divide over {jax.process_count()} processes")
+            raise ValueError(
+                f"data.batch_size={self.batch_size} does not divide over {jax.process_count()} processes"
+            )
 
 
 def quantise(image: np.ndarray, levels: int) -> np.ndarray:
@@ -109,5 +111,3 @@ class _Images:
                 "resize the images or set config.data.image_shape"
             )
         return image
-
-

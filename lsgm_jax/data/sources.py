@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import io
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,15 @@ class DataError(Exception):
     """The data set cannot be read; the message says what to do."""
 
 
-def open_split(name: str, split: str, data_dir: str) -> Sequence[dict[str, Any]]:
+class Source(Protocol):
+    """Random access to records {"image": uint8 [h, w, c], ...}."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def open_split(name: str, split: str, data_dir: str) -> Source:
     """Opens one split of a TFDS data set or of a folder of images.
 
     Args:
@@ -42,15 +50,23 @@ class FolderSource:
 
     def __init__(self, folder: pathlib.Path, split: str):
         if split not in SPLIT_NAMES:
-            raise DataError(f"a folder has the splits {', '.join(SPLIT_NAMES)}, not {split!r}: set config.data.splits")
+            raise DataError(
+                f"a folder has the splits {', '.join(SPLIT_NAMES)}, not {split!r}: set config.data.splits"
+            )
         if not folder.is_dir():
-            raise DataError(f"no folder {folder}: set config.data.source to a folder of images or a TFDS name")
+            raise DataError(
+                f"no folder {folder}: set config.data.source to a folder of images or a TFDS name"
+            )
         prepared = all((folder / name).is_dir() for name in SPLIT_NAMES)
         root = folder / split if prepared else folder
         files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        self.files = files if prepared else [p for p in files if _hashed_split(p.relative_to(folder)) == split]
+        self.files = (
+            files if prepared else [p for p in files if _hashed_split(p.relative_to(folder)) == split]
+        )
         if not self.files:
-            raise DataError(f"no images for the split {split!r} in {folder}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+            raise DataError(
+                f"no images for the split {split!r} in {folder}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -82,26 +98,29 @@ def _hashed_split(path: pathlib.Path) -> str:
     return {8: "validation", 9: "test"}.get(tenth, "train")
 
 
-def _open_tfds(name: str, split: str, data_dir: pathlib.Path) -> Sequence[dict[str, Any]]:
+def _open_tfds(name: str, split: str, data_dir: pathlib.Path) -> Source:
     import tensorflow_datasets as tfds
 
     from lsgm_jax.data import digits
 
     try:
         if name == "digits":
-            builder = digits.Digits(data_dir=data_dir, file_format="array_record")
+            builder: Any = digits.Digits(data_dir=data_dir, file_format="array_record")
             with _silence():
                 builder.download_and_prepare()
         else:
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        raise DataError(f"TFDS has no data set {name!r}: set config.data.source to a TFDS name or a folder") from error
+        raise DataError(
+            f"TFDS has no data set {name!r}: set config.data.source to a TFDS name or a folder"
+        ) from error
     except OSError as error:
         raise DataError(f"cannot write the data set {name!r} to {data_dir}: {error.strerror}") from error
     if not builder.data_path.exists():
-        command = f"tfds.builder({name!r}, data_dir={str(data_dir)!r}, file_format='array_record').download_and_prepare()"
+        where = f"data_dir={str(data_dir)!r}, file_format='array_record'"
+        prepare = f"tfds.builder({name!r}, {where}).download_and_prepare()"
         raise DataError(
             f"data set {name!r} is not prepared in {data_dir}: "
-            f'run  python -c "import tensorflow_datasets as tfds; {command}"'
+            f'run  python -c "import tensorflow_datasets as tfds; {prepare}"'
         )
     return builder.as_data_source(split=split)

@@ -33,7 +33,7 @@ class Process(Protocol):
         ...
 
     def log_variance(self, t: Scalars) -> Scalars:
-        """log sigma(t)^2."""
+        """Log sigma(t)^2."""
         ...
 
     def time_of_log_variance(self, log_variance: Scalars) -> Scalars:
@@ -66,7 +66,7 @@ def perturb(process: Process, z_0: Latents, t: Times, eps: Latents) -> Latents:
 
 
 def score_of_eps(process: Process, eps_hat: Latents, t: Times) -> Latents:
-    """grad log p_t = -eps_hat / sigma (D2)."""
+    """Grad log p_t = -eps_hat / sigma (D2)."""
     return -eps_hat / expand(sigma(process, t), eps_hat)
 
 
@@ -94,7 +94,7 @@ def sample_prior(process: Process, key: Key, shape: tuple[int, ...]) -> Latents:
 
 
 def prior_log_prob(process: Process, z_1: Latents) -> PerSample:
-    """log density of the prior at z_1, nats, summed over the latent."""
+    """Log density of the prior at z_1, nats, summed over the latent."""
     prior_variance = process.prior_variance()
     return -0.5 * sum_per_sample(z_1**2 / prior_variance + jnp.log(2.0 * jnp.pi * prior_variance))
 

@@ -35,7 +35,7 @@ def describe(model: LSGM, optimiser: optax.GradientTransformation, batch_size: i
     x = jax.ShapeDtypeStruct((1, *model.vae.image_shape), jnp.float32)
     z_t = jax.ShapeDtypeStruct((1, *model.vae.latent_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    batch = Batch(jax.ShapeDtypeStruct((batch_size, *model.vae.image_shape), jnp.float32))
+    batch = jax.eval_shape(lambda: Batch(jnp.zeros((batch_size, *model.vae.image_shape))))
     step = make_step(model.loss, optimiser, optax.constant_schedule(1.0), ema_decay=0.9999)
     state = jax.eval_shape(lambda params: create_state(params, optimiser), params)
 

@@ -24,7 +24,9 @@ def grid(x: np.ndarray, columns: int | None = None) -> np.ndarray:
     zoom = max(1, math.ceil(MINIMUM_SIDE / height))
     pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
     gap = 2
-    canvas = np.full((rows * (height * zoom + gap) - gap, columns * (width * zoom + gap) - gap, channels), 64, np.uint8)
+    canvas = np.full(
+        (rows * (height * zoom + gap) - gap, columns * (width * zoom + gap) - gap, channels), 64, np.uint8
+    )
     for index, image in enumerate(pixels):
         top, left = (index // columns) * (height * zoom + gap), (index % columns) * (width * zoom + gap)
         canvas[top : top + height * zoom, left : left + width * zoom] = image

@@ -50,7 +50,9 @@ def score_images(
     for draw, start in tqdm(jobs, desc=label, disable=label is None, leave=False):
         rows, count = batches[start // batch_size]
         k_batch = jax.random.fold_in(jax.random.fold_in(key, draw), start)
-        for name, values in per_image(params, Batch(jnp.asarray(rows)), k_batch, Stratum(draw, draws)).items():
+        for name, values in per_image(
+            params, Batch(jnp.asarray(rows)), k_batch, Stratum(draw, draws)
+        ).items():
             total = totals.setdefault(name, np.zeros(len(x)))
             total[start : start + count] += np.asarray(values[:count], np.float64) / draws
     return totals

@@ -10,7 +10,7 @@ from lsgm_jax.diffusions.linear import Process, normal_eps, prior_mismatch
 from lsgm_jax.models.network import Network, Params
 from lsgm_jax.models.vae import VAE, Batch, Bound, bound_metrics
 from lsgm_jax.objectives import weights
-from lsgm_jax.objectives.elbo import Objective, denoise
+from lsgm_jax.objectives.elbo import Objective, denoise, noise_control
 from lsgm_jax.objectives.times import Defensive, Stratum, sample_times
 from lsgm_jax.scores.parameterise import mix
 from lsgm_jax.solvers.ode import ODESolver, Solution, solve_to_data
@@ -77,9 +77,10 @@ class LSGM:
     def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
         """Terms of the NELBO per image, without dropout, one draw of z_0, t and eps each.
 
-        Times come from `Defensive` whatever the training density, so that the spread over images stays finite;
-        repeated draws should pass their `stratum`. Unlike the training loss it is a bound for any t_min: it adds what the paper neglects, the mismatch of
-        z_1 with the prior and the contraction up to t_min (docs/derivations.md, O7).
+        Times come from `Defensive` whatever the training density, so that the spread over images stays
+        small; repeated draws should pass their `stratum`. Unlike the training loss it is a bound for any
+        t_min: it adds what the paper neglects, the mismatch of z_1 with the prior and the contraction up to
+        t_min (O7).
         """
         k_vae, k_times, k_eps = jax.random.split(key, 3)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
@@ -92,7 +93,13 @@ class LSGM:
 
         t_min = jnp.asarray(self.objective.density.t_min)
         contraction = -encoded.z_0[0].size * jnp.log(self.process.alpha(t_min))
-        cross_entropy = matching.cross_entropy + prior_mismatch(self.process, encoded.z_0) + contraction
+        weight = weights.likelihood(self.process, t) / scoring.density.density(self.process, t)
+        cross_entropy = (
+            matching.cross_entropy
+            - noise_control(self.process, t, eps, weight)
+            + prior_mismatch(self.process, encoded.z_0)
+            + contraction
+        )
         return Bound(encoded.reconstruction, encoded.posterior.entropy(), cross_entropy)
 
     def sample(self, params: Params, key: Key, count: int, solver: ODESolver) -> tuple[Images, Solution]:

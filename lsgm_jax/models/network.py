@@ -1,7 +1,7 @@
 """The one boundary between Flax and everything else: a module becomes a pair of pure functions."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 from flax import linen as nn
@@ -25,7 +25,8 @@ class Network:
     def apply(self, params: Params, *inputs: Array, dropout_key: Key | None = None) -> Array:
         """The output; dropout is on exactly if it is given a key."""
         rngs = None if dropout_key is None else {"dropout": dropout_key}
-        return self.module.apply({"params": params}, *inputs, deterministic=rngs is None, rngs=rngs)
+        output = self.module.apply({"params": params}, *inputs, deterministic=rngs is None, rngs=rngs)
+        return cast(Array, output)
 
 
 def split_or_none(key: Key | None, count: int) -> list[Key | None]:

@@ -18,7 +18,10 @@ from lsgm_jax.diffusions.linear import Process, variance
 class TimeDensity(Protocol):
     """A probability density on [t_min, 1]."""
 
-    t_min: float
+    @property
+    def t_min(self) -> float:
+        """Smallest time that can be drawn."""
+        ...
 
     def quantile(self, process: Process, u: Times) -> Times:
         """Maps a uniform u in [0, 1) to a time with density r."""
@@ -30,10 +33,10 @@ class TimeDensity(Protocol):
 
 
 class Stratum(NamedTuple):
-    """The part [index / count, (index + 1) / count) of [0, 1) that one of `count` repeated draws takes."""
+    """The share [draw / draws, (draw + 1) / draws) of [0, 1) that one of several repeated draws takes."""
 
-    index: int | Scalar = 0
-    count: int = 1
+    draw: int | Scalar = 0
+    draws: int | Scalar = 1
 
 
 def stratified(key: Key, batch: int, stratum: Stratum = Stratum()) -> Times:
@@ -41,7 +44,7 @@ def stratified(key: Key, batch: int, stratum: Stratum = Stratum()) -> Times:
     k_offset, k_order = jax.random.split(key)
     offsets = jax.random.uniform(k_offset, (batch,))
     within = (jax.random.permutation(k_order, batch) + offsets) / batch
-    return (stratum.index + within) / stratum.count
+    return (stratum.draw + within) / stratum.draws
 
 
 def sample_times(
@@ -118,7 +121,8 @@ class Defensive:
 
     r_ll is optimal for the exact score, whose error vanishes as t -> 1. A trained network's does not, while
     w_ll / r_ll grows to 1 / (1 - sigma(1)^2), 2e4 for the usual VPSDE: times that are almost never drawn decide
-    the loss. The uniform share bounds the ratio by w_ll / share (defensive importance sampling, Hesterberg 1995; O8).
+    the loss. The uniform share bounds the ratio by w_ll / share (defensive importance sampling,
+    Hesterberg 1995; O8).
     """
 
     t_min: float = 0.01
@@ -129,7 +133,7 @@ class Defensive:
             raise ValueError(f"uniform_share={self.uniform_share}: a share lies between 0 and 1")
 
     def quantile(self, process: Process, u: Times) -> Times:
-        """u below the share drives the uniform part and u above it the other: a map from uniform u to times."""
+        """`u` below the share drives the uniform part and u above it the other: a map from uniform u to times."""
         proposal, uniform = self._parts()
         share = self.uniform_share
         rest = jnp.maximum(u - share, 0.0) / (1.0 - share)
@@ -146,5 +150,5 @@ class Defensive:
 
 
 def _log_variance_rate(process: Process, t: Times) -> Times:
-    """d log sigma^2 / dt = 2 f + g^2 / sigma^2, the Lyapunov equation of (D1)."""
+    """D log sigma^2 / dt = 2 f + g^2 / sigma^2, the Lyapunov equation of (D1)."""
     return 2.0 * process.drift(t) + process.diffusion(t) ** 2 / variance(process, t)

@@ -7,7 +7,7 @@ diffrax solvers are silently wrong with negative steps.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample
 from lsgm_jax.diffusions.linear import Process, prior_log_prob, probability_flow, sample_prior
 
-State = Float[Array, "..."] | tuple[Float[Array, "..."], ...]
+State = Any  # a tree of arrays
 
 # Evaluations of the vector field: a per attempted step, b once. FSAL methods reuse the last stage of a step as
 # the first of the next, which costs the one extra at the start. diffrax itself does not report them.
@@ -59,7 +59,9 @@ class ODESolver:
         if self.name not in EVALUATIONS:
             raise ValueError(f"unknown solver {self.name!r}: choose one of {', '.join(EVALUATIONS)}")
         if self.steps is None and self.name == "Euler":
-            raise ValueError("solver 'Euler' has no error estimate to adapt its steps: give a number of steps")
+            raise ValueError(
+                "solver 'Euler' has no error estimate to adapt its steps: give a number of steps"
+            )
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps}: a solver needs at least one step")
         if not (self.rtol > 0 and self.atol > 0):
@@ -110,7 +112,7 @@ def solve_to_data(
 def log_density(
     solver: ODESolver, process: Process, eps_net: EpsNet, key: Key, z_0: Latents, probes: int = 1
 ) -> LogDensity:
-    """log p(z_0) = log prior(z_1) + int div dt along the probability-flow ODE from t_min to 1 (S3).
+    """Log p(z_0) = log prior(z_1) + int div dt along the probability-flow ODE from t_min to 1 (S3).
 
     The divergence is Hutchinson's estimate with `probes` Rademacher vectors per sample that stay fixed during
     the solve, so the solver integrates a smooth function.

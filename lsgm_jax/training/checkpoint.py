@@ -51,11 +51,6 @@ class Checkpoints:
         """Step of the newest checkpoint, None if there is none."""
         return self._manager.latest_step()
 
-    @property
-    def best_step(self) -> int | None:
-        """Step with the lowest validation NELBO among those kept, None if there is none."""
-        return self._manager.best_step()
-
     def save(self, state: TrainState, meta: dict[str, Any], nelbo: float) -> None:
         """Writes a checkpoint in the background; `nelbo` is the validation score of the averaged parameters."""
         items = ocp.args.Composite(
@@ -73,23 +68,28 @@ class Checkpoints:
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = self._read(
-            self.latest_step,
+            self._existing(self.latest_step),
             state=ocp.args.StandardRestore(abstract.replace(ema=None)),
             ema=ocp.args.StandardRestore(abstract.ema),
             meta=ocp.args.JsonRestore(),
         )
         return items["state"].replace(ema=items["ema"]), items["meta"]
 
-    def restore_best(self, like: Params) -> Params:
-        """Averaged parameters of the best checkpoint, in the shapes and shardings of `like`."""
+    def restore_best(self, like: Params) -> tuple[Params, int]:
+        """Averaged parameters with the lowest validation NELBO, in the shapes and shardings of `like`; their step."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._read(
-            self.best_step, ema=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-        )["ema"]
+        step = self._existing(self._manager.best_step())
+        items = self._read(step, ema=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+        return items["ema"], step
 
-    def _read(self, step: int | None, **items: ocp.args.CheckpointArgs) -> dict[str, Any]:
+    def _existing(self, step: int | None) -> int:
         if step is None:
-            raise CheckpointError(f"no checkpoint in {self.folder}: run  lsgm train  with this --workdir first")
+            raise CheckpointError(
+                f"no checkpoint in {self.folder}: run  lsgm train  with this --workdir first"
+            )
+        return step
+
+    def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> dict[str, Any]:
         path = self.folder / str(step)
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))

@@ -9,7 +9,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "stage",
     "step",
     "split",

@@ -17,7 +17,7 @@ from lsgm_jax.models.vae import Batch
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.logs import MetricsLog, progress_bar
 from lsgm_jax.training.parallel import compile_step, data_mesh, put_batch, replicated
-from lsgm_jax.training.state import TrainState, create_state
+from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import Loss, Metrics, make_step
 
 
@@ -99,7 +99,10 @@ def run_stage(
             batches.set_state(meta["data"])
         first = int(state.step)
         speed = _Speed(first)
-        with MetricsLog(workdir, stage.name, first) as log, progress_bar(stage.name, first, stage.steps) as bar:
+        with (
+            MetricsLog(workdir, stage.name, first) as log,
+            progress_bar(stage.name, first, stage.steps) as bar,
+        ):
             for number in range(first + 1, stage.steps + 1):
                 batch = put_batch(mesh, Batch(next(batches)["x"]))
                 state, metrics = step(state, batch, key)
@@ -108,14 +111,20 @@ def run_stage(
                     values = _to_host(metrics)
                     values["images_per_second"] = speed.read(number) * len(batch.x)
                     log.scalars(number, "train", values)
-                    bar.set_postfix_str("loss {loss:.2f}, NELBO {nelbo:.2f}, {images_per_second:.0f} images/s".format(**values))
+                    bar.set_postfix_str(
+                        "loss {loss:.2f}, NELBO {nelbo:.2f}, {images_per_second:.0f} images/s".format(
+                            **values
+                        )
+                    )
                 if number % train.eval_every == 0 or number == stage.steps:
                     with speed.paused():
                         scores = stage.validate(state.ema)
                         log.scalars(number, "validation", scores)
                         log.image(number, "samples", stage.draw(state.ema))
-                        checkpoints.save(state, {"config": config, "data": batches.get_state()}, scores["nelbo"])
-        return checkpoints.restore_best(params)
+                        checkpoints.save(
+                            state, {"config": config, "data": batches.get_state()}, scores["nelbo"]
+                        )
+        return checkpoints.restore_best(params)[0]
 
 
 def _to_host(metrics: Metrics) -> dict[str, float]:

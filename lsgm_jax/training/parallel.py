@@ -35,7 +35,9 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     """
     rows = len(jax.tree.leaves(batch)[0]) * jax.process_count()
     if rows % mesh.size:
-        raise ValueError(f"a batch of {rows} images does not divide over {mesh.size} devices: change data.batch_size")
+        raise ValueError(
+            f"a batch of {rows} images does not divide over {mesh.size} devices: change data.batch_size"
+        )
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(split_batch(mesh), np.asarray(leaf)), batch
     )

@@ -102,13 +102,3 @@ def prior_log_prob(process: Process, z_1: Latents) -> PerSample:
 def noise_entropy(process: Process, t: Scalars) -> Scalars:
     """Entropy per dimension of z_t given z_0, (1 + log 2 pi sigma^2) / 2: LSGM's constant (D6, Theorem 1)."""
     return 0.5 * (1.0 + jnp.log(2.0 * jnp.pi) + process.log_variance(t))
-
-
-def prior_mismatch(process: Process, z_0: Latents) -> PerSample:
-    """KL(q(z_1 | z_0) || prior), nats: what the diffusion has not forgotten of z_0 at t = 1 (D7)."""
-    one = jnp.ones(z_0.shape[0], z_0.dtype)
-    prior_variance = process.prior_variance()
-    log_ratio = expand(process.log_variance(one), z_0) - jnp.log(prior_variance)
-    mean = expand(process.alpha(one), z_0) * z_0
-    # ratio - 1 - log(ratio), from the logarithm that is at hand.
-    return 0.5 * sum_per_sample(mean**2 / prior_variance + jnp.expm1(log_ratio) - log_ratio)

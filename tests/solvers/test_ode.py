@@ -1,0 +1,155 @@
+"""Solvers on Normal data, where the score, the map from noise to data and every log-density are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsgm_jax.arrays import expand
+from lsgm_jax.diffusions import linear
+from lsgm_jax.diffusions.vp import VP, GeometricVP
+from lsgm_jax.solvers.ode import EVALUATIONS, ODESolver, log_density, solve_to_data
+
+MEAN, VARIANCE = 1.5, 0.25
+PROCESSES = {"vp": VP(), "geometric": GeometricVP()}
+ORDERS = {
+    "Euler": 1,
+    "Heun": 2,
+    "Midpoint": 2,
+    "Ralston": 2,
+    "Bosh3": 3,
+    "Tsit5": 5,
+    "Dopri5": 5,
+    "Dopri8": 8,
+}
+
+
+@pytest.fixture(params=PROCESSES)
+def process(request):
+    return PROCESSES[request.param]
+
+
+def exact_eps(process):
+    """Noise prediction of N(MEAN, VARIANCE): -sigma times the score of the marginal."""
+
+    def predict(z_t, t):
+        alpha, sigma = process.alpha(t), linear.sigma(process, t)
+        return expand(sigma / (alpha**2 * VARIANCE + sigma**2), z_t) * (z_t - expand(alpha, z_t) * MEAN)
+
+    return predict
+
+
+def exact_map(process, z_1, t_min):
+    """The probability flow carries quantiles to quantiles of the Normal marginals."""
+
+    def moments(t):
+        t = jnp.asarray(t, z_1.dtype)
+        alpha = process.alpha(t)
+        return alpha * MEAN, jnp.sqrt(alpha**2 * VARIANCE + linear.variance(process, t))
+
+    (mean_1, std_1), (mean_0, std_0) = moments(1.0), moments(t_min)
+    return mean_0 + std_0 * (z_1 - mean_1) / std_1
+
+
+@pytest.mark.parametrize("name", [name for name in EVALUATIONS if name != "Euler"])
+def test_adaptive_solvers_find_the_exact_map(x64, process, name):
+    solver = ODESolver(name=name, rtol=1e-7, atol=1e-7, t_min=1e-4, max_steps=100_000)
+    key = jax.random.key(0)
+    solution = solve_to_data(solver, process, exact_eps(process), key, (6, 2))
+    exact = exact_map(process, linear.sample_prior(process, key, (6, 2)), 1e-4)
+    assert solution.success.all()
+    np.testing.assert_allclose(solution.z_0, exact, atol=2e-5)
+
+
+def test_float32_finds_the_exact_map(process):
+    key = jax.random.key(0)
+    solution = solve_to_data(ODESolver(), process, exact_eps(process), key, (6, 2))
+    assert solution.z_0.dtype == jnp.float32
+    exact = exact_map(process, linear.sample_prior(process, key, (6, 2)), 1e-5)
+    np.testing.assert_allclose(solution.z_0, exact, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_fixed_steps_converge_at_the_solvers_order(x64, name):
+    """A process without stiffness, so that the asymptotic regime is reached before rounding."""
+    process, key = VP(beta_min=0.5, beta_max=10.0), jax.random.key(1)
+    exact = exact_map(process, linear.sample_prior(process, key, (4, 1)), 0.02)
+    counts = (8, 16, 32) if name == "Dopri8" else (16, 32, 64)
+    errors = []
+    for steps in counts:
+        solver = ODESolver(name=name, steps=steps, t_min=0.02)
+        solution = solve_to_data(solver, process, exact_eps(process), key, (4, 1))
+        errors.append(float(jnp.abs(solution.z_0 - exact).max()))
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(slope - ORDERS[name]) < 0.5, errors
+
+
+@pytest.mark.parametrize("steps", [None, 7])
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_nfe_is_what_a_counter_counts(name, steps):
+    if name == "Euler" and steps is None:
+        pytest.skip("Euler has no adaptive steps")
+    calls = []
+    net = exact_eps(VP())
+
+    def counting(z_t, t):
+        jax.debug.callback(lambda: calls.append(1))  # no arguments: fires once for the whole batch
+        return net(z_t, t)
+
+    solver = ODESolver(name=name, rtol=1e-4, atol=1e-4, steps=steps)
+    solution = jax.block_until_ready(solve_to_data(solver, VP(), counting, jax.random.key(2), (5, 2)))
+    jax.effects_barrier()
+    assert len(calls) == int(solution.nfe)
+    assert float(solution.nfe_mean) <= int(solution.nfe)
+
+
+def test_log_density_of_normal_data_is_exact(x64, process):
+    """One dimension: a Rademacher probe gives the exact divergence, so the estimate is the Normal's log-density."""
+    z_0 = jnp.array([[1.5], [0.2], [3.0]])
+    solver = ODESolver(rtol=1e-8, atol=1e-8, t_min=1e-6)
+    density = log_density(solver, process, exact_eps(process), jax.random.key(3), z_0)
+    exact = jax.scipy.stats.norm.logpdf(z_0[:, 0], MEAN, np.sqrt(VARIANCE))
+    # N(0, 1) stands in for the marginal of z_1, whose mean and variance are off by alpha(1) and its square.
+    one = jnp.ones(())
+    alpha, marginal = process.alpha(one), process.alpha(one) ** 2 * VARIANCE + linear.variance(process, one)
+    z_1 = alpha * MEAN + jnp.sqrt(marginal / VARIANCE) * (z_0[:, 0] - MEAN)
+    exact += jax.scipy.stats.norm.logpdf(z_1) - jax.scipy.stats.norm.logpdf(
+        z_1, alpha * MEAN, jnp.sqrt(marginal)
+    )
+    start_variance = linear.variance(process, jnp.asarray(1e-6))
+    np.testing.assert_allclose(density.log_prob, exact, atol=1e-4 + 20 * start_variance)
+    assert density.success.all()
+
+
+def test_probes_are_fixed_and_unbiased(x64):
+    """A score with an off-diagonal Jacobian: single probes scatter around the mean that many probes approach."""
+    process = VP()
+    coupling = jnp.array([[0.2, 0.5], [0.5, 0.2]])
+    net = lambda z_t, t: linear.normal_eps(process, z_t, t) + 0.3 * jnp.tanh(z_t @ coupling)
+    z_0 = jnp.array([[0.5, -1.0]])
+    solver = ODESolver(rtol=1e-5, atol=1e-5)
+    one = jax.jit(lambda key: log_density(solver, process, net, key, z_0).log_prob[0])
+    assert one(jax.random.key(0)) == one(jax.random.key(0))
+    singles = np.array([one(key) for key in jax.random.split(jax.random.key(1), 60)])
+    many = log_density(solver, process, net, jax.random.key(2), z_0, probes=400).log_prob[0]
+    assert singles.std() > 1e-3
+    assert abs(singles.mean() - many) < 4 * singles.std() * np.sqrt(1 / 60 + 1 / 400)
+
+
+def test_a_solve_that_runs_out_of_steps_says_so():
+    solution = solve_to_data(ODESolver(max_steps=3), VP(), exact_eps(VP()), jax.random.key(0), (4, 1))
+    assert not solution.success.any()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "Dopri6"}, "'Dopri6': choose one of Euler, Heun"),
+        ({"name": "Euler"}, "give a number of steps"),
+        ({"steps": 0}, "steps=0"),
+        ({"rtol": 0.0}, "rtol=0.0"),
+    ],
+)
+def test_bad_settings_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ODESolver(**fields)

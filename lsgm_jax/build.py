@@ -57,9 +57,10 @@ class UNetSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
-    """The joint stage: `weighting` of the prior, a key of `WEIGHTINGS`, and where the mixed score starts."""
+    """The joint stage; see `Objective` and `LSGM`. `weighting` is a key of `WEIGHTINGS`."""
 
     weighting: str = "likelihood"
+    control_variate: bool = True
     mixing_logit_init: float = -3.0
 
 
@@ -195,7 +196,11 @@ def build_lsgm(config: Config) -> LSGM:
         vae=vae,
         process=build("process", config),
         score_net=Network(UNet(net.channels, net.blocks, net.attention, net.dropout)),
-        objective=Objective(prior_weighting=weighting, density=build("density", config)),
+        objective=Objective(
+            prior_weighting=weighting,
+            density=build("density", config),
+            control_variate=spec.control_variate,
+        ),
         mixing_logit_init=spec.mixing_logit_init,
     )
 

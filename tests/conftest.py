@@ -21,3 +21,9 @@ def precision(request):
     """Runs a test in both precisions; gives the name."""
     with jax.enable_x64(request.param == "float64"):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A cache directory in which the digits are prepared once."""
+    return tmp_path_factory.mktemp("data")

@@ -9,8 +9,9 @@ from lsgm_jax.arrays import EpsNet, Images, Key, Latents, Scalar, Times
 from lsgm_jax.diffusions.linear import Process, normal_eps
 from lsgm_jax.models.network import Network, Params
 from lsgm_jax.models.vae import VAE, Batch, Bound, bound_metrics
-from lsgm_jax.objectives.elbo import Objective, cross_entropy, denoise
+from lsgm_jax.objectives.elbo import Objective, denoise
 from lsgm_jax.objectives.times import Defensive, Stratum, sample_times
+from lsgm_jax.objectives.weights import likelihood
 from lsgm_jax.scores.parameterise import mix
 from lsgm_jax.solvers.ode import ODESolver, Solution, solve_to_data
 
@@ -35,7 +36,7 @@ class LSGM:
         z_t = jnp.zeros((1, *self.vae.latent_shape))
         return {
             "score_net": self.score_net.init(key, z_t, jnp.zeros(1)),
-            "mixing_logit": jnp.full(self.vae.latent_shape[-1], self.mixing_logit_init),
+            "mixing_logit": jnp.full(self.vae.latent_shape[-1], self.mixing_logit_init, jnp.float32),
         }
 
     def eps_net(self, params: Params, dropout_key: Key | None = None) -> EpsNet:
@@ -76,16 +77,16 @@ class LSGM:
     def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
         """Terms of the NELBO per image, without dropout, one draw of z_0, t and eps each.
 
-        Unlike in training, the times come from `Defensive` and the cross entropy is a bound for every t_min.
-        Repeated draws should pass their `stratum`.
+        Whatever the training objective, the times come from `Defensive` and the cross entropy is the low-noise
+        estimate that is a bound for every t_min. Repeated draws should pass their `stratum`.
         """
         k_vae, k_times, k_eps = jax.random.split(key, 3)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-        density = Defensive(t_min=self.objective.density.t_min)
-        t = sample_times(density, self.process, k_times, len(batch.x), stratum)
+        scoring = Objective(prior_weighting=likelihood, density=Defensive(t_min=self.objective.density.t_min))
+        t = sample_times(scoring.density, self.process, k_times, len(batch.x), stratum)
         eps = jax.random.normal(k_eps, encoded.z_0.shape)
-        ce = cross_entropy(self.process, self.eps_net(params), encoded.z_0, t, eps, density)
-        return Bound(encoded.reconstruction, encoded.posterior.entropy(), ce)
+        matching = denoise(scoring, self.process, self.eps_net(params), encoded.z_0, t, eps)
+        return Bound(encoded.reconstruction, encoded.posterior.entropy(), matching.cross_entropy)
 
     def sample(self, params: Params, key: Key, count: int, solver: ODESolver) -> tuple[Images, Solution]:
         """Expected images of `count` latents drawn from the prior by the probability-flow ODE."""

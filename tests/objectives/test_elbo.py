@@ -1,5 +1,7 @@
 """The LSGM objective: one backward pass equals two, and the bound is exact where everything is Normal."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from lsgm_jax.arrays import expand, sum_per_sample
 from lsgm_jax.diffusions import linear
 from lsgm_jax.diffusions.vp import VP, GeometricVP
 from lsgm_jax.objectives import times, weights
-from lsgm_jax.objectives.elbo import Objective, cross_entropy, denoise, normal_bound
+from lsgm_jax.objectives.elbo import Objective, denoise, normal_bound
 
 PROCESSES = {"vp": VP(), "geometric": GeometricVP()}
 
@@ -35,7 +37,7 @@ def test_one_backward_pass_equals_two(x64, process, weighting):
     }
     phi = jax.random.normal(keys[3], (5, 3))
     x, eps = jax.random.normal(keys[4], (8, 5)), jax.random.normal(keys[5], (8, 3))
-    objective = Objective(prior_weighting=weighting, density=times.Uniform(t_min=0.01))
+    objective = Objective(prior_weighting=weighting, density=times.Uniform(t_min=0.01), control_variate=False)
     t, kl = jnp.linspace(0.02, 0.98, 8), 0.7
 
     def one_pass(phi, theta):
@@ -84,7 +86,9 @@ def averaged(one, repeats=400):
 @pytest.mark.parametrize("density", [times.LogVarianceUniform, times.Defensive])
 def test_published_cross_entropy_is_exact_for_normal_data(x64, process, density):
     """With the exact score of N(0, v) the paper's estimate is CE(q || N(0, v)) for any q (LSGM Theorem 1)."""
-    objective = Objective(prior_weighting=weights.likelihood, density=density(t_min=1e-6))
+    objective = Objective(
+        prior_weighting=weights.likelihood, density=density(t_min=1e-6), control_variate=False
+    )
 
     def one(key):
         k_z, k_t, k_eps = jax.random.split(key, 3)
@@ -103,14 +107,14 @@ def test_published_cross_entropy_is_exact_for_normal_data(x64, process, density)
 @pytest.mark.parametrize("t_min", [1e-6, 1e-3, 0.05])
 def test_low_noise_cross_entropy_bounds_the_exact_one(x64, process, t_min):
     """It exceeds CE(q || N(0, v)) by the two gaps alone, and those vanish with t_min."""
-    density = times.Defensive(t_min=t_min)
+    objective = Objective(prior_weighting=weights.unweighted, density=times.Defensive(t_min=t_min))
 
     def one(key):
         k_z, k_t, k_eps = jax.random.split(key, 3)
         z_0, _ = posterior_draws(k_z)
-        t = times.sample_times(density, process, k_t, 512)
+        t = times.sample_times(objective.density, process, k_t, 512)
         eps = jax.random.normal(k_eps, z_0.shape)
-        return cross_entropy(process, normal_score(process, 0.4), z_0, t, eps, density).mean()
+        return denoise(objective, process, normal_score(process, 0.4), z_0, t, eps).cross_entropy.mean()
 
     mean, stderr = averaged(one)
     exact = posterior_draws(jax.random.key(0))[1](0.4)
@@ -140,20 +144,51 @@ def test_control_variate_removes_most_of_the_noise(x64, process):
     keys = jax.random.split(jax.random.key(2), 3)
     z_0 = 0.9 * jax.random.normal(keys[0], (20_000, 32))
     density = times.Defensive(t_min=1e-3)
-    scoring = Objective(prior_weighting=weights.likelihood, density=density)
+    published = Objective(prior_weighting=weights.likelihood, density=density, control_variate=False)
+    controlled = dataclasses.replace(published, control_variate=True)
     t = times.sample_times(density, process, keys[1], len(z_0))
     eps, exact = jax.random.normal(keys[2], z_0.shape), normal_score(process, 0.81)
-    plain = denoise(scoring, process, exact, z_0, t, eps).cross_entropy
-    controlled = cross_entropy(process, exact, z_0, t, eps, density)
-    assert controlled.std() < 0.125 * plain.std()
-    assert abs((plain - controlled).mean()) < 4 * plain.std() / np.sqrt(len(z_0)) + 0.02
+    plain = denoise(published, process, exact, z_0, t, eps).cross_entropy
+    quiet = denoise(controlled, process, exact, z_0, t, eps).cross_entropy
+    assert quiet.std() < 0.125 * plain.std()
+    assert abs((plain - quiet).mean()) < 4 * plain.std() / np.sqrt(len(z_0)) + 0.02
+
+
+@pytest.mark.parametrize("weighting", [weights.unweighted, weights.likelihood])
+def test_control_variate_changes_no_expected_gradient(x64, process, weighting):
+    """Mean gradients with and without it agree; the encoder's is far less noisy with it."""
+    published = Objective(
+        prior_weighting=weighting, density=times.Defensive(t_min=1e-3), control_variate=False
+    )
+    controlled = dataclasses.replace(published, control_variate=True)
+    mean, logit = jnp.array([0.6, -0.4, 1.0]), jnp.zeros(3)
+
+    def loss(objective, mean, logit, key):
+        k_z, k_t, k_eps = jax.random.split(key, 3)
+        z_0 = mean + 0.5 * jax.random.normal(k_z, (64, 3))
+        t = times.sample_times(objective.density, process, k_t, 64)
+        eps = jax.random.normal(k_eps, z_0.shape)
+        net = lambda z_t, t: normal_score(process, 0.5)(z_t, t) * 2 * jax.nn.sigmoid(logit)
+        return denoise(objective, process, net, z_0, t, eps, 0.7).loss.mean()
+
+    def gradients(objective):
+        one = jax.jit(jax.grad(lambda mean, logit, key: loss(objective, mean, logit, key), argnums=(0, 1)))
+        return jax.lax.map(lambda key: one(mean, logit, key), jax.random.split(jax.random.key(3), 4000))
+
+    (plain_mean, plain_logit), (quiet_mean, quiet_logit) = gradients(published), gradients(controlled)
+    np.testing.assert_allclose(plain_logit, quiet_logit, rtol=1e-9)
+    difference = plain_mean - quiet_mean
+    assert (abs(difference.mean(0)) < 4.5 * difference.std(0) / np.sqrt(4000) + 2e-3).all()
+    assert (quiet_mean.std(0) < 0.8 * plain_mean.std(0)).all()
 
 
 def test_value_of_the_loss_is_the_weighted_error(x64, process):
     """The gradient's scaling leaves no trace in the value."""
     z_0, eps = jnp.ones((4, 3)), jnp.full((4, 3), 0.5)
     t = jnp.array([0.1, 0.3, 0.6, 0.9])
-    objective = Objective(prior_weighting=weights.reweighted, density=times.Uniform(t_min=0.1))
+    objective = Objective(
+        prior_weighting=weights.reweighted, density=times.Uniform(t_min=0.1), control_variate=False
+    )
     matching = denoise(objective, process, lambda z_t, t: jnp.zeros_like(z_t), z_0, t, eps, 0.3)
     w = 0.5 * process.diffusion(t) ** 2 * 0.9
     np.testing.assert_allclose(matching.loss, w * 3 * 0.25, rtol=1e-12)

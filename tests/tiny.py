@@ -1,0 +1,38 @@
+"""The smallest runs that still exercise everything: what tests share."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from lsgm_jax.build import build_lsgm
+from lsgm_jax.config import load_config
+from lsgm_jax.models.vae import Batch
+
+CONFIG = str(pathlib.Path(__file__).parent.parent / "configs" / "digits.py") + ":quick"
+OVERRIDES = [
+    "--config.autoencoder.channels=(8,8)",
+    "--config.autoencoder.latent_channels=2",
+    "--config.score.channels=(8,)",
+    "--config.score.attention=()",
+    "--config.data.batch_size=16",
+]
+
+
+def config(data_dir, *overrides):
+    """A config whose steps take milliseconds."""
+    return load_config(CONFIG, [*OVERRIDES, f"--config.data.data_dir={data_dir}", *overrides])
+
+
+def model(*overrides):
+    return build_lsgm(load_config(CONFIG, [*OVERRIDES, *overrides]))
+
+
+def batch(count=16, seed=0):
+    levels = np.random.default_rng(seed).integers(0, 17, (count, 8, 8, 1))
+    return Batch((levels / 8.0 - 1.0).astype(np.float32))
+
+
+def assert_trees_equal(left, right):
+    """Bit for bit."""
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), left, right)

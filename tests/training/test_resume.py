@@ -1,0 +1,125 @@
+"""A run that was stopped and continued is the run that was never stopped, bit for bit."""
+
+import csv
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from lsgm_jax import run
+from lsgm_jax.training import loop
+from lsgm_jax.training.checkpoint import CheckpointError, Checkpoints
+from tests import tiny
+
+SHORT = (
+    "--config.train.vae_steps=6",
+    "--config.train.steps=6",
+    "--config.train.log_every=1",
+    "--config.train.eval_every=2",
+)
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL: nothing is saved on the way out."""
+
+
+def train(workdir, data_dir, monkeypatch=None, die_at=None):
+    """Trains; with `die_at` = (stage, step) the run dies before it takes that step."""
+    if die_at is not None:
+        real = loop.put_batch
+        count = {"vae": 0, "joint": 0}
+        order = ["vae"] * 6 + ["joint"] * 6
+        taken = iter(order)
+
+        def dying(mesh, batch):
+            stage = next(taken)
+            count[stage] += 1
+            if (stage, count[stage]) == die_at:
+                raise Killed
+            return real(mesh, batch)
+
+        monkeypatch.setattr(loop, "put_batch", dying)
+    run.train(tiny.config(data_dir, *SHORT), workdir)
+
+
+def final_state(workdir):
+    folder = workdir / "checkpoints" / "joint"
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        items = checkpoints._manager.restore(checkpoints.latest_step)
+    return items["state"], items["ema"], items["meta"]["data"]
+
+
+def rows(workdir):
+    table = list(csv.DictReader((workdir / "metrics.csv").open()))
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in table]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, data_dir):
+    workdir = tmp_path_factory.mktemp("straight")
+    train(workdir, data_dir)
+    return workdir
+
+
+@pytest.mark.parametrize("die_at", [("vae", 4), ("joint", 1), ("joint", 6)], ids=str)
+def test_resumed_equals_straight(straight, tmp_path, data_dir, monkeypatch, die_at):
+    with pytest.raises(Killed):
+        train(tmp_path, data_dir, monkeypatch, die_at)
+    monkeypatch.undo()
+    train(tmp_path, data_dir)
+    tiny.assert_trees_equal(final_state(straight), final_state(tmp_path))
+    assert rows(straight) == rows(tmp_path)
+
+
+def test_running_again_changes_nothing(straight, tmp_path, data_dir):
+    shutil.copytree(straight, tmp_path / "again")
+    train(tmp_path / "again", data_dir)
+    tiny.assert_trees_equal(final_state(straight), final_state(tmp_path / "again"))
+    assert rows(straight) == rows(tmp_path / "again")
+
+
+def test_best_parameters_are_those_of_the_lowest_validation_nelbo(straight):
+    scores = {
+        int(r["step"]): float(r["nelbo"])
+        for r in rows(straight)
+        if r["split"] == "validation" and r["stage"] == "joint"
+    }
+    opened = run.Run.open(straight)
+    params, step = opened.best("joint")
+    assert step == min(scores, key=scores.get)
+    assert jax.tree.structure(params) == jax.tree.structure(opened.model.init(jax.random.key(0)))
+
+
+def test_a_damaged_checkpoint_is_named(straight, tmp_path):
+    shutil.copytree(straight, tmp_path / "damaged")
+    for path in (tmp_path / "damaged" / "checkpoints" / "joint").rglob("*"):
+        if path.is_file() and "ema" in path.parts and path.parent.name == "d":
+            path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"checkpoints/joint/\d+ cannot be read .*delete that folder"):
+        run.Run.open(tmp_path / "damaged").best("joint")
+
+
+def test_a_missing_checkpoint_says_what_to_run(straight, tmp_path):
+    (tmp_path / "config.json").write_text((straight / "config.json").read_text())
+    with pytest.raises(CheckpointError, match="run  lsgm train"):
+        run.Run.open(tmp_path).best("joint")
+
+
+def test_an_interrupted_save_is_ignored(straight, tmp_path, data_dir):
+    """What orbax had not finished when the process died does not count, and is cleared away."""
+    shutil.copytree(straight, tmp_path / "half")
+    folder = tmp_path / "half" / "checkpoints" / "joint"
+    half = folder / "8.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "6", half)
+    (half / "commit_success.txt").unlink(missing_ok=True)
+    train(tmp_path / "half", data_dir)
+    tiny.assert_trees_equal(final_state(straight), final_state(tmp_path / "half"))
+    assert not pathlib.Path(half).exists()
+
+
+def test_metrics_are_finite(straight):
+    values = [float(row["nelbo"]) for row in rows(straight)]
+    assert len(values) == 2 * (6 + 3)
+    assert np.isfinite(values).all()

@@ -1,0 +1,122 @@
+"""The step is plain optax, the same on one device and on eight, and its parts do what they are named for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from lsgm_jax.training import optim, parallel
+from lsgm_jax.training.state import create_state
+from lsgm_jax.training.step import make_step
+from tests import tiny
+
+
+def quadratic(params, batch, key, kl_coefficient):
+    """A noise-free loss with a metric."""
+    error = jnp.mean((batch @ params["w"] - 1.0) ** 2) + kl_coefficient * jnp.sum(params["w"] ** 2)
+    return error, {"error": error}
+
+
+def test_a_step_is_optax_with_an_average(x64):
+    params, batch = {"w": jnp.array([0.5, -1.0])}, jnp.array([[1.0, 2.0], [0.3, 0.1]])
+    optimiser = optax.sgd(0.1)
+    step = make_step(quadratic, optimiser, optax.linear_schedule(0.0, 1.0, 2), ema_decay=0.05)
+    state = create_state(params, optimiser)
+    expected, average = params["w"], params["w"]
+    for number in range(3):
+        kl = min(number / 2, 1.0)
+        gradient = jax.grad(lambda w, kl=kl: quadratic({"w": w}, batch, None, kl)[0])(expected)
+        expected = expected - 0.1 * gradient
+        decay = min(0.05, (1 + number) / (10 + number))
+        average = decay * average + (1 - decay) * expected
+        state, metrics = step(state, batch, jax.random.key(0))
+        np.testing.assert_allclose(metrics["gradient_norm"], jnp.linalg.norm(gradient), rtol=1e-12)
+    np.testing.assert_allclose(state.params["w"], expected, rtol=1e-12)
+    np.testing.assert_allclose(state.ema["w"], average, rtol=1e-7)  # the decay itself is a float32 number
+    assert int(state.step) == 3
+
+
+def test_every_step_draws_its_own_noise():
+    def noisy(params, batch, key, kl_coefficient):
+        noise = jax.random.normal(key)
+        return params["w"] * 0.0, {"noise": noise}
+
+    step = make_step(noisy, optax.sgd(0.1), optax.constant_schedule(1.0), 0.9)
+    state = create_state({"w": jnp.zeros(())}, optax.sgd(0.1))
+    state, first = step(state, None, jax.random.key(0))
+    _, second = step(state, None, jax.random.key(0))
+    assert first["noise"] != second["noise"]
+
+
+def test_the_callers_parameters_survive_donation():
+    params = {"w": jnp.ones(2)}
+    optimiser = optax.sgd(0.1)
+    mesh = parallel.data_mesh()
+    step = parallel.compile_step(make_step(quadratic, optimiser, optax.constant_schedule(0.0), 0.9), mesh)
+    state = jax.device_put(create_state(params, optimiser), parallel.replicated(mesh))
+    key = jax.device_put(jax.random.key(0), parallel.replicated(mesh))
+    step(state, parallel.put_batch(mesh, np.ones((8, 2), np.float32)), key)
+    np.testing.assert_array_equal(params["w"], jnp.ones(2))
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, real or forced on the host")
+def test_one_device_equals_eight():
+    """The whole LSGM step: same random numbers, and parameters equal to rounding, whatever the mesh."""
+    model = tiny.model()
+    optimiser = optax.sgd(1e-3)  # Adam would blow rounding up to the size of the learning rate
+    batches = [tiny.batch(seed=seed) for seed in range(3)]
+    params, results = model.init(jax.random.key(0)), []
+    for count in (1, 8):
+        mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
+        step = make_step(model.loss, optimiser, optax.constant_schedule(1.0), 0.9)
+        step = parallel.compile_step(step, mesh)
+        state = jax.device_put(create_state(params, optimiser), parallel.replicated(mesh))
+        key = jax.device_put(jax.random.key(1), parallel.replicated(mesh))
+        for batch in batches:
+            state, metrics = step(state, parallel.put_batch(mesh, batch), key)
+        results.append((jax.device_get(state.params), float(metrics["nelbo"])))
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), results[0][0], results[1][0]
+    )
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), results[0][0], jax.device_get(params))
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    mesh = parallel.data_mesh()
+    with pytest.raises(ValueError, match=f"{mesh.size + 1} images does not divide over {mesh.size} devices"):
+        parallel.put_batch(mesh, np.zeros((mesh.size + 1, 2)))
+
+
+def test_learning_rate_warms_up_and_decays():
+    rate = optim.schedule(peak=1e-2, final=1e-4, warmup=10, steps=100)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(100)], [0.0, 5e-3, 1e-2, 1e-4], rtol=1e-5)
+
+
+def test_kl_ramp_ends_at_one():
+    ramp = optim.kl_ramp(0.7, 1.0, 10)
+    np.testing.assert_allclose([ramp(0), ramp(5), ramp(10), ramp(999)], [0.7, 0.85, 1.0, 1.0], rtol=1e-6)
+
+
+def test_vae_and_prior_have_learning_rates_of_their_own():
+    params = {
+        "vae": {"w": jnp.ones((2, 2))},
+        "score_net": {"w": jnp.ones((2, 2))},
+        "mixing_logit": jnp.ones(3),
+    }
+    optimiser = optim.per_part(vae=optax.sgd(0.1), prior=optax.sgd(0.5))
+    updates, _ = optimiser.update(jax.tree.map(jnp.ones_like, params), optimiser.init(params), params)
+    np.testing.assert_allclose(updates["vae"]["w"], -0.1)
+    np.testing.assert_allclose(updates["score_net"]["w"], -0.5)
+    np.testing.assert_allclose(updates["mixing_logit"], -0.5)
+
+
+def test_only_matrices_decay():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    optimiser = optim.adamw(steps=10, learning_rate=0.1, final=0.1, warmup=0, weight_decay=0.5)
+    updates, _ = optimiser.update(jax.tree.map(jnp.zeros_like, params), optimiser.init(params), params)
+    assert np.all(np.asarray(updates["kernel"]) < 0)
+    np.testing.assert_array_equal(updates["bias"], 0.0)

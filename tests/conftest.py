@@ -1,12 +1,9 @@
 """Shared fixtures. Tests choose their precision: theorems run in float64, what users run in float32."""
 
-import os
-
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import jax
 import pytest
+
+jax.config.update("jax_platforms", "cpu")
 
 
 @pytest.fixture
@@ -21,6 +18,13 @@ def precision(request):
     """Runs a test in both precisions; gives the name."""
     with jax.enable_x64(request.param == "float64"):
         yield request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Tests that train the same tiny model share its compiled programs."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def score_of_eps(process: Process, eps_hat: Latents, t: Times) -> Latents:
 
 
 def normal_eps(process: Process, z_t: Latents, t: Times) -> Latents:
-    """Best noise prediction if z_0 were standard Normal: sigma z_t / (alpha^2 + sigma^2) (D3, LSGM eq. 11)."""
+    """Best noise prediction if z_0 were standard Normal: sigma z_t / (alpha^2 + sigma^2) (D3)."""
     total = process.alpha(t) ** 2 + variance(process, t)
     return expand(sigma(process, t) / total, z_t) * z_t
 

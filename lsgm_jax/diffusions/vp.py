@@ -67,7 +67,7 @@ class VP:
 class GeometricVP:
     """Geometric VPSDE: log sigma^2 grows linearly from sigma2_min to sigma2_max (LSGM appendix).
 
-    It makes the likelihood weight constant in t, so uniform times already have the least variance.
+    Uniform times are its log-variance-uniform density, so they already have the least variance (O5).
     """
 
     sigma2_min: float = 3e-5

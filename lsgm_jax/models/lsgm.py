@@ -59,7 +59,7 @@ class LSGM:
 
         Returns:
             The scalar to differentiate (its value means little: it mixes weightings) and metrics, means over the
-            batch in nats, of which `nelbo` is the bound.
+            batch in nats, of which `nelbo` estimates the bound.
         """
         k_vae, k_times, k_eps, k_dropout = jax.random.split(key, 4)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=True)
@@ -72,7 +72,7 @@ class LSGM:
 
         loss = jnp.mean(encoded.reconstruction - kl_coefficient * entropy + matching.loss)
         bound = Bound(encoded.reconstruction, entropy, matching.cross_entropy)
-        return loss, bound_metrics(bound) | {"prior_loss": jnp.mean(matching.loss)}
+        return loss, bound_metrics(bound) | {"prior_loss": jnp.mean(matching.prior_loss)}
 
     def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
         """Terms of the NELBO per image, without dropout, one draw of z_0, t and eps each.

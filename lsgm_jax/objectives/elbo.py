@@ -1,9 +1,10 @@
 """The LSGM bound: a VAE's evidence lower bound whose cross entropy is denoising score matching.
 
     -log p(x) <= E_q[-log p(x|z_0)] - H(q(z_0|x)) + CE(q(z_0|x) || p(z_0))                             (O1)
-    CE = E_{t, eps} w_ll(t) / r(t) |eps - eps_hat(z_t, t)|^2 + dims (1 + log 2 pi sigma(t_min)^2) / 2  (O2)
+    CE ~ E_{t, eps} w_ll(t) / r(t) |eps - eps_hat(z_t, t)|^2 + dims (1 + log 2 pi sigma(t_min)^2) / 2  (O2)
 
-with an expectation over t ~ r on [t_min, 1]. Everything is in nats, summed over a sample's dimensions.
+with an expectation over t ~ r on [t_min, 1], and neglecting what happens before t_min and after t = 1.
+Everything is in nats, summed over a sample's dimensions.
 """
 
 import dataclasses
@@ -20,19 +21,21 @@ from lsgm_jax.objectives.weights import Weighting, likelihood
 class Matching(NamedTuple):
     """Denoising score matching of one batch, per sample, nats."""
 
-    loss: PerSample  # prior weighting; its gradient reaches the encoder with the encoder's weighting
+    loss: PerSample  # what to differentiate: the prior's error, and what else the encoder has to see
+    prior_loss: PerSample  # the prior's weighted error alone
     cross_entropy: PerSample  # likelihood weighting, constant included: an estimate of CE(q(z_0|x) || p(z_0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """How the prior is trained. The encoder always minimises the bound: likelihood weighting (LSGM section 3.2).
+    """How the prior is trained. The encoder always minimises the bound: likelihood weighting (LSGM section 3.3).
 
     Attributes:
         prior_weighting: of the prior's squared error.
         density: of the times, shared by prior and encoder.
-        control_variate: estimate only what the network adds to the Normal prior, whose cross entropy is known.
-            The mean of every gradient stays the same; the encoder's loses most of its noise (O9).
+        control_variate: estimate only what the network adds to the Normal prior, whose cross entropy is known
+            (O9). It leaves the prior's gradient alone, and takes from the encoder's the more noise the
+            nearer the latent is to standard Normal. False gives the published estimate.
     """
 
     prior_weighting: Weighting
@@ -72,18 +75,19 @@ def denoise(
     error = sum_per_sample((eps - eps_hat) ** 2)
     if not objective.control_variate:
         constant = noise_entropy(process, jnp.asarray(objective.density.t_min, t.dtype))
-        return Matching(loss=w_p * error, cross_entropy=w_q * error + eps[0].size * constant)
+        return Matching(w_p * error, w_p * error, w_q * error + eps[0].size * constant)
 
     normal_error = sum_per_sample((eps - normal_eps(process, z_t, t)) ** 2)
     known = normal_bound(process, z_0, objective.density.t_min) - w_q * normal_error
-    return Matching(loss=w_p * error + encoder_scale * known, cross_entropy=w_q * error + known)
+    return Matching(w_p * error + encoder_scale * known, w_p * error, w_q * error + known)
 
 
 def normal_bound(process: Process, z_0: Latents, t_min: float) -> PerSample:
     """The bound (O7) on -log p(z_0) for the exact score of a standard Normal prior, in closed form (O9), nats.
 
-    It exceeds -log N(z_0; 0, I) by two gaps: at t_min, where N(z_t / alpha, sigma^2 / alpha^2) stands in for the
-    posterior of z_0, and at t = 1, where the prior stands in for the marginal of z_1.
+    It differs from -log N(z_0; 0, I) by two gaps that are positive on average: at t_min, where
+    N(z_t / alpha, sigma^2 / alpha^2) stands in for the posterior of z_0, and at t = 1, where the prior stands
+    in for the marginal of z_1.
     """
     z2 = z_0**2
     start, end = jnp.asarray(t_min, z_0.dtype), jnp.ones((), z_0.dtype)

@@ -51,7 +51,8 @@ def sample_times(
     density: TimeDensity, process: Process, key: Key, batch: int, stratum: Stratum = Stratum()
 ) -> Times:
     """Draws `batch` times from the density, stratified over the batch and over repeated draws."""
-    return density.quantile(process, stratified(key, batch, stratum))
+    t = density.quantile(process, stratified(key, batch, stratum))
+    return jnp.clip(t, density.t_min, 1.0)  # the quantiles overshoot by rounding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,8 @@ class LogVarianceUniform:
     def quantile(self, process: Process, u: Times) -> Times:
         """Time at which log sigma^2 has covered a share u of its range."""
         low, high = self._range(process, u)
-        return process.time_of_log_variance(low + u * (high - low))
+        # Counted from the top: log sigma^2 nears 0 there, and rounding must not carry it past.
+        return process.time_of_log_variance(high - (1.0 - u) * (high - low))
 
     def density(self, process: Process, t: Times) -> Times:
         """(d log sigma^2 / dt) / range."""
@@ -101,7 +103,10 @@ class VarianceUniform:
     def quantile(self, process: Process, u: Times) -> Times:
         """Time at which sigma^2 has covered a share u of its range."""
         low, high = self._range(process, u)
-        return process.time_of_log_variance(jnp.log(low + u * (high - low)))
+        value = low + u * (high - low)
+        remainder = (1.0 - u) * (high - low) - jnp.expm1(process.log_variance(jnp.ones_like(u)))
+        # Each form keeps its digits where the other has lost them.
+        return process.time_of_log_variance(jnp.where(value < 0.5, jnp.log(value), jnp.log1p(-remainder)))
 
     def density(self, process: Process, t: Times) -> Times:
         """(d sigma^2 / dt) / range."""
@@ -120,9 +125,9 @@ class Defensive:
     """Mostly `LogVarianceUniform`, a share `Uniform`: near-optimal for the likelihood weight, not heavy-tailed.
 
     r_ll is optimal for the exact score, whose error vanishes as t -> 1. A trained network's does not, while
-    w_ll / r_ll grows to 1 / (1 - sigma(1)^2), 2e4 for the usual VPSDE: times that are almost never drawn decide
-    the loss. The uniform share bounds the ratio by w_ll / share (defensive importance sampling,
-    Hesterberg 1995; O8).
+    w_ll / r_ll grows in proportion to 1 / (1 - sigma^2), by a factor of 2e4 for the usual VPSDE: times that are
+    almost never drawn decide the loss. The uniform share bounds the ratio by w_ll / share (defensive importance
+    sampling, Hesterberg 1995; O8). For the geometric VPSDE both parts are the same.
     """
 
     t_min: float = 0.01
@@ -150,5 +155,5 @@ class Defensive:
 
 
 def _log_variance_rate(process: Process, t: Times) -> Times:
-    """D log sigma^2 / dt = 2 f + g^2 / sigma^2, the Lyapunov equation of (D1)."""
-    return 2.0 * process.drift(t) + process.diffusion(t) ** 2 / variance(process, t)
+    """Slope of log sigma^2. It equals 2 f + g^2 / sigma^2 by (D1), a difference that cancels as t -> 1."""
+    return jax.jvp(process.log_variance, (t,), (jnp.ones_like(t),))[1]

@@ -9,12 +9,12 @@ MixingLogit = Float[Array, "channels"]
 
 
 def mix(mixing_logit: MixingLogit, normal_eps: Latents, net_eps: Latents) -> Latents:
-    """Mixed score: (1 - m) normal_eps + m net_eps with m = sigmoid(mixing_logit) per channel (LSGM eq. 11).
+    """Mixed score: (1 - m) normal_eps + m net_eps with m = sigmoid(mixing_logit) per channel (LSGM section 3.2).
 
     Args:
         mixing_logit: one per channel, the last axis of the latent.
         normal_eps: the exact noise prediction for a standard Normal latent.
-        net_eps: the network's correction to it.
+        net_eps: the network's noise prediction.
     """
     share = jax.nn.sigmoid(mixing_logit)
     return (1.0 - share) * normal_eps + share * net_eps

@@ -108,3 +108,21 @@ def test_stratified_numbers_are_each_uniform():
     first = np.sort(np.asarray(u[:, 0]))
     distance = np.abs(first - (np.arange(len(first)) + 0.5) / len(first)).max()
     assert distance < 1.95 / np.sqrt(len(first))
+
+
+@pytest.mark.parametrize(
+    "process", [VP(), VP(beta_max=40.0), GeometricVP()], ids=["vp", "vp_40", "geometric"]
+)
+def test_float32_densities_and_quantiles_keep_their_digits(process, density):
+    """Also near t = 1, where 2 f + g^2 / sigma^2 cancels and log sigma^2 rounds to 0."""
+    u = np.concatenate([np.linspace(0, 1, 1001)[:-1], 1 - np.geomspace(1e-3, 1e-2, 50)]).astype(np.float32)
+    t = np.linspace(1e-3, 1.0, 1000).astype(np.float32)
+    single_t, single_r = density.quantile(process, jnp.asarray(u)), density.density(process, jnp.asarray(t))
+    with jax.enable_x64(True):
+        exact_t = np.asarray(density.quantile(process, jnp.asarray(u, jnp.float64)))
+        exact_r = np.asarray(density.density(process, jnp.asarray(t, jnp.float64)))
+    np.testing.assert_allclose(single_t, exact_t, rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(single_r, exact_r, rtol=2e-5)
+    last = density.quantile(process, jnp.asarray(1 - np.geomspace(6e-8, 1e-3, 100), jnp.float32))
+    assert jnp.isfinite(last).all()
+    assert (last <= 1 + 1e-5).all()

@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from lsgm_jax import run
@@ -47,7 +48,11 @@ def train(workdir, data_dir, monkeypatch=None, die_at=None):
 def final_state(workdir):
     folder = workdir / "checkpoints" / "joint"
     with Checkpoints(folder, read_only=True) as checkpoints:
-        items = checkpoints._manager.restore(checkpoints.latest_step)
+        step = checkpoints.latest_step
+        names = {"state": ocp.args.StandardRestore(), "ema": ocp.args.StandardRestore()}
+        items = checkpoints._manager.restore(
+            step, args=ocp.args.Composite(**names, meta=ocp.args.JsonRestore())
+        )
     return items["state"], items["ema"], items["meta"]["data"]
 
 

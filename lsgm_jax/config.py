@@ -26,7 +26,7 @@ def load_config(path: str, overrides: list[str]) -> Config:
     for key, value in map(_split_override, overrides):
         section, _, field = key.partition(".")
         _check_section(section)
-        if field == "name" and tree.get(section, {}).get("name") != value:
+        if field == "name" and isinstance(SECTIONS.get(section), dict) and value != tree[section].get("name"):
             tree[section] = {"name": value}
     config = complete(tree)
     for key, _ in map(_split_override, overrides):
@@ -42,8 +42,10 @@ def complete(tree: dict[str, Any]) -> Config:
     Raises:
         ConfigError: for a section or key that does not exist, or one that is missing.
     """
-    for section in tree:
+    for section, fields in tree.items():
         _check_section(section)
+        if section != "seed" and not isinstance(fields, dict):
+            raise ConfigError(f"config.{section}={fields!r} is no section: it takes a ConfigDict")
     done: dict[str, Any] = {"seed": tree.get("seed", 0)}
     for section in SECTIONS:
         given = tree.get(section, {})
@@ -116,7 +118,7 @@ def _apply(config: Config, overrides: list[str]) -> Config:
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["lsgm", *overrides])
     try:
         values(["lsgm", *overrides])
-    except (flags.Error, TypeError, ValueError) as error:
+    except (flags.Error, config_flags.UnsupportedOperationError, TypeError, ValueError) as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     return values["config"].value
 
@@ -135,6 +137,8 @@ def _check_section(section: str) -> None:
 
 
 def _no_such_key(section: str, field: str, allowed: Any) -> str:
+    if not field:
+        return f"config.{section} is a section: set one of {', '.join(allowed)}"
     near = did_you_mean(field, allowed)
     return f"config.{section}.{field} does not exist: {section} takes {', '.join(allowed)}{near}"
 

@@ -39,8 +39,8 @@ class ODESolver:
 
     Attributes:
         name: a key of `EVALUATIONS`.
-        rtol, atol: tolerances of the adaptive step size, used when `steps` is None.
-        steps: number of equal steps; None for adaptive ones.
+        rtol, atol: tolerances of the adaptive step size, used when `steps` is 0.
+        steps: number of equal steps; 0 for adaptive ones.
         t_min: where the integration towards the data stops.
         max_steps: attempted steps after which an adaptive solve is given up as failed.
 
@@ -51,19 +51,19 @@ class ODESolver:
     name: str = "Tsit5"
     rtol: float = 1e-5
     atol: float = 1e-5
-    steps: int | None = None
+    steps: int = 0
     t_min: float = 1e-5
     max_steps: int = 4096
 
     def __post_init__(self):
         if self.name not in EVALUATIONS:
             raise ValueError(f"unknown solver {self.name!r}: choose one of {', '.join(EVALUATIONS)}")
-        if self.steps is None and self.name == "Euler":
+        if self.steps == 0 and self.name == "Euler":
             raise ValueError(
                 "solver 'Euler' has no error estimate to adapt its steps: give a number of steps"
             )
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps}: a solver needs at least one step")
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps}: give a positive number, or 0 for adaptive steps")
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol={self.rtol}, atol={self.atol}: tolerances must be positive")
 
@@ -146,7 +146,7 @@ def _solve(
     """Integrates `field(s, state, *per_sample)` for every sample from `begin` to `end`."""
     scheme = getattr(diffrax, solver.name)()
     dtype = jax.tree.leaves(start)[0].dtype
-    if solver.steps is None:
+    if solver.steps == 0:
         controller = diffrax.PIDController(rtol=solver.rtol, atol=solver.atol)
         dt0, max_steps = jnp.asarray(1e-3, dtype), solver.max_steps
     else:

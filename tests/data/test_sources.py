@@ -1,0 +1,195 @@
+"""The digits are scikit-learn's, to the last grey level; folders and errors behave as documented."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from lsgm_jax.data.pipeline import DataSpec, padded_batches, quantise, training_batches, whole_split
+from lsgm_jax.data.sources import DataError, FolderSource, open_split
+
+
+@pytest.fixture
+def spec(data_dir):
+    return DataSpec(source="digits", image_shape=(8, 8, 1), levels=17, batch_size=64, data_dir=str(data_dir))
+
+
+def rows(images):
+    """Images as a sorted list of tuples, so that sets with repetitions can be compared."""
+    return sorted(map(tuple, images.reshape(len(images), -1).astype(int)))
+
+
+def test_splits_hold_every_digit_once_with_its_grey_levels(spec):
+    parts = [whole_split(spec, split) for split in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [1437, 120, 240]
+    levels = np.round((np.concatenate(parts) + 1) * 8)
+    assert rows(levels) == rows(load_digits().images)
+
+
+def test_data_set_is_real_tfds(data_dir, spec):
+    whole_split(spec, "test", limit=1)
+    files = [path.name for path in (data_dir / "digits" / "1.0.0").iterdir()]
+    assert any(".array_record-" in name for name in files)
+    record = open_split("digits", "test[:1]", str(data_dir))[0]
+    assert record["image"].dtype == np.uint8
+    assert 0 <= record["label"] < 10
+
+
+def test_tensorflow_is_never_imported(data_dir):
+    program = (
+        "import sys; from lsgm_jax.data.pipeline import *; import lsgm_jax.run;"
+        f"spec = DataSpec(source='digits', image_shape=(8, 8, 1), data_dir={str(data_dir)!r});"
+        "next(training_batches(spec, 0)); assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 32, 256])
+def test_quantise_covers_all_levels_evenly(levels):
+    values = np.arange(256, dtype=np.uint8)
+    steps = (quantise(values, levels) + 1) / 2 * (levels - 1)
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
+    counts = np.bincount(np.round(steps).astype(int), minlength=levels)
+    assert counts.max() - counts.min() <= 1
+    assert quantise(values, levels)[[0, -1]].tolist() == [-1.0, 1.0]
+
+
+def test_five_bits_are_an_integer_shift():
+    values = np.arange(256, dtype=np.uint8)
+    np.testing.assert_allclose((quantise(values, 32) + 1) / 2 * 31, values >> 3, atol=1e-5)
+
+
+def test_position_resumes_exactly(spec):
+    batches = training_batches(spec, seed=3)
+    for _ in range(30):  # past the first epoch of 22 batches
+        next(batches)
+    state, expected = batches.get_state(), [next(batches)["x"] for _ in range(3)]
+    again = training_batches(spec, seed=3)
+    again.set_state(state)
+    np.testing.assert_array_equal(expected, [next(again)["x"] for _ in range(3)])
+
+
+def test_an_epoch_shows_every_image_once_in_a_new_order(spec):
+    images = whole_split(spec, "train")
+    size = 479  # 1437 = 3 * 479
+    batches = training_batches(DataSpec(**{**vars(spec), "batch_size": size}), seed=0)
+    epochs = [np.concatenate([next(batches)["x"] for _ in range(3)]) for _ in range(2)]
+    for epoch in epochs:
+        assert rows(epoch * 8 + 8) == rows(images * 8 + 8)
+    assert not np.array_equal(*epochs)
+    assert not np.array_equal(epochs[0], images)
+
+
+def test_processes_share_the_images_without_overlap(spec, monkeypatch):
+    size, seen = 718, []
+    for index in range(2):
+        monkeypatch.setattr("jax.process_index", lambda index=index: index)
+        monkeypatch.setattr("jax.process_count", lambda: 2)
+        half = DataSpec(**{**vars(spec), "batch_size": 2 * size})
+        seen.append(next(training_batches(half, seed=0))["x"])
+    both = rows(np.concatenate(seen) * 8 + 8)
+    everything = rows(whole_split(spec, "train") * 8 + 8)
+    assert len(both) == 2 * size
+    for image in set(both):
+        assert both.count(image) <= everything.count(image)
+
+
+def test_padded_batches_have_one_size_and_every_row():
+    x = np.arange(10.0)[:, None]
+    batches = list(padded_batches(x, 4))
+    assert [len(rows) for rows, _ in batches] == [4, 4, 4]
+    np.testing.assert_array_equal(np.concatenate([rows[:count] for rows, count in batches]), x)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(60):
+        path = tmp_path / "images" / f"class{index % 3}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    return tmp_path / "images"
+
+
+def test_a_folder_is_split_by_name_alone(folder):
+    splits = {name: FolderSource(folder, name).files for name in ("train", "validation", "test")}
+    assert sorted(itertools.chain(*splits.values())) == sorted(folder.rglob("*.png"))
+    removed = splits["train"][0]
+    removed.unlink()
+    assert FolderSource(folder, "test").files == splits["test"]
+    assert FolderSource(folder, "train").files == splits["train"][1:]
+
+
+def test_a_folder_trains_like_any_other_source(folder):
+    spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=8)
+    batch = next(training_batches(spec, 0))["x"]
+    assert batch.shape == (8, 8, 8, 1)
+    files = FolderSource(folder, "train").files
+    originals = rows(np.stack([np.asarray(Image.open(path)) for path in files]))
+    assert all(row in originals for row in rows(np.round((batch + 1) * 127.5)))
+
+
+def test_prepared_sub_folders_are_the_splits(folder, tmp_path):
+    for name in ("train", "validation", "test"):
+        (tmp_path / "split" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 7).save(tmp_path / "split" / name / f"{name}.png")
+    assert [p.name for p in FolderSource(tmp_path / "split", "validation").files] == ["validation.png"]
+
+
+def test_a_colour_palette_becomes_rgb(tmp_path):
+    Image.new("P", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "train").mkdir()
+    source = FolderSource.__new__(FolderSource)
+    source.files = [tmp_path / "a.png"]
+    assert source[0]["image"].shape == (4, 4, 3)
+
+
+def test_images_of_another_size_are_named(folder):
+    Image.new("L", (9, 8)).save(FolderSource(folder, "train").files[0])
+    spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=8)
+    with pytest.raises(DataError, match=r"\.png has shape \(8, 9, 1\), not \(8, 8, 1\): resize"):
+        training_batches(spec, 0)
+
+
+def test_a_broken_image_is_named(folder):
+    broken = FolderSource(folder, "train").files[2]
+    broken.write_bytes(broken.read_bytes()[:40])
+    spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=8)
+    with pytest.raises(DataError, match=f"cannot decode {broken}: remove or replace"):
+        training_batches(spec, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mnist", r"not prepared in .*download_and_prepare\(\)"),
+        ("nosuchdata", "TFDS has no data set 'nosuchdata'"),
+        ("/no/such/folder", "no folder /no/such/folder: set config.data.source"),
+    ],
+)
+def test_missing_data_says_what_to_do(name, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        open_split(name, "train", str(tmp_path))
+
+
+def test_an_empty_folder_says_what_it_looked_for(tmp_path):
+    with pytest.raises(DataError, match=r"no images for the split 'train' in .*\.png"):
+        open_split(str(tmp_path), "train", "")
+
+
+def test_a_batch_larger_than_the_data_is_refused(folder):
+    spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=64)
+    count = len(FolderSource(folder, "train"))
+    with pytest.raises(DataError, match=f"{count} training images .* at most {count}"):
+        training_batches(spec, 0)
+
+
+@pytest.mark.parametrize("fields", [{"levels": 1}, {"levels": 300}, {"batch_size": 0}])
+def test_bad_numbers_are_refused(fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        DataSpec(source="digits", image_shape=(8, 8, 1), **fields)

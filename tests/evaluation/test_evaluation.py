@@ -1,0 +1,91 @@
+"""Scores are averages with honest errors, pictures show what they are given, reports lose nothing."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsgm_jax.build import build_optimiser
+from lsgm_jax.config import load_config
+from lsgm_jax.evaluation import images, report
+from lsgm_jax.evaluation.count import count_parameters, describe, flops
+from lsgm_jax.evaluation.nelbo import bits_per_dimension, estimate, score_images
+from tests import tiny
+
+
+def test_scores_average_draws_and_keep_the_order_of_images():
+    x = np.arange(10, dtype=np.float32)[:, None]
+
+    def per_image(params, batch, key, stratum):
+        return {"value": params * batch.x[:, 0] + stratum.draw}
+
+    scores = score_images(per_image, 2.0, x, jax.random.key(0), draws=4, batch_size=4)
+    np.testing.assert_allclose(scores["value"], 2.0 * np.arange(10) + 1.5)
+
+
+def test_every_draw_and_batch_has_its_own_key():
+    per_image = lambda params, batch, key, stratum: {"noise": jax.random.normal(key, (len(batch.x),))}
+    x = np.zeros((8, 1), np.float32)
+    noise = score_images(per_image, None, x, jax.random.key(0), draws=1, batch_size=4)["noise"]
+    other = score_images(per_image, None, x, jax.random.key(0), draws=2, batch_size=4)["noise"]
+    assert len(set(noise)) == 8
+    assert not np.isclose(noise, other).any()
+
+
+def test_standard_error_shrinks_as_the_root_of_the_count():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 40_000)
+    mean, stderr = estimate(values)
+    np.testing.assert_allclose(stderr, 2.0 / 200, rtol=0.02)
+    assert abs(mean - 3.0) < 5 * stderr
+
+
+def test_bits_per_dimension_of_a_uniform_code():
+    np.testing.assert_allclose(bits_per_dimension(64 * np.log(16), 64), 4.0)
+
+
+def test_grid_shows_every_image_in_reading_order(tmp_path):
+    x = np.stack([np.full((8, 8, 1), value) for value in np.linspace(-1, 1, 5)])
+    picture = images.grid(x, columns=3)
+    cell = 8 * 4 + 2
+    centres = [picture[row * cell + 16, column * cell + 16, 0] for row in range(2) for column in range(3)][:5]
+    assert centres == [0, 64, 128, 191, 255]
+    images.save_png(tmp_path / "a.png", picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_panels_stand_side_by_side_under_their_titles():
+    panels = {"left": np.full((20, 30, 3), 10, np.uint8), "right": np.full((20, 40, 3), 200, np.uint8)}
+    picture = images.side_by_side(panels)
+    assert picture.shape == (44, 86, 3)
+    assert (picture[24:, :30] == 10).all()
+    assert (picture[24:, 46:] == 200).all()
+    assert picture[:24].min() < 128  # titles
+
+
+def test_reports_add_up(tmp_path):
+    report.add_to_report(tmp_path, nfe=10, nelbo=1.5)
+    assert report.add_to_report(tmp_path, nfe=20) == {"nfe": 20, "nelbo": 1.5}
+    assert json.loads((tmp_path / "report.json").read_text()) == {"nfe": 20, "nelbo": 1.5}
+
+
+def test_flops_of_a_matrix_product():
+    a, b = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 4), jnp.float32)
+    assert flops(lambda a, b: a @ b, a, b) == 2 * 8 * 16 * 4
+
+
+def test_description_counts_the_real_model():
+    config = load_config(tiny.CONFIG, tiny.OVERRIDES)
+    model = tiny.model()
+    described = describe(model, build_optimiser(config, "joint"), batch_size=16)
+    params = jax.jit(model.init)(jax.random.key(0))
+    assert described["parameters"]["autoencoder"] == count_parameters(params["vae"])
+    total = sum(described["parameters"].values())
+    assert total == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert described["latent_shape"] == [4, 4, 2]
+    # A step runs both networks forwards and twice that backwards.
+    forward = described["flops_per_image"]["autoencoder"] + described["flops_per_image"]["score_net"]
+    assert described["flops_per_image"]["train_step"] == pytest.approx(3 * forward, rel=0.35)

@@ -1,0 +1,143 @@
+"""The model as a whole: its bound, its gradients, and what it generates."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsgm_jax.models.network import Network
+from lsgm_jax.objectives.times import Stratum
+from lsgm_jax.scores.unet import UNet
+from lsgm_jax.solvers.ode import ODESolver
+from tests import tiny
+
+
+@pytest.fixture(scope="module", params=["vp", "geometric_vp"])
+def model(request):
+    return tiny.model(f"--config.process.name={request.param}", "--config.density.t_min=1e-5")
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return jax.jit(model.init)(jax.random.key(0))
+
+
+def with_logit(params, value):
+    return params | {"mixing_logit": jnp.full_like(params["mixing_logit"], value)}
+
+
+def test_without_the_network_lsgm_is_the_vae(model, params):
+    """A mixing logit of -100 leaves the Normal prior: the bounds agree to what t_min and alpha(1) cost."""
+    batch, key = tiny.batch(), jax.random.key(1)
+    lsgm = model.bound(with_logit(params, -100.0), batch, key)
+    vae = model.vae.bound(params["vae"], batch, jax.random.split(key, 3)[0])
+    np.testing.assert_array_equal(lsgm.entropy, vae.entropy)
+    k_vae = jax.random.split(key, 3)[0]
+    encoded = model.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
+    standard = 0.5 * jnp.sum(encoded.z_0**2 + jnp.log(2 * jnp.pi), axis=(1, 2, 3))
+    dims = encoded.z_0[0].size
+    np.testing.assert_allclose(lsgm.cross_entropy, standard, atol=1e-3 * dims)
+    lsgm_mean = np.mean(
+        [model.bound(with_logit(params, -100.0), batch, jax.random.key(i)).nelbo for i in range(40)]
+    )
+    vae_mean = np.mean([model.vae.bound(params["vae"], batch, jax.random.key(i)).nelbo for i in range(40)])
+    assert abs(lsgm_mean - vae_mean) < 0.5
+
+
+def test_strata_average_to_the_bound(model, params):
+    """Draws that share the time axis between them estimate the same bound as draws that do not."""
+    batch = tiny.batch()
+    bound = jax.jit(model.bound)
+    keys = jax.random.split(jax.random.key(2), 64)
+    free = np.array([bound(params, batch, key).cross_entropy.mean() for key in keys])
+    split = np.array(
+        [bound(params, batch, key, Stratum(i, 64)).cross_entropy.mean() for i, key in enumerate(keys)]
+    )
+    assert abs(free.mean() - split.mean()) < 5 * free.std() / np.sqrt(len(free)) + 0.05
+
+
+def test_loss_metrics_are_the_bound(model, params):
+    """In the mean: the loss's NELBO differs from `bound` by dropout and draws alone."""
+    batch = tiny.batch()
+    quiet = tiny.model(
+        "--config.autoencoder.dropout=0.0", "--config.score.dropout=0.0", "--config.density.t_min=1e-5"
+    )
+    quiet = dataclasses.replace(quiet, process=model.process)
+    loss, bound = jax.jit(quiet.loss), jax.jit(quiet.bound)
+    keys = jax.random.split(jax.random.key(3), 48)
+    from_loss = np.array([loss(params, batch, key)[1]["nelbo"] for key in keys])
+    from_bound = np.array([bound(params, batch, key).nelbo.mean() for key in keys])
+    stderr = np.hypot(from_loss.std(), from_bound.std()) / np.sqrt(len(keys))
+    assert abs(from_loss.mean() - from_bound.mean()) < 5 * stderr + 0.01
+
+
+def test_every_parameter_learns(model, params):
+    """One backward pass reaches encoder, decoder, network and mixing logit."""
+    # Zero-initialised output layers block the gradient of what lies before them; nudge them off zero.
+    params = jax.tree.map(lambda leaf: leaf + 0.01, params)
+    grads = jax.jit(jax.grad(model.loss, has_aux=True))(params, tiny.batch(), jax.random.key(4))[0]
+    dead = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
+        if not np.any(np.asarray(leaf)) and leaf.size > 0
+    ]
+    assert dead == []
+
+
+def test_kl_coefficient_concerns_the_vae_alone(model, params):
+    # Without the control variate, whose value depends on z_0 alone, and with the weighting that differs.
+    gradient = jax.jit(jax.grad(model.loss, has_aux=True))
+    full = gradient(params, tiny.batch(), jax.random.key(5), 1.0)[0]
+    half = gradient(params, tiny.batch(), jax.random.key(5), 0.5)[0]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        full["score_net"],
+        half["score_net"],
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        full["vae"]["decoder"],
+        half["vae"]["decoder"],
+    )
+    encoders = jax.tree.leaves(full["vae"]["encoder"]), jax.tree.leaves(half["vae"]["encoder"])
+    assert any(not np.allclose(a, b, rtol=1e-2) for a, b in zip(*encoders, strict=True))
+
+
+def test_samples_of_the_normal_prior_are_the_vaes(model, params):
+    """Without the network the ODE leaves the Normal prior a Normal: latents of variance one."""
+    solver = ODESolver(rtol=1e-4, atol=1e-4, t_min=1e-4)
+    x, solution = model.sample(with_logit(params, -100.0), jax.random.key(6), 64, solver)
+    assert x.shape == (64, 8, 8, 1)
+    assert np.abs(x).max() <= 1.0
+    assert abs(float(solution.z_0.var()) - 1.0) < 0.1
+    np.testing.assert_array_equal(x, model.vae.decode(params["vae"], solution.z_0))
+
+
+def test_dropout_is_on_in_training_only(model, params):
+    batch = tiny.batch()
+    first, second = (
+        model.vae.autoencode(params["vae"], batch.x, jax.random.key(0), train=False) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.reconstruction, second.reconstruction)
+    trained = model.vae.autoencode(params["vae"], batch.x, jax.random.key(0), train=True)
+    evaluated = model.vae.autoencode(params["vae"], batch.x, jax.random.key(0), train=False)
+    nudged = jax.tree.map(lambda leaf: leaf + 0.01, params["vae"])
+    trained = model.vae.autoencode(nudged, batch.x, jax.random.key(0), train=True).posterior.mean
+    evaluated = model.vae.autoencode(nudged, batch.x, jax.random.key(0), train=False).posterior.mean
+    assert not np.allclose(trained, evaluated)
+
+
+def test_the_unet_sees_time_and_every_position():
+    net = Network(UNet((8, 8), 1, (4,), 0.0))
+    z_t, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 3)), jnp.array([0.1, 0.1])
+    params = net.init(jax.random.key(1), z_t, t)
+    np.testing.assert_array_equal(net.apply(params, z_t, t), 0.0)  # a fresh network predicts nothing
+    params = jax.tree.map(lambda leaf: leaf + 0.05, params)
+    output = net.apply(params, z_t, t)
+    later = net.apply(params, z_t, jnp.array([0.1, 0.7]))
+    np.testing.assert_allclose(output[0], later[0], rtol=1e-5)  # samples do not see each other
+    assert not np.allclose(output[1], later[1], rtol=1e-2)
+    reach = jax.grad(lambda z: net.apply(params, z, t)[0, 0, 0, 0])(z_t)[0]
+    assert np.all(np.any(np.asarray(reach) != 0.0, axis=-1))

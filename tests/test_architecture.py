@@ -1,0 +1,93 @@
+"""Imports run one way, and each library has its room; read from the source, not from running it."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent / "lsgm_jax"
+PARTS = {"autoencoders", "diffusions", "scores", "conditioning"}
+# What each room may import from the package, besides itself. `arrays` and `layers` are the foundation.
+MAY_IMPORT = {
+    "arrays": set(),
+    "layers": {"arrays"},
+    "autoencoders": {"arrays", "layers"},
+    "diffusions": {"arrays"},
+    "scores": {"arrays", "layers"},
+    "objectives": {"arrays", *PARTS},
+    "solvers": {"arrays", *PARTS},
+    "models": {"arrays", "objectives", "solvers", *PARTS},
+    "training": {"arrays", "models", "objectives"},
+    "data": {"arrays"},
+    "evaluation": {"arrays", "models", "data", "training", "objectives"},
+    "build": {"arrays", "models", "training", "evaluation", "data", "objectives", "solvers", *PARTS},
+    "config": {"build"},
+    "run": {"arrays", "build", "config", "data", "evaluation", "models", "objectives", "solvers", "training"},
+    "cli": {"build", "config", "run", "data", "evaluation", "training"},
+    "__init__": set(),
+}
+# Third-party libraries that are confined to some rooms.
+CONFINED = {
+    "flax": {"layers", "autoencoders", "scores", "conditioning", "models/network.py", "training/state.py"},
+    "diffrax": {"solvers"},
+    "orbax": {"training/checkpoint.py"},
+    "ml_collections": {"build", "config"},
+    "tensorflow": set(),
+    "tensorflow_datasets": {"data"},
+    "grain": {"data", "training/loop.py"},
+    "tensorboardX": {"training/logs.py"},
+}
+
+
+def imports(path):
+    """Modules that a file imports, at whatever depth of the code."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "lsgm_jax":
+                yield from (f"lsgm_jax.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def room(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    here = room(path)
+    inner = {name.split(".")[1] for name in imports(path) if name.startswith("lsgm_jax.")}
+    assert inner <= MAY_IMPORT[here] | {here}
+
+
+@pytest.mark.parametrize("library", CONFINED)
+def test_libraries_stay_in_their_rooms(library):
+    users = {p for p in ROOT.rglob("*.py") if any(n.split(".")[0] == library for n in imports(p))}
+    strangers = [
+        str(p.relative_to(ROOT))
+        for p in users
+        if room(p) not in CONFINED[library] and str(p.relative_to(ROOT)) not in CONFINED[library]
+    ]
+    assert strangers == []
+    assert users or not CONFINED[library]
+
+
+def test_objectives_and_solvers_never_import_flax():
+    """Not even through what they import: a chain would pull it in."""
+
+    def reached(start):
+        seen, todo = set(), [start]
+        while todo:
+            for path in ROOT.glob(f"{todo.pop()}/*.py"):
+                for name in imports(path):
+                    inner = name.split(".")[1] if name.startswith("lsgm_jax.") else None
+                    assert name.split(".")[0] != "flax", path
+                    if inner and inner not in seen:
+                        seen.add(inner)
+                        todo.append(inner)
+
+    for start in ("objectives", "solvers", "diffusions"):
+        reached(start)

@@ -1,0 +1,105 @@
+"""Configs: every mistake ends in one line that names the key, what is allowed, and the nearest match."""
+
+import pathlib
+
+import pytest
+
+from lsgm_jax.build import ConfigError, build, build_lsgm
+from lsgm_jax.config import differences, load_config, read_config, save_config
+from tests.tiny import CONFIG
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.scroe.name=x", "config.scroe does not exist: there are .*did you mean 'score'"),
+        ("--config.train.stesp=5", "config.train.stesp does not exist: train takes .*did you mean 'steps'"),
+        ("--config.score.name=unte", "config.score.name='unte' is none of unet; did you mean 'unet'"),
+        ("--config.train.steps=many", "config.train.steps=many"),
+        ("--config.train.steps=1.5", "config.train.steps=1.5"),
+        ("--config.train.steps=0", "config.train: steps=0: give a positive number"),
+        ("--config.train.steps", "has no value"),
+        ("--config.data=3", "config.data is a section: set one of source"),
+        ("--config.objective.weighting=liklihood", "is none of .*did you mean 'likelihood'"),
+        ("--config.data.image_shape=(9,8,1)", "cannot be halved 1 times"),
+        ("--config.likelihood.name=bernoulli", "2 grey levels, got levels=17: set data.levels=2"),
+        ("--config.solver.name=Dopri6", "config.solver: unknown solver 'Dopri6'"),
+    ],
+)
+def test_mistakes_get_one_line(override, message):
+
+    def use():
+        config = load_config(CONFIG, [override])
+        build_lsgm(config)
+        build("train", config)
+        build("solver", config)
+
+    with pytest.raises(ConfigError, match=message) as error:
+        use()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(): return {}", "does not load"),
+        ("import nosuchmodule", "does not load: ModuleNotFoundError"),
+        ("def get_config(:", "does not load: SyntaxError"),
+    ],
+)
+def test_config_files_that_do_not_load_are_named(tmp_path, text, message):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(str(path), [])
+    assert "broken.py" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_config_file_lists_those_there(monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+    with pytest.raises(
+        ConfigError, match=r"no config file configs/digit\.py: there are .*did you mean 'configs/digits.py'"
+    ):
+        load_config("configs/digit.py", [])
+
+
+def test_overrides_keep_the_type_of_the_field():
+    config = load_config(
+        CONFIG, ["--config.train.steps=7", "--config.autoencoder.channels=(4,8)", "--config.seed=3"]
+    )
+    assert (config.train.steps, config.autoencoder.channels, config.seed) == (7, (4, 8), 3)
+
+
+def test_defaults_are_filled_in_from_the_target():
+    config = load_config(CONFIG, [])
+    assert config.process.beta_max == 20.0
+    assert config.solver.name == "Tsit5"
+
+
+def test_another_name_resets_its_section():
+    config = load_config(CONFIG, ["--config.process.sigma2_max=0.99", "--config.process.name=geometric_vp"])
+    assert config.process.to_dict() == {"name": "geometric_vp", "sigma2_min": 3e-5, "sigma2_max": 0.99}
+    assert build("process", config).sigma2_max == 0.99
+
+
+def test_solver_steps_can_be_set():
+    config = load_config(CONFIG, ["--config.solver.steps=20"])
+    assert build("solver", config).steps == 20
+
+
+def test_saving_and_reading_is_lossless(tmp_path):
+    config = load_config(CONFIG, [])
+    save_config(tmp_path / "config.json", config)
+    assert differences(config, read_config(tmp_path / "config.json")) == []
+
+
+def test_differences_name_the_keys():
+    old, new = load_config(CONFIG, []), load_config(CONFIG, ["--config.data.batch_size=8"])
+    assert differences(old, new) == ["data.batch_size=64, not 8"]
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json is damaged"):
+        read_config(tmp_path / "config.json")

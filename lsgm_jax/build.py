@@ -154,9 +154,10 @@ def build(section: str, config: Config, **given: Any) -> Any:
     Raises:
         ConfigError: if the target refuses a value.
     """
-    fields = {name: value for name, value in config[section].items() if name != "name"}
+    target = section_target(section, config)
+    fields = {name: value for name, value in config[section].items() if name in schema(section, target)}
     try:
-        return section_target(section, config)(**fields, **given)
+        return target(**fields, **given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.{section}: {error}") from error
 

@@ -118,7 +118,7 @@ def _apply(config: Config, overrides: list[str]) -> Config:
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["lsgm", *overrides])
     try:
         values(["lsgm", *overrides])
-    except (flags.Error, config_flags.UnsupportedOperationError, TypeError, ValueError) as error:
+    except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     return values["config"].value
 

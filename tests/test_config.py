@@ -19,7 +19,7 @@ from tests.tiny import CONFIG
         ("--config.train.steps=1.5", "config.train.steps=1.5"),
         ("--config.train.steps=0", "config.train: steps=0: give a positive number"),
         ("--config.train.steps", "has no value"),
-        ("--config.data=3", "config.data is a section: set one of source"),
+        ("--config.data=3", "config.data is a section: set one of batch_size"),
         ("--config.objective.weighting=liklihood", "is none of .*did you mean 'likelihood'"),
         ("--config.data.image_shape=(9,8,1)", "cannot be halved 1 times"),
         ("--config.likelihood.name=bernoulli", "2 grey levels, got levels=17: set data.levels=2"),

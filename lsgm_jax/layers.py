@@ -5,6 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 Maps = Float[Array, "batch height width channels"]
+Resized = Float[Array, "batch new_height new_width new_channels"]
 Embedding = Float[Array, "batch features"]
 
 
@@ -26,7 +27,7 @@ class ResBlock(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, h: Maps, embedding: Embedding | None = None, *, deterministic: bool) -> Maps:
+    def __call__(self, h: Maps, embedding: Embedding | None = None, *, deterministic: bool) -> Resized:
         skip = h if h.shape[-1] == self.channels else nn.Dense(self.channels, name="shortcut")(h)
         h = nn.Conv(self.channels, (3, 3))(nn.swish(group_norm(h.shape[-1])(h)))
         if embedding is not None:
@@ -48,11 +49,11 @@ class Attention(nn.Module):
         return (h + tokens.reshape(h.shape)) / jnp.sqrt(2.0).astype(h.dtype)
 
 
-def downsample(h: Maps) -> Maps:
+def downsample(h: Maps) -> Resized:
     """Mean over 2 x 2 blocks."""
     return nn.avg_pool(h, (2, 2), strides=(2, 2))
 
 
-def upsample(h: Maps) -> Maps:
+def upsample(h: Maps) -> Resized:
     """Nearest-neighbour doubling."""
     return jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)

@@ -52,7 +52,9 @@ def train(config: Config, workdir: pathlib.Path) -> None:
         draw=_drawer(lambda params, key: model.vae.sample(params, key, PREVIEW)),
     )
     batches = training_batches(spec, config.seed)
-    vae = run_stage(vae_stage, settings, model.vae.init(k_vae), batches, k_vae_stage, workdir, as_dict)
+    vae = run_stage(
+        vae_stage, settings, jax.jit(model.vae.init)(k_vae), batches, k_vae_stage, workdir, as_dict
+    )
 
     # A preview needs to look right, not to be exact: twenty evaluations instead of a hundred.
     preview = ODESolver(name="Heun", steps=10, t_min=1e-3)
@@ -66,7 +68,7 @@ def train(config: Config, workdir: pathlib.Path) -> None:
         draw=_drawer(lambda params, key: model.sample(params, key, PREVIEW, preview)[0]),
     )
     batches = training_batches(spec, config.seed + 1)
-    params = {"vae": vae} | model.init_prior(k_prior)
+    params = {"vae": vae} | jax.jit(model.init_prior)(k_prior)
     run_stage(joint_stage, settings, params, batches, k_joint_stage, workdir, as_dict)
 
 

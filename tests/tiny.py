@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.build import build_lsgm
@@ -30,7 +31,7 @@ def model(*overrides):
 
 def batch(count=16, seed=0):
     levels = np.random.default_rng(seed).integers(0, 17, (count, 8, 8, 1))
-    return Batch((levels / 8.0 - 1.0).astype(np.float32))
+    return Batch(jnp.asarray(levels / 8.0 - 1.0, jnp.float32))
 
 
 def assert_trees_equal(left, right):

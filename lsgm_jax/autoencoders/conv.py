@@ -3,8 +3,7 @@
 from flax import linen as nn
 
 from lsgm_jax.arrays import Images
-from lsgm_jax.autoencoders.likelihoods import Features
-from lsgm_jax.layers import Maps, ResBlock, downsample, group_norm, upsample
+from lsgm_jax.layers import Maps, ResBlock, Resized, downsample, group_norm, upsample
 
 
 class ConvEncoder(nn.Module):
@@ -19,7 +18,7 @@ class ConvEncoder(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Images, *, deterministic: bool) -> Maps:
+    def __call__(self, x: Images, *, deterministic: bool) -> Resized:
         h = nn.Conv(self.channels[0], (3, 3), name="stem")(x)
         for level, channels in enumerate(self.channels):
             if level:
@@ -39,7 +38,7 @@ class ConvDecoder(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, z_0: Maps, *, deterministic: bool) -> Features:
+    def __call__(self, z_0: Maps, *, deterministic: bool) -> Resized:
         h = nn.Conv(self.channels[-1], (3, 3), name="stem")(z_0)
         for level, channels in enumerate(reversed(self.channels)):
             if level:

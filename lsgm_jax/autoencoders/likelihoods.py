@@ -6,7 +6,7 @@ per pixel, its "features".
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from lsgm_jax.arrays import Images, Key, PerSample, sum_per_sample
 Features = Float[Array, "batch height width features"]
 
 
+@runtime_checkable
 class Likelihood(Protocol):
     """What a decoder's features mean."""
 

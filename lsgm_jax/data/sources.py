@@ -5,7 +5,7 @@ import hashlib
 import io
 import pathlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ class DataError(Exception):
     """The data set cannot be read; the message says what to do."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to records {"image": uint8 [h, w, c], ...}."""
 

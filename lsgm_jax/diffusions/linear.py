@@ -6,7 +6,7 @@ Data sits at t = 0 and noise at t = 1. A process states f, g, alpha and sigma^2;
 reverse SDE and the probability-flow ODE are consequences. Numbers in brackets refer to docs/derivations.md.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from lsgm_jax.arrays import Key, Latents, PerSample, Times, expand, sum_per_samp
 Scalars = Float[Array, "..."]
 
 
+@runtime_checkable
 class Process(Protocol):
     """A linear SDE on [0, 1]. All methods are elementwise in `t` and right to float32 rounding."""
 

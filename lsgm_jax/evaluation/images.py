@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-MINIMUM_SIDE = 32
+MINIMUM_SIDE = 48
 
 
 def to_pixels(x: np.ndarray) -> np.ndarray:

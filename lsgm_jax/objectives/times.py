@@ -6,7 +6,7 @@ batch evenly over [t_min, 1].
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from lsgm_jax.arrays import Key, Scalar, Times
 from lsgm_jax.diffusions.linear import Process, variance
 
 
+@runtime_checkable
 class TimeDensity(Protocol):
     """A probability density on [t_min, 1]."""
 
@@ -87,7 +88,7 @@ class LogVarianceUniform:
         low, high = self._range(process, t)
         return _log_variance_rate(process, t) / (high - low)
 
-    def _range(self, process: Process, like: Times) -> tuple[Times, Times]:
+    def _range(self, process: Process, like: Times) -> tuple[Scalar, Scalar]:
         return (
             process.log_variance(jnp.asarray(self.t_min, like.dtype)),
             process.log_variance(jnp.ones((), like.dtype)),
@@ -113,7 +114,7 @@ class VarianceUniform:
         low, high = self._range(process, t)
         return _log_variance_rate(process, t) * variance(process, t) / (high - low)
 
-    def _range(self, process: Process, like: Times) -> tuple[Times, Times]:
+    def _range(self, process: Process, like: Times) -> tuple[Scalar, Scalar]:
         return (
             variance(process, jnp.asarray(self.t_min, like.dtype)),
             variance(process, jnp.ones((), like.dtype)),

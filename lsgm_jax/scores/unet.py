@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.layers import Attention, Embedding, Maps, ResBlock, downsample, group_norm, upsample
+from lsgm_jax.layers import Attention, Embedding, Maps, ResBlock, Resized, downsample, group_norm, upsample
 
 
 def sinusoidal_embedding(t: Times, features: int, scale: float = 1000.0) -> Embedding:
@@ -34,7 +34,7 @@ class UNet(nn.Module):
         embedding = nn.Dense(4 * width)(sinusoidal_embedding(t, width))
         embedding = nn.Dense(4 * width)(nn.swish(embedding))
 
-        def stage(h: Maps, channels: int) -> Maps:
+        def stage(h: Maps, channels: int) -> Resized:
             h = ResBlock(channels, self.dropout)(h, embedding, deterministic=deterministic)
             return Attention()(h) if h.shape[1] in self.attention else h
 

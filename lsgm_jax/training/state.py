@@ -1,10 +1,11 @@
 """What training carries from step to step: arrays only."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Int
 
 from lsgm_jax.models.network import Params
 
@@ -12,7 +13,7 @@ from lsgm_jax.models.network import Params
 class TrainState(struct.PyTreeNode):
     """Step counter, parameters, their exponential moving average, and the optimiser's state."""
 
-    step: Int[Array, ""]
+    step: Any  # int32, scalar; like every leaf a mere shape under `jax.eval_shape`
     params: Params
     ema: Params
     opt_state: optax.OptState

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from lsgm_jax.arrays import Key, Scalar
 from lsgm_jax.training.state import TrainState
@@ -35,12 +36,12 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         decay = _warm_ema_decay(ema_decay, state.step)
         ema = optax.incremental_update(params, state.ema, 1.0 - decay)
-        metrics = metrics | {"loss": value, "gradient_norm": optax.global_norm(grads)}
+        metrics = metrics | {"loss": value, "gradient_norm": optax.tree.norm(grads)}
         return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
     return step
 
 
-def _warm_ema_decay(decay: float, step: Scalar) -> Scalar:
+def _warm_ema_decay(decay: float, step: Int[Array, ""]) -> Scalar:
     """min(decay, (1 + step) / (10 + step)): early averages forget the initial weights quickly."""
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))

@@ -49,8 +49,8 @@ def test_bits_per_dimension_of_a_uniform_code():
 def test_grid_shows_every_image_in_reading_order(tmp_path):
     x = np.stack([np.full((8, 8, 1), value) for value in np.linspace(-1, 1, 5)])
     picture = images.grid(x, columns=3)
-    cell = 8 * 4 + 2
-    centres = [picture[row * cell + 16, column * cell + 16, 0] for row in range(2) for column in range(3)][:5]
+    cell = 8 * 6 + 2
+    centres = [picture[row * cell + 24, column * cell + 24, 0] for row in range(2) for column in range(3)][:5]
     assert centres == [0, 64, 128, 191, 255]
     images.save_png(tmp_path / "a.png", picture)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture)

@@ -1,0 +1,184 @@
+"""The command line as users meet it: what it prints, what it leaves, and how it fails."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsgm_jax import cli
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir):
+    """A `:quick` run of the real digits config, by the real command."""
+    workdir = tmp_path_factory.mktemp("quick")
+    assert cli.main(train_arguments(workdir, data_dir)) == 0
+    return workdir
+
+
+def train_arguments(workdir, data_dir, *more):
+    return [
+        "train",
+        f"--config={tiny.CONFIG}",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={data_dir}",
+        *more,
+    ]
+
+
+def one_line(capsys):
+    """The one line on standard error; nothing may be on standard output."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("lsgm: error: ")
+    return lines[0]
+
+
+def test_quick_run_learns(trained):
+    """The NELBO of both stages falls: 80 steps take at least 50 nats off a fresh model's 180."""
+    table = [line.split(",") for line in (trained / "metrics.csv").read_text().splitlines()]
+    column = table[0].index("nelbo")
+    validation = [float(row[column]) for row in table[1:] if row[2] == "validation"]
+    assert len(validation) == 4
+    assert validation[-1] < 130.0
+    assert validation[-1] < validation[0]
+
+
+def test_sample_and_evaluate(trained, capsys):
+    assert cli.main(["sample", f"--workdir={trained}", "--rtol=1e-2", "--count=9"]) == 0
+    printed = capsys.readouterr().out
+    assert cli.main(["evaluate", f"--workdir={trained}", "--metrics=nelbo"]) == 0
+    report = json.loads((trained / "report.json").read_text())
+    assert f"NFE {report['nfe']}" in printed
+    assert report["sample_count"] == 9
+    assert report["sample_seconds"] > 0
+    nelbo = report["reconstruction_lsgm"] - report["entropy_lsgm"] + report["cross_entropy_lsgm"]
+    assert report["nelbo_lsgm"] == pytest.approx(nelbo)
+    assert report["bpd_lsgm"] == pytest.approx(report["nelbo_lsgm"] / (64 * np.log(2)))
+    assert report["improvement"] == pytest.approx(report["nelbo_vae"] - report["nelbo_lsgm"])
+    assert report["nelbo_lsgm_stderr"] > report["improvement_stderr"] > 0
+    saved = np.load(trained / "samples.npz")
+    assert saved["x"].shape == (9, 8, 8, 1)
+    assert saved["z_0"].shape[:1] == (9,)
+    picture = np.asarray(Image.open(trained / "samples.png"))
+    assert picture.shape == (148, 148, 3)
+    first = np.round((saved["x"][0, 0, 0, 0] + 1) * 127.5)
+    assert abs(int(picture[0, 0, 0]) - first) <= 1
+    assert Image.open(trained / "comparison.png").width > 3 * 148
+
+
+def test_samples_depend_on_the_seed_alone(trained):
+    def draw(seed):
+        assert (
+            cli.main(
+                [
+                    "sample",
+                    f"--workdir={trained}",
+                    "--solver=Heun",
+                    "--steps=3",
+                    f"--seed={seed}",
+                    "--count=4",
+                ]
+            )
+            == 0
+        )
+        return np.load(trained / "samples.npz")["x"]
+
+    np.testing.assert_array_equal(draw(1), draw(1))
+    assert not np.allclose(draw(1), draw(2))
+
+
+def test_params_prints_json_and_allocates_nothing(capsys):
+    assert cli.main(["params", f"--config={tiny.CONFIG}"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert set(described) == {"parameters", "latent_shape", "flops_per_image"}
+    assert set(described["flops_per_image"]) == {"autoencoder", "score_net", "train_step"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: command"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", f"--config={tiny.CONFIG}"], "required: --workdir"),
+        (
+            ["train", f"--config={tiny.CONFIG}", "--workdir=x", "--config.scroe.name=x"],
+            "did you mean 'score'",
+        ),
+        (["train", "--config=configs/nope.py", "--workdir=x"], "no config file configs/nope.py"),
+        (["train", f"--config={tiny.CONFIG}", "--workdir=x", "--confg.a=1"], "does not know --confg.a=1"),
+        (["sample", "--workdir=/nonexistent"], "no run in /nonexistent: .*lsgm train"),
+        (["sample", "--workdir=x", "--steps=few"], "argument --steps: invalid int value: 'few'"),
+        (["sample", "--workdir=x", "--config.seed=1"], "lsgm sample does not know --config.seed=1"),
+        (["evaluate", "--workdir=/nonexistent", "--metrics=fid"], "'fid' is none of nelbo, ode"),
+        (["train", f"--config={tiny.CONFIG}", "--workdir=/proc/nope"], "/proc/nope.*another --workdir"),
+        (
+            ["train", f"--config={tiny.CONFIG}", "--workdir={tmp}/w", "--config.data.source=/no/folder"],
+            "no folder /no/folder",
+        ),
+    ],
+)
+def test_mistakes_end_with_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert cli.main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
+    line = one_line(capsys)
+    assert __import__("re").search(message, line), line
+
+
+def test_help_is_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    assert "lsgm train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--solver=Nope", "--count=0", "--solver=Euler", "--rtol=-1"])
+def test_sampling_refuses_bad_settings_and_keeps_what_is_there(trained, option, capsys):
+    (trained / "samples.png").write_bytes(b"precious")
+    assert cli.main(["sample", f"--workdir={trained}", option]) == 2
+    one_line(capsys)
+    assert (trained / "samples.png").read_bytes() == b"precious"
+
+
+def test_another_config_does_not_overwrite_a_run(trained, data_dir, capsys):
+    before = (trained / "config.json").read_text()
+    assert cli.main(train_arguments(trained, data_dir, "--config.data.batch_size=32")) == 2
+    assert "holds a run with data.batch_size=64, not 32" in one_line(capsys)
+    assert (trained / "config.json").read_text() == before
+
+
+def test_a_samples_folder_that_cannot_be_written_is_named(trained, capsys):
+    (trained / "samples.tmp").mkdir()
+    try:
+        assert cli.main(["sample", f"--workdir={trained}", "--solver=Heun", "--steps=2", "--count=1"]) == 2
+        assert "samples.tmp" in one_line(capsys)
+    finally:
+        (trained / "samples.tmp").rmdir()
+
+
+@pytest.mark.slow
+def test_sigkill_and_the_same_command_again(trained, tmp_path, data_dir):
+    """Killed from outside in mid-run, the same command ends with the parameters of the run never stopped."""
+    command = [sys.executable, "-m", "lsgm_jax.cli", *train_arguments(tmp_path, data_dir)]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    while not (tmp_path / "checkpoints" / "joint" / "20").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert cli.main(train_arguments(tmp_path, data_dir)) == 0
+    from tests.training.test_resume import final_state
+
+    tiny.assert_trees_equal(final_state(trained), final_state(tmp_path))

@@ -29,10 +29,10 @@ def get_config(arg: str = "") -> ConfigDict:
                 vae_steps=40 if quick else 1000,
                 steps=40 if quick else 1500,
                 vae_kl_start=0.7,
-                vae_kl_steps=300,
+                vae_kl_steps=20 if quick else 300,
                 # A low coefficient lets the latent fill up again before the score prior has to pay for it.
                 kl_start=0.4,
-                kl_steps=800,
+                kl_steps=20 if quick else 800,
                 ema_decay=0.999,
                 log_every=20 if quick else 50,
                 eval_every=20 if quick else 250,

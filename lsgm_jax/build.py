@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
@@ -44,6 +45,11 @@ class ConvSpec:
     latent_channels: int = 8
     dropout: float = 0.1
 
+    def __post_init__(self):
+        _check_network(self.channels, self.blocks, self.dropout)
+        if self.latent_channels < 1:
+            raise ValueError(f"latent_channels={self.latent_channels}: a latent needs at least one channel")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNetSpec:
@@ -53,6 +59,9 @@ class UNetSpec:
     blocks: int = 1
     attention: tuple[int, ...] = (4,)
     dropout: float = 0.1
+
+    def __post_init__(self):
+        _check_network(self.channels, self.blocks, self.dropout)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,20 @@ class EvalSpec:
     draws: int = 16
     probes: int = 4
     batch_size: int = 64
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name}={value}: give a positive number")
+
+
+def _check_network(channels: tuple[int, ...], blocks: int, dropout: float) -> None:
+    if not channels or min(channels) < 1:
+        raise ValueError(f"channels={channels}: give one positive width per resolution")
+    if blocks < 1:
+        raise ValueError(f"blocks={blocks}: give at least one block per resolution")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout={dropout}: a probability below 1 is needed")
 
 
 WEIGHTINGS = {
@@ -193,13 +216,18 @@ def build_lsgm(config: Config) -> LSGM:
             f"config.score.channels={net.channels} halves the {vae.latent_shape} latent too often: give fewer entries"
         )
     weighting = look_up(WEIGHTINGS, spec.weighting, "objective.weighting")
+    process, density = build("process", config), build("density", config)
+    if not jnp.isfinite(process.log_variance(jnp.asarray(density.t_min))):
+        raise ConfigError(
+            f"config.density.t_min={density.t_min}: the process has no noise there; choose a larger one"
+        )
     return LSGM(
         vae=vae,
-        process=build("process", config),
+        process=process,
         score_net=Network(UNet(net.channels, net.blocks, net.attention, net.dropout)),
         objective=Objective(
             prior_weighting=weighting,
-            density=build("density", config),
+            density=density,
             control_variate=spec.control_variate,
         ),
         mixing_logit_init=spec.mixing_logit_init,

@@ -37,9 +37,16 @@ def train(config: Config, workdir: pathlib.Path) -> None:
         ConfigError: if the folder holds a run with another config, or cannot be written.
     """
     spec, settings, model = build("data", config), build("train", config), build_lsgm(config)
+    for section in ("solver", "eval"):  # used by other commands, but a mistake in them should show now
+        build(section, config)
+    if spec.batch_size % jax.device_count():
+        raise ConfigError(
+            f"config.data.batch_size={spec.batch_size} does not divide over {jax.device_count()} devices"
+        )
+    vae_batches, joint_batches = (training_batches(spec, config.seed + offset) for offset in (0, 1))
+    validation = whole_split(spec, "validation")
     _claim(workdir, config)
     k_vae, k_prior, k_vae_stage, k_joint_stage = jax.random.split(jax.random.key(config.seed), 4)
-    validation = whole_split(spec, "validation")
     as_dict = config.to_dict()
 
     vae_stage = Stage(
@@ -51,10 +58,8 @@ def train(config: Config, workdir: pathlib.Path) -> None:
         validate=_validator(jax.jit(_vae_terms(model)), validation, spec.batch_size),
         draw=_drawer(lambda params, key: model.vae.sample(params, key, PREVIEW)),
     )
-    batches = training_batches(spec, config.seed)
-    vae = run_stage(
-        vae_stage, settings, jax.jit(model.vae.init)(k_vae), batches, k_vae_stage, workdir, as_dict
-    )
+    fresh = jax.jit(model.vae.init)(k_vae)
+    vae = run_stage(vae_stage, settings, fresh, vae_batches, k_vae_stage, workdir, as_dict)
 
     # A preview needs to look right, not to be exact: twenty evaluations instead of a hundred.
     preview = ODESolver(name="Heun", steps=10, t_min=1e-3)
@@ -67,9 +72,8 @@ def train(config: Config, workdir: pathlib.Path) -> None:
         validate=_validator(jax.jit(_lsgm_terms(model)), validation, spec.batch_size),
         draw=_drawer(lambda params, key: model.sample(params, key, PREVIEW, preview)[0]),
     )
-    batches = training_batches(spec, config.seed + 1)
     params = {"vae": vae} | jax.jit(model.init_prior)(k_prior)
-    run_stage(joint_stage, settings, params, batches, k_joint_stage, workdir, as_dict)
+    run_stage(joint_stage, settings, params, joint_batches, k_joint_stage, workdir, as_dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +131,7 @@ def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:
     vae_params, _ = run.best("vae")
     baseline = jax.jit(run.model.vae.sample, static_argnums=2)(vae_params, jax.random.key(seed), len(x))
     real = whole_split(build("data", run.config), "test", limit=len(x))
-    panels = {"VAE, Normal prior": baseline, "LSGM": x, "test images": real}
+    panels = {"VAE, Normal prior": np.asarray(baseline), "LSGM": x, "test images": real}
     return images.side_by_side({title: images.grid(panel) for title, panel in panels.items()})
 
 
@@ -214,22 +218,22 @@ def _validator(per_image: Any, x: np.ndarray, batch_size: int) -> Any:
 
 def _drawer(generate: Any) -> Any:
     compiled = jax.jit(generate)
-    return lambda params: images.grid(compiled(params, jax.random.key(0)))
+    return lambda params: images.grid(np.asarray(compiled(params, jax.random.key(0))))
 
 
 def _claim(workdir: pathlib.Path, config: Config) -> None:
-    """Writes config.json, or checks that the run already there is the same."""
+    """Writes config.json; where checkpoints exist already, only what `MAY_CHANGE` lists may differ."""
+    if any((workdir / "checkpoints").glob("*/[0-9]*")):
+        changed = differences(read_config(workdir / "config.json"), config)
+        changed = [text for text in changed if not text.startswith(MAY_CHANGE)]
+        if changed:
+            raise ConfigError(
+                f"{workdir} holds a run with {changed[0]}: use the same config, or another --workdir"
+            )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not (workdir / "config.json").exists():
-            save_config(workdir / "config.json", config)
+        save_config(workdir / "config.json", config)
     except OSError as error:
         raise ConfigError(
             f"cannot write to {workdir} ({error.strerror}): choose another --workdir"
         ) from error
-    changed = differences(read_config(workdir / "config.json"), config)
-    changed = [text for text in changed if not text.startswith(MAY_CHANGE)]
-    if changed:
-        raise ConfigError(
-            f"{workdir} holds a run with {changed[0]}: use the same config, or another --workdir"
-        )

@@ -19,6 +19,12 @@ from tests.tiny import CONFIG
         ("--config.train.steps=1.5", "config.train.steps=1.5"),
         ("--config.train.steps=0", "config.train: steps=0: give a positive number"),
         ("--config.train.steps", "has no value"),
+        ("--config.process.beta_min=-1", "config.process: .*needs 0 < beta_min <= beta_max"),
+        ("--config.score.channels=()", "config.score: channels=\\(\\): give one positive width"),
+        ("--config.score.channels=(8,8,8,8)", "halves the \\(4, 4, 4\\) latent too often"),
+        ("--config.autoencoder.dropout=1.5", "config.autoencoder: dropout=1.5"),
+        ("--config.density.t_min=0", "config.density.t_min=0.0: the process has no noise there"),
+        ("--config.eval.draws=0", "config.eval: draws=0"),
         ("--config.data=3", "config.data is a section: set one of batch_size"),
         ("--config.objective.weighting=liklihood", "is none of .*did you mean 'likelihood'"),
         ("--config.data.image_shape=(9,8,1)", "cannot be halved 1 times"),
@@ -33,6 +39,7 @@ def test_mistakes_get_one_line(override, message):
         build_lsgm(config)
         build("train", config)
         build("solver", config)
+        build("eval", config)
 
     with pytest.raises(ConfigError, match=message) as error:
         use()

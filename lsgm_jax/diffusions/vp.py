@@ -15,17 +15,24 @@ import jax.numpy as jnp
 
 from lsgm_jax.diffusions.linear import Scalars
 
-_static = dataclasses.dataclass(frozen=True, kw_only=True)
+
+def _concrete(process: object) -> bool:
+    """Whether the numbers are known now: JAX rebuilds a process with traced ones, which cannot be checked."""
+    return all(isinstance(value, (int, float)) for value in vars(process).values())
 
 
 @jax.tree_util.register_dataclass
-@_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VP:
     """VPSDE: beta grows linearly from beta_min to beta_max (Song et al. 2021; LSGM appendix)."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
     sigma2_0: float = 0.0
+
+    def __post_init__(self):
+        if _concrete(self) and not (0.0 < self.beta_min <= self.beta_max and 0.0 <= self.sigma2_0 < 1.0):
+            raise ValueError(f"{self} needs 0 < beta_min <= beta_max and 0 <= sigma2_0 < 1")
 
     def beta(self, t: Scalars) -> Scalars:
         """Noise rate."""
@@ -63,7 +70,7 @@ class VP:
 
 
 @jax.tree_util.register_dataclass
-@_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GeometricVP:
     """Geometric VPSDE: log sigma^2 grows linearly from sigma2_min to sigma2_max (LSGM appendix).
 
@@ -72,6 +79,10 @@ class GeometricVP:
 
     sigma2_min: float = 3e-5
     sigma2_max: float = 0.999
+
+    def __post_init__(self):
+        if _concrete(self) and not 0.0 < self.sigma2_min < self.sigma2_max < 1.0:
+            raise ValueError(f"{self} needs 0 < sigma2_min < sigma2_max < 1")
 
     def log_ratio(self) -> Scalars | float:
         """log(sigma2_max / sigma2_min)."""

@@ -62,6 +62,9 @@ class Uniform:
 
     t_min: float = 0.01
 
+    def __post_init__(self):
+        _check_t_min(self.t_min)
+
     def quantile(self, process: Process, u: Times) -> Times:
         """Linear in u."""
         return self.t_min + (1.0 - self.t_min) * u
@@ -76,6 +79,9 @@ class LogVarianceUniform:
     """log sigma^2 uniform: r_ll of LSGM, the least-variance proposal of the likelihood weight (O5)."""
 
     t_min: float = 0.01
+
+    def __post_init__(self):
+        _check_t_min(self.t_min)
 
     def quantile(self, process: Process, u: Times) -> Times:
         """Time at which log sigma^2 has covered a share u of its range."""
@@ -100,6 +106,9 @@ class VarianceUniform:
     """sigma^2 uniform: r_re of LSGM, the least-variance proposal of the reweighted loss (O6)."""
 
     t_min: float = 0.01
+
+    def __post_init__(self):
+        _check_t_min(self.t_min)
 
     def quantile(self, process: Process, u: Times) -> Times:
         """Time at which sigma^2 has covered a share u of its range."""
@@ -135,6 +144,7 @@ class Defensive:
     uniform_share: float = 0.1
 
     def __post_init__(self):
+        _check_t_min(self.t_min)
         if not 0.0 < self.uniform_share < 1.0:
             raise ValueError(f"uniform_share={self.uniform_share}: a share lies between 0 and 1")
 
@@ -153,6 +163,11 @@ class Defensive:
 
     def _parts(self) -> tuple[LogVarianceUniform, Uniform]:
         return LogVarianceUniform(t_min=self.t_min), Uniform(t_min=self.t_min)
+
+
+def _check_t_min(t_min: float) -> None:
+    if not 0.0 <= t_min < 1.0:
+        raise ValueError(f"t_min={t_min}: times lie in [0, 1)")
 
 
 def _log_variance_rate(process: Process, t: Times) -> Times:

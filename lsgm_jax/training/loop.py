@@ -111,11 +111,8 @@ def run_stage(
                     values = _to_host(metrics)
                     values["images_per_second"] = speed.read(number) * len(batch.x)
                     log.scalars(number, "train", values)
-                    bar.set_postfix_str(
-                        "loss {loss:.2f}, NELBO {nelbo:.2f}, {images_per_second:.0f} images/s".format(
-                            **values
-                        )
-                    )
+                    shown = "loss {loss:.2f}, NELBO {nelbo:.2f}, {images_per_second:.0f} images/s"
+                    bar.set_postfix_str(shown.format(**values), refresh=False)
                 if number % train.eval_every == 0 or number == stage.steps:
                     with speed.paused():
                         scores = stage.validate(state.ema)

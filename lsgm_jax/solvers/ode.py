@@ -7,7 +7,7 @@ diffrax solvers are silently wrong with negative steps.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import diffrax
 import jax
@@ -16,21 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample
 from lsgm_jax.diffusions.linear import Process, prior_log_prob, probability_flow, sample_prior
+from lsgm_jax.solvers.nfe import EVALUATIONS, CountingController, EarlyRejections, evaluations
 
 State = Any  # a tree of arrays
-
-# Evaluations of the vector field: a per attempted step, b once. FSAL methods reuse the last stage of a step as
-# the first of the next, which costs the one extra at the start. diffrax itself does not report them.
-EVALUATIONS = {
-    "Euler": (1, 0),
-    "Heun": (2, 0),
-    "Midpoint": (2, 0),
-    "Ralston": (2, 0),
-    "Bosh3": (3, 1),
-    "Tsit5": (6, 1),
-    "Dopri5": (6, 1),
-    "Dopri8": (13, 1),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +26,7 @@ class ODESolver:
     """A diffrax ODE solver by name with its step sizes.
 
     Attributes:
-        name: a key of `EVALUATIONS`.
+        name: a key of `nfe.EVALUATIONS`.
         rtol, atol: tolerances of the adaptive step size, used when `steps` is 0.
         steps: number of equal steps; 0 for adaptive ones.
         t_min: where the integration towards the data stops.
@@ -163,14 +151,15 @@ def _solve(
             dt0,
             state,
             args,
-            stepsize_controller=controller,
+            stepsize_controller=CountingController(controller),
             max_steps=max_steps,
             throw=False,
+            saveat=diffrax.SaveAt(t1=True, controller_state=True),
         )
 
     solution = jax.vmap(solve_one)(start, *per_sample)
-    per_step, once = EVALUATIONS[solver.name]
-    nfe = per_step * solution.stats["num_steps"] + once
+    early = cast(EarlyRejections, solution.controller_state).early
+    nfe = evaluations(solver.name, solution.stats["num_steps"], early)
     success = solution.result == diffrax.RESULTS.successful
     final = jax.tree.map(lambda path: path[:, -1], solution.ys)
-    return final, _Cost(jnp.max(nfe), jnp.mean(nfe.astype(dtype)), success)
+    return final, _Cost(nfe.batch, jnp.mean(nfe.single.astype(dtype)), success)

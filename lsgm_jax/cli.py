@@ -57,14 +57,16 @@ def _run(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> None:
     from lsgm_jax import run
     from lsgm_jax.config import load_config
+    from lsgm_jax.training.logs import CompileClock
 
-    start = time.monotonic()
+    start, compiling = time.monotonic(), CompileClock()
     run.train(load_config(options.config, options.overrides), options.workdir)
-    trained = run.Run.open(options.workdir)
-    _, step = trained.best("joint")
+    seconds = time.monotonic() - start
+    _, step = run.Run.open(options.workdir).best("joint")
     print(
-        f"trained in {time.monotonic() - start:.0f} s; validation chose step {step}; see {options.workdir}/metrics.csv"
+        f"trained in {seconds:.0f} s, {compiling.seconds:.0f} s of it compiling; validation chose step {step}"
     )
+    print(f"wrote {options.workdir}/checkpoints, metrics.csv and tensorboard")
 
 
 def _sample(options: argparse.Namespace) -> None:

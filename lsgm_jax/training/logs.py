@@ -5,6 +5,7 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -62,6 +63,18 @@ def progress_bar(stage: str, start: int, steps: int) -> tqdm:
     """A bar with time left; one line every 15 seconds where the output is no terminal."""
     interval = 0.2 if sys.stderr.isatty() else 15.0
     return tqdm(total=steps, initial=start, desc=stage, unit="step", mininterval=interval, dynamic_ncols=True)
+
+
+class CompileClock:
+    """Seconds that XLA has spent compiling since this was made."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def _add(self, event: str, duration: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.seconds += duration
 
 
 def _drop_rows_after(path: pathlib.Path, stage: str, step: int) -> None:

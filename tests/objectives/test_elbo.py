@@ -78,7 +78,17 @@ def posterior_draws(key, count=512):
     return z_0, lambda v: 0.5 * jnp.sum((mean**2 + std**2) / v + jnp.log(2 * jnp.pi * v))
 
 
-def averaged(one, repeats=400):
+def estimated_cross_entropy(objective, process, data_variance=0.4, repeats=400):
+    """Mean and standard error of the estimate for the exact score of N(0, data_variance)."""
+
+    def one(key):
+        k_z, k_t, k_eps = jax.random.split(key, 3)
+        z_0, _ = posterior_draws(k_z)
+        t = times.sample_times(objective.density, process, k_t, len(z_0))
+        eps = jax.random.normal(k_eps, z_0.shape)
+        eps_net = normal_score(process, data_variance)
+        return denoise(objective, process, eps_net, z_0, t, eps).cross_entropy.mean()
+
     values = jax.lax.map(one, jax.random.split(jax.random.key(1), repeats))
     return values.mean(), values.std() / np.sqrt(repeats)
 
@@ -89,15 +99,7 @@ def test_published_cross_entropy_is_exact_for_normal_data(x64, process, density)
     objective = Objective(
         prior_weighting=weights.likelihood, density=density(t_min=1e-6), control_variate=False
     )
-
-    def one(key):
-        k_z, k_t, k_eps = jax.random.split(key, 3)
-        z_0, _ = posterior_draws(k_z)
-        t = times.sample_times(objective.density, process, k_t, 512)
-        eps = jax.random.normal(k_eps, z_0.shape)
-        return denoise(objective, process, normal_score(process, 0.4), z_0, t, eps).cross_entropy.mean()
-
-    mean, stderr = averaged(one)
+    mean, stderr = estimated_cross_entropy(objective, process)
     exact = posterior_draws(jax.random.key(0))[1](0.4)
     # What the paper neglects: sigma2_min at t = 0 and alpha(1)^2 at t = 1, at most 1e-3 for these processes.
     assert abs(mean - exact) < 4 * stderr + 2e-3
@@ -108,15 +110,7 @@ def test_published_cross_entropy_is_exact_for_normal_data(x64, process, density)
 def test_low_noise_cross_entropy_bounds_the_exact_one(x64, process, t_min):
     """It exceeds CE(q || N(0, v)) by the two gaps alone, and those vanish with t_min."""
     objective = Objective(prior_weighting=weights.unweighted, density=times.Defensive(t_min=t_min))
-
-    def one(key):
-        k_z, k_t, k_eps = jax.random.split(key, 3)
-        z_0, _ = posterior_draws(k_z)
-        t = times.sample_times(objective.density, process, k_t, 512)
-        eps = jax.random.normal(k_eps, z_0.shape)
-        return denoise(objective, process, normal_score(process, 0.4), z_0, t, eps).cross_entropy.mean()
-
-    mean, stderr = averaged(one)
+    mean, stderr = estimated_cross_entropy(objective, process)
     exact = posterior_draws(jax.random.key(0))[1](0.4)
     assert mean > exact - 4 * stderr
     if t_min == 1e-6:

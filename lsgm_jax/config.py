@@ -108,9 +108,15 @@ def _run_config_file(path: str) -> dict[str, Any]:
         return config.to_dict()
     # A config file is the user's program: whatever it raises is reported as its fault.
     except Exception as error:
-        raise ConfigError(
-            f"{path} does not load: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+        fault = _root(error)
+        reason = f"{type(fault).__name__}: {str(fault).splitlines()[0]}"
+        raise ConfigError(f"{path} does not load: {reason}") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """The exception that set off the chain."""
+    before = error.__cause__ or error.__context__
+    return _root(before) if before else error
 
 
 def _apply(config: Config, overrides: list[str]) -> Config:

@@ -52,6 +52,10 @@ def test_mistakes_get_one_line(override, message):
         ("def get_config(): return {}", "does not load"),
         ("import nosuchmodule", "does not load: ModuleNotFoundError"),
         ("def get_config(:", "does not load: SyntaxError"),
+        (
+            "def get_config(): raise ValueError('no such variant')",
+            "does not load: ValueError: no such variant",
+        ),
     ],
 )
 def test_config_files_that_do_not_load_are_named(tmp_path, text, message):

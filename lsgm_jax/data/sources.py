@@ -78,7 +78,7 @@ class FolderSource:
         path = self.files[index]
         try:
             with Image.open(path) as image:
-                pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+                pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
         except (OSError, UnidentifiedImageError) as error:
             raise DataError(f"cannot decode {path}: remove or replace the file ({error})") from error
         return {"image": pixels if pixels.ndim == 3 else pixels[..., None], "path": str(path)}

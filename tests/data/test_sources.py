@@ -141,12 +141,16 @@ def test_prepared_sub_folders_are_the_splits(folder, tmp_path):
     assert [p.name for p in FolderSource(tmp_path / "split", "validation").files] == ["validation.png"]
 
 
-def test_a_colour_palette_becomes_rgb(tmp_path):
-    Image.new("P", (4, 4)).save(tmp_path / "a.png")
-    (tmp_path / "train").mkdir()
-    source = FolderSource.__new__(FolderSource)
-    source.files = [tmp_path / "a.png"]
-    assert source[0]["image"].shape == (4, 4, 3)
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 3), ("RGB", 3), ("RGBA", 3)]
+)
+def test_every_mode_becomes_grey_or_colour(tmp_path, mode, channels):
+    for split in ("train", "validation", "test"):
+        (tmp_path / split).mkdir()
+    Image.new(mode, (4, 4)).save(tmp_path / "train" / "a.png")
+    image = FolderSource(tmp_path, "train")[0]["image"]
+    assert image.shape == (4, 4, channels)
+    assert image.dtype == np.uint8
 
 
 def test_images_of_another_size_are_named(folder):

@@ -1,7 +1,9 @@
 # `make demo` and `make test` set up everything they need in .venv; nothing else has to be done before.
 
 VENV ?= .venv
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first Python that runs and is new enough.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 RUN := runs/digits
 

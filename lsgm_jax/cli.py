@@ -77,6 +77,7 @@ def _sample(options: argparse.Namespace) -> None:
     from lsgm_jax import run
     from lsgm_jax.build import build
     from lsgm_jax.evaluation import images, report
+    from lsgm_jax.files import replacing
 
     opened = run.Run.open(options.workdir)
     # A tolerance given alone is meant for both, as in the literature.
@@ -105,9 +106,8 @@ def _sample(options: argparse.Namespace) -> None:
 
     images.save_png(options.workdir / "samples.png", images.grid(drawn.x))
     images.save_png(options.workdir / "comparison.png", run.compare(opened, drawn.x, options.seed))
-    with (options.workdir / "samples.tmp").open("wb") as file:
+    with replacing(options.workdir / "samples.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, x=drawn.x, z_0=np.asarray(drawn.solution.z_0))
-    (options.workdir / "samples.tmp").replace(options.workdir / "samples.npz")
     nfe, mean = int(drawn.solution.nfe), float(drawn.solution.nfe_mean)
     report.add_to_report(
         options.workdir,
@@ -129,7 +129,6 @@ def _sample(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from lsgm_jax import run
     from lsgm_jax.evaluation import report
-    from lsgm_jax.evaluation.nelbo import bits_per_dimension
 
     metrics = options.metrics.split(",")
     unknown = [name for name in metrics if name not in METRICS]
@@ -137,28 +136,26 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise UsageError(f"--metrics={options.metrics}: {unknown[0]!r} is none of {', '.join(METRICS)}")
     opened = run.Run.open(options.workdir)
     entries = run.evaluate(opened, options.seed, ode="ode" in metrics)
-    height, width, channels = opened.model.vae.image_shape
-    for name in ("nelbo_lsgm", "nelbo_vae"):
-        entries[name.replace("nelbo", "bpd")] = bits_per_dimension(entries[name], height * width * channels)
-    entries["evaluate_seed"] = options.seed
-    report.add_to_report(options.workdir, **entries)
+    report.add_to_report(options.workdir, **entries, evaluate_seed=options.seed)
     _print_scores(entries)
     print(f"wrote {options.workdir}/report.json")
 
 
 def _print_scores(entries: dict[str, Any]) -> None:
     def cell(name: str) -> str:
-        return f"{entries[name]:9.3f} ± {entries[name + '_stderr']:.3f}"
+        return f"{entries[name]:9.4f} ± {entries[name + '_stderr']:.4f}"
 
-    print(f"test split, {entries['test_images']} images, nats per image (mean ± standard error)")
-    print(f"{'':16s}{'LSGM':>18s}{'VAE, Normal prior':>22s}")
-    for row in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
-        print(f"{row:16s}{cell(row + '_lsgm'):>18s}{cell(row + '_vae'):>22s}")
-    print(f"{'bits per dim.':16s}{entries['bpd_lsgm']:12.4f}{entries['bpd_vae']:20.4f}")
-    print(f"{'chosen step':16s}{entries['chosen_step']:12d}{entries['chosen_step_vae']:20d}")
-    print(f"LSGM below VAE by {cell('improvement').strip()} (paired over images)")
+    print(f"test split, {entries['test_images']} images, mean ± standard error over images")
+    for unit, ending in (("nats per image", ""), ("bits per dimension", "_bpd")):
+        print(f"{unit:20s}{'LSGM':>20s}{'VAE, Normal prior':>20s}")
+        for row in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
+            print(f"  {row:18s}{cell(row + '_lsgm' + ending):>20s}{cell(row + '_vae' + ending):>20s}")
+    print(f"LSGM below VAE by {cell('improvement').strip()} nats, paired over images")
+    print(f"steps chosen by validation: {entries['chosen_step']}, VAE {entries['chosen_step_vae']}")
     if "nelbo_lsgm_ode" in entries:
-        print(f"NELBO by the ODE {cell('nelbo_lsgm_ode').strip()}, NFE {entries['nelbo_ode_nfe']}")
+        print(f"NELBO by the ODE {cell('nelbo_lsgm_ode').strip()} nats, NFE {entries['nelbo_ode_nfe']}")
+    if entries.get("nelbo_ode_failed"):
+        print(f"lsgm: warning: {entries['nelbo_ode_failed']} ODE solves ran out of steps", file=sys.stderr)
 
 
 def _params(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from lsgm_jax.build import SECTIONS, Config, ConfigError, did_you_mean, schema, section_target
+from lsgm_jax.files import write_json
 
 TOP_LEVEL = ("seed", *SECTIONS)
 
@@ -64,9 +65,7 @@ def complete(tree: dict[str, Any]) -> Config:
 
 def save_config(path: pathlib.Path, config: Config) -> None:
     """Writes a config as JSON in one step."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    partial.replace(path)
+    write_json(path, config.to_dict())
 
 
 def read_config(path: pathlib.Path) -> Config:

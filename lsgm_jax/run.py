@@ -14,7 +14,7 @@ from lsgm_jax.build import Config, ConfigError, build, build_lsgm, build_optimis
 from lsgm_jax.config import differences, read_config, save_config
 from lsgm_jax.data.pipeline import training_batches, whole_split
 from lsgm_jax.evaluation import images
-from lsgm_jax.evaluation.nelbo import Estimate, estimate, score_images
+from lsgm_jax.evaluation.nelbo import Estimate, bits_per_dimension, estimate, score_images
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
 from lsgm_jax.models.vae import Batch, Bound
@@ -142,7 +142,8 @@ def evaluate(run: Run, seed: int, *, ode: bool) -> dict[str, Any]:
         ode: also integrate the probability-flow ODE for log p(z_0).
 
     Returns:
-        Entries of report.json. NELBOs are in nats per image, each with the standard error of its mean over images.
+        Entries of report.json: terms in nats per image and, ending in `_bpd`, in bits per dimension, each with the
+        standard error of its mean over images.
     """
     data, settings = build("data", run.config), build("eval", run.config)
     x, key = whole_split(data, "test"), jax.random.key(seed)
@@ -157,19 +158,13 @@ def evaluate(run: Run, seed: int, *, ode: bool) -> dict[str, Any]:
     vae = score("VAE", _vae_terms(run.model), vae_params)
     joint_vae = score("LSGM's VAE, Normal prior", _vae_terms(run.model), params["vae"])
     report: dict[str, Any] = {"test_images": len(x), "chosen_step": step, "chosen_step_vae": vae_step}
-    for name, values in {
-        "nelbo_lsgm": lsgm["nelbo"],
-        "nelbo_vae": vae["nelbo"],
-        "nelbo_lsgm_vae_normal_prior": joint_vae["nelbo"],
-        "improvement": vae["nelbo"] - lsgm["nelbo"],
-        "reconstruction_lsgm": lsgm["reconstruction"],
-        "entropy_lsgm": lsgm["entropy"],
-        "cross_entropy_lsgm": lsgm["cross_entropy"],
-        "reconstruction_vae": vae["reconstruction"],
-        "entropy_vae": vae["entropy"],
-        "cross_entropy_vae": vae["cross_entropy"],
-    }.items():
-        report |= _entries(name, estimate(values))
+    for term in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
+        for name, scores in (("lsgm", lsgm), ("vae", vae)):
+            nats = scores[term]
+            report |= _entries(f"{term}_{name}", estimate(nats))
+            report |= _entries(f"{term}_{name}_bpd", estimate(bits_per_dimension(nats, x[0].size)))
+    report |= _entries("nelbo_lsgm_vae_normal_prior", estimate(joint_vae["nelbo"]))
+    report |= _entries("improvement", estimate(vae["nelbo"] - lsgm["nelbo"]))
     if ode:
         solver = build("solver", run.config)
         density = score("ODE", _ode_terms(run.model, solver, settings.probes), params, draws=1)

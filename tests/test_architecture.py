@@ -7,9 +7,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "lsgm_jax"
 PARTS = {"autoencoders", "diffusions", "scores", "conditioning"}
-# What each room may import from the package, besides itself. `arrays` and `layers` are the foundation.
+# What each room may import from the package, besides itself. `arrays`, `files` and `layers` are the foundation.
 MAY_IMPORT = {
     "arrays": set(),
+    "files": set(),
     "layers": {"arrays"},
     "autoencoders": {"arrays", "layers"},
     "diffusions": {"arrays"},
@@ -17,13 +18,13 @@ MAY_IMPORT = {
     "objectives": {"arrays", *PARTS},
     "solvers": {"arrays", *PARTS},
     "models": {"arrays", "objectives", "solvers", *PARTS},
-    "training": {"arrays", "models", "objectives"},
+    "training": {"arrays", "files", "models", "objectives"},
     "data": {"arrays"},
-    "evaluation": {"arrays", "models", "data", "training", "objectives"},
+    "evaluation": {"arrays", "files", "models", "data", "training", "objectives"},
     "build": {"arrays", "models", "training", "evaluation", "data", "objectives", "solvers", *PARTS},
-    "config": {"build"},
+    "config": {"build", "files"},
     "run": {"arrays", "build", "config", "data", "evaluation", "models", "objectives", "solvers", "training"},
-    "cli": {"build", "config", "run", "data", "evaluation", "training"},
+    "cli": {"files", "build", "config", "run", "data", "evaluation", "training"},
     "__init__": set(),
 }
 # Third-party libraries that are confined to some rooms.

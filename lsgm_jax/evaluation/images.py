@@ -6,6 +6,8 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageDraw
 
+from lsgm_jax.files import replacing
+
 MINIMUM_SIDE = 48
 
 
@@ -48,7 +50,6 @@ def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def save_png(path: pathlib.Path, picture: np.ndarray) -> None:
-    """Writes a PNG; a reader never sees half a file."""
-    partial = path.with_suffix(".tmp")
-    Image.fromarray(picture).save(partial, format="PNG")
-    partial.replace(path)
+    """Writes a PNG in one step."""
+    with replacing(path) as partial:
+        Image.fromarray(picture).save(partial, format="PNG")

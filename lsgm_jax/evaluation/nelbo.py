@@ -64,6 +64,6 @@ def estimate(values: np.ndarray) -> Estimate:
     return Estimate(float(values.mean()), float(spread))
 
 
-def bits_per_dimension(nats: float, dimensions: int) -> float:
+def bits_per_dimension(nats: np.ndarray, dimensions: int) -> np.ndarray:
     """Nats per image as bits per pixel value."""
     return nats / (dimensions * math.log(2.0))

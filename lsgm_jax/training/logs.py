@@ -10,6 +10,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from lsgm_jax.files import replacing
+
 COLUMNS: tuple[str, ...] = (
     "stage",
     "step",
@@ -72,17 +74,16 @@ class CompileClock:
         self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
-    def _add(self, event: str, duration: float, **_: object) -> None:
+    def _add(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del kwargs
         if event == "/jax/core/compile/backend_compile_duration":
-            self.seconds += duration
+            self.seconds += duration_secs
 
 
 def _drop_rows_after(path: pathlib.Path, stage: str, step: int) -> None:
     rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
     kept = [row for row in rows if row["stage"] != stage or int(row["step"]) <= step]
-    partial = path.with_suffix(".tmp")
-    with partial.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(kept)
-    partial.replace(path)

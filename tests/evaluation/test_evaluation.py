@@ -43,7 +43,7 @@ def test_standard_error_shrinks_as_the_root_of_the_count():
 
 
 def test_bits_per_dimension_of_a_uniform_code():
-    np.testing.assert_allclose(bits_per_dimension(64 * np.log(16), 64), 4.0)
+    np.testing.assert_allclose(bits_per_dimension(np.array([64 * np.log(16)]), 64), 4.0)
 
 
 def test_grid_shows_every_image_in_reading_order(tmp_path):

@@ -18,7 +18,10 @@ def get_config(arg: str = "") -> ConfigDict:
             autoencoder=dict(name="conv", channels=(32, 64), blocks=1, latent_channels=4, dropout=0.1),
             likelihood=dict(name="categorical"),
             process=dict(name="vp"),
-            score=dict(name="unet", channels=(64,), blocks=1, attention=(4,), dropout=0.1),
+            # A scale of 100 instead of 1000 leaves the NELBO as it is and halves the evaluations of adaptive solvers.
+            score=dict(
+                name="unet", channels=(64,), blocks=1, attention=(4,), dropout=0.1, embedding_scale=100.0
+            ),
             # The prior trains unweighted, the encoder on the bound; one backward pass serves both.
             objective=dict(weighting="unweighted", mixing_logit_init=0.0),
             density=dict(name="uniform", t_min=1e-3),

@@ -59,6 +59,7 @@ class UNetSpec:
     blocks: int = 1
     attention: tuple[int, ...] = (4,)
     dropout: float = 0.1
+    embedding_scale: float = 1000.0
 
     def __post_init__(self):
         _check_network(self.channels, self.blocks, self.dropout)
@@ -224,7 +225,7 @@ def build_lsgm(config: Config) -> LSGM:
     return LSGM(
         vae=vae,
         process=process,
-        score_net=Network(UNet(net.channels, net.blocks, net.attention, net.dropout)),
+        score_net=Network(UNet(net.channels, net.blocks, net.attention, net.dropout, net.embedding_scale)),
         objective=Objective(
             prior_weighting=weighting,
             density=density,

@@ -218,7 +218,7 @@ def _drawer(generate: Any) -> Any:
 
 def _claim(workdir: pathlib.Path, config: Config) -> None:
     """Writes config.json; where checkpoints exist already, only what `MAY_CHANGE` lists may differ."""
-    if any((workdir / "checkpoints").glob("*/[0-9]*")):
+    if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("*/[0-9]*")):
         changed = differences(read_config(workdir / "config.json"), config)
         changed = [text for text in changed if not text.startswith(MAY_CHANGE)]
         if changed:

@@ -7,7 +7,7 @@ from lsgm_jax.arrays import Times
 from lsgm_jax.layers import Attention, Embedding, Maps, ResBlock, Resized, downsample, group_norm, upsample
 
 
-def sinusoidal_embedding(t: Times, features: int, scale: float = 1000.0) -> Embedding:
+def sinusoidal_embedding(t: Times, features: int, scale: float) -> Embedding:
     """Sines, then cosines, of `scale` t at geometrically spaced frequencies from 1 to 1e-4."""
     frequencies = jnp.exp(jnp.linspace(0.0, -jnp.log(10_000.0), features // 2))
     angles = scale * t[:, None] * frequencies
@@ -20,6 +20,9 @@ class UNet(nn.Module):
     Attributes:
         channels: widths per resolution; each level after the first works at half the side of the one before.
         blocks: residual blocks per level on the way down; one more on the way up.
+        embedding_scale: fastest frequency of the time embedding, in radians per unit of t. LSGM has 1000; the
+            network, and so the probability flow, can then vary within thousandths of t, which adaptive solvers
+            resolve with many steps.
         attention: sides of the feature maps that get self-attention; the middle of the net always has it.
     """
 
@@ -27,11 +30,12 @@ class UNet(nn.Module):
     blocks: int
     attention: tuple[int, ...]
     dropout: float
+    embedding_scale: float = 1000.0
 
     @nn.compact
     def __call__(self, z_t: Maps, t: Times, *, deterministic: bool) -> Maps:
         width = self.channels[0]
-        embedding = nn.Dense(4 * width)(sinusoidal_embedding(t, width))
+        embedding = nn.Dense(4 * width)(sinusoidal_embedding(t, width, self.embedding_scale))
         embedding = nn.Dense(4 * width)(nn.swish(embedding))
 
         def stage(h: Maps, channels: int) -> Resized:

@@ -59,6 +59,14 @@ def test_quick_run_learns(trained):
     assert joint[1] < joint[0] - 10.0
 
 
+def test_tensorboard_gets_scalars_and_pictures(trained):
+    for stage in ("vae", "joint"):
+        (events,) = (trained / "tensorboard" / stage).glob("events*")
+        content = events.read_bytes()
+        for tag in (b"train/nelbo", b"validation/nelbo", b"train/images_per_second", b"samples", b"PNG"):
+            assert tag in content
+
+
 def test_sample_and_evaluate(trained, capsys):
     assert cli.main(["sample", f"--workdir={trained}", "--rtol=1e-2", "--count=9"]) == 0
     printed = capsys.readouterr().out

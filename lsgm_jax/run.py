@@ -12,7 +12,7 @@ import numpy as np
 from lsgm_jax.arrays import Images, Key
 from lsgm_jax.build import Config, ConfigError, build, build_lsgm, build_optimiser
 from lsgm_jax.config import differences, read_config, save_config
-from lsgm_jax.data.pipeline import training_batches, whole_split
+from lsgm_jax.data.pipeline import Split, training_batches, whole_split
 from lsgm_jax.evaluation import images
 from lsgm_jax.evaluation.nelbo import Estimate, bits_per_dimension, estimate, score_images
 from lsgm_jax.models.lsgm import LSGM
@@ -43,7 +43,8 @@ def train(config: Config, workdir: pathlib.Path) -> None:
         raise ConfigError(
             f"config.data.batch_size={spec.batch_size} does not divide over {jax.device_count()} devices"
         )
-    vae_batches, joint_batches = (training_batches(spec, config.seed + offset) for offset in (0, 1))
+    training = Split(spec, "train")
+    vae_batches, joint_batches = (training_batches(training, config.seed + offset) for offset in (0, 1))
     validation = whole_split(spec, "validation")
     _claim(workdir, config)
     k_vae, k_prior, k_vae_stage, k_joint_stage = jax.random.split(jax.random.key(config.seed), 4)

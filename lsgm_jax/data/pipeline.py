@@ -1,14 +1,16 @@
 """From a source of images to batches: decoded, quantised, shuffled, sharded by process, resumable."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from tqdm import tqdm
 
-from lsgm_jax.data.sources import DataError, open_split
+from lsgm_jax.data.sources import SPLIT_NAMES, DataError, open_split
 
 IN_MEMORY_BYTES = 512 * 2**20
 
@@ -48,51 +50,23 @@ def quantise(image: np.ndarray, levels: int) -> np.ndarray:
     return (2.0 * steps / (levels - 1) - 1.0).astype(np.float32)
 
 
-def training_batches(spec: DataSpec, seed: int) -> grain.DatasetIterator:
-    """Endless shuffled batches {"x": [batch, h, w, c]} of this process's share of the training split.
+class Split:
+    """The images of "train", "validation" or "test": checked, quantised and, if they fit, decoded once into memory.
 
-    The iterator's `get_state` and `set_state` resume it exactly.
+    Raises:
+        DataError: if there is nothing to read, or an image is broken or of another shape.
     """
-    images = _Images(spec, spec.splits[0])
-    if len(images) < spec.batch_size:
-        raise DataError(
-            f"{len(images)} training images in {spec.source} are fewer than a batch: "
-            f"set config.data.batch_size to at most {len(images)}"
-        )
-    mine = slice(jax.process_index(), None, jax.process_count())
-    dataset = grain.MapDataset.source(images).slice(mine).seed(seed).shuffle().repeat()
-    dataset = dataset.batch(spec.batch_size // jax.process_count(), drop_remainder=True)
-    # Batching decoded arrays takes microseconds: threads would only compete with XLA for the cores.
-    threads = 0 if images.decoded is not None else 8
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads)))
-
-
-def whole_split(spec: DataSpec, split: str, limit: int | None = None) -> np.ndarray:
-    """All images (or the first `limit`) of "train", "validation" or "test", [n, h, w, c] in [-1, 1]."""
-    images = _Images(spec, spec.splits[("train", "validation", "test").index(split)])
-    count = len(images) if limit is None else min(limit, len(images))
-    return np.stack([images[index]["x"] for index in range(count)])
-
-
-def padded_batches(x: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Cuts `x` into batches of one size, the last filled up by repetition, each with its count of real rows.
-
-    One size means one compilation.
-    """
-    for start in range(0, len(x), batch_size):
-        part = x[start : start + batch_size]
-        yield np.resize(part, (batch_size, *x.shape[1:])), len(part)
-
-
-class _Images:
-    """A source whose images are checked, quantised and, if they fit, decoded once into memory."""
 
     def __init__(self, spec: DataSpec, split: str):
         self.spec = spec
-        self.source = open_split(spec.source, split, spec.data_dir)
+        expression = spec.splits[SPLIT_NAMES.index(split)]
+        self.source = open_split(spec.source, expression, spec.data_dir)
         self.decoded = None
-        if len(self.source) * np.prod(spec.image_shape) <= IN_MEMORY_BYTES:
-            self.decoded = np.stack([self._read(index) for index in range(len(self.source))])
+        count = len(self.source)
+        if count * math.prod(spec.image_shape) <= IN_MEMORY_BYTES:
+            # Small sets take no time to speak of; a bar would only flash.
+            indices = tqdm(range(count), desc=f"decoding {split}", disable=count < 5000, leave=False)
+            self.decoded = np.stack([self._read(index) for index in indices])
 
     def __len__(self) -> int:
         return len(self.source)
@@ -111,3 +85,42 @@ class _Images:
                 "resize the images or set config.data.image_shape"
             )
         return image
+
+
+def training_batches(images: Split, seed: int) -> grain.DatasetIterator:
+    """Endless shuffled batches {"x": [batch, h, w, c]} of this process's share of the images.
+
+    The iterator's `get_state` and `set_state` resume it exactly.
+
+    Raises:
+        DataError: if there are fewer images than a batch.
+    """
+    spec = images.spec
+    if len(images) < spec.batch_size:
+        raise DataError(
+            f"{len(images)} training images in {spec.source} are fewer than a batch: "
+            f"set config.data.batch_size to at most {len(images)}"
+        )
+    mine = slice(jax.process_index(), None, jax.process_count())
+    dataset = grain.MapDataset.source(images).slice(mine).seed(seed).shuffle().repeat()
+    dataset = dataset.batch(spec.batch_size // jax.process_count(), drop_remainder=True)
+    # Batching decoded arrays takes microseconds: threads would only compete with XLA for the cores.
+    threads = 0 if images.decoded is not None else 8
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads)))
+
+
+def whole_split(spec: DataSpec, split: str, limit: int | None = None) -> np.ndarray:
+    """All images (or the first `limit`) of "train", "validation" or "test", [n, h, w, c] in [-1, 1]."""
+    images = Split(spec, split)
+    count = len(images) if limit is None else min(limit, len(images))
+    return np.stack([images[index]["x"] for index in range(count)])
+
+
+def padded_batches(x: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Cuts `x` into batches of one size, the last filled up by repetition, each with its count of real rows.
+
+    One size means one compilation.
+    """
+    for start in range(0, len(x), batch_size):
+        part = x[start : start + batch_size]
+        yield np.resize(part, (batch_size, *x.shape[1:])), len(part)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lsgm_jax.data.pipeline import DataSpec, padded_batches, quantise, training_batches, whole_split
+from lsgm_jax.data.pipeline import DataSpec, Split, padded_batches, quantise, training_batches, whole_split
 from lsgm_jax.data.sources import DataError, FolderSource, open_split
 
 
@@ -43,7 +43,7 @@ def test_tensorflow_is_never_imported(data_dir):
     program = (
         "import sys; from lsgm_jax.data.pipeline import *; import lsgm_jax.run;"
         f"spec = DataSpec(source='digits', image_shape=(8, 8, 1), data_dir={str(data_dir)!r});"
-        "next(training_batches(spec, 0)); assert 'tensorflow' not in sys.modules"
+        "next(training_batches(Split(spec, 'train'), 0)); assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -64,11 +64,11 @@ def test_five_bits_are_an_integer_shift():
 
 
 def test_position_resumes_exactly(spec):
-    batches = training_batches(spec, seed=3)
+    batches = training_batches(Split(spec, "train"), seed=3)
     for _ in range(30):  # past the first epoch of 22 batches
         next(batches)
     state, expected = batches.get_state(), [next(batches)["x"] for _ in range(3)]
-    again = training_batches(spec, seed=3)
+    again = training_batches(Split(spec, "train"), seed=3)
     again.set_state(state)
     np.testing.assert_array_equal(expected, [next(again)["x"] for _ in range(3)])
 
@@ -76,7 +76,7 @@ def test_position_resumes_exactly(spec):
 def test_an_epoch_shows_every_image_once_in_a_new_order(spec):
     images = whole_split(spec, "train")
     size = 479  # 1437 = 3 * 479
-    batches = training_batches(DataSpec(**{**vars(spec), "batch_size": size}), seed=0)
+    batches = training_batches(Split(DataSpec(**{**vars(spec), "batch_size": size}), "train"), seed=0)
     epochs = [np.concatenate([next(batches)["x"] for _ in range(3)]) for _ in range(2)]
     for epoch in epochs:
         assert rows(epoch * 8 + 8) == rows(images * 8 + 8)
@@ -90,7 +90,7 @@ def test_processes_share_the_images_without_overlap(spec, monkeypatch):
         monkeypatch.setattr("jax.process_index", lambda index=index: index)
         monkeypatch.setattr("jax.process_count", lambda: 2)
         half = DataSpec(**{**vars(spec), "batch_size": 2 * size})
-        seen.append(next(training_batches(half, seed=0))["x"])
+        seen.append(next(training_batches(Split(half, "train"), seed=0))["x"])
     both = rows(np.concatenate(seen) * 8 + 8)
     everything = rows(whole_split(spec, "train") * 8 + 8)
     assert len(both) == 2 * size
@@ -127,7 +127,7 @@ def test_a_folder_is_split_by_name_alone(folder):
 
 def test_a_folder_trains_like_any_other_source(folder):
     spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=8)
-    batch = next(training_batches(spec, 0))["x"]
+    batch = next(training_batches(Split(spec, "train"), 0))["x"]
     assert batch.shape == (8, 8, 8, 1)
     files = FolderSource(folder, "train").files
     originals = rows(np.stack([np.asarray(Image.open(path)) for path in files]))
@@ -157,7 +157,7 @@ def test_images_of_another_size_are_named(folder):
     Image.new("L", (9, 8)).save(FolderSource(folder, "train").files[0])
     spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=8)
     with pytest.raises(DataError, match=r"\.png has shape \(8, 9, 1\), not \(8, 8, 1\): resize"):
-        training_batches(spec, 0)
+        training_batches(Split(spec, "train"), 0)
 
 
 def test_a_broken_image_is_named(folder):
@@ -165,7 +165,7 @@ def test_a_broken_image_is_named(folder):
     broken.write_bytes(broken.read_bytes()[:40])
     spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=8)
     with pytest.raises(DataError, match=f"cannot decode {broken}: remove or replace"):
-        training_batches(spec, 0)
+        training_batches(Split(spec, "train"), 0)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_batch_larger_than_the_data_is_refused(folder):
     spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=64)
     count = len(FolderSource(folder, "train"))
     with pytest.raises(DataError, match=f"{count} training images .* at most {count}"):
-        training_batches(spec, 0)
+        training_batches(Split(spec, "train"), 0)
 
 
 @pytest.mark.parametrize("fields", [{"levels": 1}, {"levels": 300}, {"batch_size": 0}])

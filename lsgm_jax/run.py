@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from lsgm_jax.build import Config, ConfigError, build, build_lsgm, build_optimis
 from lsgm_jax.config import differences, read_config, save_config
 from lsgm_jax.data.pipeline import Split, training_batches, whole_split
 from lsgm_jax.evaluation import images
-from lsgm_jax.evaluation.nelbo import Estimate, bits_per_dimension, estimate, score_images
+from lsgm_jax.evaluation.nelbo import Estimate, PerImage, bits_per_dimension, estimate, score_images
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
 from lsgm_jax.models.vae import Batch, Bound
@@ -151,7 +152,9 @@ def evaluate(run: Run, seed: int, *, ode: bool) -> dict[str, Any]:
     params, step = run.best("joint")
     vae_params, vae_step = run.best("vae")
 
-    def score(label: str, terms: Any, params: Params, draws: int = settings.draws) -> dict[str, np.ndarray]:
+    def score(
+        label: str, terms: PerImage, params: Params, draws: int = settings.draws
+    ) -> dict[str, np.ndarray]:
         batch_size = settings.batch_size
         return score_images(jax.jit(terms), params, x, key, draws=draws, batch_size=batch_size, label=label)
 
@@ -183,15 +186,15 @@ def _named(bound: Bound) -> dict[str, jax.Array]:
     return {**bound._asdict(), "nelbo": bound.nelbo}
 
 
-def _vae_terms(model: LSGM) -> Any:
+def _vae_terms(model: LSGM) -> PerImage:
     return lambda params, batch, key, stratum: _named(model.vae.bound(params, batch, key))
 
 
-def _lsgm_terms(model: LSGM) -> Any:
+def _lsgm_terms(model: LSGM) -> PerImage:
     return lambda params, batch, key, stratum: _named(model.bound(params, batch, key, stratum))
 
 
-def _ode_terms(model: LSGM, solver: ODESolver, probes: int) -> Any:
+def _ode_terms(model: LSGM, solver: ODESolver, probes: int) -> PerImage:
     def terms(params: Params, batch: Batch, key: Key, stratum: Stratum) -> dict[str, jax.Array]:
         k_vae, k_probe = jax.random.split(key)
         encoded = model.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
@@ -202,7 +205,7 @@ def _ode_terms(model: LSGM, solver: ODESolver, probes: int) -> Any:
     return terms
 
 
-def _validator(per_image: Any, x: np.ndarray, batch_size: int) -> Any:
+def _validator(per_image: PerImage, x: np.ndarray, batch_size: int) -> Callable[[Params], dict[str, float]]:
     def validate(params: Params) -> dict[str, float]:
         # The same key every time: what changes between two validations is the model alone.
         key = jax.random.key(0)
@@ -212,7 +215,7 @@ def _validator(per_image: Any, x: np.ndarray, batch_size: int) -> Any:
     return validate
 
 
-def _drawer(generate: Any) -> Any:
+def _drawer(generate: Callable[[Params, Key], Images]) -> Callable[[Params], np.ndarray]:
     compiled = jax.jit(generate)
     return lambda params: images.grid(np.asarray(compiled(params, jax.random.key(0))))
 

@@ -28,7 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status, 2 for anything the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _quieten()
-    # After _quieten, and not at the top: --help and usage errors should not wait for JAX.
     try:
         options = _parse(arguments)
         return _run(options)
@@ -40,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    # Here and below, not at the top: --help and usage errors should not wait for JAX.
     from lsgm_jax.build import ConfigError
     from lsgm_jax.data.sources import DataError
     from lsgm_jax.training.checkpoint import CheckpointError

@@ -108,7 +108,7 @@ def _run_config_file(path: str) -> dict[str, Any]:
     # A config file is the user's program: whatever it raises is reported as its fault.
     except Exception as error:
         fault = _root(error)
-        reason = f"{type(fault).__name__}: {str(fault).splitlines()[0]}"
+        reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
         raise ConfigError(f"{path} does not load: {reason}") from error
 
 

@@ -28,6 +28,8 @@ from tests.tiny import CONFIG
         ("--config.data=3", "config.data is a section: set one of batch_size"),
         ("--config.objective.weighting=liklihood", "is none of .*did you mean 'likelihood'"),
         ("--config.data.image_shape=(9,8,1)", "cannot be halved 1 times"),
+        ("--config.data.image_shape=(8,8)", "config.data: image_shape=.*give .height, width, channels"),
+        ("--config.data.splits=('train','test')", "config.data: splits=.*one each"),
         ("--config.likelihood.name=bernoulli", "2 grey levels, got levels=17: set data.levels=2"),
         ("--config.solver.name=Dopri6", "config.solver: unknown solver 'Dopri6'"),
     ],
@@ -56,6 +58,7 @@ def test_mistakes_get_one_line(override, message):
             "def get_config(): raise ValueError('no such variant')",
             "does not load: ValueError: no such variant",
         ),
+        ("def get_config(): raise ValueError", "does not load: ValueError"),
     ],
 )
 def test_config_files_that_do_not_load_are_named(tmp_path, text, message):

@@ -29,18 +29,22 @@ class DataSpec:
     """
 
     source: str
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     levels: int = 256
     batch_size: int = 64
-    splits: tuple[str, str, str] = ("train", "validation", "test")
+    splits: tuple[str, ...] = ("train", "validation", "test")
     data_dir: str = "~/.cache/lsgm_jax"
 
     def __post_init__(self):
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise ValueError(f"image_shape={self.image_shape}: give (height, width, channels)")
+        if len(self.splits) != 3:
+            raise ValueError(f"splits={self.splits}: give one each for training, validation and test")
         if not 2 <= self.levels <= 256:
-            raise ValueError(f"data.levels={self.levels}: an 8-bit image has 2 to 256 grey levels")
+            raise ValueError(f"levels={self.levels}: an 8-bit image has 2 to 256 grey levels")
         if self.batch_size < 1 or self.batch_size % jax.process_count():
             raise ValueError(
-                f"data.batch_size={self.batch_size} does not divide over {jax.process_count()} processes"
+                f"batch_size={self.batch_size} does not divide over {jax.process_count()} processes"
             )
 
 
@@ -51,19 +55,21 @@ def quantise(image: np.ndarray, levels: int) -> np.ndarray:
 
 
 class Split:
-    """The images of "train", "validation" or "test": checked, quantised and, if they fit, decoded once into memory.
+    """The images of "train", "validation" or "test", checked and quantised.
+
+    With `decode` they are decoded at once into memory, if they fit; otherwise each when it is asked for.
 
     Raises:
         DataError: if there is nothing to read, or an image is broken or of another shape.
     """
 
-    def __init__(self, spec: DataSpec, split: str):
+    def __init__(self, spec: DataSpec, split: str, *, decode: bool = True):
         self.spec = spec
         expression = spec.splits[SPLIT_NAMES.index(split)]
         self.source = open_split(spec.source, expression, spec.data_dir)
         self.decoded = None
         count = len(self.source)
-        if count * math.prod(spec.image_shape) <= IN_MEMORY_BYTES:
+        if decode and count * math.prod(spec.image_shape) <= IN_MEMORY_BYTES:
             # Small sets take no time to speak of; a bar would only flash.
             indices = tqdm(range(count), desc=f"decoding {split}", disable=count < 5000, leave=False)
             self.decoded = np.stack([self._read(index) for index in indices])
@@ -111,7 +117,7 @@ def training_batches(images: Split, seed: int) -> grain.DatasetIterator:
 
 def whole_split(spec: DataSpec, split: str, limit: int | None = None) -> np.ndarray:
     """All images (or the first `limit`) of "train", "validation" or "test", [n, h, w, c] in [-1, 1]."""
-    images = Split(spec, split)
+    images = Split(spec, split, decode=limit is None)
     count = len(images) if limit is None else min(limit, len(images))
     return np.stack([images[index]["x"] for index in range(count)])
 

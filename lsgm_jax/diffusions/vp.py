@@ -93,7 +93,7 @@ class GeometricVP:
         return (1.0 - self.sigma2_max) - self.sigma2_max * jnp.expm1((t - 1.0) * self.log_ratio())
 
     def beta(self, t: Scalars) -> Scalars:
-        """D sigma^2 / dt over what is left, 1 - sigma^2."""
+        """Slope of sigma^2 over what is left, 1 - sigma^2."""
         return self.log_ratio() * jnp.exp(self.log_variance(t)) / self.remainder(t)
 
     def drift(self, t: Scalars) -> Scalars:

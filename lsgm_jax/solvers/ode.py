@@ -100,7 +100,7 @@ def solve_to_data(
 def log_density(
     solver: ODESolver, process: Process, eps_net: EpsNet, key: Key, z_0: Latents, probes: int = 1
 ) -> LogDensity:
-    """Log p(z_0) = log prior(z_1) + int div dt along the probability-flow ODE from t_min to 1 (S3).
+    """Density of z_0: log prior(z_1) + int div dt along the probability-flow ODE from t_min to 1 (S3).
 
     The divergence is Hutchinson's estimate with `probes` Rademacher vectors per sample that stay fixed during
     the solve, so the solver integrates a smooth function.

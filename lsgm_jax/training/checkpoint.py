@@ -95,7 +95,7 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         # orbax, tensorstore and the JSON reader each raise types of their own for unreadable files.
         except Exception as error:
-            reason = str(error).strip().splitlines()[0][:160]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise CheckpointError(
                 f"checkpoint {path} cannot be read (damaged, or of another model): "
                 f"delete that folder to fall back to an older one ({reason})"

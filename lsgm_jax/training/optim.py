@@ -51,9 +51,9 @@ def per_part(
     return optax.multi_transform({"vae": vae, "prior": prior}, label)
 
 
-def kl_ramp(start: float, end: float, steps: int) -> optax.Schedule:
-    """KL coefficient: linear from `start` to `end` over the first `steps` steps."""
-    return optax.linear_schedule(start, end, max(steps, 1))
+def kl_ramp(start: float, steps: int) -> optax.Schedule:
+    """KL coefficient: linear from `start` to 1 over the first `steps` steps."""
+    return optax.linear_schedule(start, 1.0, max(steps, 1))
 
 
 def _is_matrix(params: Params) -> Params:

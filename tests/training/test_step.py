@@ -79,7 +79,7 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_kl_ramp_ends_at_one():
-    ramp = optim.kl_ramp(0.7, 1.0, 10)
+    ramp = optim.kl_ramp(0.7, 10)
     np.testing.assert_allclose([ramp(0), ramp(5), ramp(10), ramp(999)], [0.7, 0.85, 1.0, 1.0], rtol=1e-6)
 
 

@@ -1,10 +1,11 @@
-"""Array types and the three shape helpers that every other module shares.
+"""Array types and the few shape helpers that every other module shares.
 
 Nothing here knows how many axes a latent has: the first axis counts samples, whatever follows belongs
 to one sample. Images, vectors and sequences therefore go through the same objectives and solvers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,27 @@ Latents = Float[Array, "batch *latent"]
 Times = Float[Array, "batch"]
 PerSample = Float[Array, "batch"]
 Scalar = Float[Array, ""]
-EpsNet = Callable[[Latents, Times], Latents]  # (z_t, t) -> eps_hat
+
+
+class Phase(NamedTuple):
+    """Position and velocity: the state of a process with two coordinates per latent dimension."""
+
+    x: Latents
+    v: Latents
+
+
+State = Latents | Phase
+EpsNet = Callable[[State, Times], Latents]  # (z_t, t) -> eps_hat, the noise of the last coordinate
+
+
+def coordinates(state: State) -> tuple[Latents, ...]:
+    """One for a plain latent, (x, v) for a phase. Data is the first at time 0; noise enters the last."""
+    return tuple(jax.tree.leaves(state))
+
+
+def as_state(coordinates: Sequence[Latents]) -> State:
+    """Inverse of `coordinates`."""
+    return coordinates[0] if len(coordinates) == 1 else Phase(*coordinates)
 
 
 def expand(values: PerSample, like: Latents) -> Array:
@@ -29,10 +50,14 @@ def sum_per_sample(values: Latents) -> PerSample:
     return jnp.sum(values.reshape(values.shape[0], -1), axis=-1)
 
 
-def scale_gradient(x: Latents, factor: PerSample) -> Latents:
-    """Returns `x` unchanged; the gradient that flows back through it is multiplied by `factor` per sample.
+def scale_gradient(state: State, factor: PerSample) -> State:
+    """Returns `state` unchanged; the gradient that flows back through it is multiplied by `factor` per sample.
 
-    The difference below is exactly zero, so the value is exactly `x` for every finite factor.
+    The difference below is exactly zero, so the value is exactly `state` for every finite factor.
     """
-    frozen = jax.lax.stop_gradient(x)
-    return frozen + expand(jax.lax.stop_gradient(factor), x) * (x - frozen)
+
+    def scale(x: Latents) -> Latents:
+        frozen = jax.lax.stop_gradient(x)
+        return frozen + expand(jax.lax.stop_gradient(factor), x) * (x - frozen)
+
+    return jax.tree.map(scale, state)

@@ -16,13 +16,16 @@ import optax
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.likelihoods import Bernoulli, Categorical, DiscretisedLogistic
 from lsgm_jax.data.pipeline import DataSpec
-from lsgm_jax.diffusions.vp import VP, GeometricVP
+from lsgm_jax.diffusions.cld import CLD
+from lsgm_jax.diffusions.linear import Process, sigma
+from lsgm_jax.diffusions.ve import VE
+from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Network
 from lsgm_jax.models.vae import VAE
-from lsgm_jax.objectives import weights
+from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.elbo import Objective
-from lsgm_jax.objectives.times import Defensive, LogVarianceUniform, Uniform, VarianceUniform
+from lsgm_jax.objectives.times import Defensive, Optimal, TimeDensity, Uniform
 from lsgm_jax.scores.unet import UNet
 from lsgm_jax.solvers.ode import ODESolver
 from lsgm_jax.training.loop import TrainSpec
@@ -67,9 +70,10 @@ class UNetSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
-    """The joint stage; see `Objective` and `LSGM`. `weighting` is a key of `WEIGHTINGS`."""
+    """The joint stage; see `Objective` and `LSGM`. `weighting` is a key of `WEIGHTINGS`, `spread` one of `SPREADS`."""
 
     weighting: str = "likelihood"
+    spread: str = "stratified"
     control_variate: bool = True
     mixing_logit_init: float = -3.0
 
@@ -101,8 +105,32 @@ WEIGHTINGS = {
     "likelihood": weights.likelihood,
     "reweighted": weights.reweighted,
     "unweighted": weights.unweighted,
+    "rescaled": weights.rescaled,
+}
+SPREADS = {
+    "stratified": times.stratified,
+    "equidistant": times.equidistant,
+    "independent": times.independent,
 }
 OPTIMISERS = {"adamax": adamax, "adamw": adamw}
+
+
+def optimal(*, weighting: str = "likelihood", t_min: float = 0.01) -> Optimal:
+    """`Optimal` for a key of `WEIGHTINGS`."""
+    return Optimal(weighting=look_up(WEIGHTINGS, weighting, "density.weighting"), t_min=t_min)
+
+
+def defensive(*, weighting: str = "likelihood", t_min: float = 0.01, uniform_share: float = 0.1) -> Defensive:
+    """`Defensive` for a key of `WEIGHTINGS`."""
+    weigh = look_up(WEIGHTINGS, weighting, "density.weighting")
+    return Defensive(weighting=weigh, t_min=t_min, uniform_share=uniform_share)
+
+
+def shared() -> None:
+    """The encoder takes the prior's times."""
+
+
+DENSITIES = {"uniform": Uniform, "optimal": optimal, "defensive": defensive}
 
 # section -> target, or section -> table of targets, of which the section's `name` chooses one.
 SECTIONS: dict[str, Target | dict[str, Target]] = {
@@ -113,15 +141,11 @@ SECTIONS: dict[str, Target | dict[str, Target]] = {
         "discretised_logistic": DiscretisedLogistic,
         "categorical": Categorical,
     },
-    "process": {"vp": VP, "geometric_vp": GeometricVP},
+    "process": {"vp": VP, "sub_vp": SubVP, "ve": VE, "geometric_vp": GeometricVP, "cld": CLD},
     "score": {"unet": UNetSpec},
     "objective": ObjectiveSpec,
-    "density": {
-        "uniform": Uniform,
-        "log_variance_uniform": LogVarianceUniform,
-        "variance_uniform": VarianceUniform,
-        "defensive": Defensive,
-    },
+    "density": DENSITIES,
+    "encoder_density": {"shared": shared, **DENSITIES},
     "vae_stage": OPTIMISERS,
     "joint_vae": OPTIMISERS,
     "joint_prior": OPTIMISERS,
@@ -129,6 +153,8 @@ SECTIONS: dict[str, Target | dict[str, Target]] = {
     "solver": ODESolver,
     "eval": EvalSpec,
 }
+# What a section's `name` is if a config does not say.
+DEFAULT_NAMES = {"encoder_density": "shared"}
 # Arguments that another section decides, or that the stage gives.
 GIVEN = {
     "likelihood": ("levels",),
@@ -218,21 +244,30 @@ def build_lsgm(config: Config) -> LSGM:
         )
     weighting = look_up(WEIGHTINGS, spec.weighting, "objective.weighting")
     process, density = build("process", config), build("density", config)
-    if not jnp.isfinite(process.log_variance(jnp.asarray(density.t_min))):
-        raise ConfigError(
-            f"config.density.t_min={density.t_min}: the process has no noise there; choose a larger one"
-        )
+    encoder_density = build("encoder_density", config)
+    _check_noise("density", process, density)
+    if encoder_density is not None:
+        _check_noise("encoder_density", process, encoder_density)
     return LSGM(
         vae=vae,
         process=process,
-        score_net=Network(UNet(net.channels, net.blocks, net.attention, net.dropout, net.embedding_scale)),
+        score_net=Network(UNet(out_channels=vae.latent_shape[-1], **vars(net))),
         objective=Objective(
             prior_weighting=weighting,
             density=density,
+            encoder_density=encoder_density,
+            spread=look_up(SPREADS, spec.spread, "objective.spread"),
             control_variate=spec.control_variate,
         ),
         mixing_logit_init=spec.mixing_logit_init,
     )
+
+
+def _check_noise(section: str, process: Process, density: TimeDensity) -> None:
+    if not sigma(process, jnp.asarray(density.t_min)) > 0.0:
+        raise ConfigError(
+            f"config.{section}.t_min={density.t_min}: the process has no noise there; choose a larger one"
+        )
 
 
 def build_optimiser(config: Config, stage: str) -> optax.GradientTransformation:

@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lsgm_jax.build import SECTIONS, Config, ConfigError, did_you_mean, schema, section_target
+from lsgm_jax.build import DEFAULT_NAMES, SECTIONS, Config, ConfigError, did_you_mean, schema, section_target
 from lsgm_jax.files import write_json
 
 TOP_LEVEL = ("seed", *SECTIONS)
@@ -50,6 +50,8 @@ def complete(tree: dict[str, Any]) -> Config:
     done: dict[str, Any] = {"seed": tree.get("seed", 0)}
     for section in SECTIONS:
         given = tree.get(section, {})
+        if section in DEFAULT_NAMES:
+            given = {"name": DEFAULT_NAMES[section]} | given
         allowed = schema(section, section_target(section, {section: given}))
         named = {"name": given["name"]} if "name" in given and "name" not in allowed else {}
         for field in given:

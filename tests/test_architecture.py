@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "models": {"arrays", "objectives", "solvers", *PARTS},
     "training": {"arrays", "files", "models", "objectives"},
     "data": {"arrays"},
-    "evaluation": {"arrays", "files", "models", "data", "training", "objectives"},
+    "evaluation": {"arrays", "files", "diffusions", "models", "data", "training", "objectives"},
     "build": {"arrays", "models", "training", "evaluation", "data", "objectives", "solvers", *PARTS},
     "config": {"build", "files"},
     "run": {"arrays", "build", "config", "data", "evaluation", "models", "objectives", "solvers", "training"},

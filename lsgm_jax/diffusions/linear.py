@@ -1,105 +1,270 @@
 """A forward process is a linear SDE; everything that follows from that is written here once.
 
-    dz = f(t) z dt + g(t) dw,      z_t | z_0 ~ N(alpha(t) z_0, sigma(t)^2 I),      t in [0, 1].      (D1)
+    dz = F(t) z dt + g(t) e_k dw,      z_t | z_s ~ N(A(s, t) z_s, L L^T),      t in [0, 1].           (D1)
 
-Data sits at t = 0 and noise at t = 1. A process states f, g, alpha and sigma^2; perturbation, scores, the
-reverse SDE and the probability-flow ODE are consequences. Numbers in brackets refer to docs/derivations.md.
+Every latent dimension has k coordinates. Most processes have one, and z is a plain array; critically-damped
+Langevin diffusion has two, and z is a `Phase(x, v)`. Data is the first coordinate at t = 0, noise enters the
+last (e_k), and t = 1 is noise. A process states F, g, the transition and two variances; the kernel that perturbs
+data, scores, the reverse SDE, the probability-flow ODE and all that training needs are consequences.
+
+Matrices are k x k, also for k = 1. L is a lower Cholesky factor, so L_kk, here `sigma`, is the standard deviation
+of the last coordinate given the others. Numbers in brackets refer to docs/derivations.md.
 """
 
-from typing import Protocol, runtime_checkable
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import Key, Latents, PerSample, Times, expand, sum_per_sample
+from lsgm_jax.arrays import (
+    Key,
+    Latents,
+    PerSample,
+    State,
+    Times,
+    as_state,
+    coordinates,
+    expand,
+    sum_per_sample,
+)
 
 Scalars = Float[Array, "..."]
+Number = float | Scalars
+Vector = Float[Array, "... k"]
+Matrix = Float[Array, "... k k"]
+
+
+class Transition(NamedTuple):
+    """z_t | z_s ~ N(mean z_s, noise noise^T)."""
+
+    mean: Matrix
+    noise: Matrix  # lower triangular
+
+
+class Kernel(NamedTuple):
+    """z_t | z_0 ~ N(signal z_0, noise noise^T), the variance at time 0 included."""
+
+    signal: Vector
+    noise: Matrix  # lower triangular
 
 
 @runtime_checkable
 class Process(Protocol):
-    """A linear SDE on [0, 1]. All methods are elementwise in `t` and right to float32 rounding."""
+    """A linear SDE on [0, 1]. Methods are elementwise in times and right to float32 rounding from t = 1e-5."""
 
-    def drift(self, t: Scalars) -> Scalars:
-        """f(t), the factor of z in the drift."""
+    def drift(self, t: Scalars) -> Matrix:
+        """F(t), which multiplies z in the drift."""
         ...
 
     def diffusion(self, t: Scalars) -> Scalars:
-        """g(t)."""
+        """g(t), the rate at which noise enters the last coordinate."""
         ...
 
-    def alpha(self, t: Scalars) -> Scalars:
-        """Factor of z_0 in the mean of z_t."""
+    def transition(self, s: Scalars, t: Scalars) -> Transition:
+        """From time s to t >= s."""
         ...
 
-    def log_variance(self, t: Scalars) -> Scalars:
-        """Log sigma(t)^2."""
+    def initial_variance(self) -> tuple[Number, ...]:
+        """Variance that the coordinates are given at time 0, around (z_0, 0, ...)."""
         ...
 
-    def time_of_log_variance(self, log_variance: Scalars) -> Scalars:
-        """Inverse of `log_variance`. The logarithm keeps its digits where the variance nears 0 and 1."""
-        ...
-
-    def prior_variance(self) -> Scalars | float:
-        """Variance of the Normal prior that replaces the distribution of z_1."""
+    def prior_variance(self) -> tuple[Number, ...]:
+        """Variance of the Normal prior that replaces the distribution of z_1, per coordinate."""
         ...
 
 
-def variance(process: Process, t: Scalars) -> Scalars:
-    """sigma(t)^2."""
-    return jnp.exp(process.log_variance(t))
+# The kernel and what describes it
+
+
+def kernel(process: Process, t: Scalars) -> Kernel:
+    """The transition from data at time 0, over whose initial variance it averages (D1)."""
+    mean, noise = process.transition(jnp.zeros_like(t), t)
+    for index, initial in enumerate(process.initial_variance()):
+        noise = add_noise(noise, mean[..., :, index] * jnp.sqrt(initial))
+    return Kernel(mean[..., :, 0], noise)
 
 
 def sigma(process: Process, t: Scalars) -> Scalars:
-    """Standard deviation of z_t given z_0."""
-    return jnp.exp(0.5 * process.log_variance(t))
+    """L_kk: the standard deviation of the last coordinate of z_t given z_0 and the other coordinates."""
+    return kernel(process, t).noise[..., -1, -1]
+
+
+def data_variance(process: Process) -> Number:
+    """Variance of Normal data that, with the variance added at time 0, starts at variance one."""
+    return 1.0 - process.initial_variance()[0]
+
+
+def whitened_signal(process: Process, t: Scalars) -> Vector:
+    """L^-1 a for the kernel's signal a: what one unit of data is worth in units of noise (D6)."""
+    signal, noise = kernel(process, t)
+    return solve_lower(noise, signal)
 
 
 def log_snr(process: Process, t: Scalars) -> Scalars:
-    """2 log(alpha / sigma)."""
-    return 2.0 * jnp.log(process.alpha(t)) - process.log_variance(t)
-
-
-def perturb(process: Process, z_0: Latents, t: Times, eps: Latents) -> Latents:
-    """z_t = alpha z_0 + sigma eps (D1)."""
-    return expand(process.alpha(t), z_0) * z_0 + expand(sigma(process, t), z_0) * eps
-
-
-def score_of_eps(process: Process, eps_hat: Latents, t: Times) -> Latents:
-    """Grad log p_t = -eps_hat / sigma (D2)."""
-    return -eps_hat / expand(sigma(process, t), eps_hat)
-
-
-def normal_eps(process: Process, z_t: Latents, t: Times) -> Latents:
-    """Best noise prediction if z_0 were standard Normal: sigma z_t / (alpha^2 + sigma^2) (D3)."""
-    total = process.alpha(t) ** 2 + variance(process, t)
-    return expand(sigma(process, t) / total, z_t) * z_t
-
-
-def reverse_drift(process: Process, z_t: Latents, eps_hat: Latents, t: Times) -> Latents:
-    """Drift of the reverse-time SDE, f z - g^2 score, for dt < 0 (D4)."""
-    g2 = process.diffusion(t) ** 2
-    return expand(process.drift(t), z_t) * z_t + expand(g2 / sigma(process, t), z_t) * eps_hat
-
-
-def probability_flow(process: Process, z_t: Latents, eps_hat: Latents, t: Times) -> Latents:
-    """dz/dt of the ODE with the marginals of the SDE, f z - g^2 score / 2 (D5)."""
-    g2 = process.diffusion(t) ** 2
-    return expand(process.drift(t), z_t) * z_t + expand(0.5 * g2 / sigma(process, t), z_t) * eps_hat
-
-
-def sample_prior(process: Process, key: Key, shape: tuple[int, ...]) -> Latents:
-    """Draws z_1."""
-    return jnp.sqrt(process.prior_variance()) * jax.random.normal(key, shape)
-
-
-def prior_log_prob(process: Process, z_1: Latents) -> PerSample:
-    """Log density of the prior at z_1, nats, summed over the latent."""
-    prior_variance = process.prior_variance()
-    return -0.5 * sum_per_sample(z_1**2 / prior_variance + jnp.log(2.0 * jnp.pi * prior_variance))
+    """Log of |L^-1 a|^2, the precision with which z_t determines z_0; 2 log(alpha / sigma) if k = 1 (D6)."""
+    return jnp.log(jnp.sum(whitened_signal(process, t) ** 2, axis=-1))
 
 
 def noise_entropy(process: Process, t: Scalars) -> Scalars:
-    """Entropy per dimension of z_t given z_0, (1 + log 2 pi sigma^2) / 2: LSGM's constant (D6, Theorem 1)."""
-    return 0.5 * (1.0 + jnp.log(2.0 * jnp.pi) + process.log_variance(t))
+    """Entropy of z_t given z_0 per latent dimension, nats: k (1 + log 2 pi) / 2 + log det L (D7)."""
+    diagonal = jnp.diagonal(kernel(process, t).noise, axis1=-2, axis2=-1)
+    return jnp.sum(0.5 * (1.0 + jnp.log(2.0 * jnp.pi)) + jnp.log(diagonal), axis=-1)
+
+
+def auxiliary_entropy(process: Process) -> Scalars:
+    """Entropy at time 0 of the coordinates that are not data, per latent dimension, nats; 0 if k = 1 (D7)."""
+    variances = jnp.asarray(process.initial_variance()[1:])
+    return jnp.sum(0.5 * (1.0 + jnp.log(2.0 * jnp.pi * variances)))
+
+
+# Perturbation and scores
+
+
+def perturb(process: Process, z_0: Latents, t: Times, eps: State) -> State:
+    """z_t = a z_0 + L eps (D1)."""
+    signal, noise = kernel(process, t)
+    noises = coordinates(matvec(noise, eps))
+    return as_state([expand(signal[:, i], z_0) * z_0 + noises[i] for i in range(len(noises))])
+
+
+def move(process: Process, z_s: State, s: Times, t: Times, eps: State) -> State:
+    """z_t = A z_s + L eps: a draw from the transition between any two times (D1)."""
+    mean, noise = process.transition(s, t)
+    return jax.tree.map(jnp.add, matvec(mean, z_s), matvec(noise, eps))
+
+
+def score_of_eps(process: Process, eps_hat: Latents, t: Times) -> Latents:
+    """Gradient of log p_t in the last coordinate, -eps_hat / L_kk (D2)."""
+    return -eps_hat / expand(sigma(process, t), eps_hat)
+
+
+def normal_eps(process: Process, z_t: State, t: Times) -> Latents:
+    """Best noise prediction if z_0 were Normal with `data_variance` (D3)."""
+    signal, noise = kernel(process, t)
+    marginal = add_noise(noise, signal * jnp.sqrt(data_variance(process)))
+    *_, last = solve_lower_state(marginal, z_t)
+    return expand(noise[:, -1, -1] / marginal[:, -1, -1], last) * last
+
+
+def normal_error(process: Process, t: Scalars) -> Scalars:
+    """Mean squared error of `normal_eps` per dimension if z_0 is what it presumes (D3)."""
+    signal, noise = kernel(process, t)
+    whitened = solve_lower(noise, signal * jnp.sqrt(data_variance(process)))
+    return whitened[..., -1] ** 2 / (1.0 + jnp.sum(whitened**2, axis=-1))
+
+
+# Going back
+
+
+def reverse_drift(process: Process, z_t: State, eps_hat: Latents, t: Times) -> State:
+    """Drift of the reverse-time SDE, F z - g^2 e_k score, for dt < 0 (D4)."""
+    return _score_drift(process, z_t, eps_hat, t, 1.0)
+
+
+def probability_flow(process: Process, z_t: State, eps_hat: Latents, t: Times) -> State:
+    """dz/dt of the ODE with the marginals of the SDE, F z - g^2 e_k score / 2 (D5)."""
+    return _score_drift(process, z_t, eps_hat, t, 0.5)
+
+
+def _score_drift(process: Process, z_t: State, eps_hat: Latents, t: Times, share: float) -> State:
+    rate = share * process.diffusion(t) ** 2 / sigma(process, t)
+    *others, last = coordinates(matvec(process.drift(t), z_t))
+    return as_state([*others, last + expand(rate, last) * eps_hat])
+
+
+# Ends
+
+
+def unit_noise(process: Process, key: Key, shape: tuple[int, ...]) -> State:
+    """Standard Normal numbers for every coordinate of a latent of `shape`."""
+    draws = jax.random.normal(key, (len(process.prior_variance()), *shape))
+    return as_state([draws[index] for index in range(len(draws))])
+
+
+def sample_prior(process: Process, key: Key, shape: tuple[int, ...]) -> State:
+    """Draws z_1."""
+    noises = coordinates(unit_noise(process, key, shape))
+    variances = process.prior_variance()
+    return as_state([jnp.sqrt(variance) * eps for variance, eps in zip(variances, noises, strict=True)])
+
+
+def prior_log_prob(process: Process, z_1: State) -> PerSample:
+    """Log density of the prior at z_1, nats, summed over the latent and its coordinates."""
+    return _normal_log_prob(coordinates(z_1), process.prior_variance())
+
+
+def add_auxiliary(process: Process, key: Key, z_0: Latents) -> tuple[State, PerSample]:
+    """Draws the coordinates that are not data at time 0; returns the whole state and their log density, nats."""
+    variances = process.initial_variance()[1:]
+    draws = jax.random.normal(key, (len(variances), *z_0.shape))
+    others = [jnp.sqrt(variance) * draws[index] for index, variance in enumerate(variances)]
+    log_prob = _normal_log_prob(others, variances) if others else jnp.zeros(len(z_0), z_0.dtype)
+    return as_state([z_0, *others]), log_prob
+
+
+def _normal_log_prob(values: Sequence[Latents], variances: Sequence[Number]) -> PerSample:
+    terms = [z**2 / var + jnp.log(2.0 * jnp.pi * var) for z, var in zip(values, variances, strict=True)]
+    return -0.5 * sum_per_sample(functools.reduce(jnp.add, terms))
+
+
+# Algebra of small matrices, unrolled: k is one or two, and XLA fuses what stays elementwise
+
+
+def one_by_one(mean: Scalars, variance: Scalars) -> Transition:
+    """The transition of a process with one coordinate."""
+    return Transition(as_matrix([[mean]]), as_matrix([[jnp.sqrt(variance)]]))
+
+
+def as_matrix(rows: Sequence[Sequence[Scalars]]) -> Matrix:
+    """Stacks entries that depend on time, [...] each, to matrices [..., k, k]."""
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def matvec(matrix: Float[Array, "batch k k"], state: State) -> State:
+    """Multiplies the coordinates of every latent dimension by its sample's matrix."""
+    values = coordinates(state)
+
+    def row(i: int) -> Latents:
+        terms = [expand(matrix[:, i, j], value) * value for j, value in enumerate(values)]
+        return functools.reduce(jnp.add, terms)
+
+    return as_state([row(i) for i in range(len(values))])
+
+
+def solve_lower(lower: Matrix, vector: Vector) -> Vector:
+    """lower^-1 vector by forward substitution."""
+    solved: list[Scalars] = []
+    for i in range(lower.shape[-1]):
+        known = sum(lower[..., i, j] * value for j, value in enumerate(solved))
+        solved.append((vector[..., i] - known) / lower[..., i, i])
+    return jnp.stack(solved, axis=-1)
+
+
+def solve_lower_state(lower: Float[Array, "batch k k"], state: State) -> tuple[Latents, ...]:
+    """`solve_lower` for the coordinates of a state."""
+    solved: list[Latents] = []
+    for i, value in enumerate(coordinates(state)):
+        known = sum(expand(lower[:, i, j], value) * earlier for j, earlier in enumerate(solved))
+        solved.append((value - known) / expand(lower[:, i, i], value))
+    return tuple(solved)
+
+
+def add_noise(lower: Matrix, vector: Vector) -> Matrix:
+    """Cholesky factor of L L^T + b b^T by rotations, which keep the digits of L where b is much larger (D8)."""
+    size = lower.shape[-1]
+    columns = [[lower[..., i, j] for i in range(size)] for j in range(size)]
+    rest = [vector[..., i] for i in range(size)]
+    for j, column in enumerate(columns):
+        length = jnp.hypot(column[j], rest[j])
+        safe = jnp.where(length > 0.0, length, 1.0)
+        cosine, sine = jnp.where(length > 0.0, column[j] / safe, 1.0), rest[j] / safe
+        for i in range(j + 1, size):
+            column[i], rest[i] = (
+                cosine * column[i] + sine * rest[i],
+                cosine * rest[i] - sine * column[i],
+            )
+        column[j] = length
+    return as_matrix([[columns[j][i] for j in range(size)] for i in range(size)])

@@ -1,121 +1,178 @@
-"""Variance-preserving processes: dz = -beta z / 2 dt + sqrt(beta) dw.
+"""Variance-preserving processes: dz = -beta z / 2 dt + sqrt(beta) dw, and the sub-VPSDE with less noise.
 
-Both are described by the exponent C(t) of what is left of the data,
-
-    1 - sigma^2 = (1 - sigma2_0) exp(-int_0^t beta) = exp(-C),      beta = C'.                       (D8)
-
-`-expm1(-C)` and `log1mexp(C)` give the variance and its logarithm without the cancellation of 1 - exp(-C), so
-float32 is exact to rounding from t = 1e-5 to 1 and no epsilon has to be added anywhere.
+Nothing here subtracts numbers that are close: `-expm1(-B)` with B = int beta is the variance that has entered, and
+a variance at time 0 is added to it. So float32 is exact to rounding from t = 1e-5 to 1 without any epsilon.
 """
 
+import abc
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.diffusions.linear import Scalars
+from lsgm_jax.diffusions.linear import Matrix, Number, Scalars, Transition, as_matrix, one_by_one
+from lsgm_jax.diffusions.schedules import GeometricVariance, LinearBeta, require
 
 
-def _concrete(process: object) -> bool:
-    """Whether the numbers are known now: JAX rebuilds a process with traced ones, which cannot be checked."""
-    return all(isinstance(value, (int, float)) for value in vars(process).values())
+class VariancePreserving(abc.ABC):
+    """What a process gets that states its noise rate and its variance at time 0 (D9)."""
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VP:
-    """VPSDE: beta grows linearly from beta_min to beta_max (Song et al. 2021; LSGM appendix)."""
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    sigma2_0: float = 0.0
-
-    def __post_init__(self):
-        if _concrete(self) and not (0.0 < self.beta_min <= self.beta_max and 0.0 <= self.sigma2_0 < 1.0):
-            raise ValueError(f"{self} needs 0 < beta_min <= beta_max and 0 <= sigma2_0 < 1")
-
+    @abc.abstractmethod
     def beta(self, t: Scalars) -> Scalars:
         """Noise rate."""
-        return self.beta_min + (self.beta_max - self.beta_min) * t
 
-    def int_beta(self, t: Scalars) -> Scalars:
-        """Integral of beta from 0 to t."""
-        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+    @abc.abstractmethod
+    def int_beta(self, s: Scalars, t: Scalars) -> Scalars:
+        """Integral of beta from s to t, without the difference of two integrals."""
 
-    def drift(self, t: Scalars) -> Scalars:
-        """f(t) = -beta / 2."""
-        return -0.5 * self.beta(t)
+    @abc.abstractmethod
+    def start(self) -> Number:
+        """The variance at time 0."""
+
+    def drift(self, t: Scalars) -> Matrix:
+        """F = -beta / 2."""
+        return as_matrix([[-0.5 * self.beta(t)]])
 
     def diffusion(self, t: Scalars) -> Scalars:
-        """g(t) = sqrt(beta)."""
+        """G = sqrt(beta)."""
         return jnp.sqrt(self.beta(t))
 
-    def alpha(self, t: Scalars) -> Scalars:
-        """exp(-int_beta / 2)."""
-        return jnp.exp(-0.5 * self.int_beta(t))
+    def transition(self, s: Scalars, t: Scalars) -> Transition:
+        """Mean exp(-B / 2) and variance 1 - exp(-B) with B = int_s^t beta."""
+        int_beta = self.int_beta(s, t)
+        return one_by_one(jnp.exp(-0.5 * int_beta), -jnp.expm1(-int_beta))
 
-    def log_variance(self, t: Scalars) -> Scalars:
-        """log(1 - exp(-C))."""
-        return jax.nn.log1mexp(self.int_beta(t) - jnp.log1p(-self.sigma2_0))
+    def initial_variance(self) -> tuple[Number]:
+        """That of `start`."""
+        return (self.start(),)
 
-    def time_of_log_variance(self, log_variance: Scalars) -> Scalars:
-        """Root of the quadratic int_beta(t) = B in the form that does not cancel for small B."""
-        int_beta = jnp.log1p(-self.sigma2_0) - jax.nn.log1mexp(-log_variance)
-        slope = self.beta_max - self.beta_min
-        return 2.0 * int_beta / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * int_beta))
-
-    def prior_variance(self) -> float:
+    def prior_variance(self) -> tuple[Number]:
         """The prior is standard Normal."""
-        return 1.0
+        return (1.0,)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GeometricVP:
-    """Geometric VPSDE: log sigma^2 grows linearly from sigma2_min to sigma2_max (LSGM appendix).
+class VP(LinearBeta, VariancePreserving):
+    """VPSDE: beta grows linearly from beta_min to beta_max (Song et al. 2021; LSGM appendix).
 
-    Uniform times are its log-variance-uniform density, so they already have the least variance (O5).
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max and 0 <= sigma2_0 < 1.
     """
 
-    sigma2_min: float = 3e-5
-    sigma2_max: float = 0.999
+    sigma2_0: Number = 0.0
 
     def __post_init__(self):
-        if _concrete(self) and not 0.0 < self.sigma2_min < self.sigma2_max < 1.0:
-            raise ValueError(f"{self} needs 0 < sigma2_min < sigma2_max < 1")
+        require(
+            self,
+            "0 < beta_min <= beta_max and 0 <= sigma2_0 < 1",
+            lambda: 0.0 < self.beta_min <= self.beta_max and 0.0 <= self.sigma2_0 < 1.0,
+        )
 
-    def log_ratio(self) -> Scalars | float:
-        """log(sigma2_max / sigma2_min)."""
-        return jnp.log(self.sigma2_max) - jnp.log(self.sigma2_min)
+    def start(self) -> Number:
+        """The variance at time 0."""
+        return self.sigma2_0
+
+    def time_of_log_variance(self, log_variance: Scalars) -> Scalars:
+        """Inverse of log sigma^2. The logarithm keeps its digits where the variance nears 0 and 1."""
+        remains = -jax.nn.log1mexp(-log_variance)  # -log(1 - sigma^2)
+        return self.time_of_int_beta(remains + jnp.log1p(-self.sigma2_0))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeometricVP(GeometricVariance, VariancePreserving):
+    """Geometric VPSDE: sigma^2 grows geometrically from sigma2_min to sigma2_max (LSGM appendix).
+
+    With sigma2_0 at its default uniform times already have the least variance for the likelihood weight (O5).
+
+    Raises:
+        ValueError: unless 0 < sigma2_min < sigma2_max < 1 and sigma2_0 leaves the variance below 1.
+    """
+
+    sigma2_min: Number = 3e-5
+    sigma2_max: Number = 0.999
+
+    def __post_init__(self):
+        require(
+            self,
+            "0 < sigma2_min < sigma2_max and 0 <= sigma2_0 < 1 + sigma2_min - sigma2_max",
+            lambda: (
+                0.0 < self.sigma2_min < self.sigma2_max
+                and 0.0 <= self.start() < 1.0 + self.sigma2_min - self.sigma2_max
+            ),
+        )
 
     def remainder(self, t: Scalars) -> Scalars:
-        """1 - sigma^2, written so that it keeps its digits near t = 1."""
-        return (1.0 - self.sigma2_max) - self.sigma2_max * jnp.expm1((t - 1.0) * self.log_ratio())
+        """1 - sigma^2: what is left at t = 1 and what is lost until then, both positive."""
+        left = 1.0 - self.sigma2_max + (self.sigma2_min - self.start())
+        return left + self.growth(t, jnp.ones_like(t))
 
     def beta(self, t: Scalars) -> Scalars:
         """Slope of sigma^2 over what is left, 1 - sigma^2."""
-        return self.log_ratio() * jnp.exp(self.log_variance(t)) / self.remainder(t)
+        return self.log_ratio() * self.curve(t) / self.remainder(t)
 
-    def drift(self, t: Scalars) -> Scalars:
-        """f(t) = -beta / 2."""
-        return -0.5 * self.beta(t)
-
-    def diffusion(self, t: Scalars) -> Scalars:
-        """g(t) = sqrt(beta)."""
-        return jnp.sqrt(self.beta(t))
-
-    def alpha(self, t: Scalars) -> Scalars:
-        """Square root of (1 - sigma(t)^2) / (1 - sigma(0)^2)."""
-        return jnp.sqrt(self.remainder(t) / (1.0 - self.sigma2_min))
-
-    def log_variance(self, t: Scalars) -> Scalars:
-        """Linear in t."""
-        return jnp.log(self.sigma2_min) + t * self.log_ratio()
+    def int_beta(self, s: Scalars, t: Scalars) -> Scalars:
+        """Integral of beta from s to t: the log of the ratio of what is left."""
+        return jnp.log1p(self.growth(s, t) / self.remainder(t))
 
     def time_of_log_variance(self, log_variance: Scalars) -> Scalars:
-        """Inverse of a line."""
-        return (log_variance - jnp.log(self.sigma2_min)) / self.log_ratio()
+        """Inverse of the log variance."""
+        return self.time_of_variance(jnp.exp(log_variance))
 
-    def prior_variance(self) -> float:
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubVP(LinearBeta):
+    """Sub-VPSDE: the mean of the VPSDE with less noise, g^2 = beta (1 - exp(-2 int_beta)) (Song et al. 2021; D10).
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max and 0 <= sigma2_0 < 1.
+    """
+
+    sigma2_0: Number = 0.0
+
+    def __post_init__(self):
+        require(
+            self,
+            "0 < beta_min <= beta_max and 0 <= sigma2_0 < 1",
+            lambda: 0.0 < self.beta_min <= self.beta_max and 0.0 <= self.sigma2_0 < 1.0,
+        )
+
+    def drift(self, t: Scalars) -> Matrix:
+        """F = -beta / 2."""
+        return as_matrix([[-0.5 * self.beta(t)]])
+
+    def diffusion(self, t: Scalars) -> Scalars:
+        """g, which vanishes at t = 0."""
+        return jnp.sqrt(-self.beta(t) * jnp.expm1(-2.0 * self.int_beta(jnp.zeros_like(t), t)))
+
+    def transition(self, s: Scalars, t: Scalars) -> Transition:
+        """Mean exp(-B / 2) and variance (1 - exp(-B)) (1 - exp(-B_s - B_t)) with B = int_s^t beta = B_t - B_s."""
+        zero, int_beta = jnp.zeros_like(t), self.int_beta(s, t)
+        both = self.int_beta(zero, s) + self.int_beta(zero, t)
+        return one_by_one(jnp.exp(-0.5 * int_beta), jnp.expm1(-int_beta) * jnp.expm1(-both))
+
+    def initial_variance(self) -> tuple[Number]:
+        """That of `sigma2_0`."""
+        return (self.sigma2_0,)
+
+    def prior_variance(self) -> tuple[Number]:
         """The prior is standard Normal."""
-        return 1.0
+        return (1.0,)
+
+    def time_of_log_variance(self, log_variance: Scalars) -> Scalars:
+        """Inverse of the log variance: one of two forms of a root, by which of exp(-B) and 1 - exp(-B) is small.
+
+        A variance at time 0 first shrinks, until 1 - exp(-B) = sigma2_0 / 2; the time returned lies after that.
+        """
+        variance, remains, start = jnp.exp(log_variance), -jnp.expm1(log_variance), self.sigma2_0
+        entered = 0.5 * (start + jnp.sqrt(start**2 + 4.0 * (variance - start)))  # 1 - exp(-B)
+        rest = 2.0 - start
+        left = 2.0 * remains / (rest + jnp.sqrt(rest**2 - 4.0 * remains))  # exp(-B)
+        early = entered < 0.5
+        return self.time_of_int_beta(
+            jnp.where(
+                early, -jnp.log1p(-jnp.where(early, entered, 0.0)), -jnp.log(jnp.where(early, 1.0, left))
+            )
+        )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lsgm_jax.diffusions.linear import sample_prior
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.vae import Batch
 from lsgm_jax.training.state import create_state
@@ -33,7 +34,7 @@ def describe(model: LSGM, optimiser: optax.GradientTransformation, batch_size: i
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(model.init, key)
     x = jax.ShapeDtypeStruct((1, *model.vae.image_shape), jnp.float32)
-    z_t = jax.ShapeDtypeStruct((1, *model.vae.latent_shape), jnp.float32)
+    z_t = jax.eval_shape(lambda key: sample_prior(model.process, key, (1, *model.vae.latent_shape)), key)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
     batch = jax.eval_shape(lambda: Batch(jnp.zeros((batch_size, *model.vae.image_shape))))
     step = make_step(model.loss, optimiser, optax.constant_schedule(1.0), ema_decay=0.9999)

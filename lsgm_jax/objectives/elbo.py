@@ -1,29 +1,70 @@
 """The LSGM bound: a VAE's evidence lower bound whose cross entropy is denoising score matching.
 
     -log p(x) <= E_q[-log p(x|z_0)] - H(q(z_0|x)) + CE(q(z_0|x) || p(z_0))                             (O1)
-    CE ~ E_{t, eps} w_ll(t) / r(t) |eps - eps_hat(z_t, t)|^2 + dims (1 + log 2 pi sigma(t_min)^2) / 2  (O2)
+    CE ~ E_{t, eps} w_ll(t) / r(t) |eps - eps_hat(z_t, t)|^2 + dims H(z_t_min | z_0)                   (O2)
 
-with an expectation over t ~ r on [t_min, 1], and neglecting what happens before t_min and after t = 1.
-Everything is in nats, summed over a sample's dimensions.
+with an expectation over t ~ r on [t_min, 1], and neglecting what happens before t_min and after t = 1. It holds for
+every process: for CLD (LSGM-CLD) the error is that of the velocity, and the entropy is that of position and velocity
+less what the velocity had at the start. Everything is in nats, summed over a sample's dimensions.
 """
 
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import EpsNet, Latents, PerSample, Scalar, Times, scale_gradient, sum_per_sample
-from lsgm_jax.diffusions.linear import Process, noise_entropy, normal_eps, perturb, variance
-from lsgm_jax.objectives.times import TimeDensity
+from lsgm_jax.arrays import (
+    EpsNet,
+    Latents,
+    PerSample,
+    Scalar,
+    State,
+    Times,
+    expand,
+    scale_gradient,
+    sum_per_sample,
+)
+from lsgm_jax.diffusions.linear import (
+    Process,
+    auxiliary_entropy,
+    data_variance,
+    kernel,
+    log_snr,
+    noise_entropy,
+    normal_eps,
+    perturb,
+)
+from lsgm_jax.objectives.matching import score_matching, squared_error
+from lsgm_jax.objectives.times import Spread, TimeDensity, stratified
 from lsgm_jax.objectives.weights import Weighting, likelihood
 
 
 class Matching(NamedTuple):
-    """Denoising score matching of one batch, per sample, nats."""
+    """Score matching of one batch, per sample, nats."""
 
     loss: PerSample  # what to differentiate: the prior's error, and what else the encoder has to see
     prior_loss: PerSample  # the prior's weighted error alone
     cross_entropy: PerSample  # likelihood weighting, constant included: an estimate of CE(q(z_0|x) || p(z_0))
+
+
+class SeparateMatching(NamedTuple):
+    """Score matching with times of their own for prior and encoder, nats."""
+
+    prior_loss: PerSample  # differentiates with respect to the prior alone
+    cross_entropy: Latents  # per dimension; differentiates with respect to z_0 alone
+
+    def weighed(self, encoder_scale: float | Scalar) -> Matching:
+        """The terms with one KL coefficient for all dimensions."""
+        cross_entropy = sum_per_sample(self.cross_entropy)
+        return Matching(self.prior_loss + encoder_scale * cross_entropy, self.prior_loss, cross_entropy)
+
+
+class Draw(NamedTuple):
+    """Times and the noise that perturbs the latents there."""
+
+    t: Times
+    eps: State
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +73,10 @@ class Objective:
 
     Attributes:
         prior_weighting: of the prior's squared error.
-        density: of the times, shared by prior and encoder.
+        density: of the prior's times.
+        encoder_density: of the encoder's times; None to share the prior's, which needs one evaluation of the
+            network less (LSGM Algorithm 3 and 2).
+        spread: how evenly the times of a batch are drawn.
         control_variate: estimate only what the network adds to the Normal prior, whose cross entropy is known
             (O9). It leaves the prior's gradient alone, and takes from the encoder's the more noise the
             nearer the latent is to standard Normal. False gives the published estimate.
@@ -40,6 +84,8 @@ class Objective:
 
     prior_weighting: Weighting
     density: TimeDensity
+    encoder_density: TimeDensity | None = None
+    spread: Spread = stratified
     control_variate: bool = True
 
 
@@ -48,52 +94,102 @@ def denoise(
     process: Process,
     eps_net: EpsNet,
     z_0: Latents,
-    t: Times,
-    eps: Latents,
+    draw: Draw,
     encoder_scale: float | Scalar = 1.0,
 ) -> Matching:
-    """Matches the score at `t` so that one backward pass serves prior and encoder (LSGM Algorithm 3, O4).
+    """Matches the score so that one backward pass serves prior and encoder (LSGM Algorithm 3, O4).
 
     The encoder meets the network only through z_t, so scaling the gradient there by w_q / w_p turns the
     prior's loss into the encoder's. `encoder_scale` is the KL coefficient, which concerns the encoder alone.
 
     Args:
         z_0: latent of the encoder, [batch, ...].
-        t: times drawn from `objective.density`, [batch].
-        eps: unit noise of the shape of `z_0`.
+        draw: times from `objective.density`.
 
     Returns:
         The loss to differentiate and the value of the cross entropy, both [batch]. With the control variate
         the cross entropy estimates a bound on -log p(z_0) for every t_min (O7).
     """
+    t, eps = draw
     density = objective.density.density(process, t)
     w_p = objective.prior_weighting(process, t) / density
     w_q = likelihood(process, t) / density
 
     z_t = perturb(process, z_0, t, eps)
-    eps_hat = eps_net(scale_gradient(z_t, encoder_scale * w_q / w_p), t)
-    error = sum_per_sample((eps - eps_hat) ** 2)
-    if not objective.control_variate:
-        constant = noise_entropy(process, jnp.asarray(objective.density.t_min, t.dtype))
-        return Matching(w_p * error, w_p * error, w_q * error + eps[0].size * constant)
-
-    normal_error = sum_per_sample((eps - normal_eps(process, z_t, t)) ** 2)
-    known = normal_bound(process, z_0, objective.density.t_min) - w_q * normal_error
-    return Matching(w_p * error + encoder_scale * known, w_p * error, w_q * error + known)
+    error = sum_per_sample(squared_error(eps_net, scale_gradient(z_t, encoder_scale * w_q / w_p), t, eps))
+    known = sum_per_sample(_known(objective, objective.density, process, z_0, z_t, draw))
+    prior_loss = w_p * error
+    loss = prior_loss + encoder_scale * (known if objective.control_variate else 0.0)
+    return Matching(loss, prior_loss, w_q * error + known)
 
 
-def normal_bound(process: Process, z_0: Latents, t_min: float) -> PerSample:
-    """The bound (O7) on -log p(z_0) for the exact score of a standard Normal prior, in closed form (O9), nats.
+def denoise_separately(
+    objective: Objective,
+    process: Process,
+    eps_net: EpsNet,
+    frozen_eps_net: EpsNet,
+    z_0: Latents,
+    prior_draw: Draw,
+    encoder_draw: Draw,
+) -> SeparateMatching:
+    """Matches the score at other times for the encoder than for the prior (LSGM Algorithm 2).
 
-    It differs from -log N(z_0; 0, I) by two gaps that are positive on average: at t_min, where
-    N(z_t / alpha, sigma^2 / alpha^2) stands in for the posterior of z_0, and at t = 1, where the prior stands
-    in for the marginal of z_1.
+    Neither term reaches the other's parameters, so their sum can be differentiated at once; and the encoder's is
+    given per dimension, so that groups of latents can be weighed one by one.
+
+    Args:
+        frozen_eps_net: the prediction with parameters that take no gradient: those of `eps_net`, or their average.
+        prior_draw: times from `objective.density`.
+        encoder_draw: times from `objective.encoder_density`, or from `objective.density` if that is None.
     """
-    z2 = z_0**2
+    weighting, (t, eps) = objective.prior_weighting, prior_draw
+    prior_error = score_matching(weighting, process, eps_net, jax.lax.stop_gradient(z_0), t, eps)
+    prior_loss = prior_error / objective.density.density(process, t)
+
+    t, eps = encoder_draw
+    density = objective.encoder_density or objective.density
+    w_q = likelihood(process, t) / density.density(process, t)
+    z_t = perturb(process, z_0, t, eps)
+    error = squared_error(frozen_eps_net, z_t, t, eps)
+    known = _known(objective, density, process, z_0, z_t, encoder_draw)
+    return SeparateMatching(prior_loss, expand(w_q, error) * error + known)
+
+
+def _known(
+    objective: Objective, density: TimeDensity, process: Process, z_0: Latents, z_t: State, draw: Draw
+) -> Latents:
+    """What the cross entropy contains beside the network's error, per dimension: a constant or O9's bracket."""
+    t, eps = draw
+    if not objective.control_variate:
+        start = jnp.asarray(density.t_min, t.dtype)
+        return jnp.full_like(z_0, noise_entropy(process, start) - auxiliary_entropy(process))
+    w_q = likelihood(process, t) / density.density(process, t)
+    normal_error = squared_error(lambda z_t, t: normal_eps(process, z_t, t), z_t, t, eps)
+    return normal_bound(process, z_0, density.t_min) - expand(w_q, normal_error) * normal_error
+
+
+def normal_bound(process: Process, z_0: Latents, t_min: float) -> Latents:
+    """The bound (O7) on -log p(z_0) for the exact score of a Normal prior, in closed form (O9), nats per dimension.
+
+    It differs from -log N(z_0; 0, V), V = `data_variance`, by two gaps that are positive on average: at t_min,
+    where the likelihood of z_0 stands in for its posterior, and at t = 1, where the prior stands in for the
+    marginal of z_1.
+    """
+    z2, v = z_0**2, data_variance(process)
     start, end = jnp.asarray(t_min, z_0.dtype), jnp.ones((), z_0.dtype)
-    a2, s2 = process.alpha(start) ** 2, variance(process, start)
-    gap_at_start = jnp.log1p(s2 / a2) + s2 / (a2 + s2) * (1.0 - z2)
-    a2, s2 = process.alpha(end) ** 2, variance(process, end)
-    marginal, prior = a2 + s2, process.prior_variance()
-    gap_at_end = jnp.log(prior / marginal) + (a2 * z2 + s2) * (1.0 / prior - 1.0 / marginal)
-    return 0.5 * sum_per_sample(z2 + jnp.log(2.0 * jnp.pi) + gap_at_start + gap_at_end)
+    noise_to_signal = jnp.exp(-log_snr(process, start)) / v
+    share = noise_to_signal / (1.0 + noise_to_signal)
+    gap_at_start = jnp.log1p(noise_to_signal) + share * (1.0 - z2 / v)
+    constant, slope = _gap_at_end(process, end)
+    return 0.5 * (z2 / v + jnp.log(2.0 * jnp.pi * v) + gap_at_start + constant + slope * z2)
+
+
+def _gap_at_end(process: Process, end: Scalar) -> tuple[Scalar, Scalar]:
+    """Twice E[log N(z_1; 0, C) - log prior(z_1)] is constant + slope z_0^2, C = V a a^T + S (O9)."""
+    signal, noise = kernel(process, end)
+    covariance = noise @ noise.T
+    marginal = covariance + data_variance(process) * jnp.outer(signal, signal)
+    prior = jnp.diag(jnp.asarray(process.prior_variance(), signal.dtype))
+    difference = jnp.linalg.inv(prior) - jnp.linalg.inv(marginal)
+    log_ratio = jnp.linalg.slogdet(prior)[1] - jnp.linalg.slogdet(marginal)[1]
+    return log_ratio + jnp.sum(difference * covariance), signal @ difference @ signal

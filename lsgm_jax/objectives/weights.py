@@ -1,6 +1,8 @@
-"""Weightings lambda(t) of the squared error in noise space, LSGM Table 1.
+"""Weightings lambda(t) of the squared error in noise space: LSGM Table 1, CLD section 3.1.
 
-A loss is E_t[lambda(t) / r(t) * |eps - eps_hat|^2] with t drawn from the density r of `times.py`.
+A loss is E_t[lambda(t) / r(t) * |eps - eps_hat|^2] with t drawn from the density r of `times.py`. Any function of
+(process, t) is a weighting. CLD's "reweighted v1" and "v2" are `reweighted` and `unweighted`: in terms of `sigma` and g
+the two papers weigh alike (O3).
 """
 
 from collections.abc import Callable
@@ -8,14 +10,14 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.diffusions.linear import Process, variance
+from lsgm_jax.diffusions.linear import Process, normal_error, sigma
 
 Weighting = Callable[[Process, Times], Times]
 
 
 def likelihood(process: Process, t: Times) -> Times:
     """w_ll = g^2 / (2 sigma^2): the weight of the bound on the log-likelihood (O3)."""
-    return 0.5 * process.diffusion(t) ** 2 / variance(process, t)
+    return 0.5 * (process.diffusion(t) / sigma(process, t)) ** 2
 
 
 def reweighted(process: Process, t: Times) -> Times:
@@ -26,3 +28,8 @@ def reweighted(process: Process, t: Times) -> Times:
 def unweighted(process: Process, t: Times) -> Times:
     """w_un = 1: noise prediction as in DDPM."""
     return jnp.ones_like(t)
+
+
+def rescaled(process: Process, t: Times) -> Times:
+    """Half the inverse of the error that is left for Normal data: every time counts alike (O3)."""
+    return 0.5 / normal_error(process, t)

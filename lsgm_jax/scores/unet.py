@@ -15,7 +15,7 @@ def sinusoidal_embedding(t: Times, features: int, scale: float) -> Embedding:
 
 
 class UNet(nn.Module):
-    """(z_t, t) -> eps_hat, with the shape of z_t.
+    """(z_t, t) -> eps_hat; the coordinates of z_t lie side by side in its channels.
 
     Attributes:
         channels: widths per resolution; each level after the first works at half the side of the one before.
@@ -24,8 +24,10 @@ class UNet(nn.Module):
             network, and so the probability flow, can then vary within thousandths of t, which adaptive solvers
             resolve with many steps.
         attention: sides of the feature maps that get self-attention; the middle of the net always has it.
+        out_channels: channels of the noise prediction.
     """
 
+    out_channels: int
     channels: tuple[int, ...]
     blocks: int
     attention: tuple[int, ...]
@@ -63,4 +65,4 @@ class UNet(nn.Module):
                 h = upsample(h)
 
         h = nn.swish(group_norm(h.shape[-1])(h))
-        return nn.Conv(z_t.shape[-1], (3, 3), kernel_init=nn.initializers.zeros, name="eps")(h)
+        return nn.Conv(self.out_channels, (3, 3), kernel_init=nn.initializers.zeros, name="eps")(h)

@@ -14,11 +14,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample
-from lsgm_jax.diffusions.linear import Process, prior_log_prob, probability_flow, sample_prior
+from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample, State, coordinates
+from lsgm_jax.diffusions.linear import (
+    Process,
+    add_auxiliary,
+    prior_log_prob,
+    probability_flow,
+    sample_prior,
+)
 from lsgm_jax.solvers.nfe import EVALUATIONS, CountingController, EarlyRejections, evaluations
 
-State = Any  # a tree of arrays
+Tree = Any  # what a solve carries: a state, or a state and its log-density, of one sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,12 +95,11 @@ def solve_to_data(
         shape: [batch, ...] of the latents.
     """
 
-    def field(tau: Float[Array, ""], z: Float[Array, "*latent"]) -> Float[Array, "*latent"]:
-        t = (1.0 - tau)[None]
-        return -probability_flow(process, z[None], eps_net(z[None], t), t)[0]
+    def field(tau: Float[Array, ""], z: Tree) -> Tree:
+        return jax.tree.map(jnp.negative, _velocity(process, eps_net, z, 1.0 - tau))
 
     z_0, cost = _solve(solver, field, sample_prior(process, key, shape), 0.0, 1.0 - solver.t_min)
-    return Solution(z_0, *cost)
+    return Solution(coordinates(z_0)[0], *cost)
 
 
 def log_density(
@@ -102,35 +107,54 @@ def log_density(
 ) -> LogDensity:
     """Density of z_0: log prior(z_1) + int div dt along the probability-flow ODE from t_min to 1 (S3).
 
+    A process with a velocity draws one and subtracts its log density: the mean over draws is a lower bound (S4).
     The divergence is Hutchinson's estimate with `probes` Rademacher vectors per sample that stay fixed during
     the solve, so the solver integrates a smooth function.
     """
-    probe_shape = (len(z_0), probes, *z_0.shape[1:])
-    vectors = jax.random.rademacher(key, probe_shape, z_0.dtype)
+    k_probes, k_auxiliary = jax.random.split(key)
+    state, auxiliary_log_prob = add_auxiliary(process, k_auxiliary, z_0)
+    vectors = _rademacher(k_probes, state, probes)
 
-    def field(t: Float[Array, ""], state: State, vectors: Float[Array, "probes *latent"]) -> State:
-        z, _ = state
+    def field(t: Float[Array, ""], carried: Tree, vectors: Tree) -> Tree:
+        velocity, push_forward = jax.linearize(lambda z: _velocity(process, eps_net, z, t), carried[0])
+        traces = jax.vmap(lambda v: _inner(v, push_forward(v)))(vectors)
+        return velocity, jnp.mean(traces)
 
-        def flow(z: Float[Array, "*latent"]) -> Float[Array, "*latent"]:
-            return probability_flow(process, z[None], eps_net(z[None], t[None]), t[None])[0]
-
-        velocity, push_forward = jax.linearize(flow, z)
-        divergence = jnp.mean(jax.vmap(lambda v: jnp.sum(v * push_forward(v)))(vectors))
-        return velocity, divergence
-
-    start = (z_0, jnp.zeros(len(z_0), z_0.dtype))
+    start = (state, jnp.zeros(len(z_0), z_0.dtype))
     (z_1, int_divergence), cost = _solve(solver, field, start, solver.t_min, 1.0, vectors)
-    return LogDensity(prior_log_prob(process, z_1) + int_divergence, cost.nfe, cost.success)
+    log_prob = prior_log_prob(process, z_1) + int_divergence - auxiliary_log_prob
+    return LogDensity(log_prob, cost.nfe, cost.success)
+
+
+def _velocity(process: Process, eps_net: EpsNet, z: Tree, t: Float[Array, ""]) -> Tree:
+    """The probability flow of one sample."""
+    z_t, t = jax.tree.map(lambda value: value[None], (z, t))
+    return jax.tree.map(lambda value: value[0], probability_flow(process, z_t, eps_net(z_t, t), t))
+
+
+def _rademacher(key: Key, state: State, probes: int) -> Tree:
+    """`probes` vectors of random signs like each sample of `state`."""
+    values, structure = jax.tree.flatten(state)
+    keys = jax.random.split(key, len(values))
+    return structure.unflatten(
+        jax.random.rademacher(k_value, (len(value), probes, *value.shape[1:]), value.dtype)
+        for k_value, value in zip(keys, values, strict=True)
+    )
+
+
+def _inner(left: Tree, right: Tree) -> Float[Array, ""]:
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), left, right)
+    return jax.tree.reduce(jnp.add, products)
 
 
 def _solve(
     solver: ODESolver,
-    field: Callable[..., State],
-    start: State,
+    field: Callable[..., Tree],
+    start: Tree,
     begin: float,
     end: float,
-    *per_sample: Array,
-) -> tuple[State, _Cost]:
+    *per_sample: Tree,
+) -> tuple[Tree, _Cost]:
     """Integrates `field(s, state, *per_sample)` for every sample from `begin` to `end`."""
     scheme = getattr(diffrax, solver.name)()
     dtype = jax.tree.leaves(start)[0].dtype
@@ -142,7 +166,7 @@ def _solve(
         dt0, max_steps = None, solver.steps
     term = diffrax.ODETerm(lambda s, state, args: field(s, state, *args))
 
-    def solve_one(state: State, *args: Array) -> diffrax.Solution:
+    def solve_one(state: Tree, *args: Tree) -> diffrax.Solution:
         return diffrax.diffeqsolve(
             term,
             scheme,

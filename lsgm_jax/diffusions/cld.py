@@ -1,0 +1,162 @@
+"""Critically-damped Langevin diffusion (Dockhorn, Vahdat, Kreis 2022): noise enters the velocity alone.
+
+    dx = beta v / M dt,      dv = -beta (x + Gamma v / M) dt + sqrt(2 Gamma beta) dw                    (D12)
+
+With velocity in units of sqrt(M), time tau = int beta / sqrt(M) and zeta = Gamma / (2 sqrt(M)), this is the damped
+oscillator x'' + 2 zeta x' + x = noise, critically damped for zeta = 1. In y = 2 zeta tau and gap = 1 / zeta^2 its mean
+and covariance have forms that do not cancel, for every damping (D13).
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from lsgm_jax.arrays import Latents, Phase, Times, expand
+from lsgm_jax.diffusions.linear import Matrix, Number, Process, Scalars, Transition, as_matrix, kernel
+from lsgm_jax.diffusions.schedules import LinearBeta, require
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLD(LinearBeta):
+    """CLD. State: `Phase(x, v)`; data is x, and v starts as N(0, v0_var_scale * mass).
+
+    Attributes:
+        mass: M.
+        friction: Gamma; None for critical damping, 2 sqrt(mass).
+        v0_var_scale: gamma. At 0 the velocity is known at the start: the kernel of plain denoising score matching.
+
+    Raises:
+        ValueError: unless all are positive (v0_var_scale may be 0) and beta_min <= beta_max.
+    """
+
+    beta_min: Number = 4.0
+    beta_max: Number = 4.0
+    mass: Number = 0.25
+    friction: Number | None = None
+    v0_var_scale: Number = 0.04
+
+    def __post_init__(self):
+        require(
+            self,
+            "positive numbers, beta_min <= beta_max and v0_var_scale >= 0",
+            lambda: (
+                0.0 < self.beta_min <= self.beta_max
+                and self.mass > 0.0
+                and self.damping() > 0.0
+                and self.v0_var_scale >= 0.0
+            ),
+        )
+
+    def damping(self) -> Number:
+        """Gamma."""
+        return 2.0 * self.mass**0.5 if self.friction is None else self.friction
+
+    def drift(self, t: Scalars) -> Matrix:
+        """F of (D12)."""
+        beta = self.beta(t)
+        return as_matrix([[jnp.zeros_like(t), beta / self.mass], [-beta, -self.damping() / self.mass * beta]])
+
+    def diffusion(self, t: Scalars) -> Scalars:
+        """sqrt(2 Gamma beta), into the velocity."""
+        return jnp.sqrt(2.0 * self.damping() * self.beta(t))
+
+    def transition(self, s: Scalars, t: Scalars) -> Transition:
+        """Mean and noise of the damped oscillator (D13)."""
+        root = self.mass**0.5
+        zeta = 0.5 * self.damping() / root
+        y = self.damping() / self.mass * self.int_beta(s, t)
+        mean, noise = _oscillator(zeta, y)
+        (a_xx, a_xv), (a_vx, a_vv) = mean
+        (l_xx, _), (l_vx, l_vv) = noise
+        return Transition(
+            as_matrix([[a_xx, a_xv / root], [root * a_vx, a_vv]]),
+            as_matrix([[l_xx, jnp.zeros_like(l_xx)], [root * l_vx, root * l_vv]]),
+        )
+
+    def initial_variance(self) -> tuple[Number, Number]:
+        """The position is data; the velocity has variance gamma M."""
+        return (0.0, self.v0_var_scale * self.mass)
+
+    def prior_variance(self) -> tuple[Number, Number]:
+        """The stationary distribution: x ~ N(0, 1), v ~ N(0, M)."""
+        return (1.0, self.mass)
+
+
+def velocity_eps(process: Process, z_t: Phase, t: Times) -> Latents:
+    """Best noise prediction from the velocity alone for data at the origin, L_vv v / S_vv.
+
+    The fixed part of CLD's mixed score, to which the network's output is added (CLD section 3.2).
+    """
+    noise = kernel(process, t).noise
+    scale = noise[:, 1, 1] / (noise[:, 1, 0] ** 2 + noise[:, 1, 1] ** 2)
+    return expand(scale, z_t.v) * z_t.v
+
+
+Rows = tuple[tuple[Scalars, Scalars], tuple[Scalars, Scalars]]
+
+
+def _oscillator(zeta: Number, y: Scalars) -> tuple[Rows, Rows]:
+    """Mean map and Cholesky factor at tau = y / (2 zeta) of x' = v, v' = -x - 2 zeta v + 2 sqrt(zeta) dw/dtau."""
+    tau, gap = y / (2.0 * zeta), 1.0 / zeta**2
+    sine, cosine, slowed = _damped(y, gap)
+    mean = ((cosine + 0.5 * y * sine, tau * sine), (-tau * sine, slowed))
+    p, root_y = _position_variance(y, gap, sine, cosine), jnp.sqrt(y)
+    c_1, c_2 = sine * cosine, 0.5 * sine**2
+    l_vv2 = _share_entered(y) + c_1 - y * c_2 - c_2**2 / p
+    noise = (
+        (y * root_y * jnp.sqrt(p) / zeta, jnp.zeros_like(y)),
+        (root_y * c_2 / jnp.sqrt(p), root_y * jnp.sqrt(l_vv2)),
+    )
+    return mean, noise
+
+
+def _damped(y: Scalars, gap: Number) -> tuple[Scalars, Scalars, Scalars]:
+    """exp(-y/2) times sinh(h) / h, cosh(h) and cosh(h) - (y/2) sinh(h) / h, for h^2 = (1 - gap) y^2 / 4.
+
+    The hyperbolic functions are circular where h^2 < 0, below critical damping.
+    """
+    q = (1.0 - gap) * y**2  # (2 h)^2
+    near, above, decay = jnp.abs(q) < 1.0, q > 0.0, jnp.exp(-0.5 * y)
+    x = jnp.sqrt(jnp.where(near, 1.0, jnp.abs(q)))  # no root of zero: its slope is infinite
+
+    series = decay * _even_series(0.25 * q, 1), decay * _even_series(0.25 * q, 0)
+    slow = jnp.exp(-0.5 * gap * y**2 / (y + x))  # exp((x - y) / 2) without the difference
+    hyperbolic = slow * -jnp.expm1(-x) / x, 0.5 * slow * (1.0 + jnp.exp(-x))
+    circular = decay * jnp.sin(0.5 * x) / (0.5 * x), decay * jnp.cos(0.5 * x)
+    sine, cosine = (
+        jnp.where(near, a, jnp.where(above, b, c))
+        for a, b, c in zip(series, hyperbolic, circular, strict=True)
+    )
+    overdamped = 0.5 * slow * ((1.0 + y / x) * jnp.exp(-x) - gap * y**2 / (x * (x + y)))
+    return sine, cosine, jnp.where(near | ~above, cosine - 0.5 * y * sine, overdamped)
+
+
+def _position_variance(y: Scalars, gap: Number, sine: Scalars, cosine: Scalars) -> Scalars:
+    """(1 - e^-y - y sine cosine - y^2 sine^2 / 2) / (gap y^3): the variance of x over y^3 / zeta^2 (D13).
+
+    A power series without cancellation where the difference would lose its digits.
+    """
+    r = 1.0 - gap
+    near = jnp.maximum(1.0, jnp.abs(r)) * y**2 < 4.0
+    small, large = jnp.where(near, y, 0.0), jnp.where(near, 2.0, y)
+    total, partial, power = jnp.zeros_like(y), 0.0, jnp.ones_like(y)
+    for m in range(1, 13):
+        partial = 1.0 + r * partial  # 1 + r + ... + r^(m - 1)
+        total += partial * power * (1 / math.factorial(2 * m + 1) + small * (1 / math.factorial(2 * m + 2)))
+        power *= small**2
+    direct = (-jnp.expm1(-large) - large * sine * cosine - 0.5 * large**2 * sine**2) / (gap * large**3)
+    return jnp.where(near, jnp.exp(-small) * total, direct)
+
+
+def _even_series(q: Scalars, shift: int) -> Scalars:
+    """Sum over m of q^m / (2 m + shift)!: cosh(x) for shift 0, sinh(x) / x for shift 1, where q = x^2 is small."""
+    return sum((q**m * (1 / math.factorial(2 * m + shift)) for m in range(1, 9)), start=jnp.ones_like(q))
+
+
+def _share_entered(y: Scalars) -> Scalars:
+    """(1 - e^-y) / y, 1 at y = 0."""
+    safe = jnp.where(y == 0.0, 1.0, y)
+    return jnp.where(y == 0.0, 1.0, -jnp.expm1(-safe) / safe)

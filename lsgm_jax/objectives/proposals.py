@@ -1,0 +1,241 @@
+"""Optimal densities of training times: r(t) proportional to lambda(t) e(t) on [t_min, 1], e = `normal_error`.
+
+This is the density of least variance for Normal data and the exact score (O5), for any weighting and process. The
+paper's closed forms of its quantile are classes here, each good for the processes that `closed_form` lists; the
+`Table` serves every other pair.
+"""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lsgm_jax.arrays import Scalar, Times
+from lsgm_jax.diffusions.linear import Process, data_variance, kernel, log_snr, normal_error, sigma
+from lsgm_jax.diffusions.schedules import is_concrete
+from lsgm_jax.diffusions.ve import VE
+from lsgm_jax.diffusions.vp import VP, GeometricVP
+from lsgm_jax.objectives.weights import Weighting, likelihood, rescaled, reweighted, unweighted
+
+Nodes = Float[Array, "nodes"]
+
+
+@runtime_checkable
+class Proposal(Protocol):
+    """The optimal density of one weighting, with its quantile."""
+
+    def quantile(self, u: Times) -> Times:
+        """Maps a uniform u in [0, 1) to a time."""
+        ...
+
+    def density(self, t: Times) -> Times:
+        """r(t), integrating to one over [t_min, 1]."""
+        ...
+
+
+def proposal(weighting: Weighting, process: Process, t_min: float) -> Proposal:
+    """The closed form where there is one, else a table."""
+    return closed_form(weighting, process, t_min) or Table(weighting, process, t_min)
+
+
+def closed_form(weighting: Weighting, process: Process, t_min: float) -> Proposal | None:
+    """The paper's inverse CDFs (LSGM appendix; O5, O6, O7), and `None` for pairs that have none."""
+    match process:
+        case VP() | GeometricVP() if weighting is likelihood:
+            return NoiseShareUniform(process, t_min)
+        case VP() | GeometricVP() if weighting is reweighted:
+            return VarianceUniform(process, t_min)
+        case VP() if weighting is unweighted and _is_steep(process):
+            return ErrorFunction(process, t_min)
+        case VP() | GeometricVP() if weighting is rescaled:
+            return TimeUniform(t_min)
+        case VE() if weighting is likelihood or (weighting is unweighted and process.sigma2_0 is None):
+            return NoiseShareUniform(process, t_min)
+        case VE() if weighting is reweighted:
+            return MarginalUniform(process, t_min)
+        case _:
+            return None
+
+
+def _is_steep(process: VP) -> bool:
+    """Whether beta grows fast enough for the error function to keep its digits."""
+    return not is_concrete(process) or bool(process.beta_min**2 < 2.0 * (process.beta_max - process.beta_min))
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeUniform:
+    """Uniform times: `rescaled`, which already weighs every time alike."""
+
+    t_min: float
+
+    def quantile(self, u: Times) -> Times:
+        """Linear in u."""
+        return self.t_min + (1.0 - self.t_min) * u
+
+    def density(self, t: Times) -> Times:
+        """Constant."""
+        return jnp.full_like(t, 1.0 / (1.0 - self.t_min))
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseShareUniform:
+    """Log of sigma^2's share in the variance of z_t uniform: r_ll (O5); for VP that is log sigma^2."""
+
+    process: VP | GeometricVP | VE
+    t_min: float
+
+    def quantile(self, u: Times) -> Times:
+        """Time at which the log share has covered a share u of its range."""
+        start, end = self._ends(u)
+        # Counted from the top: the log share nears 0 there, and rounding must not carry it past.
+        value = end + (1.0 - u) * (start - end)
+        if not isinstance(self.process, VE):  # the variance of z_t is one: the share is sigma^2
+            return self.process.time_of_log_variance(-value)
+        return self.process.time_of_log_variance(
+            jnp.log(data_variance(self.process)) - jnp.log(jnp.expm1(value))
+        )
+
+    def density(self, t: Times) -> Times:
+        """Slope of the log share over its range."""
+        start, end = self._ends(t)
+        return 2.0 * likelihood(self.process, t) * normal_error(self.process, t) / (start - end)
+
+    def _ends(self, like: Times) -> Float[Array, "2"]:
+        """-log share = log(1 + V snr) at t_min and 1."""
+        log_signal = jnp.log(data_variance(self.process)) + log_snr(self.process, _ends(self.t_min, like))
+        return jax.nn.softplus(log_signal)
+
+
+@dataclasses.dataclass(frozen=True)
+class VarianceUniform:
+    """sigma^2 uniform: r_re of a variance-preserving process (O6)."""
+
+    process: VP | GeometricVP
+    t_min: float
+
+    def quantile(self, u: Times) -> Times:
+        """Time at which sigma^2 has covered a share u of its range."""
+        (low, high), left = self._ends(u)
+        value = low + u * (high - low)
+        remainder = (1.0 - u) * (high - low) + left
+        # Each form keeps its digits where the other has lost them.
+        return self.process.time_of_log_variance(
+            jnp.where(value < 0.5, jnp.log(value), jnp.log1p(-remainder))
+        )
+
+    def density(self, t: Times) -> Times:
+        """Slope of sigma^2 over its range."""
+        (low, high), _ = self._ends(t)
+        return 2.0 * reweighted(self.process, t) * normal_error(self.process, t) / (high - low)
+
+    def _ends(self, like: Times) -> tuple[Float[Array, "2"], Scalar]:
+        """sigma^2 at t_min and 1, and 1 - sigma^2 at 1."""
+        signal, noise = kernel(self.process, _ends(self.t_min, like))
+        return noise[:, 0, 0] ** 2, data_variance(self.process) * signal[1, 0] ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class MarginalUniform:
+    """Log of the variance of z_t uniform: r_re of the VESDE (O6)."""
+
+    process: VE
+    t_min: float
+
+    def quantile(self, u: Times) -> Times:
+        """Time at which the log variance of z_t for Normal data has covered a share u of its range."""
+        start, log_range, low = self._ends(u)
+        return self.process.time_of_log_variance(jnp.log(low + start * jnp.expm1(u * log_range)))
+
+    def density(self, t: Times) -> Times:
+        """Slope of the log variance of z_t over its range."""
+        _, log_range, _ = self._ends(t)
+        slope = (
+            2.0 * reweighted(self.process, t) * normal_error(self.process, t) / data_variance(self.process)
+        )
+        return slope / log_range
+
+    def _ends(self, like: Times) -> tuple[Scalar, Scalar, Scalar]:
+        """Variance of z_t at t_min, its log range until 1, and sigma(self.t_min)^2."""
+        low, high = sigma(self.process, _ends(self.t_min, like)) ** 2
+        start = data_variance(self.process) + low
+        return start, jnp.log1p((high - low) / start), low
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorFunction:
+    """r_un of the VPSDE, proportional to 1 - sigma^2: half a Normal density in t, its quantile by erf (O7)."""
+
+    process: VP
+    t_min: float
+
+    def quantile(self, u: Times) -> Times:
+        """Inverse of the complementary error function, which keeps its digits in the tail."""
+        start, end = self._ends(u)
+        tail = (1.0 - u) * start + u * end
+        slope = self.process.beta_max - self.process.beta_min
+        x = -jax.scipy.special.ndtri(0.5 * tail)
+        return x / jnp.sqrt(slope) - self.process.beta_min / slope
+
+    def density(self, t: Times) -> Times:
+        """1 - sigma^2 over its integral."""
+        start, end = self._ends(t)
+        slope = self.process.beta_max - self.process.beta_min
+        height = jnp.exp(0.5 * self.process.beta_min**2 / slope) * jnp.sqrt(0.5 * jnp.pi / slope)
+        return normal_error(self.process, t) / (data_variance(self.process) * height * (start - end))
+
+    def _ends(self, like: Times) -> Float[Array, "2"]:
+        """Complementary error function at t_min and 1."""
+        slope = self.process.beta_max - self.process.beta_min
+        x = jnp.sqrt(0.5 * slope) * (_ends(self.t_min, like) + self.process.beta_min / slope)
+        return jax.scipy.special.erfc(x)
+
+
+NODES = 1024
+FIRST_NODE = 1e-6  # where the geometric grid starts if self.t_min is smaller still
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """lambda e interpolated linearly between nodes: a density that is drawn from exactly (O8).
+
+    The interpolation costs optimality, of which the nodes leave little to lose, and no correctness: `density` is
+    that of the interpolated function itself.
+    """
+
+    weighting: Weighting
+    process: Process
+    t_min: float
+
+    def quantile(self, u: Times) -> Times:
+        """Root of the quadratic that the distribution function is between two nodes."""
+        nodes, values, cumulative = self._table(u.dtype)
+        u = u * cumulative[-1]
+        cell = jnp.clip(jnp.searchsorted(cumulative, u, side="right") - 1, 0, NODES - 2)
+        slope = (values[cell + 1] - values[cell]) / (nodes[cell + 1] - nodes[cell])
+        mass = u - cumulative[cell]
+        root = jnp.sqrt(jnp.maximum(values[cell] ** 2 + 2.0 * slope * mass, 0.0))
+        return nodes[cell] + 2.0 * mass / (values[cell] + root)
+
+    def density(self, t: Times) -> Times:
+        """The interpolated function over its integral."""
+        nodes, values, cumulative = self._table(t.dtype)
+        return jnp.interp(t, nodes, values) / cumulative[-1]
+
+    def _table(self, dtype: jnp.dtype) -> tuple[Nodes, Nodes, Nodes]:
+        """Nodes, lambda e there, and its integral from self.t_min up to each."""
+        nodes = (
+            jnp.geomspace(max(self.t_min, FIRST_NODE), 1.0, NODES, dtype=dtype)
+            .at[0]
+            .set(self.t_min)
+            .at[-1]
+            .set(1.0)
+        )
+        values = self.weighting(self.process, nodes) * normal_error(self.process, nodes)
+        masses = 0.5 * (values[1:] + values[:-1]) * jnp.diff(nodes)
+        return nodes, values, jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(masses)])
+
+
+def _ends(t_min: float, like: Times) -> Float[Array, "2"]:
+    return jnp.asarray([t_min, 1.0], like.dtype)

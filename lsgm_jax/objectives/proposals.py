@@ -193,7 +193,7 @@ class ErrorFunction:
 
 
 NODES = 1024
-FIRST_NODE = 1e-6  # where the geometric grid starts if self.t_min is smaller still
+FIRST_NODE = 1e-6  # where the geometric half of the grid starts if t_min is smaller still
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,13 +225,10 @@ class Table:
 
     def _table(self, dtype: jnp.dtype) -> tuple[Nodes, Nodes, Nodes]:
         """Nodes, lambda e there, and its integral from self.t_min up to each."""
-        nodes = (
-            jnp.geomspace(max(self.t_min, FIRST_NODE), 1.0, NODES, dtype=dtype)
-            .at[0]
-            .set(self.t_min)
-            .at[-1]
-            .set(1.0)
-        )
+        half = NODES // 2
+        steep = jnp.geomspace(max(self.t_min, FIRST_NODE), 1.0, half, dtype=dtype)
+        even = jnp.linspace(self.t_min, 1.0, NODES - half + 2, dtype=dtype)[1:-1]
+        nodes = jnp.sort(jnp.concatenate([steep, even])).at[0].set(self.t_min).at[-1].set(1.0)
         values = self.weighting(self.process, nodes) * normal_error(self.process, nodes)
         masses = 0.5 * (values[1:] + values[:-1]) * jnp.diff(nodes)
         return nodes, values, jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(masses)])

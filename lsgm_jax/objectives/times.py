@@ -61,8 +61,8 @@ def stratified(key: Key, batch: int, stratum: Stratum = Stratum()) -> Times:
 def equidistant(key: Key, batch: int, stratum: Stratum = Stratum()) -> Times:
     """`batch` uniform numbers at equal distances, in random order: VDM's "antithetic" times."""
     k_offset, k_order = jax.random.split(key)
-    offset = jax.random.uniform(k_offset, (1,))
-    return _one_per_cell(k_order, batch, offset, stratum)
+    offsets = jnp.full(batch, jax.random.uniform(k_offset))
+    return _one_per_cell(k_order, batch, offsets, stratum)
 
 
 def _one_per_cell(key: Key, batch: int, offsets: Times, stratum: Stratum) -> Times:

@@ -1,93 +1,150 @@
 """Time densities: they integrate to one, their samples follow them, and every weighting x density agrees."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsgm_jax.diffusions import linear
 from lsgm_jax.diffusions.vp import VP, GeometricVP
-from lsgm_jax.objectives import times, weights
+from lsgm_jax.objectives import proposals, times, weights
+from tests.processes import MAIN, PROCESSES
 
-PROCESSES = {"vp": VP(), "geometric": GeometricVP()}
-DENSITIES = {
-    "uniform": times.Uniform(t_min=1e-3),
-    "log_variance_uniform": times.LogVarianceUniform(t_min=1e-3),
-    "variance_uniform": times.VarianceUniform(t_min=1e-3),
-    "defensive": times.Defensive(t_min=1e-3),
+T_MIN = 1e-3
+
+
+def squared_growth(process, t):
+    """A weighting that no paper has."""
+    return 0.1 + t**2
+
+
+WEIGHTINGS = {
+    "likelihood": weights.likelihood,
+    "reweighted": weights.reweighted,
+    "unweighted": weights.unweighted,
+    "rescaled": weights.rescaled,
+    "custom": squared_growth,
 }
-WEIGHTINGS = {name: getattr(weights, name) for name in ("likelihood", "reweighted", "unweighted")}
+DENSITIES = {
+    "uniform": times.Uniform(t_min=T_MIN),
+    "defensive": times.Defensive(t_min=T_MIN),
+    **{f"optimal_{name}": times.Optimal(weighting=w, t_min=T_MIN) for name, w in WEIGHTINGS.items()},
+}
+ALL_PAIRS = list(itertools.product(MAIN, DENSITIES))
+CLOSED = [
+    (process, weighting)
+    for process, weighting in itertools.product(PROCESSES, WEIGHTINGS)
+    if proposals.closed_form(WEIGHTINGS[weighting], PROCESSES[process], T_MIN) is not None
+]
 
 
-@pytest.fixture(params=PROCESSES)
-def process(request):
-    return PROCESSES[request.param]
-
-
-@pytest.fixture(params=DENSITIES)
-def density(request):
-    return DENSITIES[request.param]
-
-
-def grid(density, count=200_001):
+def grid(t_min=T_MIN, count=200_001):
     """Nodes that are dense where the densities are steep."""
-    return jnp.exp(jnp.linspace(jnp.log(density.t_min), 0.0, count))
+    return jnp.exp(jnp.linspace(jnp.log(t_min), 0.0, count))
 
 
+def test_the_papers_closed_forms_are_used():
+    """Log-variance uniform, variance uniform, the erf form; the rest of the pairs has a table."""
+    closed = {(process, weighting) for process, weighting in CLOSED if process in MAIN}
+    assert closed == {
+        *(("vp", w) for w in ("likelihood", "reweighted", "unweighted", "rescaled")),
+        *(("geometric", w) for w in ("likelihood", "reweighted", "rescaled")),
+        *(("ve", w) for w in ("likelihood", "reweighted", "unweighted")),
+    }
+
+
+@pytest.mark.parametrize(("process", "density"), ALL_PAIRS)
 def test_density_integrates_to_one(x64, process, density):
-    t = grid(density)
-    np.testing.assert_allclose(jnp.trapezoid(density.density(process, t), t), 1.0, rtol=1e-6)
+    t = grid()
+    np.testing.assert_allclose(jnp.trapezoid(DENSITIES[density].density(MAIN[process], t), t), 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("process", "density"), ALL_PAIRS)
 def test_samples_follow_the_density(x64, process, density):
     """Shares of a dense regular grid of u that land in an interval equal the density's integral over it."""
+    process, density = MAIN[process], DENSITIES[density]
     drawn = density.quantile(process, (jnp.arange(400_000) + 0.5) / 400_000)
-    t = grid(density)
+    t = grid()
     r = density.density(process, t)
     cumulative = jnp.concatenate([jnp.zeros(1), jnp.cumsum(jnp.diff(t) * (r[1:] + r[:-1]) / 2)])
     for bound in (2e-3, 0.01, 0.1, 0.5, 0.9):
         np.testing.assert_allclose((drawn <= bound).mean(), jnp.interp(bound, t, cumulative), atol=2e-5)
-    assert drawn.min() >= density.t_min - 1e-12
+    assert drawn.min() >= T_MIN - 1e-12
     assert drawn.max() <= 1.0 + 1e-12
 
 
-@pytest.mark.parametrize("name", ["uniform", "log_variance_uniform", "variance_uniform"])
-def test_quantile_slope_is_the_inverse_density(x64, process, name):
-    density = DENSITIES[name]
+@pytest.mark.parametrize(("process", "weighting"), CLOSED)
+def test_quantile_slope_is_the_inverse_density(x64, process, weighting):
+    process = PROCESSES[process]
+    proposal = proposals.closed_form(WEIGHTINGS[weighting], process, T_MIN)
     u = jnp.linspace(0.001, 0.999, 50)
-    t, slope = jax.jvp(lambda u: density.quantile(process, u), (u,), (jnp.ones_like(u),))
-    np.testing.assert_allclose(slope * density.density(process, t), 1.0, rtol=1e-7)
+    t, slope = jax.jvp(proposal.quantile, (u,), (jnp.ones_like(u),))
+    np.testing.assert_allclose(slope * proposal.density(t), 1.0, rtol=1e-7)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_every_density_estimates_the_same_integral(x64, process, density, weighting):
-    """E[lambda / r * f] equals the integral of lambda f, within four standard errors, for an f that varies with t."""
-    weight = WEIGHTINGS[weighting]
-
-    def error(t):  # shaped like a denoising error: it vanishes as t -> 1
-        return process.alpha(t) ** 2 * (1.0 + 0.5 * jnp.sin(5.0 * t))
-
-    t = grid(density)
-    exact = jnp.trapezoid(weight(process, t) * error(t), t)
-    draws = density.quantile(process, jax.random.uniform(jax.random.key(0), (200_000,)))
-    values = weight(process, draws) / density.density(process, draws) * error(draws)
-    assert abs(values.mean() - exact) < 4 * values.std() / np.sqrt(len(values)) + 1e-6 * exact
-
-
-def test_log_variance_uniform_is_optimal_for_the_likelihood_weight(x64, process):
-    """With the exact score of Normal data the ratio is constant: no other density has less variance."""
-    t = jnp.linspace(1e-3, 1.0, 100)
-    exact_error = 1.0 - jnp.exp(process.log_variance(t))  # E|eps - eps_hat|^2 per dimension for N(0, 1) data
-    ratio = (
-        weights.likelihood(process, t) * exact_error / DENSITIES["log_variance_uniform"].density(process, t)
-    )
+@pytest.mark.parametrize(("process", "weighting"), CLOSED)
+def test_closed_form_is_the_optimal_density(x64, process, weighting):
+    """Proportional to lambda e: the ratio of the weighted error to the density is constant."""
+    process, t = PROCESSES[process], jnp.linspace(T_MIN, 1.0, 100)
+    proposal = proposals.closed_form(WEIGHTINGS[weighting], process, T_MIN)
+    ratio = WEIGHTINGS[weighting](process, t) * linear.normal_error(process, t) / proposal.density(t)
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-8)
 
 
-def test_defensive_bounds_the_ratio(x64, process):
-    t = jnp.linspace(1e-3, 1.0, 1000)
-    density = times.Defensive(t_min=1e-3, uniform_share=0.1)
-    ratio = weights.likelihood(process, t) / density.density(process, t)
-    assert (ratio <= weights.likelihood(process, t) * (1 - 1e-3) / 0.1 * (1 + 1e-9)).all()
+@pytest.mark.parametrize(("process", "weighting"), CLOSED)
+def test_table_agrees_with_the_closed_form(x64, process, weighting):
+    process, u, t = PROCESSES[process], jnp.linspace(0.001, 0.999, 50), jnp.linspace(T_MIN, 0.999, 50)
+    exact = proposals.closed_form(WEIGHTINGS[weighting], process, T_MIN)
+    table = proposals.Table(WEIGHTINGS[weighting], process, T_MIN)
+    np.testing.assert_allclose(table.quantile(u), exact.quantile(u), rtol=5e-4)
+    np.testing.assert_allclose(table.density(t), exact.density(t), rtol=5e-4)
+
+
+@pytest.mark.parametrize("process", MAIN)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_every_density_estimates_the_same_integral(x64, process, weighting):
+    """E[lambda / r * f] is the integral of lambda f, within four standard errors, for an f that no density knows."""
+    process, weight = MAIN[process], WEIGHTINGS[weighting]
+
+    def error(t):  # shaped like a denoising error, but not the Normal one
+        return linear.normal_error(process, t) * (1.0 + 0.5 * jnp.sin(5.0 * t))
+
+    t = grid()
+    exact = jnp.trapezoid(weight(process, t) * error(t), t)
+    for name, density in DENSITIES.items():
+        draws = density.quantile(process, jax.random.uniform(jax.random.key(0), (200_000,)))
+        values = weight(process, draws) / density.density(process, draws) * error(draws)
+        assert abs(values.mean() - exact) < 4 * values.std() / np.sqrt(len(values)) + 1e-6 * exact, name
+
+
+@pytest.mark.parametrize("process", MAIN)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_optimal_density_has_the_least_variance(x64, process, weighting):
+    """Importance sampling wins for Normal data and the exact score, by quadrature over time.
+
+    The squared error of one dimension is e times a chi-square number, so its second moment is proportional to e^2.
+    """
+    process, weight, t = MAIN[process], WEIGHTINGS[weighting], grid(count=20_001)
+    error = linear.normal_error(process, t)
+
+    def second_moment(density):
+        return float(jnp.trapezoid((weight(process, t) * error) ** 2 / density.density(process, t), t))
+
+    moments = {name: second_moment(density) for name, density in DENSITIES.items()}
+    least = moments[f"optimal_{weighting}"]
+    assert all(least <= moment * (1 + 1e-6) for moment in moments.values()), moments
+    mean = float(jnp.trapezoid(weight(process, t) * error, t))
+    np.testing.assert_allclose(least, mean**2, rtol=1e-4)  # the lower limit of Cauchy and Schwarz (O5)
+
+
+def test_defensive_bounds_the_ratio(x64):
+    for process in MAIN.values():
+        t = jnp.linspace(T_MIN, 1.0, 1000)
+        ratio = weights.likelihood(process, t) / DENSITIES["defensive"].density(process, t)
+        assert (ratio <= weights.likelihood(process, t) * (1 - T_MIN) / 0.1 * (1 + 1e-9)).all()
 
 
 def test_defensive_refuses_a_share_outside_the_unit_interval():
@@ -95,34 +152,90 @@ def test_defensive_refuses_a_share_outside_the_unit_interval():
         times.Defensive(uniform_share=1.0)
 
 
+def test_constant_beta_has_no_error_function(x64):
+    """Its 1 - sigma^2 is an exponential; the table takes over where the closed form has no slope to divide by."""
+    process = VP(beta_min=3.0, beta_max=3.0)
+    density = times.Optimal(weighting=weights.unweighted, t_min=0.01)
+    t = jnp.linspace(0.01, 1.0, 9)
+    exact = jnp.exp(-3.0 * t) * 3.0 / (np.exp(-0.03) - np.exp(-3.0))
+    np.testing.assert_allclose(density.density(process, t), exact, rtol=1e-4)
+
+
+def test_processes_may_be_traced():
+    """A learned schedule draws its times inside the step."""
+    density = times.Optimal(weighting=weights.likelihood)
+    draw = jax.jit(lambda process, u: density.quantile(process, u))
+    u = jnp.linspace(0.0, 0.99, 5)
+    for process in MAIN.values():
+        np.testing.assert_allclose(draw(process, u), density.quantile(process, u), rtol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [times.stratified, times.equidistant])
 @pytest.mark.parametrize("stratum", [times.Stratum(), times.Stratum(2, 5)])
-def test_stratified_numbers_fill_every_cell_once(stratum):
-    u = np.asarray(times.stratified(jax.random.key(3), 64, stratum))
+def test_spread_numbers_fill_every_cell_once(spread, stratum):
+    u = np.asarray(spread(jax.random.key(3), 64, stratum))
     inside = u * stratum.draws - stratum.draw
-    assert sorted(np.floor(inside * 64).astype(int)) == list(range(64))
+    assert sorted(np.floor(inside * 64 + 1e-4).astype(int)) == list(range(64))
 
 
-def test_stratified_numbers_are_each_uniform():
-    u = jax.vmap(lambda key: times.stratified(key, 4))(jax.random.split(jax.random.key(4), 20_000))
+@pytest.mark.parametrize("spread", [times.independent, times.stratified, times.equidistant])
+def test_spread_numbers_are_each_uniform(spread):
+    u = jax.vmap(lambda key: spread(key, 4, times.Stratum()))(jax.random.split(jax.random.key(4), 20_000))
     # Kolmogorov-Smirnov distance of the first number alone; 1.95 / sqrt(n) is its 0.1 % quantile.
     first = np.sort(np.asarray(u[:, 0]))
     distance = np.abs(first - (np.arange(len(first)) + 0.5) / len(first)).max()
     assert distance < 1.95 / np.sqrt(len(first))
 
 
+def test_spreading_takes_noise_from_the_average(x64):
+    """Of a smooth function of u: independent numbers are the worst, by orders of magnitude."""
+    keys = jax.random.split(jax.random.key(5), 2000)
+
+    def spread_of_mean(spread):
+        u = jax.vmap(lambda key: spread(key, 32, times.Stratum()))(keys)
+        return jnp.mean(jnp.exp(u), axis=1).std()
+
+    noise = {s.__name__: spread_of_mean(s) for s in (times.independent, times.stratified, times.equidistant)}
+    assert noise["stratified"] < 0.1 * noise["independent"]
+    assert noise["equidistant"] < 0.2 * noise["independent"]
+
+
 @pytest.mark.parametrize(
-    "process", [VP(), VP(beta_max=40.0), GeometricVP()], ids=["vp", "vp_40", "geometric"]
+    "process",
+    [*MAIN.values(), VP(beta_max=40.0), GeometricVP(sigma2_0=1e-4, sigma2_max=0.99)],
+    ids=[*MAIN, "vp_40", "geometric_start"],
 )
+@pytest.mark.parametrize("density", DENSITIES)
 def test_float32_densities_and_quantiles_keep_their_digits(process, density):
     """Also near t = 1, where 2 f + g^2 / sigma^2 cancels and log sigma^2 rounds to 0."""
+    density = DENSITIES[density]
     u = np.concatenate([np.linspace(0, 1, 1001)[:-1], 1 - np.geomspace(1e-3, 1e-2, 50)]).astype(np.float32)
-    t = np.linspace(1e-3, 1.0, 1000).astype(np.float32)
+    t = np.linspace(T_MIN, 1.0, 1000).astype(np.float32)
     single_t, single_r = density.quantile(process, jnp.asarray(u)), density.density(process, jnp.asarray(t))
     with jax.enable_x64(True):
         exact_t = np.asarray(density.quantile(process, jnp.asarray(u, jnp.float64)))
         exact_r = np.asarray(density.density(process, jnp.asarray(t, jnp.float64)))
-    np.testing.assert_allclose(single_t, exact_t, rtol=2e-5, atol=2e-6)
     np.testing.assert_allclose(single_r, exact_r, rtol=2e-5)
+    # A time is as right as u lets it be, which has 6e-8.
+    np.testing.assert_allclose(single_t, exact_t, rtol=2e-5, atol=2e-6 + 2e-7 / exact_r.min())
     last = density.quantile(process, jnp.asarray(1 - np.geomspace(6e-8, 1e-3, 100), jnp.float32))
     assert jnp.isfinite(last).all()
     assert (last <= 1 + 1e-5).all()
+
+
+def test_weightings_of_the_two_papers_agree():
+    """CLD's likelihood weight is Gamma beta / L_vv^2, its reweighted v1 Gamma beta, its v2 one (CLD section 3.1)."""
+    process, t = PROCESSES["cld_linear_beta"], jnp.asarray([0.01, 0.4, 1.0])
+    gamma_beta = process.damping() * process.beta(t)
+    np.testing.assert_allclose(weights.reweighted(process, t), gamma_beta, rtol=1e-6)
+    np.testing.assert_allclose(
+        weights.likelihood(process, t), gamma_beta / linear.sigma(process, t) ** 2, rtol=1e-6
+    )
+
+
+def test_rescaled_makes_all_times_alike(x64):
+    """For a variance-preserving process it is the paper's 1 / (2 (1 - sigma^2))."""
+    t = jnp.linspace(0.01, 0.9, 20)
+    for process in (VP(), VP(sigma2_0=0.01), dataclasses.replace(GeometricVP(), sigma2_0=1e-3)):
+        exact = 0.5 / (1.0 - linear.sigma(process, t) ** 2)
+        np.testing.assert_allclose(weights.rescaled(process, t), exact, rtol=1e-10)

@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_dict import placeholder
 
 from lsgm_jax.build import DEFAULT_NAMES, SECTIONS, Config, ConfigError, did_you_mean, schema, section_target
 from lsgm_jax.files import write_json
@@ -27,7 +28,11 @@ def load_config(path: str, overrides: list[str]) -> Config:
     for key, value in map(_split_override, overrides):
         section, _, field = key.partition(".")
         _check_section(section)
-        if field == "name" and isinstance(SECTIONS.get(section), dict) and value != tree[section].get("name"):
+        if (
+            field == "name"
+            and isinstance(SECTIONS.get(section), dict)
+            and value != tree.get(section, {}).get("name")
+        ):
             tree[section] = {"name": value}
     config = complete(tree)
     for key, _ in map(_split_override, overrides):
@@ -58,6 +63,8 @@ def complete(tree: dict[str, Any]) -> Config:
             if field not in allowed and field not in named:
                 raise ConfigError(_no_such_key(section, field, allowed))
         values = {field: given.get(field, parameter.default) for field, parameter in allowed.items()}
+        # A number that may be left out has a type all the same, or no override could set it.
+        values |= {field: placeholder(float) for field, value in values.items() if value is None}
         missing = [field for field, value in values.items() if value is inspect.Parameter.empty]
         if missing:
             raise ConfigError(f"config.{section}.{missing[0]} is missing")

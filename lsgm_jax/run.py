@@ -1,6 +1,7 @@
 """A run: one config and one folder. What the commands do, without their printing."""
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -19,11 +20,11 @@ from lsgm_jax.evaluation.nelbo import Estimate, PerImage, bits_per_dimension, es
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
 from lsgm_jax.models.vae import Batch, Bound
+from lsgm_jax.objectives.kl import annealed
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.solvers.ode import ODESolver, Solution, log_density
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import Stage, run_stage
-from lsgm_jax.training.optim import kl_ramp
 
 PREVIEW = 64  # images in TensorBoard's pictures
 VALIDATION_DRAWS = 4
@@ -55,7 +56,7 @@ def train(config: Config, workdir: pathlib.Path) -> None:
         name="vae",
         loss=model.vae.loss,
         optimiser=build_optimiser(config, "vae"),
-        kl_coefficient=kl_ramp(settings.vae_kl_start, settings.vae_kl_steps),
+        kl_coefficient=functools.partial(annealed, start=settings.vae_kl_start, ramp=settings.vae_kl_steps),
         steps=settings.vae_steps,
         validate=_validator(jax.jit(_vae_terms(model)), validation, spec.batch_size),
         draw=_drawer(lambda params, key: model.vae.sample(params, key, PREVIEW)),
@@ -69,7 +70,7 @@ def train(config: Config, workdir: pathlib.Path) -> None:
         name="joint",
         loss=model.loss,
         optimiser=build_optimiser(config, "joint"),
-        kl_coefficient=kl_ramp(settings.kl_start, settings.kl_steps),
+        kl_coefficient=functools.partial(annealed, start=settings.kl_start, ramp=settings.kl_steps),
         steps=settings.steps,
         validate=_validator(jax.jit(_lsgm_terms(model)), validation, spec.batch_size),
         draw=_drawer(lambda params, key: model.sample(params, key, PREVIEW, preview)[0]),

@@ -1,11 +1,13 @@
 """Configs: every mistake ends in one line that names the key, what is allowed, and the nearest match."""
 
+import json
 import pathlib
 
 import pytest
 
 from lsgm_jax.build import ConfigError, build, build_lsgm
 from lsgm_jax.config import differences, load_config, read_config, save_config
+from lsgm_jax.objectives.weights import unweighted
 from tests.tiny import CONFIG
 
 
@@ -93,8 +95,35 @@ def test_defaults_are_filled_in_from_the_target():
 
 def test_another_name_resets_its_section():
     config = load_config(CONFIG, ["--config.process.sigma2_max=0.99", "--config.process.name=geometric_vp"])
-    assert config.process.to_dict() == {"name": "geometric_vp", "sigma2_min": 3e-5, "sigma2_max": 0.99}
+    assert config.process.to_dict() == {
+        "name": "geometric_vp",
+        "sigma2_min": 3e-5,
+        "sigma2_max": 0.99,
+        "sigma2_0": None,
+    }
     assert build("process", config).sigma2_max == 0.99
+
+
+def test_a_number_that_may_be_left_out_can_be_set():
+    config = load_config(CONFIG, ["--config.process.name=cld", "--config.process.friction=1.5"])
+    assert build("process", config).friction == 1.5
+    config = load_config(CONFIG, ["--config.process.name=cld"])
+    assert build("process", config).friction is None
+
+
+def test_a_density_names_its_weighting():
+    config = load_config(CONFIG, ["--config.density.name=optimal", "--config.density.weighting=unweighted"])
+    assert build_lsgm(config).objective.density.weighting is unweighted
+    config = load_config(CONFIG, ["--config.density.name=optimal", "--config.density.weighting=unweigted"])
+    with pytest.raises(ConfigError, match=r"'unweigted' is none of .*did you mean 'unweighted'"):
+        build_lsgm(config)
+
+
+def test_runs_from_before_a_section_existed_still_load(tmp_path):
+    tree = load_config(CONFIG, []).to_dict()
+    del tree["encoder_density"]
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    assert build_lsgm(read_config(tmp_path / "config.json")).objective.encoder_density is None
 
 
 def test_solver_steps_can_be_set():

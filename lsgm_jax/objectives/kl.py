@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Latents, Scalar
@@ -10,9 +11,9 @@ PerGroup = Float[Array, "batch groups"]
 Coefficients = Float[Array, "groups"]
 
 
-def annealed(step: int | Scalar, start: float, end: float, constant: float, ramp: float) -> Scalar:
+def annealed(step: ArrayLike, *, start: float, end: float = 1.0, constant: int = 0, ramp: int) -> Scalar:
     """KL coefficient: `start` for `constant` steps, then linear to `end` over the next `ramp` steps."""
-    value = start + (end - start) * (jnp.asarray(step) - constant) / ramp
+    value = start + (end - start) * (jnp.asarray(step) - constant) / max(ramp, 1)
     return jnp.clip(value, min(start, end), max(start, end))
 
 

@@ -224,7 +224,7 @@ class Table:
         return jnp.interp(t, nodes, values) / cumulative[-1]
 
     def _table(self, dtype: jnp.dtype) -> tuple[Nodes, Nodes, Nodes]:
-        """Nodes, lambda e there, and its integral from self.t_min up to each."""
+        """Nodes, lambda e there, and its integral from t_min up to each."""
         half = NODES // 2
         steep = jnp.geomspace(max(self.t_min, FIRST_NODE), 1.0, half, dtype=dtype)
         even = jnp.linspace(self.t_min, 1.0, NODES - half + 2, dtype=dtype)[1:-1]

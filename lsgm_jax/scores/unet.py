@@ -2,9 +2,12 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Times
 from lsgm_jax.layers import Attention, Embedding, Maps, ResBlock, Resized, downsample, group_norm, upsample
+
+Prediction = Float[Array, "batch height width out_channels"]
 
 
 def sinusoidal_embedding(t: Times, features: int, scale: float) -> Embedding:
@@ -35,7 +38,7 @@ class UNet(nn.Module):
     embedding_scale: float = 1000.0
 
     @nn.compact
-    def __call__(self, z_t: Maps, t: Times, *, deterministic: bool) -> Maps:
+    def __call__(self, z_t: Maps, t: Times, *, deterministic: bool) -> Prediction:
         width = self.channels[0]
         embedding = nn.Dense(4 * width)(sinusoidal_embedding(t, width, self.embedding_scale))
         embedding = nn.Dense(4 * width)(nn.swish(embedding))

@@ -1,4 +1,4 @@
-"""Optimisers, learning-rate and KL schedules of the two stages."""
+"""Optimisers and learning-rate schedules of the two stages."""
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +49,6 @@ def per_part(
         return {name: "vae" if name == "vae" else "prior" for name in params}
 
     return optax.multi_transform({"vae": vae, "prior": prior}, label)
-
-
-def kl_ramp(start: float, steps: int) -> optax.Schedule:
-    """KL coefficient: linear from `start` to 1 over the first `steps` steps."""
-    return optax.linear_schedule(start, 1.0, max(steps, 1))
 
 
 def _is_matrix(params: Params) -> Params:

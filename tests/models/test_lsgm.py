@@ -14,7 +14,7 @@ from lsgm_jax.solvers.ode import ODESolver
 from tests import tiny
 
 
-@pytest.fixture(scope="module", params=["vp", "geometric_vp"])
+@pytest.fixture(scope="module", params=["vp", "cld"])
 def model(request):
     return tiny.model(f"--config.process.name={request.param}", "--config.density.t_min=1e-5")
 
@@ -26,6 +26,31 @@ def params(model):
 
 def with_logit(params, value):
     return params | {"mixing_logit": jnp.full_like(params["mixing_logit"], value)}
+
+
+@pytest.mark.parametrize(
+    ("process", "encoder_density"),
+    [
+        ("vp", "optimal"),
+        ("sub_vp", "shared"),
+        ("ve", "shared"),
+        ("geometric_vp", "shared"),
+        ("cld", "optimal"),
+    ],
+)
+def test_every_process_trains_samples_and_is_scored(process, encoder_density):
+    """Encoder, network and mixing logit learn; bounds are finite; images come back. The process is one field."""
+    model = tiny.model(f"--config.process.name={process}", f"--config.encoder_density.name={encoder_density}")
+    params = jax.tree.map(lambda leaf: leaf + 0.01, jax.jit(model.init)(jax.random.key(0)))
+    gradient = jax.jit(jax.grad(model.loss, has_aux=True))(params, tiny.batch(), jax.random.key(1))
+    for part in ("vae", "score_net", "mixing_logit"):
+        leaves = jax.tree.leaves(gradient[0][part])
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
+        assert any(np.any(np.asarray(leaf)) for leaf in leaves)
+    assert np.isfinite(model.bound(params, tiny.batch(), jax.random.key(2)).nelbo).all()
+    x, solution = model.sample(params, jax.random.key(3), 2, ODESolver(name="Heun", steps=5, t_min=1e-3))
+    assert solution.z_0.shape == (2, 4, 4, 2)
+    assert np.isfinite(x).all()
 
 
 def test_without_the_network_lsgm_is_the_vae(model, params):
@@ -129,7 +154,7 @@ def test_dropout_is_on_in_training_only(model, params):
 
 
 def test_the_unet_sees_time_and_every_position():
-    net = Network(UNet((8, 8), 1, (4,), 0.0))
+    net = Network(UNet(out_channels=3, channels=(8, 8), blocks=1, attention=(4,), dropout=0.0))
     z_t, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 3)), jnp.array([0.1, 0.1])
     params = net.init(jax.random.key(1), z_t, t)
     np.testing.assert_array_equal(net.apply(params, z_t, t), 0.0)  # a fresh network predicts nothing

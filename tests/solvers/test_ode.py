@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.arrays import expand
+from lsgm_jax.arrays import Phase, coordinates, expand
 from lsgm_jax.diffusions import linear
 from lsgm_jax.diffusions.vp import VP, GeometricVP
+from lsgm_jax.solvers import ode
 from lsgm_jax.solvers.nfe import EVALUATIONS
 from lsgm_jax.solvers.ode import ODESolver, log_density, solve_to_data
+from tests.processes import MAIN
 
 MEAN, VARIANCE = 1.5, 0.25
 PROCESSES = {"vp": VP(), "geometric": GeometricVP()}
@@ -30,12 +32,21 @@ def process(request):
     return PROCESSES[request.param]
 
 
+def moments(process, t):
+    """Mean and covariance of z_t for data N(MEAN, VARIANCE)."""
+    signal, noise = linear.kernel(process, t)
+    cov = noise @ noise.mT + VARIANCE * signal[..., :, None] * signal[..., None, :]
+    return MEAN * signal, cov
+
+
 def exact_eps(process):
     """Noise prediction of N(MEAN, VARIANCE): -sigma times the score of the marginal."""
 
     def predict(z_t, t):
-        alpha, sigma = process.alpha(t), linear.sigma(process, t)
-        return expand(sigma / (alpha**2 * VARIANCE + sigma**2), z_t) * (z_t - expand(alpha, z_t) * MEAN)
+        mean, cov = moments(process, t)
+        row = linear.sigma(process, t)[:, None] * jnp.linalg.inv(cov)[:, -1]
+        values = enumerate(coordinates(z_t))
+        return sum(expand(row[:, i], z) * (z - expand(mean[:, i], z)) for i, z in values)
 
     return predict
 
@@ -43,13 +54,8 @@ def exact_eps(process):
 def exact_map(process, z_1, t_min):
     """The probability flow carries quantiles to quantiles of the Normal marginals."""
 
-    def moments(t):
-        t = jnp.asarray(t, z_1.dtype)
-        alpha = process.alpha(t)
-        return alpha * MEAN, jnp.sqrt(alpha**2 * VARIANCE + linear.variance(process, t))
-
-    (mean_1, std_1), (mean_0, std_0) = moments(1.0), moments(t_min)
-    return mean_0 + std_0 * (z_1 - mean_1) / std_1
+    (mean_1, cov_1), (mean_0, cov_0) = (moments(process, jnp.asarray(t, z_1.dtype)) for t in (1.0, t_min))
+    return mean_0 + jnp.sqrt(cov_0[0] / cov_1[0]) * (z_1 - mean_1)
 
 
 @pytest.mark.parametrize("name", [name for name in EVALUATIONS if name != "Euler"])
@@ -60,6 +66,21 @@ def test_adaptive_solvers_find_the_exact_map(x64, process, name):
     exact = exact_map(process, linear.sample_prior(process, key, (6, 2)), 1e-4)
     assert solution.success.all()
     np.testing.assert_allclose(solution.z_0, exact, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_every_process_carries_its_prior_to_the_data(x64, name):
+    """The flow is affine in z_1 = (x_1, v_1); its map turns the moments at t = 1 into those at t_min."""
+    process, key, shape = MAIN[name], jax.random.key(0), (6, 2)
+    solver = ODESolver(name="Tsit5", rtol=1e-8, atol=1e-8, t_min=1e-4, max_steps=100_000)
+    solution = solve_to_data(solver, process, exact_eps(process), key, shape)
+    z_1 = coordinates(linear.sample_prior(process, key, shape))
+    features = jnp.stack([jnp.ones(12), *(z.ravel() for z in z_1)], axis=-1)
+    fitted = jnp.linalg.lstsq(features, solution.z_0.ravel())[0]
+    np.testing.assert_allclose(features @ fitted, solution.z_0.ravel(), atol=1e-5)
+    (mean_1, cov_1), (mean_0, cov_0) = (moments(process, jnp.asarray(t)) for t in (1.0, 1e-4))
+    np.testing.assert_allclose(fitted[0] + fitted[1:] @ mean_1, mean_0[0], atol=1e-5)
+    np.testing.assert_allclose(fitted[1:] @ cov_1 @ fitted[1:], cov_0[0, 0], rtol=1e-5)
 
 
 def test_float32_finds_the_exact_map(process):
@@ -119,15 +140,28 @@ def test_log_density_of_normal_data_is_exact(x64, process):
     density = log_density(solver, process, exact_eps(process), jax.random.key(3), z_0)
     exact = jax.scipy.stats.norm.logpdf(z_0[:, 0], MEAN, np.sqrt(VARIANCE))
     # N(0, 1) stands in for the marginal of z_1, whose mean and variance are off by alpha(1) and its square.
-    one = jnp.ones(())
-    alpha, marginal = process.alpha(one), process.alpha(one) ** 2 * VARIANCE + linear.variance(process, one)
-    z_1 = alpha * MEAN + jnp.sqrt(marginal / VARIANCE) * (z_0[:, 0] - MEAN)
-    exact += jax.scipy.stats.norm.logpdf(z_1) - jax.scipy.stats.norm.logpdf(
-        z_1, alpha * MEAN, jnp.sqrt(marginal)
-    )
-    start_variance = linear.variance(process, jnp.asarray(1e-6))
+    mean, cov = moments(process, jnp.ones(()))
+    z_1 = mean + jnp.sqrt(cov[0] / VARIANCE) * (z_0[:, 0] - MEAN)
+    exact += jax.scipy.stats.norm.logpdf(z_1) - jax.scipy.stats.norm.logpdf(z_1, mean, jnp.sqrt(cov[0]))
+    start_variance = linear.sigma(process, jnp.asarray(1e-6)) ** 2
     np.testing.assert_allclose(density.log_prob, exact, atol=1e-4 + 20 * start_variance)
     assert density.success.all()
+
+
+def test_log_density_of_a_phase_leaves_the_velocity_out(x64, monkeypatch):
+    """Position and velocity start independent, so for the exact score any drawn velocity gives log p(x_0).
+
+    The probes (1, 1) and (1, -1) are orthogonal, which makes the divergence exact.
+    """
+    signs = lambda key, state, probes: Phase(
+        jnp.ones((len(state.x), 2, 1)), jnp.tile(jnp.array([[1.0], [-1.0]]), (len(state.x), 1, 1))
+    )
+    monkeypatch.setattr(ode, "_rademacher", signs)
+    process, z_0 = MAIN["cld"], jnp.array([[1.5], [0.2], [3.0]])
+    solver = ODESolver(name="Dopri8", rtol=1e-9, atol=1e-9, t_min=1e-6)
+    density = log_density(solver, process, exact_eps(process), jax.random.key(3), z_0, probes=2)
+    exact = jax.scipy.stats.norm.logpdf(z_0[:, 0], MEAN, np.sqrt(VARIANCE))
+    np.testing.assert_allclose(density.log_prob, exact, atol=5e-3)  # exp(-8) of the data is left at t = 1
 
 
 def test_probes_are_fixed_and_unbiased(x64):

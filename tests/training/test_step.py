@@ -78,11 +78,6 @@ def test_learning_rate_warms_up_and_decays():
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(100)], [0.0, 5e-3, 1e-2, 1e-4], rtol=1e-5)
 
 
-def test_kl_ramp_ends_at_one():
-    ramp = optim.kl_ramp(0.7, 10)
-    np.testing.assert_allclose([ramp(0), ramp(5), ramp(10), ramp(999)], [0.7, 0.85, 1.0, 1.0], rtol=1e-6)
-
-
 def test_vae_and_prior_have_learning_rates_of_their_own():
     params = {
         "vae": {"w": jnp.ones((2, 2))},

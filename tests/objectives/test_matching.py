@@ -1,0 +1,84 @@
+"""Score matching: hybrid and plain agree on the minimiser, and plain is the noisier target."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsgm_jax.arrays import Phase, coordinates, expand
+from lsgm_jax.diffusions import linear
+from lsgm_jax.diffusions.cld import CLD
+from lsgm_jax.objectives import weights
+from lsgm_jax.objectives.matching import known_start, phase_score_matching, score_matching
+from tests.processes import MAIN
+
+COUNT = 200_000
+
+
+def draws(process, seed=0):
+    """Normal data, one time, and noise."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    z_0 = jnp.sqrt(linear.data_variance(process)) * jax.random.normal(keys[0], (COUNT, 1))
+    return z_0, jax.random.normal(keys[1], (COUNT, 1)), linear.unit_noise(process, keys[2], z_0.shape)
+
+
+@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("time", [0.6, 0.9])
+def test_the_exact_score_is_the_minimiser(x64, name, time):
+    """Scaling the exact prediction by 1 + a costs a^2 E[eps_hat^2], whatever the sign: a stationary minimum."""
+    process, t = MAIN[name], jnp.full(COUNT, time)
+    z_0, _, eps = draws(process)
+
+    def loss(factor):
+        net = lambda z_t, t: factor * linear.normal_eps(process, z_t, t)
+        return score_matching(weights.unweighted, process, net, z_0, t, eps)
+
+    slope, spread = loss(1.1) - loss(0.9), 5 / np.sqrt(COUNT)
+    assert abs(slope.mean()) < spread * slope.std()
+    assert loss(1.0).mean() < loss(0.5).mean()
+    np.testing.assert_allclose(
+        loss(1.0).mean(), linear.normal_error(process, jnp.asarray(time)), rtol=5 * np.sqrt(2 / COUNT)
+    )
+
+
+@pytest.mark.parametrize("time", [0.05, 0.5])
+def test_hybrid_and_plain_score_matching_have_the_same_score(x64, time):
+    """Least squares of the velocity score on the state: both targets give that of the marginal (CLD section 3.1).
+
+    Plain score matching knows the initial velocity, so its target scatters more about the same mean.
+    """
+    process, t = CLD(), jnp.full(COUNT, time)
+    z_0, unit_v, eps = draws(process)
+    v_0 = jnp.sqrt(process.initial_variance()[1]) * unit_v
+    start = known_start(process)
+    hybrid = linear.perturb(process, z_0, t, eps)
+    plain = linear.move(start, Phase(z_0, v_0), jnp.zeros(COUNT), t, eps)
+
+    def fitted(state, kernel_process):
+        score = -eps.v / expand(linear.sigma(kernel_process, t), eps.v)
+        features = jnp.concatenate(coordinates(state), axis=-1)
+        coefficients, residual = jnp.linalg.lstsq(features, score)[:2]
+        return coefficients[:, 0], residual[0] / COUNT
+
+    (of_hybrid, noise_of_hybrid), (of_plain, noise_of_plain) = fitted(hybrid, process), fitted(plain, start)
+    signal, noise = linear.kernel(process, jnp.asarray(time))
+    exact = -jnp.linalg.inv(noise @ noise.T + jnp.outer(signal, signal))[-1]
+    inverse = jnp.diag(jnp.linalg.inv(noise @ noise.T + jnp.outer(signal, signal)))
+    for coefficients, residual in ((of_hybrid, noise_of_hybrid), (of_plain, noise_of_plain)):
+        tolerance = 5 * jnp.sqrt(residual * inverse / COUNT)
+        assert (abs(coefficients - exact) < tolerance).all()
+    assert noise_of_hybrid < noise_of_plain
+
+
+def test_plain_score_matching_weighs_its_own_kernel(x64):
+    """Its loss is the weighted error of the noise that `known_start` perturbs with."""
+    process, count = CLD(), 64
+    keys = jax.random.split(jax.random.key(1), 3)
+    z_0 = Phase(jax.random.normal(keys[0], (count, 2)), 0.1 * jax.random.normal(keys[1], (count, 2)))
+    eps, t = linear.unit_noise(process, keys[2], (count, 2)), jnp.linspace(0.01, 1.0, count)
+    zero = lambda z_t, t: jnp.zeros_like(z_t.x)
+    loss = phase_score_matching(weights.likelihood, process, zero, z_0, t, eps)
+    sigma = linear.sigma(known_start(process), t)
+    exact = process.damping() * process.beta(t) / sigma**2 * (eps.v**2).sum(-1)
+    np.testing.assert_allclose(loss, exact, rtol=1e-12)
+    assert (sigma < linear.sigma(process, t)).all()

@@ -2,7 +2,7 @@
 
 Time is drawn by the caller, so what is returned has to be divided by the density of t. Sums are over the
 dimensions of a sample, weights are those of `weights.py`, and the error concerns the last coordinate alone, since
-noise enters there alone: for CLD the velocity (O10).
+noise enters there alone: for CLD the velocity (O12).
 """
 
 import dataclasses

@@ -41,7 +41,7 @@ def proposal(weighting: Weighting, process: Process, t_min: float) -> Proposal:
 
 
 def closed_form(weighting: Weighting, process: Process, t_min: float) -> Proposal | None:
-    """The paper's inverse CDFs (LSGM appendix; O5, O6, O7), and `None` for pairs that have none."""
+    """The paper's inverse CDFs (LSGM appendix; O5, O6, O10), and `None` for pairs that have none."""
     match process:
         case VP() | GeometricVP() if weighting is likelihood:
             return NoiseShareUniform(process, t_min)
@@ -165,7 +165,7 @@ class MarginalUniform:
 
 @dataclasses.dataclass(frozen=True)
 class ErrorFunction:
-    """r_un of the VPSDE, proportional to 1 - sigma^2: half a Normal density in t, its quantile by erf (O7)."""
+    """r_un of the VPSDE, proportional to 1 - sigma^2: half a Normal density in t, its quantile by erf (O10)."""
 
     process: VP
     t_min: float
@@ -198,7 +198,7 @@ FIRST_NODE = 1e-6  # where the geometric half of the grid starts if t_min is sma
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """lambda e interpolated linearly between nodes: a density that is drawn from exactly (O8).
+    """lambda e interpolated linearly between nodes: a density that is drawn from exactly (O11).
 
     The interpolation costs optimality, of which the nodes leave little to lose, and no correctness: `density` is
     that of the interpolated function itself.

@@ -131,7 +131,7 @@ class Defensive:
     The optimal density presumes an error that vanishes as t -> 1. A trained network's does not, while
     w_ll / r_ll grows in proportion to 1 / (1 - sigma^2), by a factor of 2e4 for the usual VPSDE: times that are
     almost never drawn decide the loss. The uniform share bounds the ratio by lambda / share (defensive importance
-    sampling, Hesterberg 1995; O11). For the geometric VPSDE both parts are the same.
+    sampling, Hesterberg 1995; O8). For the geometric VPSDE both parts are the same.
     """
 
     weighting: Weighting = likelihood

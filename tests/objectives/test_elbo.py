@@ -282,7 +282,7 @@ def test_control_variate_changes_no_expected_gradient(x64, process, weighting):
     (plain_mean, plain_logit), (quiet_mean, quiet_logit) = gradients(published), gradients(controlled)
     np.testing.assert_allclose(plain_logit, quiet_logit, rtol=1e-9)
     difference = plain_mean - quiet_mean
-    # The published estimate stops at t = 1 without the KL divergence to the prior (D9), whose gradient is known.
+    # The published estimate stops at t = 1 without the KL divergence to the prior (D14), whose gradient is known.
     left = jnp.exp(linear.log_snr(process, jnp.ones(())))
     tolerance = 4.5 * difference.std(0) / np.sqrt(2000) + 2e-3 + 2.0 * left * abs(mean)
     assert (abs(difference.mean(0)) < tolerance).all()

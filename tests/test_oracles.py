@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.arrays import Phase
-from lsgm_jax.diffusions import linear
+from lsgm_jax.arrays import Phase, expand
+from lsgm_jax.diffusions import linear, matrices
 from lsgm_jax.diffusions.cld import CLD, velocity_eps
 from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
@@ -239,7 +239,7 @@ class PublishedCLD(CLD):
     def transition(self, s, t):
         mean, noise = super().transition(s, t)
         for unit in jnp.eye(2):
-            noise = linear.add_noise(noise, jnp.sqrt(self.numerical_eps) * unit)
+            noise = matrices.add_noise(noise, jnp.sqrt(self.numerical_eps) * unit)
         return linear.Transition(mean, noise)
 
 
@@ -277,7 +277,7 @@ def check_combination(fixture, process, block):
     start = known_start(process)
     general = linear.kernel(start, t).noise
     for index, variance in enumerate(fixture.spec["hyper_parameters"]["general_var0"]):
-        general = linear.add_noise(general, mean[:, :, index] * jnp.sqrt(variance))
+        general = matrices.add_noise(general, mean[:, :, index] * jnp.sqrt(variance))
     check_covariance(check, "general_var0/", general @ general.mT)
     rows = {"chol_11": noise[:, 0, 0], "chol_21": noise[:, 1, 0], "chol_22": noise[:, 1, 1]}
     for name, value in rows.items():
@@ -358,12 +358,12 @@ def check_loss_case(fixture, h, case, objective, mixed):
     def eps_net(w):
         def predict(z_t, t):
             stacked = jnp.concatenate(z_t, axis=-1)
-            output = stacked @ w.T + linear.expand(t, stacked) * b + c
+            output = stacked @ w.T + expand(t, stacked) * b + c
             if not mixed:
                 return output
             # Quirk: the velocity's variance in the mixed score is the hybrid kernel's, also under plain matching.
             ratio = linear.sigma(kernel, t) / linear.sigma(hybrid, t)
-            return output + linear.expand(ratio, z_t.v) * velocity_eps(hybrid, z_t, t)
+            return output + expand(ratio, z_t.v) * velocity_eps(hybrid, z_t, t)
 
         return predict
 

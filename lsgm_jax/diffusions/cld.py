@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Latents, Phase, Times, expand
-from lsgm_jax.diffusions.linear import Matrix, Number, Process, Scalars, Transition, as_matrix, kernel
+from lsgm_jax.diffusions.linear import Number, Process, Transition, kernel
+from lsgm_jax.diffusions.matrices import Matrix, Scalars, as_matrix
 from lsgm_jax.diffusions.schedules import LinearBeta, require
 
 

@@ -17,7 +17,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import (
     Key,
@@ -30,11 +29,18 @@ from lsgm_jax.arrays import (
     expand,
     sum_per_sample,
 )
+from lsgm_jax.diffusions.matrices import (
+    Matrix,
+    Scalars,
+    Vector,
+    add_noise,
+    as_matrix,
+    matvec,
+    solve_lower,
+    solve_lower_state,
+)
 
-Scalars = Float[Array, "..."]
 Number = float | Scalars
-Vector = Float[Array, "... k"]
-Matrix = Float[Array, "... k k"]
 
 
 class Transition(NamedTuple):
@@ -42,6 +48,11 @@ class Transition(NamedTuple):
 
     mean: Matrix
     noise: Matrix  # lower triangular
+
+
+def one_by_one(mean: Scalars, variance: Scalars) -> Transition:
+    """The transition of a process with one coordinate."""
+    return Transition(as_matrix([[mean]]), as_matrix([[jnp.sqrt(variance)]]))
 
 
 class Kernel(NamedTuple):
@@ -208,63 +219,3 @@ def add_auxiliary(process: Process, key: Key, z_0: Latents) -> tuple[State, PerS
 def _normal_log_prob(values: Sequence[Latents], variances: Sequence[Number]) -> PerSample:
     terms = [z**2 / var + jnp.log(2.0 * jnp.pi * var) for z, var in zip(values, variances, strict=True)]
     return -0.5 * sum_per_sample(functools.reduce(jnp.add, terms))
-
-
-# Algebra of small matrices, unrolled: k is one or two, and XLA fuses what stays elementwise
-
-
-def one_by_one(mean: Scalars, variance: Scalars) -> Transition:
-    """The transition of a process with one coordinate."""
-    return Transition(as_matrix([[mean]]), as_matrix([[jnp.sqrt(variance)]]))
-
-
-def as_matrix(rows: Sequence[Sequence[Scalars]]) -> Matrix:
-    """Stacks entries that depend on time, [...] each, to matrices [..., k, k]."""
-    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
-
-
-def matvec(matrix: Float[Array, "batch k k"], state: State) -> State:
-    """Multiplies the coordinates of every latent dimension by its sample's matrix."""
-    values = coordinates(state)
-
-    def row(i: int) -> Latents:
-        terms = [expand(matrix[:, i, j], value) * value for j, value in enumerate(values)]
-        return functools.reduce(jnp.add, terms)
-
-    return as_state([row(i) for i in range(len(values))])
-
-
-def solve_lower(lower: Matrix, vector: Vector) -> Vector:
-    """lower^-1 vector by forward substitution."""
-    solved: list[Scalars] = []
-    for i in range(lower.shape[-1]):
-        known = sum(lower[..., i, j] * value for j, value in enumerate(solved))
-        solved.append((vector[..., i] - known) / lower[..., i, i])
-    return jnp.stack(solved, axis=-1)
-
-
-def solve_lower_state(lower: Float[Array, "batch k k"], state: State) -> tuple[Latents, ...]:
-    """`solve_lower` for the coordinates of a state."""
-    solved: list[Latents] = []
-    for i, value in enumerate(coordinates(state)):
-        known = sum(expand(lower[:, i, j], value) * earlier for j, earlier in enumerate(solved))
-        solved.append((value - known) / expand(lower[:, i, i], value))
-    return tuple(solved)
-
-
-def add_noise(lower: Matrix, vector: Vector) -> Matrix:
-    """Cholesky factor of L L^T + b b^T by rotations, which keep the digits of L where b is much larger (D8)."""
-    size = lower.shape[-1]
-    columns = [[lower[..., i, j] for i in range(size)] for j in range(size)]
-    rest = [vector[..., i] for i in range(size)]
-    for j, column in enumerate(columns):
-        length = jnp.hypot(column[j], rest[j])
-        safe = jnp.where(length > 0.0, length, 1.0)
-        cosine, sine = jnp.where(length > 0.0, column[j] / safe, 1.0), rest[j] / safe
-        for i in range(j + 1, size):
-            column[i], rest[i] = (
-                cosine * column[i] + sine * rest[i],
-                cosine * rest[i] - sine * column[i],
-            )
-        column[j] = length
-    return as_matrix([[columns[j][i] for j in range(size)] for i in range(size)])

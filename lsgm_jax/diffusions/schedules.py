@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from lsgm_jax.diffusions.linear import Number, Scalars
+from lsgm_jax.diffusions.linear import Number
+from lsgm_jax.diffusions.matrices import Scalars
 
 
 def is_concrete(process: object) -> bool:

@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.diffusions.linear import Matrix, Number, Scalars, Transition, as_matrix, one_by_one
+from lsgm_jax.diffusions.linear import Number, Transition, one_by_one
+from lsgm_jax.diffusions.matrices import Matrix, Scalars, as_matrix
 from lsgm_jax.diffusions.schedules import GeometricVariance, require
 
 

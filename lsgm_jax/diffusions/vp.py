@@ -10,7 +10,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.diffusions.linear import Matrix, Number, Scalars, Transition, as_matrix, one_by_one
+from lsgm_jax.diffusions.linear import Number, Transition, one_by_one
+from lsgm_jax.diffusions.matrices import Matrix, Scalars, as_matrix
 from lsgm_jax.diffusions.schedules import GeometricVariance, LinearBeta, require
 
 
@@ -63,11 +64,7 @@ class VP(LinearBeta, VariancePreserving):
     sigma2_0: Number = 0.0
 
     def __post_init__(self):
-        require(
-            self,
-            "0 < beta_min <= beta_max and 0 <= sigma2_0 < 1",
-            lambda: 0.0 < self.beta_min <= self.beta_max and 0.0 <= self.sigma2_0 < 1.0,
-        )
+        _require_rates(self)
 
     def start(self) -> Number:
         """The variance at time 0."""
@@ -133,11 +130,7 @@ class SubVP(LinearBeta):
     sigma2_0: Number = 0.0
 
     def __post_init__(self):
-        require(
-            self,
-            "0 < beta_min <= beta_max and 0 <= sigma2_0 < 1",
-            lambda: 0.0 < self.beta_min <= self.beta_max and 0.0 <= self.sigma2_0 < 1.0,
-        )
+        _require_rates(self)
 
     def drift(self, t: Scalars) -> Matrix:
         """F = -beta / 2."""
@@ -176,3 +169,11 @@ class SubVP(LinearBeta):
                 early, -jnp.log1p(-jnp.where(early, entered, 0.0)), -jnp.log(jnp.where(early, 1.0, left))
             )
         )
+
+
+def _require_rates(process: VP | SubVP) -> None:
+    require(
+        process,
+        "0 < beta_min <= beta_max and 0 <= sigma2_0 < 1",
+        lambda: 0.0 < process.beta_min <= process.beta_max and 0.0 <= process.sigma2_0 < 1.0,
+    )

@@ -7,6 +7,8 @@ noise enters there alone: for CLD the velocity (O12).
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from lsgm_jax.arrays import EpsNet, Latents, PerSample, Phase, State, Times, coordinates, sum_per_sample
 from lsgm_jax.diffusions.cld import CLD
 from lsgm_jax.diffusions.linear import Process, move, perturb
@@ -39,7 +41,7 @@ def phase_score_matching(
     smaller than the hybrid kernel's, so the target is noisier for the same score.
     """
     start = known_start(process)
-    z_t = move(start, z_0, t * 0.0, t, eps)
+    z_t = move(start, z_0, jnp.zeros_like(t), t, eps)
     return weighting(start, t) * sum_per_sample(squared_error(eps_net, z_t, t, eps))
 
 

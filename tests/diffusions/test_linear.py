@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from lsgm_jax.arrays import coordinates
-from lsgm_jax.diffusions import linear
+from lsgm_jax.arrays import as_state, coordinates
+from lsgm_jax.diffusions import linear, matrices
 from lsgm_jax.diffusions.cld import CLD, velocity_eps
 from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
@@ -207,7 +207,7 @@ def test_normal_eps_is_the_score_of_normal_data(x64, process):
             z, jnp.zeros(len(z)), cov
         )
         exact = jax.vmap(jax.grad(log_marginal))(z_t)[:, -1:]
-        state = linear.as_state(jnp.split(z_t, len(cov), axis=-1))
+        state = as_state(jnp.split(z_t, len(cov), axis=-1))
         time = jnp.full(2, t)
         score = linear.score_of_eps(process, linear.normal_eps(process, state, time), time)
         np.testing.assert_allclose(score, exact, rtol=1e-10)
@@ -227,7 +227,7 @@ def test_normal_error_is_the_error_of_normal_eps(x64, process):
 
 def test_velocity_eps_is_the_score_of_the_velocity_for_data_at_the_origin(x64):
     process, t = PROCESSES["cld"], jnp.asarray([0.1, 0.4])
-    z_t = linear.as_state([jnp.asarray([[0.7], [-0.3]]), jnp.asarray([[0.2], [0.9]])])
+    z_t = as_state([jnp.asarray([[0.7], [-0.3]]), jnp.asarray([[0.2], [0.9]])])
     s_vv = kernel_covariance(process, t)[:, 1, 1, None]
     score = linear.score_of_eps(process, velocity_eps(process, z_t, t), t)
     np.testing.assert_allclose(score, -z_t.v / s_vv, rtol=1e-12)
@@ -244,7 +244,7 @@ def test_snr_is_the_information_about_the_data(x64, process):
 def test_reverse_sde_and_ode_differ_by_half_the_score(x64, process):
     t, noise = jnp.array([0.4]), linear.unit_noise(process, jax.random.key(3), (1, 2))
     eps_hat = jnp.array([[0.1, 0.5]])
-    forward = coordinates(linear.matvec(process.drift(t), noise))
+    forward = coordinates(matrices.matvec(process.drift(t), noise))
     score_term = process.diffusion(t)[:, None] ** 2 * linear.score_of_eps(process, eps_hat, t)
     for share, drift in ((1.0, linear.reverse_drift), (0.5, linear.probability_flow)):
         *others, last = coordinates(drift(process, noise, eps_hat, t))
@@ -258,7 +258,7 @@ def test_probability_flow_carries_the_marginals_of_normal_data(x64, process):
     t = jnp.asarray([0.03, 0.4, 0.9])
     for time in t:
         cov, size = marginal_covariance(process, time), process.drift(time).shape[-1]
-        basis = linear.as_state([jnp.eye(size)[:, i : i + 1] for i in range(size)])
+        basis = as_state([jnp.eye(size)[:, i : i + 1] for i in range(size)])
         times_ = jnp.full(size, time)
         flow = linear.probability_flow(process, basis, linear.normal_eps(process, basis, times_), times_)
         matrix = jnp.concatenate(coordinates(flow), axis=-1).T
@@ -283,7 +283,7 @@ def test_prior_is_what_is_sampled(x64, process):
         jax.scipy.stats.norm.logpdf(drawn, scale=jnp.sqrt(variance)).sum(-1)
         for drawn, variance in zip(z_1, variances, strict=True)
     )
-    np.testing.assert_allclose(linear.prior_log_prob(process, linear.as_state(z_1)), exact, rtol=1e-12)
+    np.testing.assert_allclose(linear.prior_log_prob(process, as_state(z_1)), exact, rtol=1e-12)
 
 
 def test_prior_is_the_marginal_at_the_end(x64, process):

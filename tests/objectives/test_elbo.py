@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lsgm_jax.arrays import coordinates, expand, sum_per_sample
+from lsgm_jax.arrays import as_state, coordinates, expand, sum_per_sample
 from lsgm_jax.diffusions import linear
 from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.elbo import Draw, Objective, denoise, denoise_separately, normal_bound
@@ -293,7 +293,7 @@ def test_value_of_the_loss_is_the_weighted_error(x64, process):
     """The gradient's scaling leaves no trace in the value."""
     z_0 = jnp.ones((4, 3))
     t = jnp.array([0.1, 0.3, 0.6, 0.9])
-    eps = linear.as_state([jnp.full((4, 3), 0.5) for _ in process.prior_variance()])
+    eps = as_state([jnp.full((4, 3), 0.5) for _ in process.prior_variance()])
     objective = Objective(
         prior_weighting=weights.reweighted, density=times.Uniform(t_min=0.1), control_variate=False
     )

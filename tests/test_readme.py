@@ -1,14 +1,30 @@
-"""What the README promises, run as it stands there."""
+"""What the README and the how-tos promise, run as it stands there."""
 
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lsgm_jax import cli
+from lsgm_jax.build import build_lsgm
+from lsgm_jax.config import load_config
+from lsgm_jax.diffusions import linear
+from lsgm_jax.objectives.times import Optimal
+from lsgm_jax.objectives.weights import likelihood
 from tests import tiny
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]}
+COMMANDS = {
+    command: path
+    for path, text in PAGES.items()
+    for command in re.findall(r"^lsgm (\w+ .*?)(?:  #.*)?$", text, re.MULTILINE)
+}
+LINKS = [(path, link) for path, text in PAGES.items() for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
 
 
 def test_python_example_runs(tmp_path, data_dir, monkeypatch, capsys):
@@ -26,12 +42,33 @@ def test_python_example_runs(tmp_path, data_dir, monkeypatch, capsys):
     assert "(16, 8, 8, 1) images in [-1, 1]" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", re.findall(r"^lsgm (\w+ .*?)(?:  #.*)?$", README, re.MULTILINE))
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command):
+    """Options exist, and so do the keys that are overridden."""
     options = cli._parse(command.split())
     assert options.command == command.split()[0]
+    overrides = [word for word in command.split() if word.startswith("--config.")]
+    config = re.search(r"--config=(\S+)", command)
+    if (
+        overrides and config and (ROOT / config[1]).exists()
+    ):  # a how-to may name a config that the reader writes
+        build_lsgm(load_config(str(ROOT / config[1]), overrides))
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_links_lead_somewhere(target):
-    assert (pathlib.Path(__file__).parent.parent / target).exists()
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_links_lead_somewhere(page, link):
+    assert (page.parent / link).exists()
+
+
+def test_the_process_of_the_howto_is_one():
+    """It obeys its own moment equation, and the whole objective takes it."""
+    (example,) = re.findall(r"```python\n(.*?)```", PAGES[ROOT / "docs/howto/process.md"], re.DOTALL)
+    names = {}
+    exec(compile(example, "process.md", "exec"), names)
+    process, t = names["CosineVP"](), jnp.linspace(0.05, 0.95, 10)
+    slope = jax.jvp(lambda t: linear.kernel(process, t).signal[:, 0], (t,), (jnp.ones_like(t),))[1]
+    np.testing.assert_allclose(
+        slope, process.drift(t)[:, 0, 0] * linear.kernel(process, t).signal[:, 0], rtol=1e-4
+    )
+    density = Optimal(weighting=likelihood)
+    assert jnp.isfinite(density.density(process, density.quantile(process, t))).all()

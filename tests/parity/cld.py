@@ -1,0 +1,171 @@
+"""CLD's kernel and losses."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lsgm_jax.arrays import Phase, expand
+from lsgm_jax.diffusions import linear, matrices
+from lsgm_jax.diffusions.cld import CLD, velocity_eps
+from lsgm_jax.objectives import weights
+from lsgm_jax.objectives.matching import known_start, phase_score_matching, score_matching
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedCLD(CLD):
+    """Quirk: the original adds `numerical_eps` to both variances of every kernel."""
+
+    numerical_eps: float = 0.0
+
+    def transition(self, s, t):
+        mean, noise = super().transition(s, t)
+        for unit in jnp.eye(2):
+            noise = matrices.add_noise(noise, jnp.sqrt(self.numerical_eps) * unit)
+        return linear.Transition(mean, noise)
+
+
+def cld_process(h, objective="hsm"):
+    process = PublishedCLD(
+        beta_min=h["beta0"],
+        beta_max=h["beta0"] + h["beta1"],
+        mass=1.0 / h["m_inv"],
+        v0_var_scale=h["gamma"],
+        numerical_eps=h["numerical_eps"],
+    )
+    return process if objective == "hsm" else known_start(process)
+
+
+def check_kernel(fixture):
+    for combination in fixture.spec["hyper_parameters"]["combos"]:
+        process = cld_process(combination, combination["cld_objective"])
+        check_combination(fixture, process, combination["block"])
+
+
+def check_combination(fixture, process, block):
+    t = fixture.input("in/t")
+    check = lambda name, value, **tolerance: fixture.check(f"{block}/{name}", value, **tolerance)
+    exact = {"rtol": 1e-10, "atol": 1e-15}
+    zero = jnp.zeros_like(t)
+    mean, noise = process.transition(zero, t)[0], linear.kernel(process, t).noise
+    drift = process.drift(t)
+    coordinates = ("x", "v")
+    for i, a in enumerate(coordinates):
+        for j, b in enumerate(coordinates):
+            check(f"mean_{a}_from_{b}", mean[:, i, j], rtol=1e-10, atol=1e-15, single_atol=1e-7)
+            check(f"drift_{a}_from_{b}", drift[:, i, j], rtol=1e-12)
+    # The original's expanded polynomials lose 1e-16, which is 1e-7 of S_xx at t = 1e-5.
+    check_covariance(check, "", noise @ noise.mT)
+    start = known_start(process)
+    general = linear.kernel(start, t).noise
+    for index, variance in enumerate(fixture.spec["hyper_parameters"]["general_var0"]):
+        general = matrices.add_noise(general, mean[:, :, index] * jnp.sqrt(variance))
+    check_covariance(check, "general_var0/", general @ general.mT)
+    rows = {"chol_11": noise[:, 0, 0], "chol_21": noise[:, 1, 0], "chol_22": noise[:, 1, 1]}
+    for name, value in rows.items():
+        check(name, value, rtol=1e-7, atol=1e-13, single_atol=1e-7)
+    check("noise_multiplier", -1.0 / linear.sigma(process, t), rtol=1e-7)
+    check("beta", process.beta(t), rtol=1e-12)
+    check("beta_int", process.int_beta(zero, t), rtol=1e-12)
+    check("loss_multiplier", weights.reweighted(process, t), rtol=1e-12)
+    check("diffusion_x", zero, **exact)
+    check("diffusion_v", process.diffusion(t), rtol=1e-12)
+    check("Gamma", process.damping(), rtol=1e-12)
+    check("inverse_of_Gamma", 1.0 / process.damping(), rtol=1e-12)
+    check_prior(fixture, process, check)
+    check_reverse(fixture, process, check)
+
+
+def check_covariance(check, prefix, cov):
+    for name, value in (("xx", cov[:, 0, 0]), ("xv", cov[:, 0, 1]), ("vv", cov[:, 1, 1])):
+        check(f"{prefix}var_{name}", value, rtol=1e-10, atol=1e-15, single_atol=1e-7)
+
+
+def check_prior(fixture, process, check):
+    x, v = jnp.split(fixture.input("in/prior_u"), 2, axis=1)
+    zero = jnp.zeros_like(x)
+    at_origin = linear.prior_log_prob(process, Phase(zero, zero))
+    constants = [-0.5 * x.shape[1] * jnp.log(2 * jnp.pi * variance) for variance in process.prior_variance()]
+    np.testing.assert_allclose(at_origin, sum(constants), rtol=1e-6)
+    check("prior_logp_x", linear.prior_log_prob(process, Phase(x, zero)) - constants[1], rtol=1e-10)
+    check("prior_logp_v", linear.prior_log_prob(process, Phase(zero, v)) - constants[0], rtol=1e-10)
+
+
+def check_reverse(fixture, process, check):
+    """The original's reversed time runs from 0 to 1, so its drifts are those at 1 - t with the other sign."""
+    x, v = jnp.split(fixture.input("in/reverse_u"), 2, axis=1)
+    t, score = 1.0 - fixture.input("in/reverse_t"), fixture.input("in/reverse_score")
+    eps_hat = -linear.sigma(process, t)[:, None] * score
+    for name, drift in (("reverse_sde", linear.reverse_drift), ("probability_flow", linear.probability_flow)):
+        back = drift(process, Phase(x, v), eps_hat, t)
+        check(f"{name}/drift", -jnp.concatenate(back, axis=1), rtol=1e-10, single_atol=1e-5)
+    g = jnp.broadcast_to(process.diffusion(t)[:, None], v.shape)
+    check("reverse_sde/diffusion", jnp.concatenate([0 * g, g], axis=1), rtol=1e-12)
+    check("probability_flow/diffusion", jnp.zeros((len(t), 2 * v.shape[1])), rtol=1e-12)
+
+
+CLD_WEIGHTINGS = {
+    "likelihood": weights.likelihood,
+    "reweightedv1": weights.reweighted,
+    "reweightedv2": weights.unweighted,
+}
+
+
+def channels_last(value):
+    return jnp.moveaxis(value, 1, -1)
+
+
+def channels_first(value):
+    return np.moveaxis(np.asarray(value), -1, 1)
+
+
+def check_loss(fixture):
+    h = fixture.spec["hyper_parameters"]["sde"]
+    for case in ("vector", "image"):
+        for objective in ("hsm", "dsm"):
+            for mixed in (False, True):
+                check_loss_case(fixture, h, case, objective, mixed)
+
+
+def check_loss_case(fixture, h, case, objective, mixed):
+    hybrid, kernel = cld_process(h), cld_process(h, objective)
+    x, unit_v = (channels_last(fixture.input(f"in/{case}/{name}")) for name in ("x", "noise_v0"))
+    eps = Phase(*jnp.split(channels_last(fixture.input(f"in/{case}/noise")), 2, axis=-1))
+    t = fixture.input(f"in/{case}/uniform_t") * (1 - 1e-5) + 1e-5
+    z_0 = x if objective == "hsm" else Phase(x, jnp.sqrt(hybrid.initial_variance()[1]) * unit_v)
+    w, b, c = (fixture.input(f"param/{name}") for name in "Wbc")
+    loose = {"rtol": 1e-6, "atol": 1e-9, "single_atol": 2e-5}
+    fixture.check(f"{case}/t", t, rtol=1e-12)
+
+    def eps_net(w):
+        def predict(z_t, t):
+            stacked = jnp.concatenate(z_t, axis=-1)
+            output = stacked @ w.T + expand(t, stacked) * b + c
+            if not mixed:
+                return output
+            # Quirk: the velocity's variance in the mixed score is the hybrid kernel's, also under plain matching.
+            ratio = linear.sigma(kernel, t) / linear.sigma(hybrid, t)
+            return output + expand(ratio, z_t.v) * velocity_eps(hybrid, z_t, t)
+
+        return predict
+
+    if objective == "hsm":
+        z_t = linear.perturb(kernel, z_0, t, eps)
+    else:
+        z_t = linear.move(kernel, z_0, jnp.zeros_like(t), t, eps)
+    folder = f"{case}/{objective}"
+    fixture.check(f"{folder}/perturbed", channels_first(jnp.concatenate(z_t, axis=-1)), **loose)
+    folder += "/mixed_score" if mixed else "/plain_score"
+    score = linear.score_of_eps(kernel, eps_net(w)(z_t, t), t)
+    fixture.check(f"{folder}/score", channels_first(score), **loose)
+
+    match = score_matching if objective == "hsm" else phase_score_matching
+    for name, weighting in CLD_WEIGHTINGS.items():
+        loss = lambda w, weighting=weighting: match(weighting, hybrid, eps_net(w), z_0, t, eps)
+        fixture.check(f"{folder}/{name}/loss_per_sample", loss(w), **loose)
+        gradient = jax.grad(lambda w, loss=loss: loss(w).mean())(w)
+        fixture.check(f"{folder}/{name}/grad_W_of_mean_loss", gradient, **loose)
+
+
+CHECKS = {"kernel": check_kernel, "loss": check_loss}

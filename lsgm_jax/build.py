@@ -20,6 +20,7 @@ from lsgm_jax.diffusions.cld import CLD
 from lsgm_jax.diffusions.linear import Process, sigma
 from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
+from lsgm_jax.models.backbones import Flat
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Network
 from lsgm_jax.models.vae import VAE
@@ -225,12 +226,15 @@ def build_vae(config: Config) -> VAE:
         )
     encoder = ConvEncoder(spec.channels, spec.blocks, spec.latent_channels, spec.dropout)
     decoder = ConvDecoder(spec.channels, spec.blocks, likelihood.channels(image_channels), spec.dropout)
-    return VAE(
+    latent_shape = (height // shrink, width // shrink, spec.latent_channels)
+    backbone = Flat(
         image_shape=data.image_shape,
-        latent_shape=(height // shrink, width // shrink, spec.latent_channels),
+        latent_shape=latent_shape,
         encoder=Network(encoder),
         decoder=Network(decoder),
-        likelihood=likelihood,
+    )
+    return VAE(
+        image_shape=data.image_shape, latent_shape=latent_shape, backbone=backbone, likelihood=likelihood
     )
 
 

@@ -199,8 +199,9 @@ def _ode_terms(model: LSGM, solver: ODESolver, probes: int) -> PerImage:
     def terms(params: Params, batch: Batch, key: Key, stratum: Stratum) -> dict[str, jax.Array]:
         k_vae, k_probe = jax.random.split(key)
         encoded = model.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-        prior = log_density(solver, model.process, model.eps_net(params), k_probe, encoded.z_0, probes)
-        nelbo = encoded.reconstruction - encoded.posterior.entropy() - prior.log_prob
+        z_0, entropy, _, rest = encoded.latent
+        prior = log_density(solver, model.process, model.eps_net(params), k_probe, z_0, probes)
+        nelbo = encoded.reconstruction - entropy + rest - prior.log_prob
         return {"nelbo": nelbo, "success": prior.success, "nfe": jnp.full(len(batch.x), prior.nfe)}
 
     return terms

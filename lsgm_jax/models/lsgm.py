@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lsgm_jax.arrays import EpsNet, Images, Key, Latents, Scalar, State, Times, coordinates
 from lsgm_jax.diffusions.linear import Process, normal_eps, sample_prior, unit_noise
-from lsgm_jax.models.network import Network, Params
+from lsgm_jax.models.network import Aux, Network, Params
 from lsgm_jax.models.vae import VAE, Batch, Bound, bound_metrics
 from lsgm_jax.objectives.elbo import Draw, Objective, denoise, denoise_separately
 from lsgm_jax.objectives.times import Defensive, Stratum, TimeDensity, sample_times
@@ -50,7 +50,7 @@ class LSGM:
 
     def loss(
         self, params: Params, batch: Batch, key: Key, kl_coefficient: float | Scalar = 1.0
-    ) -> tuple[Scalar, dict[str, Scalar]]:
+    ) -> tuple[Scalar, Aux]:
         """One scalar whose gradient trains the VAE on the bound and the prior on its own weighting.
 
         Args:
@@ -63,22 +63,23 @@ class LSGM:
         """
         k_vae, k_prior, k_encoder, k_dropout = jax.random.split(key, 4)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=True)
-        entropy = encoded.posterior.entropy()
+        z_0, entropy, _, rest = encoded.latent
         eps_net = self.eps_net(params, dropout_key=k_dropout)
-        draw = self.draw(self.objective.density, k_prior, encoded.z_0)
+        draw = self.draw(self.objective.density, k_prior, z_0)
 
         if self.objective.encoder_density is None:
-            matching = denoise(self.objective, self.process, eps_net, encoded.z_0, draw, kl_coefficient)
+            matching = denoise(self.objective, self.process, eps_net, z_0, draw, kl_coefficient)
         else:
-            encoder_draw = self.draw(self.objective.encoder_density, k_encoder, encoded.z_0)
+            encoder_draw = self.draw(self.objective.encoder_density, k_encoder, z_0)
             frozen = self.eps_net(jax.lax.stop_gradient(params), dropout_key=k_dropout)
             matching = denoise_separately(
-                self.objective, self.process, eps_net, frozen, encoded.z_0, draw, encoder_draw
+                self.objective, self.process, eps_net, frozen, z_0, draw, encoder_draw
             ).weighed(kl_coefficient)
 
-        loss = jnp.mean(encoded.reconstruction - kl_coefficient * entropy + matching.loss)
-        bound = Bound(encoded.reconstruction, entropy, matching.cross_entropy)
-        return loss, bound_metrics(bound) | {"prior_loss": jnp.mean(matching.prior_loss)}
+        loss = jnp.mean(encoded.reconstruction + kl_coefficient * (rest - entropy) + matching.loss)
+        bound = Bound(encoded.reconstruction, entropy, matching.cross_entropy + rest)
+        metrics = bound_metrics(bound) | {"prior_loss": jnp.mean(matching.prior_loss)}
+        return loss, Aux(metrics, {"vae": encoded.carried})
 
     def draw(self, density: TimeDensity, key: Key, z_0: Latents, stratum: Stratum = Stratum()) -> Draw:
         """Times from the density and unit noise for the latents."""
@@ -95,16 +96,17 @@ class LSGM:
         k_vae, k_draw = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
         scoring = Objective(prior_weighting=likelihood, density=Defensive(t_min=self.objective.density.t_min))
-        draw = self.draw(scoring.density, k_draw, encoded.z_0, stratum)
-        matching = denoise(scoring, self.process, self.eps_net(params), encoded.z_0, draw)
-        return Bound(encoded.reconstruction, encoded.posterior.entropy(), matching.cross_entropy)
+        z_0, entropy, _, rest = encoded.latent
+        draw = self.draw(scoring.density, k_draw, z_0, stratum)
+        matching = denoise(scoring, self.process, self.eps_net(params), z_0, draw)
+        return Bound(encoded.reconstruction, entropy, matching.cross_entropy + rest)
 
     def sample(self, params: Params, key: Key, count: int, solver: ODESolver) -> tuple[Images, Solution]:
         """Expected images of `count` latents drawn from the prior by the probability-flow ODE."""
-        solution = solve_to_data(
-            solver, self.process, self.eps_net(params), key, (count, *self.vae.latent_shape)
-        )
-        return self.vae.decode(params["vae"], solution.z_0), solution
+        k_prior, k_decoder = jax.random.split(key)
+        shape = (count, *self.vae.latent_shape)
+        solution = solve_to_data(solver, self.process, self.eps_net(params), k_prior, shape)
+        return self.vae.decode(params["vae"], solution.z_0, k_decoder), solution
 
 
 def _in_channels(z_t: State) -> Latents:

@@ -1,15 +1,24 @@
 """The one boundary between Flax and everything else: a module becomes a pair of pure functions."""
 
 import dataclasses
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 from flax import linen as nn
 from jaxtyping import Array
 
-from lsgm_jax.arrays import Key
+from lsgm_jax.arrays import Key, Scalar
 
 Params = Any
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its value."""
+
+    metrics: dict[str, Scalar]
+    # Parts of the parameters that no gradient moves and the loss has renewed: a tree that holds only these, in their
+    # places, such as {"vae": {"batch_stats": ...}}.
+    carried: Params
 
 
 @dataclasses.dataclass(frozen=True)

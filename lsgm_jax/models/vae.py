@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Images, Key, Latents, PerSample, Scalar
-from lsgm_jax.autoencoders.gaussian import Normal
 from lsgm_jax.autoencoders.likelihoods import Likelihood
-from lsgm_jax.models.network import Network, Params, split_or_none
+from lsgm_jax.models.backbones import Backbone, Latent
+from lsgm_jax.models.network import Aux, Params
 
 
 class Batch(NamedTuple):
@@ -32,64 +32,52 @@ class Bound(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """One pass through encoder and decoder."""
+    """One pass through encoder, decoder and likelihood."""
 
-    z_0: Latents
-    posterior: Normal
-    reconstruction: PerSample  # -log p(x | z_0), nats
+    latent: Latent
+    reconstruction: PerSample  # -log p(x | z), nats
+    carried: Params  # see `network.Aux`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAE:
-    """Encoder, decoder and likelihood. Parameters: {"encoder", "decoder"}."""
+    """Autoencoder networks and likelihood; the parameters are the backbone's."""
 
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
-    encoder: Network
-    decoder: Network
+    backbone: Backbone
     likelihood: Likelihood
 
     def init(self, key: Key) -> Params:
         """Fresh parameters."""
-        k_encoder, k_decoder = jax.random.split(key)
-        return {
-            "encoder": self.encoder.init(k_encoder, jnp.zeros((1, *self.image_shape))),
-            "decoder": self.decoder.init(k_decoder, jnp.zeros((1, *self.latent_shape))),
-        }
-
-    def encode(self, params: Params, x: Images, dropout_key: Key | None = None) -> Normal:
-        """q(z_0 | x)."""
-        return Normal.from_features(self.encoder.apply(params["encoder"], x, dropout_key=dropout_key))
-
-    def decode(self, params: Params, z_0: Latents) -> Images:
-        """Expected image, [batch, h, w, c] in [-1, 1]."""
-        return self.likelihood.mean(self.decoder.apply(params["decoder"], z_0))
+        return self.backbone.init(key)
 
     def autoencode(self, params: Params, x: Images, key: Key, *, train: bool) -> Encoded:
-        """Draws z_0 ~ q(z_0 | x) and scores x under the decoder; dropout is on in training."""
-        k_posterior, k_dropout = jax.random.split(key)
-        k_encoder, k_decoder = split_or_none(k_dropout if train else None, 2)
-        posterior = self.encode(params, x, dropout_key=k_encoder)
-        z_0 = posterior.sample(k_posterior)
-        features = self.decoder.apply(params["decoder"], z_0, dropout_key=k_decoder)
-        return Encoded(z_0, posterior, -self.likelihood.log_prob(features, x))
+        """Draws the latents of `x` and scores x under the decoder."""
+        passed = self.backbone.autoencode(params, x, key, train=train)
+        return Encoded(passed.latent, -self.likelihood.log_prob(passed.features, x), passed.carried)
+
+    def decode(self, params: Params, z_0: Latents, key: Key) -> Images:
+        """Expected image, [batch, h, w, c] in [-1, 1]; latents beside z_0 are drawn from their prior."""
+        return self.likelihood.mean(self.backbone.decode(params, z_0, key))
 
     def bound(self, params: Params, batch: Batch, key: Key) -> Bound:
-        """Terms of the NELBO per image with the standard Normal prior, without dropout, one draw of z_0."""
-        encoded = self.autoencode(params, batch.x, key, train=False)
-        return _normal_bound(encoded)
+        """Terms of the NELBO per image with the standard Normal prior, without dropout, one draw of the latents."""
+        return _normal_bound(self.autoencode(params, batch.x, key, train=False))
 
     def loss(
         self, params: Params, batch: Batch, key: Key, kl_coefficient: float | Scalar = 1.0
-    ) -> tuple[Scalar, dict[str, Scalar]]:
-        """E[-log p(x | z_0)] + kl_coefficient KL(q || N(0, I)), mean over the batch, and metrics in nats."""
-        bound = _normal_bound(self.autoencode(params, batch.x, key, train=True))
+    ) -> tuple[Scalar, Aux]:
+        """E[-log p(x | z)] + kl_coefficient KL(q || N(0, I)), mean over the batch, and metrics in nats."""
+        encoded = self.autoencode(params, batch.x, key, train=True)
+        bound = _normal_bound(encoded)
         loss = bound.reconstruction + kl_coefficient * (bound.cross_entropy - bound.entropy)
-        return jnp.mean(loss), bound_metrics(bound)
+        return jnp.mean(loss), Aux(bound_metrics(bound), encoded.carried)
 
     def sample(self, params: Params, key: Key, count: int) -> Images:
         """Expected images of `count` latents drawn from the Normal prior."""
-        return self.decode(params, jax.random.normal(key, (count, *self.latent_shape)))
+        k_prior, k_decoder = jax.random.split(key)
+        return self.decode(params, jax.random.normal(k_prior, (count, *self.latent_shape)), k_decoder)
 
 
 def bound_metrics(bound: Bound) -> dict[str, Scalar]:
@@ -98,5 +86,5 @@ def bound_metrics(bound: Bound) -> dict[str, Scalar]:
 
 
 def _normal_bound(encoded: Encoded) -> Bound:
-    posterior = encoded.posterior
-    return Bound(encoded.reconstruction, posterior.entropy(), posterior.cross_entropy_to_standard())
+    latent = encoded.latent
+    return Bound(encoded.reconstruction, latent.entropy, latent.normal_cross_entropy)

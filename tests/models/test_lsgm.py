@@ -60,9 +60,9 @@ def test_without_the_network_lsgm_is_the_vae(model, params):
     vae = model.vae.bound(params["vae"], batch, jax.random.split(key, 3)[0])
     np.testing.assert_array_equal(lsgm.entropy, vae.entropy)
     k_vae = jax.random.split(key, 3)[0]
-    encoded = model.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-    standard = 0.5 * jnp.sum(encoded.z_0**2 + jnp.log(2 * jnp.pi), axis=(1, 2, 3))
-    dims = encoded.z_0[0].size
+    z_0 = model.vae.autoencode(params["vae"], batch.x, k_vae, train=False).latent.z_0
+    standard = 0.5 * jnp.sum(z_0**2 + jnp.log(2 * jnp.pi), axis=(1, 2, 3))
+    dims = z_0[0].size
     np.testing.assert_allclose(lsgm.cross_entropy, standard, atol=1e-3 * dims)
     lsgm_mean = np.mean(
         [model.bound(with_logit(params, -100.0), batch, jax.random.key(i)).nelbo for i in range(40)]
@@ -92,7 +92,7 @@ def test_loss_metrics_are_the_bound(model, params):
     quiet = dataclasses.replace(quiet, process=model.process)
     loss, bound = jax.jit(quiet.loss), jax.jit(quiet.bound)
     keys = jax.random.split(jax.random.key(3), 48)
-    from_loss = np.array([loss(params, batch, key)[1]["nelbo"] for key in keys])
+    from_loss = np.array([loss(params, batch, key)[1].metrics["nelbo"] for key in keys])
     from_bound = np.array([bound(params, batch, key).nelbo.mean() for key in keys])
     stderr = np.hypot(from_loss.std(), from_bound.std()) / np.sqrt(len(keys))
     assert abs(from_loss.mean() - from_bound.mean()) < 5 * stderr + 0.01
@@ -138,7 +138,7 @@ def test_samples_of_the_normal_prior_are_the_vaes(model, params):
     assert x.shape == (64, 8, 8, 1)
     assert np.abs(x).max() <= 1.0
     assert abs(float(solution.z_0.var()) - 1.0) < 0.1
-    np.testing.assert_array_equal(x, model.vae.decode(params["vae"], solution.z_0))
+    np.testing.assert_array_equal(x, model.vae.decode(params["vae"], solution.z_0, jax.random.key(0)))
 
 
 def test_dropout_is_on_in_training_only(model, params):
@@ -148,8 +148,8 @@ def test_dropout_is_on_in_training_only(model, params):
     )
     np.testing.assert_array_equal(first.reconstruction, second.reconstruction)
     nudged = jax.tree.map(lambda leaf: leaf + 0.01, params["vae"])
-    trained = model.vae.autoencode(nudged, batch.x, jax.random.key(0), train=True).posterior.mean
-    evaluated = model.vae.autoencode(nudged, batch.x, jax.random.key(0), train=False).posterior.mean
+    trained = model.vae.autoencode(nudged, batch.x, jax.random.key(0), train=True).latent.z_0
+    evaluated = model.vae.autoencode(nudged, batch.x, jax.random.key(0), train=False).latent.z_0
     assert not np.allclose(trained, evaluated)
 
 

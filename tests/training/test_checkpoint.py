@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lsgm_jax.models.network import Aux
 from lsgm_jax.training import parallel
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.state import create_state
@@ -14,7 +15,7 @@ from tests import tiny
 
 def drift(params, batch, key, kl_coefficient):
     """A loss whose every step changes every parameter."""
-    return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)), {}
+    return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)), Aux({}, {})
 
 
 def test_saving_in_the_background_does_not_see_later_steps(tmp_path):

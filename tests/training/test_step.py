@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lsgm_jax.models.network import Aux
 from lsgm_jax.training import optim, parallel
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import make_step
@@ -14,7 +15,7 @@ from tests import tiny
 def quadratic(params, batch, key, kl_coefficient):
     """A noise-free loss with a metric."""
     error = jnp.mean((batch @ params["w"] - 1.0) ** 2) + kl_coefficient * jnp.sum(params["w"] ** 2)
-    return error, {"error": error}
+    return error, Aux({"error": error}, {})
 
 
 def test_a_step_is_optax_with_an_average(x64):
@@ -39,7 +40,7 @@ def test_a_step_is_optax_with_an_average(x64):
 def test_every_step_draws_its_own_noise():
     def noisy(params, batch, key, kl_coefficient):
         noise = jax.random.normal(key)
-        return params["w"] * 0.0, {"noise": noise}
+        return params["w"] * 0.0, Aux({"noise": noise}, {})
 
     step = make_step(noisy, optax.sgd(0.1), optax.constant_schedule(1.0), 0.9)
     state = create_state({"w": jnp.zeros(())}, optax.sgd(0.1))
@@ -71,6 +72,24 @@ def test_the_step_compiles_once():
     for _ in range(3):
         state, _ = step(state, parallel.put_batch(mesh, tiny.batch()), jax.random.key(0))
     assert step._cache_size() == 1
+
+
+def test_what_a_loss_carries_replaces_its_place_and_nothing_else():
+    """Running statistics: no gradient, no weight decay, no averaging; the weights beside them are optimised."""
+
+    def counting(params, batch, key, kl_coefficient):
+        carried = {"net": {"statistics": {"count": params["net"]["statistics"]["count"] + 1.0}}}
+        return jnp.sum(params["net"]["w"] ** 2), Aux({}, carried)
+
+    params = {"net": {"w": jnp.ones((2, 2)), "statistics": {"count": jnp.zeros((2, 2))}}}
+    optimiser = optim.adamw(steps=10, learning_rate=0.1, final=0.1, warmup=0, weight_decay=0.5)
+    step = make_step(counting, optimiser, optax.constant_schedule(1.0), 0.9)
+    state = create_state(params, optimiser)
+    for _ in range(3):
+        state, _ = step(state, None, jax.random.key(0))
+    for tree in (state.params, state.ema):
+        np.testing.assert_array_equal(tree["net"]["statistics"]["count"], 3.0)
+    assert (np.asarray(state.params["net"]["w"]) < 1.0).all()
 
 
 def test_learning_rate_warms_up_and_decays():

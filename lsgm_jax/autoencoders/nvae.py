@@ -93,6 +93,7 @@ class NVAE(nn.Module):
         return self.scales * self.groups_per_scale
 
     def setup(self):
+        """Builds the parts; numbers that contradict each other raise ValueError."""
         tower, tail = self.expansions()
         halvings = self.pre_blocks + self.scales
         if len(self.channel_mult) != halvings or self.pre_blocks != self.post_blocks:

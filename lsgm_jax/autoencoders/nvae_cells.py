@@ -59,7 +59,9 @@ class Conv(nn.Module):
         if self.weight_norm:
             start = lambda _: jnp.log(kernel_norms(stored) + 0.01)
             kernel = normalised(kernel, self.param("log_norm", start))
-        bias = self.param("bias", _uniform_bias(shape), (self.channels,), jnp.float32) if self.use_bias else None
+        bias = (
+            self.param("bias", _uniform_bias(shape), (self.channels,), jnp.float32) if self.use_bias else None
+        )
         h, kernel, bias = promote_dtype(h, kernel, bias)
         pad = self.size // 2
         h = jax.lax.conv_general_dilated(
@@ -143,7 +145,9 @@ class BottleneckBranch(nn.Module):
     @nn.compact
     def __call__(self, h: Maps, *, train: bool) -> Resized:
         if self.resampling == "down":
-            raise ValueError("an inverted bottleneck does not halve the resolution: NVAE has it in decoders only")
+            raise ValueError(
+                "an inverted bottleneck does not halve the resolution: NVAE has it in decoders only"
+            )
         inner = self.expansion * h.shape[-1]
         h = upsample(h) if self.resampling == "up" else h
         h = BatchNorm(name="norm_in")(h, train=train)

@@ -34,7 +34,7 @@ def causal_mask(
     return mask
 
 
-def flow_masks(channels: int, *, mirrored: bool) -> tuple[Mask, Mask, Mask]:
+def flow_masks(channels: int, *, mirrored: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masks of the three convolutions of a flow cell over a latent with so many channels."""
     latent = np.arange(channels)
     inner = np.repeat(latent, EXPANSION)

@@ -166,9 +166,7 @@ def _counter(prefix: str) -> Iterator[str]:
         index += 1
 
 
-def _cell(
-    key: str, path: Path, resampling: str = "none", *, expansion: int, use_se: bool
-) -> Iterator[Entry]:
+def _cell(key: str, path: Path, resampling: str = "none", *, expansion: int, use_se: bool) -> Iterator[Entry]:
     branch = (*path, "branch")
     if expansion:
         yield from _bottleneck(f"{key}._ops.0.conv", branch, first=int(resampling == "up"))

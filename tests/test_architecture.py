@@ -17,6 +17,8 @@ MAY_IMPORT = {
     "scores": {"arrays", "layers"},
     "objectives": {"arrays", *PARTS},
     "solvers": {"arrays", *PARTS},
+    # `interop` turns what others have stored into what our modules take.
+    "interop": {"arrays", "autoencoders", "scores", "models"},
     "models": {"arrays", "objectives", "solvers", *PARTS},
     "training": {"arrays", "files", "models", "objectives"},
     "data": {"arrays"},

@@ -1,0 +1,207 @@
+"""NVAE as LSGM has it: a hierarchy of latents in groups, all of them with a standard Normal prior.
+
+Every group has a posterior that depends on x and on the groups before it. Its latent `eps` is a draw from that
+posterior, moved by a flow where there is one. The latents of the smallest scale, their groups side by side in the
+channels (`join_groups`), are what a score prior models; those of larger scales stay standard Normal.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from lsgm_jax.arrays import Images, Latents
+from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.autoencoders.likelihoods import Features
+from lsgm_jax.autoencoders.nvae_cells import Cell
+from lsgm_jax.autoencoders.nvae_towers import Constant, Encoder, LatentGroup, Level, Tail
+from lsgm_jax.layers import Maps, Resized
+
+GroupMaps = Float[Array, "batch height width _"]
+
+# Expansion of the decoder's inverted bottlenecks, before and after the last group; 0 stands for BN-swish cells.
+ARCHITECTURES = {"res_bnswish": (0, 0), "res_mbconv": (6, 3)}
+
+
+class GroupSample(NamedTuple):
+    """What the encoder drew for one group; log q of the latent is the posterior's log density of `before_flow`."""
+
+    posterior: Normal
+    before_flow: Latents
+    eps: Latents
+
+
+class NVAEOutput(NamedTuple):
+    """The decoder's features and the latents behind them, in decoder order."""
+
+    features: Features
+    groups: tuple[GroupSample, ...]
+
+
+class NVAE(nn.Module):
+    """NVAE; the running statistics of its normalisations are the collection "batch_stats".
+
+    In brackets, the flags of the published commands. Groups come in decoder order, smallest scale first.
+
+    Attributes:
+        scales: resolutions that have latents [num_latent_scales].
+        groups_per_scale: groups of latents on each of them [num_groups_per_scale].
+        latent_channels: channels of a group [num_latent_per_group].
+        encoder_channels: base width of the encoder [num_channels_enc].
+        decoder_channels: base width of the decoder [num_channels_dec].
+        channel_mult: factor of the base width at every resolution, that of the image first [channel_mult].
+        pre_blocks: halvings before the first latent scale [num_preprocess_blocks].
+        pre_cells: cells per such halving [num_preprocess_cells].
+        post_blocks: doublings after the last latent scale; as many as `pre_blocks` [num_postprocess_blocks].
+        post_cells: cells per such doubling [num_postprocess_cells].
+        encoder_cells: cells before each group [num_cell_per_cond_enc].
+        decoder_cells: cells after each group [num_cell_per_cond_dec].
+        arch: "res_bnswish", or "res_mbconv" for inverted bottlenecks in the decoder [arch_instance]. Names that go on
+            with "_attn" mean the same, as no published network switches attention on.
+        use_se: squeeze-and-excitation in every cell [use_se].
+        input_skip: adds a pyramid of the pre-processed features to the encoder [progressive_input_vae].
+        flows: pairs of flow cells per group [num_nf].
+        log_sigma_bound: the logarithm of a posterior's standard deviation stays within plus or minus this
+            [log_sig_q_scale].
+        out_channels: numbers per pixel that the likelihood takes.
+    """
+
+    scales: int = 1
+    groups_per_scale: int = 2
+    latent_channels: int = 20
+    encoder_channels: int = 64
+    decoder_channels: int = 64
+    channel_mult: tuple[int, ...] = (1, 2)
+    pre_blocks: int = 1
+    pre_cells: int = 2
+    post_blocks: int = 1
+    post_cells: int = 2
+    encoder_cells: int = 1
+    decoder_cells: int = 1
+    arch: str = "res_mbconv"
+    use_se: bool = True
+    input_skip: bool = False
+    flows: int = 0
+    log_sigma_bound: float = 5.0
+    out_channels: int = 1
+
+    @property
+    def group_count(self) -> int:
+        """Groups on all scales."""
+        return self.scales * self.groups_per_scale
+
+    def setup(self):
+        """Builds the parts; numbers that contradict each other raise ValueError."""
+        tower, tail = self.expansions()
+        halvings = self.pre_blocks + self.scales
+        if len(self.channel_mult) != halvings or self.pre_blocks != self.post_blocks:
+            raise ValueError(
+                f"pre_blocks={self.pre_blocks} and scales={self.scales} ask for post_blocks={self.pre_blocks} and "
+                f"{halvings} factors, got post_blocks={self.post_blocks}, channel_mult={self.channel_mult}"
+            )
+        encoder = tuple(self.encoder_channels * factor for factor in self.channel_mult)
+        decoder = tuple(self.decoder_channels * factor for factor in self.channel_mult)
+        self.encoder = Encoder(
+            channels=encoder,
+            blocks=self.pre_blocks,
+            block_cells=self.pre_cells,
+            scales=self.scales,
+            groups=self.groups_per_scale,
+            cells=self.encoder_cells,
+            use_se=self.use_se,
+            input_skip=self.input_skip,
+        )
+        self.constant = Constant(decoder[-1])
+        self.group = [
+            LatentGroup(
+                latent_channels=self.latent_channels,
+                encoder_channels=encoder[-1 - index // self.groups_per_scale],
+                channels=decoder[-1 - index // self.groups_per_scale],
+                first=index == 0,
+                flows=self.flows,
+                log_std_bound=self.log_sigma_bound,
+                cells=self.decoder_cells,
+                expansion=tower,
+                use_se=self.use_se,
+            )
+            for index in range(self.group_count)
+        ]
+        self.up = [Cell(decoder[-2 - scale], "up", tower, self.use_se) for scale in range(self.scales - 1)]
+        self.tail = Tail(
+            channels=tuple(reversed(decoder[: self.post_blocks])),
+            block_cells=self.post_cells,
+            expansion=tail,
+            use_se=self.use_se,
+            out_channels=self.out_channels,
+        )
+
+    def __call__(self, x: Images, noises: Sequence[Level], *, train: bool) -> NVAEOutput:
+        """Infers, draws and decodes.
+
+        Args:
+            x: images in [-1, 1].
+            noises: a standard Normal array for each group, of the shapes `latent_shapes`.
+            train: whether normalisations use the statistics of this batch.
+        """
+        self._count(noises)
+        samples, state = [], self.constant(noises[0])
+        for index, features in enumerate(self.encoder(x, train=train)):
+            state = self._enter(index, state, train=train)
+            posterior = self.group[index].infer(features, state)
+            before_flow = posterior.mean + jnp.exp(posterior.log_std) * noises[index]
+            eps = self.group[index].transport(before_flow)
+            state = self.group[index].absorb(state, eps, train=train)
+            samples.append(GroupSample(posterior, before_flow, eps))
+        return NVAEOutput(self.tail(state, train=train), tuple(samples))
+
+    def decode(self, eps: Sequence[Level], *, train: bool = False) -> Features:
+        """The features of the likelihood, from the latents of all groups."""
+        self._count(eps)
+        state = self.constant(eps[0])
+        for index, group in enumerate(self.group):
+            state = group.absorb(self._enter(index, state, train=train), eps[index], train=train)
+        return self.tail(state, train=train)
+
+    def latent_shapes(self, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
+        """Height, width and channels of every group's latent for images of height, width and channels.
+
+        Raises:
+            ValueError: if the image cannot be halved as often as the smallest scale asks.
+        """
+        height, width, _ = image_shape
+        shapes = []
+        for scale in range(self.scales):
+            factor = 2 ** (self.pre_blocks + self.scales - 1 - scale)
+            if height % factor or width % factor:
+                raise ValueError(f"NVAE needs images whose sides {factor} divides, got {height} x {width}")
+            shape = (height // factor, width // factor, self.latent_channels)
+            shapes += [shape] * self.groups_per_scale
+        return tuple(shapes)
+
+    def _enter(self, index: int, state: Maps, *, train: bool) -> Resized:
+        """The state that group `index` meets: the first of a scale has it doubled."""
+        scale, place = divmod(index, self.groups_per_scale)
+        return self.up[scale - 1](state, train=train) if scale and not place else state
+
+    def _count(self, latents: Sequence[Level]) -> None:
+        if len(latents) != self.group_count:
+            raise ValueError(f"this NVAE has {self.group_count} groups of latents, got {len(latents)}")
+
+    def expansions(self) -> tuple[int, int]:
+        """Of the decoder cells before and after the last group."""
+        cells = self.arch.split("_attn")[0]
+        if cells not in ARCHITECTURES:
+            raise ValueError(f"arch={self.arch!r} is not one of {', '.join(ARCHITECTURES)}")
+        return ARCHITECTURES[cells]
+
+
+def join_groups(groups: Sequence[GroupMaps]) -> GroupMaps:
+    """Groups of one scale side by side in the channels: the latent that a score prior models."""
+    return jnp.concatenate(list(groups), axis=-1)
+
+
+def split_groups(z: GroupMaps, groups: int) -> tuple[GroupMaps, ...]:
+    """Inverse of `join_groups`."""
+    return tuple(jnp.split(z, groups, axis=-1))

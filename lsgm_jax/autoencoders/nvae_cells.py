@@ -1,0 +1,224 @@
+"""The blocks of NVAE: weight-normalised convolutions, batch normalisation and the residual cell.
+
+All convolutions pad symmetrically, also those with stride 2, which is not what "SAME" does. Modules that hold running
+statistics take `train`: the statistics of the batch if true, the stored ones otherwise.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from lsgm_jax.layers import Embedding, Maps, Resized, upsample
+
+Kernel = Float[Array, "rows columns inputs outputs"]
+Mask = Float[np.ndarray, "rows columns inputs outputs"]
+PerChannel = Float[Array, "channels"]
+Resampling = Literal["none", "down", "up"]
+
+# Uniform over plus or minus 1 / sqrt(fan in).
+KERNEL_INIT = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+BRANCH_SCALE = 0.1
+NORM_EPS = 1e-5
+NORM_MOMENTUM = 0.05
+
+
+def kernel_norms(kernel: Kernel) -> Float[Array, "outputs"]:
+    """Euclidean norm of what leads to each output channel."""
+    return jnp.sqrt(jnp.sum(kernel**2, axis=(0, 1, 2)))
+
+
+def normalised(kernel: Kernel, log_norm: Float[Array, "outputs"]) -> Kernel:
+    """The kernel with the norms exp(`log_norm`), one per output channel."""
+    return kernel * (jnp.exp(log_norm) / (kernel_norms(kernel) + 1e-5))
+
+
+class Conv(nn.Module):
+    """Convolution with an odd `size`; `weight_norm` learns the logarithm of each output channel's norm.
+
+    A mask multiplies the kernel before it is normalised.
+    """
+
+    channels: int
+    size: int
+    stride: int = 1
+    feature_groups: int = 1
+    use_bias: bool = True
+    weight_norm: bool = True
+
+    @nn.compact
+    def __call__(self, h: Maps, mask: Mask | None = None) -> Resized:
+        shape = (self.size, self.size, h.shape[-1] // self.feature_groups, self.channels)
+        stored = kernel = self.param("kernel", KERNEL_INIT, shape, jnp.float32)
+        if mask is not None:
+            kernel = kernel * mask.astype(kernel.dtype)
+        if self.weight_norm:
+            start = lambda _: jnp.log(kernel_norms(stored) + 0.01)
+            kernel = normalised(kernel, self.param("log_norm", start))
+        bias = (
+            self.param("bias", _uniform_bias(shape), (self.channels,), jnp.float32) if self.use_bias else None
+        )
+        h, kernel, bias = promote_dtype(h, kernel, bias)
+        pad = self.size // 2
+        h = jax.lax.conv_general_dilated(
+            h,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.feature_groups,
+        )
+        return h if bias is None else h + bias
+
+
+def _uniform_bias(kernel_shape: tuple[int, ...]) -> nn.initializers.Initializer:
+    bound = float(np.prod(kernel_shape[:-1])) ** -0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation as NVAE has it; the running values are `mean` and `var` in "batch_stats".
+
+    A batch is normalised by its biased variance, while the unbiased one enters the running value: `nn.BatchNorm` would
+    store the biased one. With `train`, the running values move only where "batch_stats" is mutable, so that one can
+    also sample with the statistics of the batch. Over a sharded batch the means below are global.
+    """
+
+    @nn.compact
+    def __call__(self, h: Maps, *, train: bool) -> Maps:
+        channels = h.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        if train:
+            mean = jnp.mean(h, axis=(0, 1, 2))
+            var = jnp.mean((h - mean) ** 2, axis=(0, 1, 2))
+            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                count = h.size // h.shape[-1]
+                running_mean.value = _moved(running_mean.value, mean)
+                running_var.value = _moved(running_var.value, var * (count / max(count - 1, 1)))
+        return (h - mean) * (jax.lax.rsqrt(var + NORM_EPS) * scale) + bias
+
+
+def _moved(running: PerChannel, value: PerChannel) -> PerChannel:
+    return (1.0 - NORM_MOMENTUM) * running + NORM_MOMENTUM * jax.lax.stop_gradient(value)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales every channel by a gate that sees the means of all channels."""
+
+    @nn.compact
+    def __call__(self, h: Maps) -> Maps:
+        gate: Embedding = jnp.mean(h, axis=(1, 2))
+        gate = nn.relu(nn.Dense(max(h.shape[-1] // 16, 4), name="squeeze")(gate))
+        gate = nn.sigmoid(nn.Dense(h.shape[-1], name="excite")(gate))
+        return h * gate[:, None, None, :]
+
+
+class SwishBranch(nn.Module):
+    """Twice batch normalisation, swish and a 3x3 convolution; the first convolution changes the resolution."""
+
+    channels: int
+    resampling: Resampling
+
+    @nn.compact
+    def __call__(self, h: Maps, *, train: bool) -> Resized:
+        h = nn.swish(BatchNorm(name="norm_0")(h, train=train))
+        h = upsample(h) if self.resampling == "up" else h
+        h = Conv(self.channels, 3, stride=2 if self.resampling == "down" else 1, name="conv_0")(h)
+        return Conv(self.channels, 3, name="conv_1")(nn.swish(BatchNorm(name="norm_1")(h, train=train)))
+
+
+class BottleneckBranch(nn.Module):
+    """Inverted bottleneck: `expansion` times the channels, a depthwise 5x5 convolution, and back."""
+
+    channels: int
+    resampling: Resampling
+    expansion: int
+
+    @nn.compact
+    def __call__(self, h: Maps, *, train: bool) -> Resized:
+        if self.resampling == "down":
+            raise ValueError(
+                "an inverted bottleneck does not halve the resolution: NVAE has it in decoders only"
+            )
+        inner = self.expansion * h.shape[-1]
+        h = upsample(h) if self.resampling == "up" else h
+        h = BatchNorm(name="norm_in")(h, train=train)
+        h = Conv(inner, 1, use_bias=False, weight_norm=False, name="expand")(h)
+        h = nn.swish(BatchNorm(name="norm_0")(h, train=train))
+        h = Conv(inner, 5, feature_groups=inner, use_bias=False, weight_norm=False, name="depthwise")(h)
+        h = nn.swish(BatchNorm(name="norm_1")(h, train=train))
+        h = Conv(self.channels, 1, use_bias=False, weight_norm=False, name="project")(h)
+        return BatchNorm(name="norm_out")(h, train=train)
+
+
+class DownSkip(nn.Module):
+    """Halves the resolution: the four pixels of each 2x2 block give a quarter of the channels each."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, h: Maps) -> Resized:
+        h = nn.swish(h)
+        quarter = self.channels // 4
+        widths = (quarter, quarter, quarter, self.channels - 3 * quarter)
+        corners = (h, h[:, 1:, 1:], h[:, :, 1:], h[:, 1:, :])
+        convs = [Conv(width, 1, stride=2, name=f"corner_{i}") for i, width in enumerate(widths)]
+        return jnp.concatenate([conv(corner) for conv, corner in zip(convs, corners, strict=True)], axis=-1)
+
+
+class UpSkip(nn.Module):
+    """Bilinear doubling, then a 1x1 convolution."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, h: Maps) -> Resized:
+        return Conv(self.channels, 1, use_bias=False, name="conv")(double_bilinear(double_bilinear(h, 1), 2))
+
+
+def double_bilinear(h: Maps, axis: int) -> Resized:
+    """Linear interpolation at twice as many points, the outermost of which keep their place ("aligned corners").
+
+    Of n points, output 2k lies k / (2n - 1) before input k, and output 2k + 1 lies (n - 1 - k) / (2n - 1) after it.
+    """
+    count = h.shape[axis]
+    first, inner_first = jax.lax.slice_in_dim(h, 0, 1, axis=axis), jax.lax.slice_in_dim(h, 1, None, axis=axis)
+    last, inner_last = jax.lax.slice_in_dim(h, -1, None, axis=axis), jax.lax.slice_in_dim(h, 0, -1, axis=axis)
+    before, after = jnp.concatenate([first, inner_last], axis), jnp.concatenate([inner_first, last], axis)
+    shift = np.expand_dims(np.arange(count) / (2 * count - 1), [a for a in range(h.ndim) if a != axis])
+    shift = jnp.asarray(shift, h.dtype)
+    even, odd = h + shift * (before - h), h + jnp.flip(shift, axis) * (after - h)
+    shape = (*h.shape[:axis], 2 * count, *h.shape[axis + 1 :])
+    return jnp.stack([even, odd], axis + 1).reshape(shape)
+
+
+class Cell(nn.Module):
+    """The residual cell: skip(h) + 0.1 branch(h). `expansion` 0 asks for the BN-swish branch."""
+
+    channels: int
+    resampling: Resampling = "none"
+    expansion: int = 0
+    use_se: bool = True
+
+    @nn.compact
+    def __call__(self, h: Maps, *, train: bool) -> Resized:
+        if self.expansion:
+            branch = BottleneckBranch(self.channels, self.resampling, self.expansion, name="branch")
+        else:
+            branch = SwishBranch(self.channels, self.resampling, name="branch")
+        change = branch(h, train=train)
+        if self.use_se:
+            change = SqueezeExcite(name="se")(change)
+        if self.resampling == "down":
+            h = DownSkip(self.channels, name="skip")(h)
+        elif self.resampling == "up":
+            h = UpSkip(self.channels, name="skip")(h)
+        return h + BRANCH_SCALE * change

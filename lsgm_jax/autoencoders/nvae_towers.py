@@ -1,0 +1,163 @@
+"""NVAE's three parts: the bottom-up encoder, what surrounds one group of latents, and the tail of the decoder."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.autoencoders.nvae_cells import BatchNorm, Cell, Conv
+from lsgm_jax.autoencoders.nvae_flow import FlowPair
+from lsgm_jax.layers import Maps, Resized
+
+Level = Float[Array, "batch _ _ _"]  # maps of any resolution and width
+
+
+class PyramidCell(nn.Module):
+    """Halves the pyramid of inputs that is added to the encoder's features."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, h: Maps, *, train: bool) -> Resized:
+        h = nn.swish(BatchNorm(name="norm")(h, train=train))
+        return Conv(self.channels, 3, stride=2, name="conv")(h)
+
+
+class Encoder(nn.Module):
+    """X -> the features that each group of latents is inferred from, in decoder order (smallest scale first).
+
+    Attributes:
+        channels: width at every resolution, that of the image first.
+        blocks: halvings before the first scale that has latents, each after `block_cells` cells.
+        block_cells: cells of such a block, of which the last one halves the resolution.
+        scales: resolutions that have latents.
+        groups: groups of latents per scale.
+        cells: cells before each group.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    block_cells: int
+    scales: int
+    groups: int
+    cells: int
+    use_se: bool
+    input_skip: bool
+
+    @nn.compact
+    def __call__(self, x: Maps, *, train: bool) -> tuple[Level, ...]:
+        h = Conv(self.channels[0], 3, name="stem")(x)
+        for block in range(self.blocks):
+            for cell in range(self.block_cells):
+                down = cell == self.block_cells - 1
+                h = self._cell(h, f"block_{block}_{cell}", block + down, down=down, train=train)
+        pyramid, features = h, []
+        for scale in range(self.scales):
+            level = self.blocks + scale
+            if scale:
+                h = self._cell(h, f"down_{scale}", level, down=True, train=train)
+                if self.input_skip:
+                    cell = PyramidCell(self.channels[level], name=f"pyramid_{scale}")
+                    pyramid = cell(pyramid, train=train)
+                    h += pyramid
+            for group in range(self.groups):
+                for cell in range(self.cells):
+                    h = self._cell(h, f"cell_{scale}_{group}_{cell}", level, train=train)
+                features.append(h)
+        return tuple(reversed(features))
+
+    def _cell(self, h: Maps, name: str, level: int, *, down: bool = False, train: bool) -> Resized:
+        resampling = "down" if down else "none"
+        return Cell(self.channels[level], resampling, use_se=self.use_se, name=name)(h, train=train)
+
+
+class LatentGroup(nn.Module):
+    """One group of latents: its posterior, its flow, and how it enters the state of the decoder.
+
+    Attributes:
+        latent_channels: channels of the group.
+        encoder_channels: width of the encoder's features.
+        channels: width of the decoder's state.
+        first: whether the group comes first, when the state does not depend on x yet.
+        flows: pairs of flow cells.
+        log_std_bound: the logarithm of the posterior's standard deviation stays within plus or minus this.
+        cells: decoder cells after the group.
+        expansion: of the decoder cells, 0 for BN-swish.
+    """
+
+    latent_channels: int
+    encoder_channels: int
+    channels: int
+    first: bool
+    flows: int
+    log_std_bound: float
+    cells: int
+    expansion: int
+    use_se: bool
+
+    def setup(self):
+        if not self.first:
+            self.from_state = Conv(self.encoder_channels, 1)
+        self.posterior = Conv(2 * self.latent_channels, 3)
+        self.flow = [FlowPair() for _ in range(self.flows)]
+        self.from_latent = Conv(self.latent_channels, 3)
+        self.merge = Conv(self.channels, 1)
+        self.cell = [
+            Cell(self.channels, expansion=self.expansion, use_se=self.use_se) for _ in range(self.cells)
+        ]
+
+    def infer(self, features: Maps, state: Resized) -> Normal:
+        """q(z | x, groups before), before the flow."""
+        if not self.first:
+            features = features + self.from_state(state)
+        return Normal.from_features(self.posterior(nn.elu(features)), self.log_std_bound)
+
+    def transport(self, z: Maps) -> Maps:
+        """The flow: a draw of the posterior -> the latent."""
+        for pair in self.flow:
+            z = pair(z)
+        return z
+
+    def absorb(self, state: Maps, eps: Resized, *, train: bool) -> Maps:
+        """The decoder's state after it has read the latent."""
+        state = self.merge(jnp.concatenate([state, self.from_latent(eps)], axis=-1))
+        for cell in self.cell:
+            state = cell(state, train=train)
+        return state
+
+
+class Tail(nn.Module):
+    """State after the last group -> features of the likelihood, [batch, h, w, out_channels].
+
+    Attributes:
+        channels: width of every block, from the smallest resolution to that of the image.
+        block_cells: cells of a block, of which the first one doubles the resolution.
+        expansion: of the cells, 0 for BN-swish.
+        out_channels: numbers per pixel that the likelihood takes.
+    """
+
+    channels: tuple[int, ...]
+    block_cells: int
+    expansion: int
+    use_se: bool
+    out_channels: int
+
+    @nn.compact
+    def __call__(self, h: Maps, *, train: bool) -> Resized:
+        for block, channels in enumerate(self.channels):
+            for index in range(self.block_cells):
+                name, resampling = f"block_{block}_{index}", "none" if index else "up"
+                h = Cell(channels, resampling, self.expansion, self.use_se, name=name)(h, train=train)
+        return Conv(self.out_channels, 3, name="features")(nn.elu(h))
+
+
+class Constant(nn.Module):
+    """The decoder's first state, learned: the same for all images, shaped like the first latent."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, like: Maps) -> Resized:
+        shape = (*like.shape[1:-1], self.channels)
+        value = self.param("value", nn.initializers.uniform(1.0), shape, jnp.float32)
+        return jnp.broadcast_to(value, (len(like), *shape))

@@ -1,0 +1,223 @@
+"""LSGM's state dict of an NVAE <-> the variables of `NVAE`: one table, read in both directions."""
+
+import functools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lsgm_jax.autoencoders.nvae import NVAE
+
+Path = tuple[str, ...]
+Variables = dict[str, Any]
+
+
+class ConversionError(ValueError):
+    """A state dict that does not fit the network; the message names the tensors."""
+
+
+class Layout(NamedTuple):
+    """How an array is turned to us and back; `axes` counts those of theirs."""
+
+    axes: int
+    ours: Callable[[np.ndarray], np.ndarray]
+    theirs: Callable[[np.ndarray], np.ndarray]
+
+
+VECTOR = Layout(1, lambda a: a, lambda a: a)
+DENSE = Layout(2, np.transpose, np.transpose)
+KERNEL = Layout(4, lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
+LOG_NORM = Layout(4, lambda a: a.reshape(-1), lambda a: a.reshape(-1, 1, 1, 1))
+CONSTANT = Layout(3, lambda a: a.transpose(1, 2, 0), lambda a: a.transpose(2, 0, 1))
+
+
+class Entry(NamedTuple):
+    """One tensor: its key in the state dict, its path in our variables and its layout."""
+
+    key: str
+    path: Path
+    layout: Layout
+
+
+# Buffers without information: a counter, and a copy of the kernel of convolutions that are not normalised.
+IGNORED = (".num_batches_tracked", ".weight_normalized")
+
+
+def nvae_variables(state: Mapping[str, np.ndarray], module: NVAE) -> Variables:
+    """Variables {"params", "batch_stats"} of `module` from a state dict; dtypes are kept.
+
+    Raises:
+        ConversionError: if tensors are unknown, missing or of another shape than the module's.
+    """
+    entries = {entry.key: entry for entry in table(module)}
+    unknown = [key for key in state if key not in entries and not key.endswith(IGNORED)]
+    _complain(("unknown tensors", unknown), ("missing tensors", [key for key in entries if key not in state]))
+    # Without the right number of axes there is nothing to turn; with it, a shape can be compared.
+    _complain(("wrong number of axes", [k for k, e in entries.items() if np.ndim(state[k]) != e.layout.axes]))
+    expected = _shapes(module, state["prior_ftr0"].shape[1:], state["stem.weight"].shape[1])
+    variables: Variables = {}
+    wrong = []
+    for key, path, layout in entries.values():
+        value, shape = layout.ours(np.asarray(state[key])), _get(expected, path).shape
+        # A reshape would hide a column of norms that lies along the wrong axis.
+        if value.shape != shape or layout.theirs(value).shape != state[key].shape:
+            theirs = layout.theirs(np.empty(shape, np.bool_)).shape
+            wrong.append(f"{key} {tuple(state[key].shape)} instead of {theirs}")
+        _put(variables, path, value)
+    _complain(("wrong shapes", wrong))
+    return variables
+
+
+def nvae_state(variables: Mapping[str, Any], module: NVAE) -> dict[str, np.ndarray]:
+    """Inverse of `nvae_variables`; buffers without information are left out."""
+    return {key: layout.theirs(np.asarray(_get(variables, path))) for key, path, layout in table(module)}
+
+
+def _shapes(module: NVAE, latent: tuple[int, ...], image_channels: int) -> Variables:
+    """Shapes of the variables, from the smallest latent's height and width; allocates nothing."""
+    factor = 2 ** (module.pre_blocks + module.scales - 1)
+    image = (latent[0] * factor, latent[1] * factor, image_channels)
+    x = jax.ShapeDtypeStruct((1, *image), jnp.float32)
+    noises = tuple(jax.ShapeDtypeStruct((1, *s), jnp.float32) for s in module.latent_shapes(image))
+    return jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), x, noises)
+
+
+def _complain(*findings: tuple[str, list[str]], at_most: int = 5) -> None:
+    parts = []
+    for what, names in findings:
+        more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+        parts += [f"{what}: {', '.join(names[:at_most])}{more}"] if names else []
+    if parts:
+        raise ConversionError(f"the state dict does not fit this NVAE; {'; '.join(parts)}")
+
+
+def _get(tree: Any, path: Path) -> Any:
+    return functools.reduce(operator.getitem, path, tree)
+
+
+def _put(tree: Variables, path: Path, value: np.ndarray) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
+
+
+def table(module: NVAE) -> Iterator[Entry]:
+    """Every tensor of the network."""
+    yield Entry("prior_ftr0", ("params", "constant", "value"), CONSTANT)
+    yield from _conv("stem", ("encoder", "stem"))
+    yield from _encoder(module)
+    yield from _decoder(module)
+    yield from _conv("image_conditional.1", ("tail", "features"))
+
+
+def _encoder(module: NVAE) -> Iterator[Entry]:
+    cell = functools.partial(_cell, expansion=0, use_se=module.use_se)
+    for index in range(module.pre_blocks * module.pre_cells):
+        block, place = divmod(index, module.pre_cells)
+        resampling = "down" if place == module.pre_cells - 1 else "none"
+        yield from cell(f"pre_process.{index}", ("encoder", f"block_{block}_{place}"), resampling)
+    tower = _counter("enc_tower")
+    # The encoder meets the groups in the reverse of the decoder's order.
+    decoder_index = module.group_count
+    for scale in range(module.scales):
+        if scale:
+            yield from cell(next(tower), ("encoder", f"down_{scale}"), "down")
+            if module.input_skip:
+                key, path = f"progressive_input_cells.{scale - 1}.conv", ("encoder", f"pyramid_{scale}")
+                yield from _norm(f"{key}.bn_act", (*path, "norm"))
+                yield from _conv(f"{key}.conv_0", (*path, "conv"))
+        for group in range(module.groups_per_scale):
+            for place in range(module.encoder_cells):
+                yield from cell(next(tower), ("encoder", f"cell_{scale}_{group}_{place}"))
+            decoder_index -= 1
+            if decoder_index:
+                yield from _conv(f"{next(tower)}.conv", (f"group_{decoder_index}", "from_state"))
+
+
+def _decoder(module: NVAE) -> Iterator[Entry]:
+    in_tower, in_tail = module.expansions()
+    cell = functools.partial(_cell, use_se=module.use_se)
+    tower = _counter("dec_tower")
+    for index in range(module.group_count):
+        name = f"group_{index}"
+        scale, place = divmod(index, module.groups_per_scale)
+        if scale and not place:
+            yield from cell(next(tower), (f"up_{scale - 1}",), "up", expansion=in_tower)
+        yield from _conv(f"enc_sampler.{index}.1", (name, "posterior"))
+        yield from _conv(f"eps_conv.{index}", (name, "from_latent"))
+        yield from _conv(f"{next(tower)}.conv", (name, "merge"))
+        for place in range(module.decoder_cells):
+            yield from cell(next(tower), (name, f"cell_{place}"), expansion=in_tower)
+        for pair in range(module.flows):
+            yield from _flow(f"nf_cells.{index * module.flows + pair}", (name, f"flow_{pair}"))
+    for index in range(module.post_blocks * module.post_cells):
+        block, place = divmod(index, module.post_cells)
+        path, resampling = ("tail", f"block_{block}_{place}"), "none" if place else "up"
+        yield from cell(f"post_process.{index}", path, resampling, expansion=in_tail)
+
+
+def _counter(prefix: str) -> Iterator[str]:
+    index = 0
+    while True:
+        yield f"{prefix}.{index}"
+        index += 1
+
+
+def _cell(key: str, path: Path, resampling: str = "none", *, expansion: int, use_se: bool) -> Iterator[Entry]:
+    branch = (*path, "branch")
+    if expansion:
+        yield from _bottleneck(f"{key}._ops.0.conv", branch, first=int(resampling == "up"))
+    else:
+        for index in range(2):
+            yield from _norm(f"{key}._ops.{index}.bn_act", (*branch, f"norm_{index}"))
+            yield from _conv(f"{key}._ops.{index}.conv_0", (*branch, f"conv_{index}"))
+    if use_se:
+        yield from _dense(f"{key}.se.se.0", (*path, "se", "squeeze"))
+        yield from _dense(f"{key}.se.se.2", (*path, "se", "excite"))
+    if resampling == "down":
+        for index in range(4):
+            yield from _conv(f"{key}.skip.conv_{index + 1}", (*path, "skip", f"corner_{index}"))
+    elif resampling == "up":
+        yield from _conv(f"{key}.skip.1", (*path, "skip", "conv"), bias=False)
+
+
+def _bottleneck(key: str, path: Path, first: int) -> Iterator[Entry]:
+    """`first` is one where doubling comes before the first normalisation."""
+    plain = functools.partial(_conv, bias=False, norm=False)
+    yield from _norm(f"{key}.{first}.bn", (*path, "norm_in"))
+    yield from plain(f"{key}.{first + 1}.conv.0", (*path, "expand"))
+    yield from _norm(f"{key}.{first + 1}.conv.1", (*path, "norm_0"))
+    yield from plain(f"{key}.{first + 2}.conv.0", (*path, "depthwise"))
+    yield from _norm(f"{key}.{first + 2}.conv.1", (*path, "norm_1"))
+    yield from plain(f"{key}.{first + 3}", (*path, "project"))
+    yield from _norm(f"{key}.{first + 4}.bn", (*path, "norm_out"))
+
+
+def _flow(key: str, path: Path) -> Iterator[Entry]:
+    for cell, name in (("cell1", "forward"), ("cell2", "mirrored")):
+        yield from _conv(f"{key}.{cell}.conv.convz.0", (*path, name, "first"), bias=False)
+        yield from _conv(f"{key}.{cell}.conv.convz.2", (*path, name, "depthwise"), bias=False)
+        yield from _conv(f"{key}.{cell}.mu.conv_0", (*path, name, "last"))
+
+
+def _conv(key: str, path: Path, *, bias: bool = True, norm: bool = True) -> Iterator[Entry]:
+    yield Entry(f"{key}.weight", ("params", *path, "kernel"), KERNEL)
+    if bias:
+        yield Entry(f"{key}.bias", ("params", *path, "bias"), VECTOR)
+    if norm:
+        yield Entry(f"{key}.log_weight_norm", ("params", *path, "log_norm"), LOG_NORM)
+
+
+def _norm(key: str, path: Path) -> Iterable[Entry]:
+    yield Entry(f"{key}.weight", ("params", *path, "scale"), VECTOR)
+    yield Entry(f"{key}.bias", ("params", *path, "bias"), VECTOR)
+    yield Entry(f"{key}.running_mean", ("batch_stats", *path, "mean"), VECTOR)
+    yield Entry(f"{key}.running_var", ("batch_stats", *path, "var"), VECTOR)
+
+
+def _dense(key: str, path: Path) -> Iterable[Entry]:
+    yield Entry(f"{key}.weight", ("params", *path, "kernel"), DENSE)
+    yield Entry(f"{key}.bias", ("params", *path, "bias"), VECTOR)

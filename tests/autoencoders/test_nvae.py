@@ -1,0 +1,248 @@
+"""NVAE against what is known of it; parity with the original is in tests/test_oracles.py."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsgm_jax.arrays import sum_per_sample
+from lsgm_jax.autoencoders.nvae import NVAE
+from lsgm_jax.autoencoders.nvae_cells import (
+    NORM_MOMENTUM,
+    BatchNorm,
+    Conv,
+    DownSkip,
+    double_bilinear,
+    kernel_norms,
+    normalised,
+)
+from lsgm_jax.autoencoders.nvae_flow import FlowCell, FlowPair
+
+TINY = NVAE(
+    scales=2,
+    groups_per_scale=2,
+    latent_channels=2,
+    encoder_channels=4,
+    decoder_channels=8,
+    channel_mult=(1, 1, 2),
+    post_cells=1,
+    pre_cells=1,
+    input_skip=True,
+    flows=1,
+    out_channels=3,
+)
+IMAGE = (8, 8, 1)
+
+# The published configurations, image shapes and measured numbers of parameters.
+CIFAR10 = dict(arch="res_bnswish", out_channels=100, encoder_cells=2, decoder_cells=2)
+CELEBA = dict(arch="res_mbconv", out_channels=100, encoder_cells=2, decoder_cells=2, flows=2, input_skip=True)
+PUBLISHED = {
+    "mnist": (
+        dict(channel_mult=(1, 2, 2), pre_blocks=2, post_blocks=2, pre_cells=3, post_cells=3),
+        (32, 32, 1),
+        3_005_822,
+    ),
+    "omniglot": (dict(groups_per_scale=3, encoder_cells=3, decoder_cells=3), (32, 32, 1), 5_384_190),
+    "cifar10": (
+        CIFAR10 | dict(groups_per_scale=20, latent_channels=9, encoder_channels=128, decoder_channels=128),
+        (32, 32, 3),
+        100_867_740,
+    ),
+    "cifar10_nll": (
+        CIFAR10
+        | dict(groups_per_scale=4, latent_channels=45, encoder_channels=256, decoder_channels=256, flows=2)
+        | dict(pre_cells=3, post_cells=3, encoder_cells=3, decoder_cells=3),
+        (32, 32, 3),
+        130_622_772,
+    ),
+    "celeba_quantitative": (
+        CELEBA | dict(scales=3, groups_per_scale=8, channel_mult=(1, 1, 2, 4)),
+        (256, 256, 3),
+        51_296_572,
+    ),
+    "celeba_qualitative": (
+        CELEBA | dict(scales=2, groups_per_scale=10, channel_mult=(1, 1, 2)),
+        (256, 256, 3),
+        17_789_540,
+    ),
+}
+
+
+def noises_like(module, image, batch, key=0):
+    keys = jax.random.split(jax.random.key(key), module.group_count)
+    shapes = module.latent_shapes(image)
+    return tuple(jax.random.normal(k, (batch, *shape)) for k, shape in zip(keys, shapes, strict=True))
+
+
+@functools.cache
+def tiny(batch=3):
+    """Variables of a tiny NVAE whose every number is random, with an image and noise."""
+    x = jax.random.uniform(jax.random.key(1), (batch, *IMAGE), minval=-1.0)
+    noises = noises_like(TINY, IMAGE, batch)
+    variables = jax.jit(functools.partial(TINY.init, train=False))(jax.random.key(2), x, noises)
+    leaves, structure = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    leaves = [a * jax.random.uniform(k, a.shape, minval=0.5) for a, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, leaves), x, noises
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_have_the_published_number_of_parameters(name):
+    fields, image, expected = PUBLISHED[name]
+    module = NVAE(**fields)
+    x = jax.ShapeDtypeStruct((1, *image), jnp.float32)
+    noises = tuple(jax.ShapeDtypeStruct((1, *s), jnp.float32) for s in module.latent_shapes(image))
+    shapes = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), x, noises)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"])) == expected
+
+
+def test_decoding_the_sampled_latents_gives_the_features_of_the_forward_pass():
+    variables, x, noises = tiny()
+    output = jax.jit(functools.partial(TINY.apply, train=False))(variables, x, noises)
+    decode = jax.jit(functools.partial(TINY.apply, method="decode"))
+    features = decode(variables, tuple(group.eps for group in output.groups))
+    np.testing.assert_allclose(features, output.features, atol=1e-5)
+
+
+def test_groups_see_the_image_and_the_groups_before_them_only():
+    variables, x, noises = tiny(batch=1)
+
+    def means(noise):
+        groups = TINY.apply(variables, x, (*noises[:1], noise, *noises[2:]), train=False).groups
+        return [group.posterior.mean for group in groups]
+
+    moved = [float(jnp.max(jnp.abs(a))) for a in jax.jacobian(means)(noises[1])]
+    assert moved[0] == moved[1] == 0.0
+    assert min(moved[2:]) > 0.0
+
+
+def ordered_jacobian(module, key, shape):
+    """Of a flow, with both sides in raster order: pixels first, then latent channels."""
+    z = jax.random.normal(key, (1, *shape))
+    variables = module.init(key, z)
+    jacobian = jax.jacobian(lambda z: module.apply(variables, z).reshape(-1))(z)
+    return jacobian.reshape(z.size, z.size)
+
+
+@pytest.mark.usefixtures("x64")
+def test_flow_cells_are_triangular_and_see_all_that_comes_before():
+    jacobian = ordered_jacobian(FlowCell(mirrored=False), jax.random.key(0), (3, 4, 2))
+    np.testing.assert_array_equal(jacobian, np.tril(jacobian))
+    np.testing.assert_array_equal(np.diag(jacobian), 1.0)
+    # The window of 3x3 then 5x5 reaches three pixels to the left, so within a row everything is seen.
+    row = jacobian[:8, :8]
+    assert np.all(row[np.tril_indices(8, -1)] != 0.0)
+
+
+@pytest.mark.usefixtures("x64")
+def test_mirrored_flow_cells_reverse_the_pixels_but_not_the_channels():
+    jacobian = ordered_jacobian(FlowCell(mirrored=True), jax.random.key(0), (3, 4, 2))
+    pixels = jacobian.reshape(12, 2, 12, 2)[::-1, :, ::-1].reshape(24, 24)
+    np.testing.assert_array_equal(pixels, np.tril(pixels))
+    assert np.all(pixels[:8, :8][np.tril_indices(8, -1)] != 0.0)
+
+
+@pytest.mark.usefixtures("x64")
+def test_flow_pairs_preserve_volume():
+    jacobian = ordered_jacobian(FlowPair(), jax.random.key(0), (3, 4, 2))
+    np.testing.assert_allclose(np.linalg.slogdet(jacobian), (1.0, 0.0), atol=1e-12)
+    assert np.max(np.abs(np.triu(jacobian, 1))) > 1e-3  # though it is not triangular
+
+
+def test_batch_statistics_move_by_momentum_and_hold_the_unbiased_variance():
+    h = 2.0 + 3.0 * jax.random.normal(jax.random.key(0), (2, 3, 2, 5))
+    norm = BatchNorm()
+    start = norm.init(jax.random.key(0), h, train=True)
+    assert float(jnp.max(jnp.abs(start["batch_stats"]["mean"]))) == 0.0
+    y, moved = norm.apply(start, h, train=True, mutable=["batch_stats"])
+    rows = np.asarray(h).reshape(-1, 5)
+    np.testing.assert_allclose(moved["batch_stats"]["mean"], NORM_MOMENTUM * rows.mean(0), rtol=1e-5)
+    expected = 1.0 - NORM_MOMENTUM + NORM_MOMENTUM * rows.var(0, ddof=1)
+    np.testing.assert_allclose(moved["batch_stats"]["var"], expected, rtol=1e-5)
+    # The batch itself is normalised by the biased variance, up to the epsilon.
+    np.testing.assert_allclose(np.var(np.asarray(y).reshape(-1, 5), axis=0), 1.0, atol=1e-4)
+    # Where nothing may be stored, the statistics of the batch are used all the same.
+    np.testing.assert_array_equal(norm.apply(start, h, train=True), y)
+    np.testing.assert_allclose(norm.apply(start, h, train=False), h / np.sqrt(1.0 + 1e-5), rtol=1e-6)
+
+
+def test_gradients_do_not_flow_into_the_running_statistics():
+    h = jax.random.normal(jax.random.key(0), (2, 3, 2, 5))
+    start = BatchNorm().init(jax.random.key(0), h, train=True)
+    stored = lambda h: BatchNorm().apply(start, h, train=True, mutable=["batch_stats"])[1]["batch_stats"][
+        "var"
+    ]
+    np.testing.assert_array_equal(jax.jacobian(stored)(h), 0.0)
+
+
+def test_fresh_convolutions_keep_the_norms_they_were_drawn_with():
+    h = jnp.ones((1, 4, 4, 7))
+    params = Conv(5, 3).init(jax.random.key(0), h)["params"]
+    norms = kernel_norms(params["kernel"])
+    np.testing.assert_allclose(params["log_norm"], jnp.log(norms + 0.01), rtol=1e-6)
+    np.testing.assert_allclose(
+        kernel_norms(normalised(params["kernel"], params["log_norm"])), norms + 0.01, rtol=1e-4
+    )
+
+
+def test_bilinear_doubling_is_exact_on_linear_functions_between_aligned_corners():
+    rows, columns = jnp.meshgrid(jnp.linspace(0, 1, 3), jnp.linspace(0, 1, 5), indexing="ij")
+    doubled = double_bilinear(double_bilinear((rows + 2 * columns)[None, :, :, None], 1), 2)[0, ..., 0]
+    rows, columns = jnp.meshgrid(jnp.linspace(0, 1, 6), jnp.linspace(0, 1, 10), indexing="ij")
+    np.testing.assert_allclose(doubled, rows + 2 * columns, atol=1e-6)
+    np.testing.assert_array_equal(double_bilinear(jnp.full((1, 1, 1, 1), 3.0), 1), 3.0)
+
+
+def test_the_down_skip_gives_each_pixel_of_a_block_its_share_of_the_channels():
+    h = jax.random.normal(jax.random.key(0), (1, 4, 4, 2))
+    skip = DownSkip(11)
+    variables = skip.init(jax.random.key(1), h)
+    jacobian = jax.jacobian(lambda h: skip.apply(variables, h)[0, 1, 1])(h)[:, 0]
+    seen = np.argwhere(np.abs(jacobian).sum(-1) > 0)
+    corners = [(2, 2)] * 2 + [(3, 3)] * 2 + [(2, 3)] * 2 + [(3, 2)] * 5
+    assert [tuple(where) for where in seen] == [(i, *corner) for i, corner in enumerate(corners)]
+
+
+@pytest.mark.usefixtures("x64")
+def test_log_density_of_the_posterior_is_the_gaussian_one_and_sums_to_minus_the_entropy():
+    variables, x, noises = tiny()
+    posterior = TINY.apply(variables, x, noises, train=False).groups[0].posterior
+    z = posterior.mean + jnp.exp(posterior.log_std) * noises[0]
+    expected = jax.scipy.stats.norm.logpdf(z, posterior.mean, jnp.exp(posterior.log_std))
+    np.testing.assert_allclose(posterior.log_density(z), expected, rtol=1e-6)
+    # One standard deviation away, the quadratic term is its expectation.
+    away = posterior.mean + jnp.exp(posterior.log_std)
+    np.testing.assert_allclose(sum_per_sample(posterior.log_density(away)), -posterior.entropy(), rtol=1e-6)
+
+
+def test_names_with_attention_build_the_same_network():
+    variables, x, noises = tiny()
+    plain = TINY.apply(variables, x, noises, train=False)
+    named = dataclasses.replace(TINY, arch="res_mbconv_attn_half").apply(variables, x, noises, train=False)
+    np.testing.assert_array_equal(named.features, plain.features)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(arch="resnet"), "arch='resnet' is not one of res_bnswish, res_mbconv"),
+        (dict(channel_mult=(1, 2)), r"3 factors, got post_blocks=1, channel_mult=\(1, 2\)"),
+        (dict(post_blocks=2), "ask for post_blocks=1"),
+    ],
+)
+def test_contradictions_are_named(fields, message):
+    _, x, noises = tiny()
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **fields).init(jax.random.key(0), x, noises, train=False)
+
+
+def test_wrong_images_and_numbers_of_latents_are_named():
+    variables, x, noises = tiny()
+    with pytest.raises(ValueError, match="whose sides 4 divides, got 6 x 8"):
+        TINY.latent_shapes((6, 8, 1))
+    with pytest.raises(ValueError, match="4 groups of latents, got 3"):
+        TINY.apply(variables, x, noises[:3], train=False)

@@ -1,0 +1,52 @@
+"""The table between LSGM's state dict of an NVAE and our variables."""
+
+import jax
+import numpy as np
+import pytest
+
+from lsgm_jax.interop.nvae import ConversionError, nvae_state, nvae_variables
+from tests.autoencoders.test_nvae import TINY, tiny
+
+
+def as_numpy(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+def test_every_variable_goes_there_and_comes_back():
+    variables = as_numpy(tiny()[0])
+    state = nvae_state(variables, TINY)
+    back = nvae_variables(state, TINY)
+    assert jax.tree.structure(back) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+    assert len(state) == len(jax.tree.leaves(variables))
+
+
+def test_buffers_without_information_are_ignored():
+    state = nvae_state(as_numpy(tiny()[0]), TINY)
+    counters = {
+        key.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64)
+        for key in state
+        if key.endswith("running_mean")
+    }
+    nvae_variables(state | counters, TINY)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s | {"stem.extra": np.zeros(1)}, "unknown tensors: stem.extra$"),
+        (lambda s: {k: v for k, v in s.items() if k != "stem.bias"}, "missing tensors: stem.bias$"),
+        (lambda s: s | {"stem.bias": np.zeros(3)}, r"stem.bias \(3,\) instead of \(4,\)$"),
+        (lambda s: s | {"prior_ftr0": np.zeros(3)}, "wrong number of axes: prior_ftr0$"),
+        (
+            lambda s: s | {"stem.log_weight_norm": s["stem.log_weight_norm"].reshape(1, 4, 1, 1)},
+            r"stem.log_weight_norm \(1, 4, 1, 1\) instead of \(4, 1, 1, 1\)$",
+        ),
+        (lambda s: {}, r"missing tensors: .* and \d+ more$"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named_in_one_line(change, message):
+    state = nvae_state(as_numpy(tiny()[0]), TINY)
+    with pytest.raises(ConversionError, match=message) as error:
+        nvae_variables(change(state), TINY)
+    assert "\n" not in str(error.value)

@@ -17,7 +17,9 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
     """`arg`: "quantitative", "qualitative" or "qualitative_stage3"; with ",quick" a run of minutes at tiny widths."""
     variant, _, speed = arg.partition(",")
     if variant not in VARIANTS or speed not in ("", "quick"):
-        raise ValueError(f"configs/lsgm_celebahq256.py takes one of {VARIANTS}, also with ',quick', not {arg!r}")
+        raise ValueError(
+            f"configs/lsgm_celebahq256.py takes one of {VARIANTS}, also with ',quick', not {arg!r}"
+        )
     quick, quantitative, third = speed == "quick", variant == "quantitative", variant == "qualitative_stage3"
     geometric = variant == "qualitative"
     t_min = 0.0 if geometric else 0.01
@@ -68,7 +70,11 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
                 name="adamw", learning_rate=1e-4 if quantitative else 8e-5, final=1e-5, warmup=8440, eps=1e-3
             ),
             joint_prior=dict(
-                name="adamw", learning_rate=6e-5 if third else 1e-4, final=6e-5 if third else 1e-4, warmup=8440, eps=1e-4
+                name="adamw",
+                learning_rate=6e-5 if third else 1e-4,
+                final=6e-5 if third else 1e-4,
+                warmup=8440,
+                eps=1e-4,
             ),
             train=dict(
                 vae_steps=4 if quick else 84_400,

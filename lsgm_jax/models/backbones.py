@@ -9,10 +9,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Images, Key, Latents, PerSample
-from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.arrays import Images, Key, Latents, PerSample, sum_per_sample
+from lsgm_jax.autoencoders.gaussian import LOG_2PI, Normal
 from lsgm_jax.autoencoders.likelihoods import Features
-from lsgm_jax.models.network import Network, Params, split_or_none
+from lsgm_jax.autoencoders.nvae import NVAE, GroupSample, join_groups, split_groups
+from lsgm_jax.models.network import Network, Params, StatefulNetwork, split_or_none
 
 
 class Latent(NamedTuple):
@@ -84,3 +85,49 @@ class Flat:
     def decode(self, params: Params, z_0: Latents, key: Key) -> Features:
         """Features for z_0; nothing else is drawn."""
         return self.decoder.apply(params["decoder"], z_0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hierarchical:
+    """NVAE. Its smallest scale is z_0, the groups side by side; larger scales keep a Normal prior.
+
+    Parameters: {"net", "carried"}.
+    """
+
+    image_shape: tuple[int, int, int]
+    net: NVAE
+
+    def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Of every group, those of z_0 first."""
+        return self.net.latent_shapes(self.image_shape)
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters and running statistics."""
+        noises = [jnp.zeros((1, *shape)) for shape in self.latent_shapes()]
+        return StatefulNetwork(self.net).init(key, jnp.zeros((1, *self.image_shape)), noises)
+
+    def autoencode(self, params: Params, x: Images, key: Key, *, train: bool) -> Pass:
+        """Draws all groups from the smallest scale up, and decodes them."""
+        noises = _normal(key, [(len(x), *shape) for shape in self.latent_shapes()])
+        output, carried = StatefulNetwork(self.net).apply(params, x, noises, train=train)
+        return Pass(self._latent(output.groups), output.features, carried)
+
+    def decode(self, params: Params, z_0: Latents, key: Key) -> Features:
+        """Features for z_0 and a draw of the larger scales."""
+        top = self.net.groups_per_scale
+        others = _normal(key, [(len(z_0), *shape) for shape in self.latent_shapes()[top:]])
+        eps = [*split_groups(z_0, top), *others]
+        return StatefulNetwork(self.net).apply(params, eps, train=False, method="decode")[0]
+
+    def _latent(self, groups: tuple[GroupSample, ...]) -> Latent:
+        """Entropies of the draw: the flows leave nothing else."""
+        top, zero = self.net.groups_per_scale, jnp.zeros(len(groups[0].eps))
+        log_q = [sum_per_sample(group.posterior.log_density(group.before_flow)) for group in groups]
+        normal = [0.5 * sum_per_sample(group.eps**2 + LOG_2PI) for group in groups]
+        z_0 = join_groups([group.eps for group in groups[:top]])
+        return Latent(z_0, -sum(log_q, start=zero), sum(normal, start=zero), sum(normal[top:], start=zero))
+
+
+def _normal(key: Key, shapes: list[tuple[int, ...]]) -> list[Latents]:
+    """Standard Normal arrays of these shapes."""
+    return [jax.random.normal(jax.random.fold_in(key, index), shape) for index, shape in enumerate(shapes)]

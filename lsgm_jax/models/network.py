@@ -38,6 +38,29 @@ class Network:
         return cast(Array, output)
 
 
+@dataclasses.dataclass(frozen=True)
+class StatefulNetwork:
+    """`init` and `apply` of a Linen module with running statistics. Parameters: {"net", "carried"}."""
+
+    module: nn.Module
+
+    def init(self, key: Key, *example: Any) -> Params:
+        """Parameters, and the module's other collections, for inputs like `example`."""
+        variables = dict(self.module.init(key, *example, train=False))
+        return {"net": variables.pop("params"), "carried": variables}
+
+    def apply(
+        self, params: Params, *inputs: Any, train: bool, method: str | None = None
+    ) -> tuple[Any, Params]:
+        """The output and what it carries on (see `Aux`): the statistics that training has moved, else nothing."""
+        variables = {"params": params["net"], **params["carried"]}
+        if not train:
+            return self.module.apply(variables, *inputs, train=False, method=method), {}
+        mutable = list(params["carried"])
+        output, carried = self.module.apply(variables, *inputs, train=True, method=method, mutable=mutable)
+        return output, {"carried": carried}
+
+
 def split_or_none(key: Key | None, count: int) -> list[Key | None]:
     """`count` dropout keys, or as many `None` when dropout is off."""
     return [None] * count if key is None else list(jax.random.split(key, count))

@@ -1,0 +1,1 @@
+"""Published checkpoints' tensors to our variables, and back."""

@@ -1,1 +1,1 @@
-"""Weights of the published code bases in our trees, and back."""
+"""Published checkpoints: their files, and their tensors in our trees and back."""

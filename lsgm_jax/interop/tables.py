@@ -1,0 +1,112 @@
+"""Conversion by table: which tensor of a state dict is which of our variables, and how its axes are laid out.
+
+PyTorch keeps convolutions as (out, in, height, width) and dense layers as (out, in); Flax as (height, width, in, out)
+and (in, out). A table can be read in both directions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from lsgm_jax.interop.errors import ConversionError
+
+State = Mapping[str, np.ndarray]
+Path = tuple[str, ...]
+Variables = dict[str, Any]
+
+
+class Layout(NamedTuple):
+    """How a tensor is turned into ours, and back."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_official: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Layout(lambda w: w, lambda w: w)
+DENSE = Layout(lambda w: w.T, lambda w: w.T)
+CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
+# A 1 x 1 convolution that is a dense layer here.
+POINTWISE = Layout(lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])
+
+
+class Entry(NamedTuple):
+    """One tensor; `path` starts with the collection."""
+
+    official: str
+    path: Path
+    layout: Layout = SAME
+
+
+def to_variables(table: Sequence[Entry], state: State, expected: Variables) -> Variables:
+    """`state` as the variables that `table` makes of it.
+
+    Args:
+        table: all of the network's tensors.
+        state: official names to tensors.
+        expected: arrays or shapes of all variables of our module.
+
+    Raises:
+        ConversionError: if a tensor is missing, unknown or of another shape.
+    """
+    shapes = {
+        path: entry.layout.to_official(np.broadcast_to(np.float32(0.0), leaf.shape)).shape
+        for entry in table
+        if (leaf := flatten_dict(expected).get(path := entry.path)) is not None
+    }
+    names = {entry.official for entry in table}
+    faults = {
+        "missing": sorted(names - state.keys()),
+        "unknown": sorted(state.keys() - names),
+        "of another shape": [
+            f"{entry.official} {state[entry.official].shape}, not {shapes[entry.path]}"
+            for entry in table
+            if entry.official in state and state[entry.official].shape != shapes[entry.path]
+        ],
+    }
+    _raise_if_any(faults)
+    return unflatten_dict({entry.path: entry.layout.to_ours(state[entry.official]) for entry in table})
+
+
+def to_state(table: Sequence[Entry], variables: Variables) -> dict[str, np.ndarray]:
+    """Inverse of `to_variables`."""
+    leaves = flatten_dict(variables)
+    return {entry.official: entry.layout.to_official(np.asarray(leaves[entry.path])) for entry in table}
+
+
+def _raise_if_any(faults: Mapping[str, Sequence[str]], most: int = 5) -> None:
+    parts = []
+    for what, names in faults.items():
+        if names:
+            more = f" and {len(names) - most} more" if len(names) > most else ""
+            parts.append(f"tensors {what}: {', '.join(names[:most])}{more}")
+    if parts:
+        raise ConversionError("; ".join(parts))
+
+
+class Call(NamedTuple):
+    """A layer directly below a network's top, in the order in which the network calls them."""
+
+    name: str
+    kind: type[nn.Module]
+
+
+def trace(module: nn.Module, *shapes: tuple[int, ...]) -> tuple[list[Call], Variables]:
+    """The network's layers in order, and the shapes of its variables, for inputs of `shapes`."""
+    calls: list[Call] = []
+
+    def record(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if context.method_name == "__call__" and len(context.module.path) == 1:
+            calls.append(Call(context.module.path[0], type(context.module)))
+        return method(*args, **kwargs)
+
+    def init() -> Variables:
+        return module.init(jax.random.key(0), *(jnp.zeros(shape) for shape in shapes), deterministic=True)
+
+    with nn.intercept_methods(record):
+        variables = jax.eval_shape(init)
+    return calls, variables

@@ -1,0 +1,143 @@
+"""NCSN++ (Song et al. 2021), the score network of LSGM and of CLD-SGM: one module, two sets of values.
+
+A U-Net of BigGAN-style residual blocks, which also do the resampling, with self-attention at chosen sides.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lsgm_jax.arrays import Times
+from lsgm_jax.layers import (
+    Attention,
+    Embedding,
+    Maps,
+    ResBlock,
+    Resample,
+    Resized,
+    add_residual,
+    downsample,
+    group_norm,
+    upsample,
+)
+from lsgm_jax.scores.ncsnpp_layers import (
+    FourierFeatures,
+    PyramidDown,
+    fir_downsample,
+    fir_upsample,
+    scaled_init,
+)
+from lsgm_jax.scores.unet import Prediction, sinusoidal_embedding
+
+
+class NCSNpp(nn.Module):
+    """(z_t, t) -> eps_hat; the coordinates of z_t lie side by side in its channels.
+
+    Attributes:
+        out_channels: channels of the noise prediction.
+        channels: base width.
+        channel_mult: width of each level over the base; each level after the first works at half the side of the
+            one before.
+        blocks: residual blocks per level on the way down; one more on the way up.
+        attention: sides of the feature maps that get self-attention, after every block on the way down and once per
+            level on the way up; the middle of the net always has it.
+        fir: kernel of the resampling, or None for nearest neighbours and 2 x 2 means.
+        embedding: "positional" of t, or "fourier" of log t.
+        embedding_scale: fastest frequency of a positional embedding in radians per unit of t (LSGM: 1000, CLD: 1);
+            standard deviation of the Fourier frequencies (CLD: 16).
+        embedding_dim: of the positional embedding, half of the Fourier embedding; two dense layers make it four
+            times as long. None: `channels`, as in CLD; LSGM has 128.
+        input_pyramid: "none", or "residual": each new level adds the input at its resolution.
+        rescale: whether residual sums are divided by sqrt(2).
+        init_scale: of the kernels at the end of each residual path and of the network; 0 stands for 1e-10.
+    """
+
+    out_channels: int
+    channels: int
+    channel_mult: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    dropout: float
+    fir: tuple[float, ...] | None = (1.0, 3.0, 3.0, 1.0)
+    embedding: str = "positional"
+    embedding_scale: float = 1000.0
+    embedding_dim: int | None = None
+    input_pyramid: str = "none"
+    rescale: bool = True
+    init_scale: float = 0.0
+
+    def __post_init__(self):
+        if self.embedding not in ("positional", "fourier"):
+            raise ValueError(f"embedding={self.embedding!r}: use 'positional' or 'fourier'")
+        if self.input_pyramid not in ("none", "residual"):
+            raise ValueError(f"input_pyramid={self.input_pyramid!r}: use 'none' or 'residual'")
+        if self.input_pyramid == "residual" and self.fir is None:
+            raise ValueError("input_pyramid='residual' needs fir, the kernel that smooths the input")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, z_t: Maps, t: Times, *, deterministic: bool) -> Prediction:
+        inits = {"kernel_init": scaled_init(1.0), "last_init": scaled_init(self.init_scale)}
+        embedding = self._embed(t)
+
+        def block(h: Maps, channels: int, resample: Resample | None = None) -> Resized:
+            layer = ResBlock(channels, self.dropout, resample, self.rescale, **inits)
+            return layer(h, embedding, deterministic=deterministic)
+
+        def attend(h: Maps) -> Maps:
+            return Attention(self.rescale, **inits | {"kernel_init": scaled_init(0.1)})(h)
+
+        def attend_at_side(h: Maps) -> Maps:
+            return attend(h) if h.shape[1] in self.attention else h
+
+        widths = [self.channels * factor for factor in self.channel_mult]
+        down, up = self._resampling()
+        h, pyramid = nn.Conv(self.channels, (3, 3), kernel_init=scaled_init(1.0), name="stem")(z_t), z_t
+        skips = [h]
+        for level, width in enumerate(widths):
+            if level:
+                h = block(h, h.shape[-1], down)
+                if self.input_pyramid == "residual":
+                    h = pyramid = self._add_input(pyramid, h)
+                skips.append(h)
+            for _ in range(self.blocks):
+                h = attend_at_side(block(h, width))
+                skips.append(h)
+
+        h = block(h, widths[-1])
+        h = attend(h)
+        h = block(h, widths[-1])
+
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(self.blocks + 1):
+                h = block(jnp.concatenate([h, skips.pop()], axis=-1), width)
+            h = attend_at_side(h)
+            if level:
+                h = block(h, width, up)
+
+        h = nn.swish(group_norm(h.shape[-1])(h))
+        return nn.Conv(self.out_channels, (3, 3), kernel_init=scaled_init(self.init_scale), name="eps")(h)
+
+    def _embed(self, t: Times) -> Embedding:
+        dim = self.embedding_dim or self.channels
+        if self.embedding == "fourier":
+            features = FourierFeatures(dim, self.embedding_scale)(t)
+        else:
+            features = sinusoidal_embedding(t, dim, self.embedding_scale)
+        hidden = nn.Dense(4 * dim, kernel_init=scaled_init(1.0))(features)
+        return nn.Dense(4 * dim, kernel_init=scaled_init(1.0))(nn.swish(hidden))
+
+    @nn.nowrap
+    def _resampling(self) -> tuple[Resample, Resample]:
+        if self.fir is None:
+            return downsample, upsample
+        return (
+            functools.partial(fir_downsample, kernel=self.fir),
+            functools.partial(fir_upsample, kernel=self.fir),
+        )
+
+    def _add_input(self, pyramid: Maps, h: Resized) -> Resized:
+        assert self.fir is not None
+        step = PyramidDown(h.shape[-1], self.fir, scaled_init(1.0))
+        return add_residual(step(pyramid), h, self.rescale)

@@ -10,11 +10,20 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
-from lsgm_jax.autoencoders.likelihoods import Bernoulli, Categorical, DiscretisedLogistic
+from lsgm_jax.autoencoders.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Cropped,
+    DiscretisedLogistic,
+    Likelihood,
+    NormalPixels,
+)
+from lsgm_jax.autoencoders.mixture import MixtureOfLogistics
 from lsgm_jax.data.pipeline import DataSpec
 from lsgm_jax.diffusions.cld import CLD
 from lsgm_jax.diffusions.linear import Process, sigma
@@ -130,6 +139,11 @@ def shared() -> None:
     """The encoder takes the prior's times."""
 
 
+def cropped_bernoulli(*, levels: int = 2, border: int = 2) -> Cropped:
+    """`Bernoulli` on the inside of padded images."""
+    return Cropped(Bernoulli(levels=levels), border)
+
+
 DENSITIES = {"uniform": Uniform, "optimal": optimal, "defensive": defensive}
 
 # section -> target, or section -> table of targets, of which the section's `name` chooses one.
@@ -138,7 +152,10 @@ SECTIONS: dict[str, Target | dict[str, Target]] = {
     "autoencoder": {"conv": ConvSpec},
     "likelihood": {
         "bernoulli": Bernoulli,
+        "cropped_bernoulli": cropped_bernoulli,
         "discretised_logistic": DiscretisedLogistic,
+        "mixture_of_logistics": MixtureOfLogistics,
+        "normal_pixels": NormalPixels,
         "categorical": Categorical,
     },
     "process": {"vp": VP, "sub_vp": SubVP, "ve": VE, "geometric_vp": GeometricVP, "cld": CLD},
@@ -216,7 +233,8 @@ def build_vae(config: Config) -> VAE:
     """The autoencoder with its likelihood."""
     data, spec = build("data", config), build("autoencoder", config)
     likelihood = build("likelihood", config, levels=data.levels)
-    height, width, image_channels = data.image_shape
+    features = _count_features(likelihood, data.image_shape)
+    height, width, _ = data.image_shape
     shrink = 2 ** (len(spec.channels) - 1)
     if height % shrink or width % shrink:
         raise ConfigError(
@@ -224,7 +242,7 @@ def build_vae(config: Config) -> VAE:
             "resize the images or give config.autoencoder.channels fewer entries"
         )
     encoder = ConvEncoder(spec.channels, spec.blocks, spec.latent_channels, spec.dropout)
-    decoder = ConvDecoder(spec.channels, spec.blocks, likelihood.channels(image_channels), spec.dropout)
+    decoder = ConvDecoder(spec.channels, spec.blocks, features, spec.dropout)
     return VAE(
         image_shape=data.image_shape,
         latent_shape=(height // shrink, width // shrink, spec.latent_channels),
@@ -232,6 +250,19 @@ def build_vae(config: Config) -> VAE:
         decoder=Network(decoder),
         likelihood=likelihood,
     )
+
+
+def _count_features(likelihood: Likelihood, image_shape: tuple[int, ...]) -> int:
+    """Features per pixel; tries the likelihood on shapes, so that it can refuse images it does not fit."""
+    try:
+        features = likelihood.channels(image_shape[-1])
+        shapes = (
+            jax.ShapeDtypeStruct((1, *image_shape[:-1], c), jnp.float32) for c in (features, image_shape[-1])
+        )
+        jax.eval_shape(likelihood.log_prob, *shapes)
+    except ValueError as error:
+        raise ConfigError(f"config.likelihood: {error}") from error
+    return features
 
 
 def build_lsgm(config: Config) -> LSGM:

@@ -8,10 +8,10 @@ fixture are in `tests/parity/`.
 
 import pytest
 
-from tests.parity import cld, processes
+from tests.parity import cld, likelihoods, processes
 from tests.parity.fixture import FOLDER, load, with_slack
 
-CHECKS = processes.CHECKS | cld.CHECKS
+CHECKS = processes.CHECKS | cld.CHECKS | likelihoods.CHECKS
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))

@@ -1,6 +1,7 @@
 """The encoder's posterior q(z_0 | x), a diagonal Normal."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Key, Latents, PerSample, sum_per_sample
 
-LOG_2PI = jnp.log(2.0 * jnp.pi).item()
+LOG_2PI = math.log(2.0 * math.pi)
 
 
 @jax.tree_util.register_dataclass
@@ -20,14 +21,23 @@ class Normal:
     log_std: Latents
 
     @classmethod
-    def from_features(cls, features: Float[Array, "batch ... channels"]) -> "Normal":
-        """Splits the last axis into mean and log standard deviation, both softly clamped to (-5, 5) as in NVAE."""
+    def from_features(
+        cls, features: Float[Array, "batch ... channels"], log_std_bound: float = 5.0
+    ) -> "Normal":
+        """Splits the last axis into mean and log standard deviation, softly clamped as in NVAE.
+
+        The mean stays in (-5, 5), the logarithm within plus or minus `log_std_bound`.
+        """
         mean, log_std = jnp.split(features, 2, axis=-1)
-        return cls(mean=_soft_clamp(mean), log_std=_soft_clamp(log_std))
+        return cls(mean=_soft_clamp(mean), log_std=_soft_clamp(log_std, log_std_bound))
 
     def sample(self, key: Key) -> Latents:
         """Reparameterised draw."""
         return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+
+    def log_density(self, z: Latents) -> Latents:
+        """Log density of every entry of `z`, nats; their sum is log q(z | x)."""
+        return -0.5 * ((z - self.mean) * jnp.exp(-self.log_std)) ** 2 - self.log_std - 0.5 * LOG_2PI
 
     def entropy(self) -> PerSample:
         """Nats, summed over the latent (A1)."""

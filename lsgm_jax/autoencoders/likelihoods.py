@@ -75,6 +75,14 @@ def on_grid(values: Float[Array, "..."], levels: int) -> Float[Array, "..."]:
     return 2.0 * steps / (levels - 1) - 1.0
 
 
+def check_density_below(mass: float) -> None:
+    """Refuses what is no small probability."""
+    if not 0.0 <= mass < 1.0:
+        raise ValueError(
+            f"density_below={mass}: give a small probability such as 1e-5, or 0 for exact masses"
+        )
+
+
 def logistic_log_mass(
     x: Float[Array, "..."],
     mean: Float[Array, "..."],
@@ -118,6 +126,9 @@ class DiscretisedLogistic:
     levels: int = 256
     density_below: float = 0.0
 
+    def __post_init__(self):
+        check_density_below(self.density_below)
+
     def channels(self, image_channels: int) -> int:
         """Mean and log scale per value."""
         return 2 * image_channels
@@ -145,8 +156,8 @@ class DiscretisedLogistic:
 class NormalPixels:
     """A Normal density per value, mean and log standard deviation softly clamped to (-5, 5), means first.
 
-    Its `log_prob` is a log density over [-1, 1], as in LSGM, not the probability of a grey level: it may be positive, and
-    bits per dimension from it compare only with those of other densities. `levels` is the grid of its samples.
+    Its `log_prob` is a log density over [-1, 1], as in LSGM, not the probability of a grey level: it may be positive,
+    and bits per dimension from it compare only with those of other densities. `levels` is the grid of its samples.
     """
 
     levels: int = 256
@@ -200,7 +211,7 @@ class Cropped:
         """Draws the padded image."""
         return self.inner.sample(features, key)
 
-    def _inside(self, values: Features) -> Features:
+    def _inside(self, values: Features) -> Float[Array, "batch inner_height inner_width features"]:
         _, height, width, _ = values.shape
         if 2 * self.border >= min(height, width):
             raise ValueError(

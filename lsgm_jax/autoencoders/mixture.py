@@ -13,7 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Images, Key, PerSample, sum_per_sample
-from lsgm_jax.autoencoders.likelihoods import MIN_LOG_SCALE, Features, logistic_log_mass, on_grid
+from lsgm_jax.autoencoders.likelihoods import (
+    MIN_LOG_SCALE,
+    Features,
+    check_density_below,
+    logistic_log_mass,
+    on_grid,
+)
 
 PerComponent = Float[Array, "batch height width mixtures"]
 PerColour = Float[Array, "batch height width colours=3 mixtures"]
@@ -46,6 +52,7 @@ class MixtureOfLogistics:
     def __post_init__(self):
         if self.mixtures < 1:
             raise ValueError(f"mixtures={self.mixtures}: give at least one")
+        check_density_below(self.density_below)
 
     def channels(self, image_channels: int) -> int:
         """A logit, three means, three log scales and three coefficients per mixture."""

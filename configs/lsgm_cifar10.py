@@ -52,7 +52,8 @@ def get_config(arg: str = "fid") -> ConfigDict:
                 channels=8 if quick else 512,
                 channel_mult=(1, 1, 1),
                 blocks=1 if quick else 8,
-                fir=True,
+                attention=(16,),
+                embedding_dim=128,
                 dropout=0.2,
             ),
             objective=dict(
@@ -70,7 +71,6 @@ def get_config(arg: str = "fid") -> ConfigDict:
                 vae_steps=20 if quick else vae_steps,
                 steps=20 if quick else 365_625,
                 vae_kl_start=1e-4,
-                vae_kl_end=1.0 if variant == "balanced" else 0.7,
                 vae_kl_steps=vae_steps // 2 if variant == "balanced" else vae_steps,
                 kl_start=1.0 if variant == "balanced" else 0.7,
                 kl_steps=36_562,

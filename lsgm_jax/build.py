@@ -10,23 +10,34 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
-from lsgm_jax.autoencoders.likelihoods import Bernoulli, Categorical, DiscretisedLogistic
+from lsgm_jax.autoencoders.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Cropped,
+    DiscretisedLogistic,
+    Likelihood,
+    NormalPixels,
+)
+from lsgm_jax.autoencoders.mixture import MixtureOfLogistics
+from lsgm_jax.autoencoders.nvae import NVAE
 from lsgm_jax.data.pipeline import DataSpec
 from lsgm_jax.diffusions.cld import CLD
 from lsgm_jax.diffusions.linear import Process, sigma
 from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
-from lsgm_jax.models.backbones import Flat
+from lsgm_jax.models.backbones import Flat, Hierarchical
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Network
 from lsgm_jax.models.vae import VAE
 from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.times import Defensive, Optimal, TimeDensity, Uniform
+from lsgm_jax.scores.ncsnpp import NCSNpp
 from lsgm_jax.scores.unet import UNet
 from lsgm_jax.solvers.ode import ODESolver
 from lsgm_jax.training.loop import TrainSpec
@@ -131,19 +142,27 @@ def shared() -> None:
     """The encoder takes the prior's times."""
 
 
+def cropped_bernoulli(*, levels: int = 2, border: int = 2) -> Cropped:
+    """`Bernoulli` on the inside of padded images."""
+    return Cropped(Bernoulli(levels=levels), border)
+
+
 DENSITIES = {"uniform": Uniform, "optimal": optimal, "defensive": defensive}
 
 # section -> target, or section -> table of targets, of which the section's `name` chooses one.
 SECTIONS: dict[str, Target | dict[str, Target]] = {
     "data": DataSpec,
-    "autoencoder": {"conv": ConvSpec},
+    "autoencoder": {"conv": ConvSpec, "nvae": NVAE},
     "likelihood": {
         "bernoulli": Bernoulli,
+        "cropped_bernoulli": cropped_bernoulli,
         "discretised_logistic": DiscretisedLogistic,
+        "mixture_of_logistics": MixtureOfLogistics,
+        "normal_pixels": NormalPixels,
         "categorical": Categorical,
     },
     "process": {"vp": VP, "sub_vp": SubVP, "ve": VE, "geometric_vp": GeometricVP, "cld": CLD},
-    "score": {"unet": UNetSpec},
+    "score": {"unet": UNetSpec, "ncsnpp": NCSNpp},
     "objective": ObjectiveSpec,
     "density": DENSITIES,
     "encoder_density": {"shared": shared, **DENSITIES},
@@ -158,6 +177,9 @@ SECTIONS: dict[str, Target | dict[str, Target]] = {
 DEFAULT_NAMES = {"encoder_density": "shared"}
 # Arguments that another section decides, or that the stage gives.
 GIVEN = {
+    # A Linen module's own fields, and what the likelihood or the latent decides.
+    "autoencoder": ("out_channels", "parent", "name"),
+    "score": ("out_channels", "parent", "name"),
     "likelihood": ("levels",),
     "vae_stage": ("steps",),
     "joint_vae": ("steps",),
@@ -215,37 +237,60 @@ def build(section: str, config: Config, **given: Any) -> Any:
 
 def build_vae(config: Config) -> VAE:
     """The autoencoder with its likelihood."""
-    data, spec = build("data", config), build("autoencoder", config)
-    likelihood = build("likelihood", config, levels=data.levels)
-    height, width, image_channels = data.image_shape
+    image_shape = build("data", config).image_shape
+    likelihood = build("likelihood", config, levels=config.data.levels)
+    features = _count_features(likelihood, image_shape)
+    make = _hierarchical if config.autoencoder.name == "nvae" else _flat
+    backbone = make(config, image_shape, features)
+    return VAE(
+        image_shape=image_shape, latent_shape=backbone.latent_shape, backbone=backbone, likelihood=likelihood
+    )
+
+
+def _flat(config: Config, image_shape: tuple[int, int, int], features: int) -> Flat:
+    spec = build("autoencoder", config)
+    height, width, _ = image_shape
     shrink = 2 ** (len(spec.channels) - 1)
     if height % shrink or width % shrink:
         raise ConfigError(
-            f"config.data.image_shape={data.image_shape} cannot be halved {len(spec.channels) - 1} times: "
+            f"config.data.image_shape={image_shape} cannot be halved {len(spec.channels) - 1} times: "
             "resize the images or give config.autoencoder.channels fewer entries"
         )
     encoder = ConvEncoder(spec.channels, spec.blocks, spec.latent_channels, spec.dropout)
-    decoder = ConvDecoder(spec.channels, spec.blocks, likelihood.channels(image_channels), spec.dropout)
-    latent_shape = (height // shrink, width // shrink, spec.latent_channels)
-    backbone = Flat(
-        image_shape=data.image_shape,
-        latent_shape=latent_shape,
+    decoder = ConvDecoder(spec.channels, spec.blocks, features, spec.dropout)
+    return Flat(
+        image_shape=image_shape,
+        latent_shape=(height // shrink, width // shrink, spec.latent_channels),
         encoder=Network(encoder),
         decoder=Network(decoder),
     )
-    return VAE(
-        image_shape=data.image_shape, latent_shape=latent_shape, backbone=backbone, likelihood=likelihood
-    )
+
+
+def _hierarchical(config: Config, image_shape: tuple[int, int, int], features: int) -> Hierarchical:
+    net = build("autoencoder", config, out_channels=features)
+    try:
+        return Hierarchical(image_shape=image_shape, net=net)
+    except ValueError as error:
+        raise ConfigError(f"config.autoencoder: {error}") from error
+
+
+def _count_features(likelihood: Likelihood, image_shape: tuple[int, ...]) -> int:
+    """Features per pixel; tries the likelihood on shapes, so that it can refuse images it does not fit."""
+    try:
+        features = likelihood.channels(image_shape[-1])
+        shapes = (
+            jax.ShapeDtypeStruct((1, *image_shape[:-1], c), jnp.float32) for c in (features, image_shape[-1])
+        )
+        jax.eval_shape(likelihood.log_prob, *shapes)
+    except ValueError as error:
+        raise ConfigError(f"config.likelihood: {error}") from error
+    return features
 
 
 def build_lsgm(config: Config) -> LSGM:
     """The whole model."""
-    vae, spec, net = build_vae(config), build("objective", config), build("score", config)
-    side, shrink = min(vae.latent_shape[:2]), 2 ** (len(net.channels) - 1)
-    if side % shrink:
-        raise ConfigError(
-            f"config.score.channels={net.channels} halves the {vae.latent_shape} latent too often: give fewer entries"
-        )
+    vae, spec = build_vae(config), build("objective", config)
+    score_net = build_score_net(config, vae.latent_shape)
     weighting = look_up(WEIGHTINGS, spec.weighting, "objective.weighting")
     process, density = build("process", config), build("density", config)
     encoder_density = build("encoder_density", config)
@@ -255,7 +300,7 @@ def build_lsgm(config: Config) -> LSGM:
     return LSGM(
         vae=vae,
         process=process,
-        score_net=Network(UNet(out_channels=vae.latent_shape[-1], **vars(net))),
+        score_net=score_net,
         objective=Objective(
             prior_weighting=weighting,
             density=density,
@@ -265,6 +310,22 @@ def build_lsgm(config: Config) -> LSGM:
         ),
         mixing_logit_init=spec.mixing_logit_init,
     )
+
+
+def build_score_net(config: Config, latent_shape: tuple[int, int, int]) -> Network:
+    """The network of the score, for latents of this shape."""
+    if config.score.name == "unet":
+        spec = build("score", config)
+        net, levels = UNet(out_channels=latent_shape[-1], **vars(spec)), len(spec.channels)
+    else:
+        net = build("score", config, out_channels=latent_shape[-1])
+        levels = len(net.channel_mult)
+    if min(latent_shape[:2]) % 2 ** (levels - 1):
+        raise ConfigError(
+            f"config.score halves the {latent_shape} latent {levels - 1} times, which its sides do not bear: "
+            "give fewer levels"
+        )
+    return Network(net)
 
 
 def _check_noise(section: str, process: Process, density: TimeDensity) -> None:

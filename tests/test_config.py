@@ -3,12 +3,15 @@
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from lsgm_jax.build import ConfigError, build, build_lsgm
+from lsgm_jax.build import SECTIONS, ConfigError, build, build_lsgm
 from lsgm_jax.config import differences, load_config, read_config, save_config
+from lsgm_jax.models.vae import Batch
 from lsgm_jax.objectives.weights import unweighted
-from tests.tiny import CONFIG
+from tests.tiny import CONFIG, model
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,10 @@ from tests.tiny import CONFIG
         ("--config.data.image_shape=(8,8)", "config.data: image_shape=.*give .height, width, channels"),
         ("--config.data.splits=('train','test')", "config.data: splits=.*one each"),
         ("--config.likelihood.name=bernoulli", "2 grey levels, got levels=17: set data.levels=2"),
+        (
+            "--config.likelihood.name=mixture_of_logistics",
+            "config.likelihood: .* cannot describe 1-channel images: use discretised_logistic",
+        ),
         ("--config.solver.name=Dopri6", "config.solver: unknown solver 'Dopri6'"),
     ],
 )
@@ -146,3 +153,22 @@ def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json is damaged"):
         read_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("name", SECTIONS["likelihood"])
+def test_every_likelihood_fits_a_model(name):
+    """The decoder emits as many features as the likelihood reads."""
+    levels = 2 if "bernoulli" in name else 32
+    channels = 3 if "mixture" in name else 1
+    shape = f"--config.data.image_shape=(8,8,{channels})"
+    vae = model(f"--config.likelihood.name={name}", f"--config.data.levels={levels}", shape).vae
+    assert getattr(vae.likelihood, "levels", levels) == levels
+    x = jnp.ones((2, 8, 8, channels))
+    loss, _ = vae.loss(vae.init(jax.random.key(0)), Batch(x), jax.random.key(1))
+    assert jnp.isfinite(loss)
+
+
+def test_a_border_must_leave_pixels():
+    overrides = ["likelihood.name=cropped_bernoulli", "likelihood.border=4", "data.levels=2"]
+    with pytest.raises(ConfigError, match=r"config\.likelihood: border=4 leaves nothing of 8 x 8 pixels"):
+        build_lsgm(load_config(CONFIG, [f"--config.{override}" for override in overrides]))

@@ -2,7 +2,7 @@
 
 Images lie in [-1, 1] on `levels` equally spaced values; log-probabilities are those of the discrete grey level,
 so nats and bits per dimension count the information of the stored image. A decoder network emits `channels(c)` numbers
-per pixel, its "features".
+per pixel, its "features". The mixture over red, green and blue is in `mixture.py`.
 """
 
 import dataclasses
@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Images, Key, PerSample, sum_per_sample
+from lsgm_jax.autoencoders.gaussian import Normal
 
 Features = Float[Array, "batch height width features"]
+MIN_LOG_SCALE = -7.0
 
 
 @runtime_checkable
@@ -67,35 +69,73 @@ class Bernoulli:
         return jnp.where(jax.random.bernoulli(key, jax.nn.sigmoid(features)), 1.0, -1.0)
 
 
+def on_grid(values: Float[Array, "..."], levels: int) -> Float[Array, "..."]:
+    """The nearest of `levels` grey levels in [-1, 1]."""
+    steps = jnp.round((jnp.clip(values, -1.0, 1.0) + 1.0) * 0.5 * (levels - 1))
+    return 2.0 * steps / (levels - 1) - 1.0
+
+
+def check_density_below(mass: float) -> None:
+    """Refuses what is no small probability."""
+    if not 0.0 <= mass < 1.0:
+        raise ValueError(
+            f"density_below={mass}: give a small probability such as 1e-5, or 0 for exact masses"
+        )
+
+
+def logistic_log_mass(
+    x: Float[Array, "..."],
+    mean: Float[Array, "..."],
+    log_scale: Float[Array, "..."],
+    levels: int,
+    density_below: float = 0.0,
+) -> Float[Array, "..."]:
+    """Log of a logistic density integrated over the bin of grey level `x`; the outer bins take the tails.
+
+    By log1mexp rather than by subtracting probabilities. Arguments broadcast.
+
+    Args:
+        density_below: inner bins of at most this mass get the density at their centre times their width.
+    """
+    half_bin = 1.0 / (levels - 1)
+    inverse_scale = jnp.exp(-log_scale)
+    upper = (x - mean + half_bin) * inverse_scale
+    lower = (x - mean - half_bin) * inverse_scale
+    # log(s(u) - s(l)) = log s(u) + log s(-l) + log(1 - exp(l - u)): every term is exact in the tails.
+    inside = jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower)
+    inside += jax.nn.log1mexp(2.0 * half_bin * inverse_scale)
+    if density_below > 0.0:
+        centre = (x - mean) * inverse_scale
+        density = jax.nn.log_sigmoid(centre) + jax.nn.log_sigmoid(-centre) - log_scale
+        inside = jnp.where(inside > jnp.log(density_below), inside, density + jnp.log(2.0 * half_bin))
+    left, right = jax.nn.log_sigmoid(upper), jax.nn.log_sigmoid(-lower)
+    return jnp.where(x < -1.0 + half_bin, left, jnp.where(x > 1.0 - half_bin, right, inside))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscretisedLogistic:
     """A logistic density integrated over each grey level's bin; the outer bins take the tails.
 
     Means come first, log scales second; log scales are clamped below at -7 (PixelCNN++ section 2.1; LSGM appendix).
+
+    Attributes:
+        density_below: 0 gives probabilities. Published numbers were computed with 1e-5: a bin of less mass counts as
+            its width times the density at its centre, which is less.
     """
 
     levels: int = 256
+    density_below: float = 0.0
+
+    def __post_init__(self):
+        check_density_below(self.density_below)
 
     def channels(self, image_channels: int) -> int:
         """Mean and log scale per value."""
         return 2 * image_channels
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
-        """Log of the difference of two sigmoids, by log1mexp rather than by subtracting probabilities."""
-        mean, log_scale = self._split(features)
-        half_bin = 1.0 / (self.levels - 1)
-        inverse_scale = jnp.exp(-log_scale)
-        upper = (x - mean + half_bin) * inverse_scale
-        lower = (x - mean - half_bin) * inverse_scale
-        # log(s(u) - s(l)) = log s(u) + log s(-l) + log(1 - exp(l - u)): every term is exact in the tails.
-        inside = jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower)
-        inside += jax.nn.log1mexp(2.0 * half_bin * inverse_scale)
-        log_mass = jnp.where(
-            x < -1.0 + half_bin,
-            jax.nn.log_sigmoid(upper),
-            jnp.where(x > 1.0 - half_bin, jax.nn.log_sigmoid(-lower), inside),
-        )
-        return sum_per_sample(log_mass)
+        """Log mass of every value's bin."""
+        return sum_per_sample(logistic_log_mass(x, *self._split(features), self.levels, self.density_below))
 
     def mean(self, features: Features) -> Images:
         """Centre of the logistic, clipped to the image range."""
@@ -105,12 +145,79 @@ class DiscretisedLogistic:
         """Draws from the logistic and rounds to the grid."""
         mean, log_scale = self._split(features)
         draw = mean + jnp.exp(log_scale) * jax.random.logistic(key, mean.shape, mean.dtype)
-        steps = jnp.round((jnp.clip(draw, -1.0, 1.0) + 1.0) * 0.5 * (self.levels - 1))
-        return 2.0 * steps / (self.levels - 1) - 1.0
+        return on_grid(draw, self.levels)
 
     def _split(self, features: Features) -> tuple[Images, Images]:
         mean, log_scale = jnp.split(features, 2, axis=-1)
-        return mean, jnp.maximum(log_scale, -7.0)
+        return mean, jnp.maximum(log_scale, MIN_LOG_SCALE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormalPixels:
+    """A Normal density per value, mean and log standard deviation softly clamped to (-5, 5), means first.
+
+    Its `log_prob` is a log density over [-1, 1], as in LSGM, not the probability of a grey level: it may be positive,
+    and bits per dimension from it compare only with those of other densities. `levels` is the grid of its samples.
+    """
+
+    levels: int = 256
+
+    def channels(self, image_channels: int) -> int:
+        """Mean and log standard deviation per value."""
+        return 2 * image_channels
+
+    def log_prob(self, features: Features, x: Images) -> PerSample:
+        """Log density, summed."""
+        return sum_per_sample(Normal.from_features(features).log_density(x))
+
+    def mean(self, features: Features) -> Images:
+        """Centre of the Normal, clipped to the image range."""
+        return jnp.clip(Normal.from_features(features).mean, -1.0, 1.0)
+
+    def sample(self, features: Features, key: Key) -> Images:
+        """Draws from the Normal and rounds to the grid."""
+        return on_grid(Normal.from_features(features).sample(key), self.levels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cropped:
+    """Scores the inside of a padded image: 28 x 28 binary digits in a 32 x 32 image have a border of 2.
+
+    Means and samples are those of the whole padded image.
+    """
+
+    inner: Likelihood
+    border: int = 2
+
+    def __post_init__(self):
+        if self.border < 0:
+            raise ValueError(
+                f"border={self.border}: give the number of padded pixels on each side, 0 or more"
+            )
+
+    def channels(self, image_channels: int) -> int:
+        """Those of the likelihood inside."""
+        return self.inner.channels(image_channels)
+
+    def log_prob(self, features: Features, x: Images) -> PerSample:
+        """Log p of the pixels inside the border."""
+        return self.inner.log_prob(self._inside(features), self._inside(x))
+
+    def mean(self, features: Features) -> Images:
+        """Mean of the padded image."""
+        return self.inner.mean(features)
+
+    def sample(self, features: Features, key: Key) -> Images:
+        """Draws the padded image."""
+        return self.inner.sample(features, key)
+
+    def _inside(self, values: Features) -> Float[Array, "batch inner_height inner_width features"]:
+        _, height, width, _ = values.shape
+        if 2 * self.border >= min(height, width):
+            raise ValueError(
+                f"border={self.border} leaves nothing of {height} x {width} pixels: make it smaller"
+            )
+        return values[:, self.border : height - self.border, self.border : width - self.border]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

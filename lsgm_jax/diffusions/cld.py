@@ -4,7 +4,7 @@
 
 With velocity in units of sqrt(M), time tau = int beta / sqrt(M) and zeta = Gamma / (2 sqrt(M)), this is the damped
 oscillator x'' + 2 zeta x' + x = noise, critically damped for zeta = 1. In y = 2 zeta tau and gap = 1 / zeta^2 its mean
-and covariance have forms that do not cancel, for every damping (D13).
+and covariance have forms that do not cancel up to strong damping (D13).
 """
 
 import dataclasses
@@ -89,7 +89,7 @@ class CLD(LinearBeta):
 def velocity_eps(process: Process, z_t: Phase, t: Times) -> Latents:
     """Best noise prediction from the velocity alone for data at the origin, L_vv v / S_vv.
 
-    The fixed part of CLD's mixed score, to which the network's output is added (CLD section 3.2).
+    The fixed part of CLD's mixed score, to which the network's output is added (CLD section 3.2; D3).
     """
     noise = kernel(process, t).noise
     scale = noise[:, 1, 1] / (noise[:, 1, 0] ** 2 + noise[:, 1, 1] ** 2)

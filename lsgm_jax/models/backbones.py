@@ -97,9 +97,18 @@ class Hierarchical:
     image_shape: tuple[int, int, int]
     net: NVAE
 
+    def __post_init__(self):
+        self.latent_shapes()  # refuses images that cannot be halved
+
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """Of every group, those of z_0 first."""
         return self.net.latent_shapes(self.image_shape)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Of z_0."""
+        height, width, channels = self.latent_shapes()[0]
+        return height, width, channels * self.net.groups_per_scale
 
     def init(self, key: Key) -> Params:
         """Fresh parameters and running statistics."""

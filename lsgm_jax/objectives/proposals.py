@@ -42,6 +42,8 @@ def proposal(weighting: Weighting, process: Process, t_min: float) -> Proposal:
 
 def closed_form(weighting: Weighting, process: Process, t_min: float) -> Proposal | None:
     """The paper's inverse CDFs (LSGM appendix; O5, O6, O10), and `None` for pairs that have none."""
+    if weighting is rescaled:
+        return TimeUniform(t_min)
     match process:
         case VP() | GeometricVP() if weighting is likelihood:
             return NoiseShareUniform(process, t_min)
@@ -49,8 +51,6 @@ def closed_form(weighting: Weighting, process: Process, t_min: float) -> Proposa
             return VarianceUniform(process, t_min)
         case VP() if weighting is unweighted and _is_steep(process):
             return ErrorFunction(process, t_min)
-        case VP() | GeometricVP() if weighting is rescaled:
-            return TimeUniform(t_min)
         case VE() if weighting is likelihood or (weighting is unweighted and process.sigma2_0 is None):
             return NoiseShareUniform(process, t_min)
         case VE() if weighting is reweighted:

@@ -13,7 +13,7 @@ def mix(mixing_logit: MixingLogit, normal_eps: Latents, net_eps: Latents) -> Lat
 
     Args:
         mixing_logit: one per channel, the last axis of the latent.
-        normal_eps: the exact noise prediction for a standard Normal latent.
+        normal_eps: the exact noise prediction for a Normal latent of the process's `data_variance` (D3).
         net_eps: the network's noise prediction.
     """
     share = jax.nn.sigmoid(mixing_logit)

@@ -33,10 +33,11 @@ def adamw(
     warmup: int = 100,
     clip: float = 50.0,
     weight_decay: float = 1e-2,
+    eps: float = 1e-8,
 ) -> optax.GradientTransformation:
     """AdamW with a clipped gradient norm; arguments as in `adamax`. Biases, scales and mixing logits do not decay."""
     rate = schedule(learning_rate, final, warmup, steps)
-    decayed = optax.adamw(rate, weight_decay=weight_decay, mask=_is_matrix)
+    decayed = optax.adamw(rate, eps=eps, weight_decay=weight_decay, mask=_is_matrix)
     return optax.chain(optax.clip_by_global_norm(clip), decayed)
 
 

@@ -5,13 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.autoencoders.likelihoods import Bernoulli, Categorical, DiscretisedLogistic
+from lsgm_jax.autoencoders.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Cropped,
+    DiscretisedLogistic,
+    NormalPixels,
+)
 
 CASES = {
     "bernoulli": Bernoulli(),
     "logistic_17": DiscretisedLogistic(levels=17),
     "logistic_256": DiscretisedLogistic(levels=256),
     "categorical": Categorical(levels=17),
+    "logistic_32": DiscretisedLogistic(levels=32),
+    "cropped": Cropped(Categorical(levels=17), border=0),
 }
 
 
@@ -24,8 +32,12 @@ def features_of(likelihood, key, pixels=1, spread=1.0):
     return spread * jax.random.normal(key, (pixels, 1, 1, likelihood.channels(1)))
 
 
+def levels_of(likelihood):
+    return levels_of(likelihood.inner) if isinstance(likelihood, Cropped) else likelihood.levels
+
+
 def all_levels(likelihood):
-    return jnp.linspace(-1.0, 1.0, likelihood.levels)[:, None, None, None]
+    return jnp.linspace(-1.0, 1.0, levels_of(likelihood))[:, None, None, None]
 
 
 @pytest.mark.parametrize("spread", [1.0, 6.0])
@@ -60,9 +72,10 @@ def test_samples_follow_log_prob(likelihood):
     drawn = likelihood.sample(jnp.repeat(features, count, 0), jax.random.key(3))
     levels = all_levels(likelihood)
     expected = np.exp(likelihood.log_prob(jnp.repeat(features, len(levels), 0), levels))
-    index = np.round((np.asarray(drawn).ravel() + 1) / 2 * (likelihood.levels - 1)).astype(int)
-    np.testing.assert_allclose(2 * index / (likelihood.levels - 1) - 1, np.asarray(drawn).ravel(), atol=1e-6)
-    observed = np.bincount(index, minlength=likelihood.levels) / count
+    steps = levels_of(likelihood) - 1
+    index = np.round((np.asarray(drawn).ravel() + 1) / 2 * steps).astype(int)
+    np.testing.assert_allclose(2 * index / steps - 1, np.asarray(drawn).ravel(), atol=1e-6)
+    observed = np.bincount(index, minlength=steps + 1) / count
     assert np.abs(np.cumsum(observed) - np.cumsum(expected)).max() < 1.95 / np.sqrt(count)
 
 
@@ -88,3 +101,80 @@ def test_logistic_far_from_its_mean_stays_finite_and_keeps_its_slope():
 def test_bernoulli_refuses_grey_levels():
     with pytest.raises(ValueError, match="levels=17"):
         Bernoulli(levels=17)
+
+
+@pytest.mark.parametrize("log_scale", [-3.0, -5.0, -7.0])
+def test_small_masses_as_densities_lose_what_the_bin_adds(x64, log_scale):
+    """Far out the density is exponential: averaged over a bin it is sinh(h) / h times that at the centre."""
+    exact, published = (DiscretisedLogistic(levels=256, density_below=mass) for mass in (0.0, 1e-5))
+    x = all_levels(exact)
+    features = jnp.repeat(jnp.array([0.1, log_scale])[None, None, None], len(x), 0)
+    log_p = exact.log_prob(features, x)
+    loss = log_p - published.log_prob(features, x)
+    inner, distance = np.abs(x.ravel()) < 1.0, np.abs(x.ravel() - 0.1) * np.exp(-log_scale)
+    np.testing.assert_array_equal(loss[(log_p > np.log(1e-5)) | ~inner], 0.0)
+    h = np.exp(-log_scale) / 255
+    far = inner & (distance > 16.0) & (log_p < np.log(1e-5))
+    assert far.any()
+    np.testing.assert_allclose(loss[far], np.log(np.sinh(h) / h), rtol=1e-3)
+
+
+@pytest.mark.parametrize("density_below", [0.0, 1e-5])
+def test_gradients_stay_finite_where_masses_vanish(density_below):
+    likelihood = DiscretisedLogistic(levels=256, density_below=density_below)
+    features = jnp.array([-0.99, -7.0])[None, None, None]
+    x = jnp.array([-1.0, -0.5, 1.0])[:, None, None, None]
+    gradient = jax.grad(lambda f: likelihood.log_prob(jnp.repeat(f, 3, 0), x).sum())(features)
+    assert np.isfinite(gradient).all()
+
+
+def test_normal_pixels_have_the_density_of_a_normal(precision):
+    likelihood = NormalPixels()
+    features = jax.random.normal(jax.random.key(0), (1, 1, 1, 2)) * jnp.array([0.1, 1.0]) - jnp.array(
+        [0.0, 2.0]
+    )
+    x = jnp.linspace(-6.0, 6.0, 200_001)[:, None, None, None]
+    log_p = likelihood.log_prob(jnp.repeat(features, len(x), 0), x)
+    np.testing.assert_allclose(np.trapezoid(np.exp(log_p), x.ravel()), 1.0, rtol=1e-5)
+    centre = np.average(x.ravel(), weights=np.exp(log_p))
+    np.testing.assert_allclose(likelihood.mean(features).squeeze(), centre, atol=1e-5)
+
+
+def test_normal_pixels_samples_follow_their_density(x64):
+    """The share of samples at each grey level is the density there times the bin width, where bins are narrow."""
+    likelihood = NormalPixels()
+    features = jnp.array([0.1, -1.6])[None, None, None]
+    count, x = 40_000, jnp.linspace(-1.0, 1.0, 256)[:, None, None, None]
+    drawn = likelihood.sample(jnp.repeat(features, count, 0), jax.random.key(1)).ravel()
+    index = np.round((np.asarray(drawn) + 1) / 2 * 255).astype(int)
+    np.testing.assert_allclose(drawn, np.linspace(-1.0, 1.0, 256)[index], atol=1e-12)
+    expected = np.exp(likelihood.log_prob(jnp.repeat(features, len(x), 0), x)) * 2 / 255
+    observed = np.bincount(index, minlength=256) / count
+    assert np.abs(np.cumsum(observed) - np.cumsum(expected)).max() < 1.95 / np.sqrt(count)
+
+
+def test_a_cropped_likelihood_sees_only_the_inside(x64):
+    inner, border = Bernoulli(), 2
+    features = jax.random.normal(jax.random.key(0), (2, 7, 8, 1))
+    x = jnp.where(jax.random.bernoulli(jax.random.key(1), 0.5, features.shape), 1.0, -1.0)
+    gradient = jax.grad(lambda f: Cropped(inner, border).log_prob(f, x).sum())(features)
+    rows, columns = np.nonzero(np.asarray(gradient).any(axis=(0, 3)))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2, 4, 2, 5)
+    full = jax.grad(lambda f: inner.log_prob(f, x).sum())(features)
+    np.testing.assert_array_equal(gradient[:, 2:5, 2:6], full[:, 2:5, 2:6])
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: Cropped(Bernoulli(), border=-1), "border=-1: give"),
+        (
+            lambda: Cropped(Bernoulli(), 4).log_prob(jnp.zeros((1, 8, 8, 1)), jnp.ones((1, 8, 8, 1))),
+            "border=4 leaves",
+        ),
+        (lambda: DiscretisedLogistic(density_below=1.0), "density_below=1.0"),
+    ],
+)
+def test_impossible_settings_get_one_line(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

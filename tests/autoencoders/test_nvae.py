@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,37 +37,56 @@ TINY = NVAE(
 )
 IMAGE = (8, 8, 1)
 
-# The published configurations, image shapes and measured numbers of parameters.
-CIFAR10 = dict(arch="res_bnswish", out_channels=100, encoder_cells=2, decoder_cells=2)
-CELEBA = dict(arch="res_mbconv", out_channels=100, encoder_cells=2, decoder_cells=2, flows=2, input_skip=True)
+
+class Published(NamedTuple):
+    """What was measured of a published network: numbers of parameters, convolutions and normalisations, and billions
+    of operations in convolutions and matrix products, per image, of the forward pass and of the decoder.
+    """
+
+    fields: dict
+    image: tuple[int, int, int]
+    parameters: int
+    convolutions: int
+    norms: int
+    forward: float
+    decode: float
+
+
+TWO_CELLS = dict(out_channels=100, encoder_cells=2, decoder_cells=2)
+CIFAR10 = dict(arch="res_bnswish", out_channels=100)
+CELEBA = dict(TWO_CELLS, flows=2, input_skip=True)
 PUBLISHED = {
-    "mnist": (
+    "mnist": Published(
         dict(channel_mult=(1, 2, 2), pre_blocks=2, post_blocks=2, pre_cells=3, post_cells=3),
         (32, 32, 1),
-        3_005_822,
+        *(3_005_822, 59, 48, 1.40, 0.54),
     ),
-    "omniglot": (dict(groups_per_scale=3, encoder_cells=3, decoder_cells=3), (32, 32, 1), 5_384_190),
-    "cifar10": (
-        CIFAR10 | dict(groups_per_scale=20, latent_channels=9, encoder_channels=128, decoder_channels=128),
+    "omniglot": Published(
+        dict(groups_per_scale=3, encoder_cells=3, decoder_cells=3),
+        (32, 32, 1),
+        *(5_384_190, 73, 66, 2.99, 1.28),
+    ),
+    "cifar10": Published(
+        dict(CIFAR10, **TWO_CELLS, groups_per_scale=20, latent_channels=9)
+        | dict(encoder_channels=128, decoder_channels=128),
         (32, 32, 3),
-        100_867_740,
+        *(100_867_740, 254, 168, 52.98, 26.68),
     ),
-    "cifar10_nll": (
-        CIFAR10
-        | dict(groups_per_scale=4, latent_channels=45, encoder_channels=256, decoder_channels=256, flows=2)
-        | dict(pre_cells=3, post_cells=3, encoder_cells=3, decoder_cells=3),
+    "cifar10_nll": Published(
+        dict(CIFAR10, groups_per_scale=4, latent_channels=45, encoder_channels=256, decoder_channels=256)
+        | dict(pre_cells=3, post_cells=3, encoder_cells=3, decoder_cells=3, flows=2),
         (32, 32, 3),
-        130_622_772,
+        *(130_622_772, 130, 60, 76.83, 38.81),
     ),
-    "celeba_quantitative": (
-        CELEBA | dict(scales=3, groups_per_scale=8, channel_mult=(1, 1, 2, 4)),
+    "celeba_quantitative": Published(
+        dict(CELEBA, scales=3, groups_per_scale=8, channel_mult=(1, 1, 2, 4)),
         (256, 256, 3),
-        51_296_572,
+        *(51_296_572, 662, 314, 302.3, 118.1),
     ),
-    "celeba_qualitative": (
-        CELEBA | dict(scales=2, groups_per_scale=10, channel_mult=(1, 1, 2)),
+    "celeba_qualitative": Published(
+        dict(CELEBA, scales=2, groups_per_scale=10, channel_mult=(1, 1, 2)),
         (256, 256, 3),
-        17_789_540,
+        *(17_789_540, 547, 259, 269.8, 100.2),
     ),
 }
 
@@ -77,11 +97,17 @@ def noises_like(module, image, batch, key=0):
     return tuple(jax.random.normal(k, (batch, *shape)) for k, shape in zip(keys, shapes, strict=True))
 
 
+def inputs_of(module, image):
+    """Shapes of one image and its noise."""
+    shapes = [image, *module.latent_shapes(image)]
+    x, *noises = (jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in shapes)
+    return x, tuple(noises)
+
+
 def shapes_of(module, image):
     """Shapes of the variables; allocates nothing."""
-    x = jax.ShapeDtypeStruct((1, *image), jnp.float32)
-    noises = tuple(jax.ShapeDtypeStruct((1, *s), jnp.float32) for s in module.latent_shapes(image))
-    return jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), x, noises)
+    init = functools.partial(module.init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), *inputs_of(module, image))
 
 
 @functools.cache
@@ -103,10 +129,35 @@ evaluate = jax.jit(functools.partial(TINY.apply, train=False))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_configurations_have_the_published_number_of_parameters(name):
-    fields, image, expected = PUBLISHED[name]
-    shapes = shapes_of(NVAE(**fields), image)
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"])) == expected
+def test_published_networks_have_the_measured_size(name):
+    published = PUBLISHED[name]
+    module = NVAE(**published.fields)
+    variables = shapes_of(module, published.image)
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+    assert sum(math.prod(leaf.shape) for _, leaf in leaves) == published.parameters
+    last = [(path[-1].key, leaf.ndim) for path, leaf in leaves]
+    assert last.count(("kernel", 4)) == published.convolutions
+    assert last.count(("scale", 1)) == published.norms
+    x, noises = inputs_of(module, published.image)
+    forward = jax.make_jaxpr(functools.partial(module.apply, train=False))(variables, x, noises)
+    decode = jax.make_jaxpr(functools.partial(module.apply, method="decode"))(variables, noises)
+    # The published figures have four digits.
+    np.testing.assert_allclose(billions(forward), published.forward, rtol=1e-3, atol=0.005)
+    np.testing.assert_allclose(billions(decode), published.decode, rtol=1e-3, atol=0.005)
+
+
+def billions(closed):
+    """Operations in convolutions and matrix products of a program without loops, a multiply-add being two."""
+    total = 0
+    for equation in closed.jaxpr.eqns:
+        outputs = math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name == "conv_general_dilated":
+            total += 2 * outputs * math.prod(equation.invars[1].aval.shape[:3]) / 1e9
+        elif equation.primitive.name == "dot_general":
+            total += 2 * outputs * equation.invars[0].aval.shape[-1] / 1e9
+        inner = [value for value in equation.params.values() if hasattr(value, "jaxpr")]
+        total += sum(billions(program) for program in inner)
+    return total
 
 
 def test_decoding_the_sampled_latents_gives_the_features_of_the_forward_pass():

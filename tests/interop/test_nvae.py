@@ -1,11 +1,13 @@
 """The table between LSGM's state dict of an NVAE and our variables."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from lsgm_jax.interop.nvae import ConversionError, nvae_state, nvae_variables
-from tests.autoencoders.test_nvae import TINY, tiny
+from lsgm_jax.interop.nvae import ConversionError, nvae_state, nvae_variables, table
+from tests.autoencoders.test_nvae import IMAGE, TINY, shapes_of, tiny
 
 
 def test_every_variable_goes_there_and_comes_back():
@@ -15,6 +17,23 @@ def test_every_variable_goes_there_and_comes_back():
     assert jax.tree.structure(back) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, back, variables)
     assert len(state) == len(jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(arch="res_bnswish", use_se=False),
+        dict(scales=3, groups_per_scale=1, channel_mult=(1, 1, 2, 2), encoder_cells=2, decoder_cells=3),
+        dict(scales=1, pre_blocks=2, post_blocks=2, pre_cells=3, post_cells=2, flows=0, input_skip=False),
+    ],
+)
+def test_the_table_has_every_variable_once(fields):
+    module = dataclasses.replace(TINY, **fields)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes_of(module, IMAGE))
+    ours = {tuple(key.key for key in path) for path, _ in leaves}
+    entries = list(table(module))
+    assert {entry.path for entry in entries} == ours
+    assert len({entry.key for entry in entries}) == len(entries) == len(ours)
 
 
 def test_buffers_without_information_are_ignored():

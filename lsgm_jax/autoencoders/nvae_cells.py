@@ -59,9 +59,9 @@ class Conv(nn.Module):
         if self.weight_norm:
             start = lambda _: jnp.log(kernel_norms(stored) + 0.01)
             kernel = normalised(kernel, self.param("log_norm", start))
-        bias = (
-            self.param("bias", _uniform_bias(shape), (self.channels,), jnp.float32) if self.use_bias else None
-        )
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", _uniform_bias(shape), (self.channels,), jnp.float32)
         h, kernel, bias = promote_dtype(h, kernel, bias)
         pad = self.size // 2
         h = jax.lax.conv_general_dilated(

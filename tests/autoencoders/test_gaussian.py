@@ -24,6 +24,12 @@ def test_cross_entropy_to_standard(x64):
     np.testing.assert_allclose(Q.cross_entropy_to_standard(), exact, rtol=1e-6)
 
 
+def test_log_density(x64):
+    z = jnp.array([[0.1, 2.0], [-3.0, 0.7]])
+    expected = jax.scipy.stats.norm.logpdf(z, Q.mean, jnp.exp(Q.log_std))
+    np.testing.assert_allclose(Q.log_density(z), expected, rtol=1e-6)
+
+
 def test_samples_have_its_moments():
     draws = jax.vmap(Q.sample)(jax.random.split(jax.random.key(0), 50_000))
     np.testing.assert_allclose(draws.mean(0), Q.mean, atol=0.03)
@@ -34,3 +40,6 @@ def test_features_are_clamped_softly(x64):
     q = Normal.from_features(jnp.array([[100.0, 0.01, -100.0, 0.02]]))
     np.testing.assert_allclose(q.mean, [[5.0, 0.01]], rtol=1e-5)
     np.testing.assert_allclose(q.log_std, [[-5.0, 0.02]], rtol=1e-5)
+    narrow = Normal.from_features(jnp.array([[100.0, 0.01, -100.0, 0.02]]), 2.0)
+    np.testing.assert_allclose(narrow.mean, q.mean)
+    np.testing.assert_allclose(narrow.log_std, [[-2.0, 0.02]], rtol=1e-4)

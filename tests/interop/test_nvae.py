@@ -1,19 +1,17 @@
 """The table between LSGM's state dict of an NVAE and our variables."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from lsgm_jax.interop.nvae import ConversionError, nvae_state, nvae_variables
-from tests.autoencoders.test_nvae import TINY, tiny
-
-
-def as_numpy(tree):
-    return jax.tree.map(np.asarray, tree)
+from lsgm_jax.interop.nvae import ConversionError, nvae_state, nvae_variables, table
+from tests.autoencoders.test_nvae import IMAGE, TINY, shapes_of, tiny
 
 
 def test_every_variable_goes_there_and_comes_back():
-    variables = as_numpy(tiny()[0])
+    variables = tiny()[0]
     state = nvae_state(variables, TINY)
     back = nvae_variables(state, TINY)
     assert jax.tree.structure(back) == jax.tree.structure(variables)
@@ -21,8 +19,25 @@ def test_every_variable_goes_there_and_comes_back():
     assert len(state) == len(jax.tree.leaves(variables))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(arch="res_bnswish", use_se=False),
+        dict(scales=3, groups_per_scale=1, channel_mult=(1, 1, 2, 2), encoder_cells=2, decoder_cells=3),
+        dict(scales=1, pre_blocks=2, post_blocks=2, pre_cells=3, post_cells=2, flows=0, input_skip=False),
+    ],
+)
+def test_the_table_has_every_variable_once(fields):
+    module = dataclasses.replace(TINY, **fields)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes_of(module, IMAGE))
+    ours = {tuple(key.key for key in path) for path, _ in leaves}
+    entries = list(table(module))
+    assert {entry.path for entry in entries} == ours
+    assert len({entry.key for entry in entries}) == len(entries) == len(ours)
+
+
 def test_buffers_without_information_are_ignored():
-    state = nvae_state(as_numpy(tiny()[0]), TINY)
+    state = nvae_state(tiny()[0], TINY)
     counters = {
         key.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64)
         for key in state
@@ -46,7 +61,7 @@ def test_buffers_without_information_are_ignored():
     ],
 )
 def test_tensors_that_do_not_fit_are_named_in_one_line(change, message):
-    state = nvae_state(as_numpy(tiny()[0]), TINY)
+    state = nvae_state(tiny()[0], TINY)
     with pytest.raises(ConversionError, match=message) as error:
         nvae_variables(change(state), TINY)
     assert "\n" not in str(error.value)

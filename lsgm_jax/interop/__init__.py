@@ -1,1 +1,1 @@
-"""Published checkpoints' tensors to our variables, and back."""
+"""Weights of the published code bases in our trees, and back."""

@@ -38,7 +38,13 @@ def fir_downsample(h: Maps, kernel: Kernel) -> Resized:
 
 
 def _depthwise(
-    h: Maps, kernel: Kernel, *, padding: tuple[int, int], gain: float = 1.0, stride: int = 1, dilation: int = 1
+    h: Maps,
+    kernel: Kernel,
+    *,
+    padding: tuple[int, int],
+    gain: float = 1.0,
+    stride: int = 1,
+    dilation: int = 1,
 ) -> Resized:
     channels = h.shape[-1]
     taps = np.flip(np.outer(kernel, kernel))  # XLA correlates; a filter convolves
@@ -86,7 +92,9 @@ class FourierFeatures(nn.Module):
 
     def _frequencies(self) -> Float[Array, "frequencies"]:
         def draw() -> Float[Array, "frequencies"]:
-            return jnp.asarray(self.scale * np.random.default_rng(0).standard_normal(self.frequencies), jnp.float32)
+            return jnp.asarray(
+                self.scale * np.random.default_rng(0).standard_normal(self.frequencies), jnp.float32
+            )
 
         stored = self.is_mutable_collection("constants") or self.has_variable("constants", "frequencies")
         if not stored:

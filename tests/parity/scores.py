@@ -26,9 +26,14 @@ from tests.parity.processes import lsgm_process
 
 
 def check(fixture, name, value, single_atol=0.0):
-    """Errors are relative to the largest value of the output: 1e-9 in float64, 2e-5 in float32."""
+    """Errors are relative to the largest value of the output: 1e-9 in float64, 2e-5 in float32.
+
+    In float32 more where the original itself moves by a third of it: where large angles of a time embedding round.
+    """
     scale = np.abs(fixture.arrays[f"out/{name}"]).max()
-    fixture.check(name, value, rtol=0.0, atol=1e-9 * scale, single_atol=1e-5 * scale + single_atol)
+    noise = fixture.spec["float32_noise"].get(f"out/{name}", [0.0])[0]
+    single_atol = max(1e-5 * scale, 3.0 * noise, single_atol)
+    fixture.check(name, value, rtol=0.0, atol=1e-9 * scale, single_atol=single_atol)
 
 
 def state_dict(fixture):
@@ -86,7 +91,6 @@ def check_lsgm(fixture):
 
 def check_mixing(fixture, h, state, z_t, t, net_eps):
     if not h["mixed_prediction"]:
-        assert MIXING_LOGIT not in state
         check(fixture, "final_prediction", channels_first(net_eps))
         return
     logit = jnp.asarray(mixing_logit(state))

@@ -112,7 +112,7 @@ def test_fourier_frequencies_are_constants_with_a_default():
     stored, constants = features.init_with_output(jax.random.key(0), INPUT[1])
     np.testing.assert_array_equal(features.apply({}, INPUT[1]), stored)
     doubled = jax.tree.map(lambda w: 2.0 * w, constants)
-    np.testing.assert_allclose(features.apply(doubled, INPUT[1] ** 0.5), stored, rtol=1e-4)
+    np.testing.assert_allclose(features.apply(doubled, INPUT[1] ** 0.5), stored, atol=1e-4)
     assert drawn(SMALLEST, (1, 8, 8, 4), (1,)).keys() == {"params", "constants"}
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-import jax
+import jax.extend
 
 from lsgm_jax.interop.ncsnpp import lsgm_channel_mult
 from lsgm_jax.scores.ncsnpp import NCSNpp
@@ -74,5 +74,5 @@ def operations(jaxpr):
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += 2 * math.prod(outputs[0]) * math.prod(inputs[0][axis] for axis in contracted)
-        total += sum(operations(inner) for inner in jax.core.jaxprs_in_params(equation.params))
+        total += sum(operations(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
     return total

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.signal
 
 from lsgm_jax.evaluation.count import count_parameters, flops
 from lsgm_jax.models.network import Network
@@ -64,6 +65,16 @@ def test_fir_up_then_down_keeps_constants_and_ramps(x64, kernel):
     inner = np.s_[:, 4:-4, 4:-4]
     np.testing.assert_allclose(back[inner], h[inner], atol=1e-13)
     np.testing.assert_allclose(up[:, 8:-8, 8:-8, 0], 3.0, rtol=1e-13)
+
+
+def test_fir_doubling_is_a_convolution_of_the_pixels_with_zeros_between(x64):
+    h = jax.random.normal(jax.random.key(0), (6, 6))
+    spread = np.zeros((12, 12))
+    spread[::2, ::2] = h
+    kernel = (1.0, 2.0, 4.0, 1.0)  # not symmetric: direction counts
+    taps = 4.0 * np.outer(kernel, kernel) / np.sum(kernel) ** 2
+    expected = scipy.signal.convolve2d(np.pad(spread, ((2, 1), (2, 1))), taps, mode="valid")
+    np.testing.assert_allclose(fir_upsample(h[None, :, :, None], kernel)[0, :, :, 0], expected, rtol=1e-12)
 
 
 def test_fir_down_is_the_adjoint_of_up(x64):

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "objectives": {"arrays", *PARTS},
     "solvers": {"arrays", *PARTS},
     # `interop` turns what others have stored into what our modules take.
-    "interop": {"arrays", "autoencoders", "scores", "models"},
+    "interop": {"arrays", "layers", "autoencoders", "scores", "models"},
     "models": {"arrays", "objectives", "solvers", *PARTS},
     "training": {"arrays", "files", "models", "objectives"},
     "data": {"arrays"},
@@ -31,7 +31,15 @@ MAY_IMPORT = {
 }
 # Third-party libraries that are confined to some rooms.
 CONFINED = {
-    "flax": {"layers", "autoencoders", "scores", "conditioning", "models/network.py", "training/state.py"},
+    "flax": {
+        "layers",
+        "autoencoders",
+        "scores",
+        "conditioning",
+        "interop",
+        "models/network.py",
+        "training/state.py",
+    },
     "diffrax": {"solvers"},
     "orbax": {"training/checkpoint.py"},
     "ml_collections": {"build", "config"},

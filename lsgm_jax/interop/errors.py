@@ -1,5 +1,5 @@
-"""What a conversion raises."""
+"""The error that every conversion raises."""
 
 
 class ConversionError(ValueError):
-    """A checkpoint that is not the network's: one line that names the tensors."""
+    """A state dict that does not fit the network; the message names the tensors."""

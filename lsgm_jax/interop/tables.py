@@ -5,7 +5,7 @@ and (in, out). A table can be read in both directions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -53,29 +53,30 @@ def to_variables(table: Sequence[Entry], state: State, expected: Variables) -> V
     Raises:
         ConversionError: if a tensor is missing, unknown or of another shape.
     """
-    shapes = {
-        path: entry.layout.to_official(np.broadcast_to(np.float32(0.0), leaf.shape)).shape
-        for entry in table
-        if (leaf := flatten_dict(expected).get(path := entry.path)) is not None
-    }
-    names = {entry.official for entry in table}
-    faults = {
-        "missing": sorted(names - state.keys()),
-        "unknown": sorted(state.keys() - names),
-        "of another shape": [
-            f"{entry.official} {state[entry.official].shape}, not {shapes[entry.path]}"
-            for entry in table
-            if entry.official in state and state[entry.official].shape != shapes[entry.path]
-        ],
-    }
-    _raise_if_any(faults)
+    ours: dict[Path, Any] = dict(flatten_dict(expected))
+    shapes = {entry.official: _official_shape(entry.layout, ours[entry.path].shape) for entry in table}
+    _raise_if_any(
+        {
+            "missing": [name for name in shapes if name not in state],
+            "unknown": [name for name in state if name not in shapes],
+            "of another shape": [
+                f"{name} {state[name].shape}, not {shape}"
+                for name, shape in shapes.items()
+                if name in state and state[name].shape != shape
+            ],
+        }
+    )
     return unflatten_dict({entry.path: entry.layout.to_ours(state[entry.official]) for entry in table})
 
 
 def to_state(table: Sequence[Entry], variables: Variables) -> dict[str, np.ndarray]:
     """Inverse of `to_variables`."""
-    leaves = flatten_dict(variables)
+    leaves: dict[Path, Any] = dict(flatten_dict(variables))
     return {entry.official: entry.layout.to_official(np.asarray(leaves[entry.path])) for entry in table}
+
+
+def _official_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return layout.to_official(np.broadcast_to(np.float32(0.0), shape)).shape  # views: nothing is allocated
 
 
 def _raise_if_any(faults: Mapping[str, Sequence[str]], most: int = 5) -> None:
@@ -105,7 +106,8 @@ def trace(module: nn.Module, *shapes: tuple[int, ...]) -> tuple[list[Call], Vari
         return method(*args, **kwargs)
 
     def init() -> Variables:
-        return module.init(jax.random.key(0), *(jnp.zeros(shape) for shape in shapes), deterministic=True)
+        inputs = (jnp.zeros(shape) for shape in shapes)
+        return cast(Variables, module.init(jax.random.key(0), *inputs, deterministic=True))
 
     with nn.intercept_methods(record):
         variables = jax.eval_shape(init)

@@ -78,22 +78,23 @@ class NCSNpp(nn.Module):
 
     @nn.compact
     def __call__(self, z_t: Maps, t: Times, *, deterministic: bool) -> Prediction:
-        inits = {"kernel_init": scaled_init(1.0), "last_init": scaled_init(self.init_scale)}
+        self._require_divisible(z_t)
+        first, last = scaled_init(1.0), scaled_init(self.init_scale)
         embedding = self._embed(t)
 
         def block(h: Maps, channels: int, resample: Resample | None = None) -> Resized:
-            layer = ResBlock(channels, self.dropout, resample, self.rescale, **inits)
+            layer = ResBlock(channels, self.dropout, resample, self.rescale, first, last)
             return layer(h, embedding, deterministic=deterministic)
 
         def attend(h: Maps) -> Maps:
-            return Attention(self.rescale, **inits | {"kernel_init": scaled_init(0.1)})(h)
+            return Attention(self.rescale, scaled_init(0.1), last)(h)
 
         def attend_at_side(h: Maps) -> Maps:
             return attend(h) if h.shape[1] in self.attention else h
 
         widths = [self.channels * factor for factor in self.channel_mult]
         down, up = self._resampling()
-        h, pyramid = nn.Conv(self.channels, (3, 3), kernel_init=scaled_init(1.0), name="stem")(z_t), z_t
+        h, pyramid = nn.Conv(self.channels, (3, 3), kernel_init=first, name="stem")(z_t), z_t
         skips = [h]
         for level, width in enumerate(widths):
             if level:
@@ -117,7 +118,15 @@ class NCSNpp(nn.Module):
                 h = block(h, width, up)
 
         h = nn.swish(group_norm(h.shape[-1])(h))
-        return nn.Conv(self.out_channels, (3, 3), kernel_init=scaled_init(self.init_scale), name="eps")(h)
+        return nn.Conv(self.out_channels, (3, 3), kernel_init=last, name="eps")(h)
+
+    @nn.nowrap
+    def _require_divisible(self, z_t: Maps) -> None:
+        factor = 2 ** (len(self.channel_mult) - 1)
+        if z_t.shape[1] % factor or z_t.shape[2] % factor:
+            raise ValueError(
+                f"a latent of shape {z_t.shape[1:]}: {len(self.channel_mult)} levels need sides divisible by {factor}"
+            )
 
     def _embed(self, t: Times) -> Embedding:
         dim = self.embedding_dim or self.channels

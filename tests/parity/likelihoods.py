@@ -55,9 +55,9 @@ def each_pixel(likelihood, features, x):
     return likelihood.log_prob(pixel(features), pixel(x)).reshape(x.shape[:-1])
 
 
-def check_unclipped_mean(fixture, name, likelihood, features, centre):
-    """Quirk: these two means of the original may leave [-1, 1]."""
-    check(fixture, name, channels_first(centre))
+def check_unclipped_mean(fixture, name, likelihood, features, centre, rtol=1e-10):
+    """Quirk: the original's means of these two may leave [-1, 1]."""
+    check(fixture, name, channels_first(centre), rtol)
     np.testing.assert_array_equal(likelihood.mean(features), jnp.clip(centre, -1.0, 1.0))
 
 
@@ -120,29 +120,38 @@ def check_bits(fixture, bits):
     check(fixture, f"bits/{bits}/in_0_1", 0.5 * (x + 1.0), rtol=2e-7)
 
 
-def check_decoder(fixture, mode, features=None):
+def decoder_of(fixture):
+    """The likelihood of an NVAE fixture."""
+    h = fixture.spec["hyper_parameters"]
+    padded = h["dataset"] in ("mnist", "omniglot")
+    return published(h["decoder_dist"], h["num_x_bits"], padded)
+
+
+def check_decoder(fixture, mode, features=None, rtol=1e-9):
     """`recon_loss` and `decoder_mean` of an NVAE fixture.
 
     Args:
         mode: the prefix of its outputs, "eval" or "train".
-        features: what our decoder made, channels last; None takes the stored logits.
+        features: what our decoder made, channels last; None takes the stored logits, some of which are rounded.
     """
-    h = fixture.spec["hyper_parameters"]
-    padded = h["dataset"] in ("mnist", "omniglot")
-    likelihood = published(h["decoder_dist"], h["num_x_bits"], padded)
-    rtol = 1e-10
+    likelihood = decoder_of(fixture)
     if features is None:
         stored = np.asarray(fixture.arrays[f"out/{mode}/logits"])
         features = channels_last(jnp.asarray(stored, jnp.zeros(()).dtype))
-        rtol = 1e-6 if stored.dtype == np.float32 else rtol
-    # Stored pixels are float32: on the grid only to its rounding.
+        rtol = 1e-6 if stored.dtype == np.float32 else 1e-10
     x = channels_last(fixture.input("in/x"))
     check(fixture, f"{mode}/recon_loss", -likelihood.log_prob(features, x), rtol)
-    if h["decoder_dist"] in ("dl", "normal"):
-        centre = centre_of(likelihood, features)
-        check_unclipped_mean(fixture, f"{mode}/decoder_mean", likelihood, features, centre)
+    name = f"{mode}/decoder_mean"
+    if isinstance(likelihood, (DiscretisedLogistic, NormalPixels)):
+        check_unclipped_mean(fixture, name, likelihood, features, centre_of(likelihood, features), rtol)
     else:
-        check(fixture, f"{mode}/decoder_mean", channels_first(likelihood.mean(features)), rtol)
+        check(fixture, name, channels_first(likelihood.mean(features)), rtol)
+
+
+def check_generated(fixture, features, rtol=1e-9):
+    """`eval/generated_image` of an NVAE fixture, from what our decoder made of the recorded noise as latents."""
+    image = 0.5 * (decoder_of(fixture).mean(features) + 1.0)
+    check(fixture, "eval/generated_image", channels_first(image), rtol)
 
 
 CHECKS = {"dist": check_distributions}

@@ -8,10 +8,12 @@ fixture are in `tests/parity/`.
 
 import pytest
 
-from tests.parity import cld, likelihoods, nvae, processes, scores
+from tests.parity import cld, likelihoods, nvae, processes, regularisers, scores
 from tests.parity.fixture import FOLDER, load, with_slack
 
-CHECKS = processes.CHECKS | cld.CHECKS | likelihoods.CHECKS | nvae.CHECKS | scores.CHECKS
+CHECKS = (
+    processes.CHECKS | cld.CHECKS | likelihoods.CHECKS | nvae.CHECKS | regularisers.CHECKS | scores.CHECKS
+)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))

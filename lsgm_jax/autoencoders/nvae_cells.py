@@ -40,7 +40,8 @@ def normalised(kernel: Kernel, log_norm: Float[Array, "outputs"]) -> Kernel:
 class Conv(nn.Module):
     """Convolution with an odd `size`; `weight_norm` learns the logarithm of each output channel's norm.
 
-    A mask multiplies the kernel before it is normalised.
+    A mask multiplies the kernel before it is normalised. What is convolved with is sown into the collection
+    "kernels", for penalties on it.
     """
 
     channels: int
@@ -59,6 +60,7 @@ class Conv(nn.Module):
         if self.weight_norm:
             start = lambda _: jnp.log(kernel_norms(stored) + 0.01)
             kernel = normalised(kernel, self.param("log_norm", start))
+        self.sow("kernels", "effective", kernel, init_fn=tuple, reduce_fn=lambda _, value: value)
         bias = None
         if self.use_bias:
             bias = self.param("bias", _uniform_bias(shape), (self.channels,), jnp.float32)

@@ -1,107 +1,54 @@
 """LSGM's state dict of an NVAE <-> the variables of `NVAE`: one table, read in both directions."""
 
 import functools
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.autoencoders.nvae import NVAE
+from lsgm_jax.interop.tables import (
+    CONV,
+    DENSE,
+    SAME,
+    Entry,
+    Layout,
+    Path,
+    State,
+    Variables,
+    to_state,
+    to_variables,
+)
 
-Path = tuple[str, ...]
-Variables = dict[str, Any]
-
-
-class ConversionError(ValueError):
-    """A state dict that does not fit the network; the message names the tensors."""
-
-
-class Layout(NamedTuple):
-    """How an array is turned to us and back; `axes` counts those of theirs."""
-
-    axes: int
-    ours: Callable[[np.ndarray], np.ndarray]
-    theirs: Callable[[np.ndarray], np.ndarray]
-
-
-VECTOR = Layout(1, lambda a: a, lambda a: a)
-DENSE = Layout(2, np.transpose, np.transpose)
-KERNEL = Layout(4, lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
-LOG_NORM = Layout(4, lambda a: a.reshape(-1), lambda a: a.reshape(-1, 1, 1, 1))
-CONSTANT = Layout(3, lambda a: a.transpose(1, 2, 0), lambda a: a.transpose(2, 0, 1))
-
-
-class Entry(NamedTuple):
-    """One tensor: its key in the state dict, its path in our variables and its layout."""
-
-    key: str
-    path: Path
-    layout: Layout
-
-
+# One norm per output channel, which PyTorch keeps along the kernel's first axis.
+LOG_NORM = Layout(lambda w: w.reshape(-1), lambda w: w.reshape(-1, 1, 1, 1))
+CONSTANT = Layout(lambda w: w.transpose(1, 2, 0), lambda w: w.transpose(2, 0, 1))
 # Buffers without information: a counter, and a copy of the kernel of convolutions that are not normalised.
 IGNORED = (".num_batches_tracked", ".weight_normalized")
 
 
-def nvae_variables(state: Mapping[str, np.ndarray], module: NVAE) -> Variables:
+def nvae_variables(state: State, module: NVAE, image_shape: tuple[int, int, int]) -> Variables:
     """Variables {"params", "batch_stats"} of `module` from a state dict; dtypes are kept.
 
     Raises:
         ConversionError: if tensors are unknown, missing or of another shape than the module's.
     """
-    entries = {entry.key: entry for entry in table(module)}
-    unknown = [key for key in state if key not in entries and not key.endswith(IGNORED)]
-    _complain(("unknown tensors", unknown), ("missing tensors", [key for key in entries if key not in state]))
-    # Without the right number of axes there is nothing to turn; with it, a shape can be compared.
-    _complain(("wrong number of axes", [k for k, e in entries.items() if np.ndim(state[k]) != e.layout.axes]))
-    expected = _shapes(module, state["prior_ftr0"].shape[1:], state["stem.weight"].shape[1])
-    variables: Variables = {}
-    wrong = []
-    for key, path, layout in entries.values():
-        value, shape = layout.ours(np.asarray(state[key])), _get(expected, path).shape
-        # A reshape would hide a column of norms that lies along the wrong axis.
-        if value.shape != shape or layout.theirs(value).shape != state[key].shape:
-            theirs = layout.theirs(np.empty(shape, np.bool_)).shape
-            wrong.append(f"{key} {tuple(state[key].shape)} instead of {theirs}")
-        _put(variables, path, value)
-    _complain(("wrong shapes", wrong))
-    return variables
+    kept = {name: tensor for name, tensor in state.items() if not name.endswith(IGNORED)}
+    return to_variables(list(table(module)), kept, _shapes(module, image_shape))
 
 
 def nvae_state(variables: Mapping[str, Any], module: NVAE) -> dict[str, np.ndarray]:
     """Inverse of `nvae_variables`; buffers without information are left out."""
-    return {key: layout.theirs(np.asarray(_get(variables, path))) for key, path, layout in table(module)}
+    return to_state(list(table(module)), dict(variables))
 
 
-def _shapes(module: NVAE, latent: tuple[int, ...], image_channels: int) -> Variables:
-    """Shapes of the variables, from the smallest latent's height and width; allocates nothing."""
-    factor = 2 ** (module.pre_blocks + module.scales - 1)
-    image = (latent[0] * factor, latent[1] * factor, image_channels)
-    x = jax.ShapeDtypeStruct((1, *image), jnp.float32)
-    noises = tuple(jax.ShapeDtypeStruct((1, *s), jnp.float32) for s in module.latent_shapes(image))
+def _shapes(module: NVAE, image_shape: tuple[int, int, int]) -> Variables:
+    """Shapes of the variables; allocates nothing."""
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    noises = tuple(jax.ShapeDtypeStruct((1, *s), jnp.float32) for s in module.latent_shapes(image_shape))
     return jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), x, noises)
-
-
-def _complain(*findings: tuple[str, list[str]], at_most: int = 5) -> None:
-    parts = []
-    for what, names in findings:
-        more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-        parts += [f"{what}: {', '.join(names[:at_most])}{more}"] if names else []
-    if parts:
-        raise ConversionError(f"the state dict does not fit this NVAE; {'; '.join(parts)}")
-
-
-def _get(tree: Any, path: Path) -> Any:
-    return functools.reduce(operator.getitem, path, tree)
-
-
-def _put(tree: Variables, path: Path, value: np.ndarray) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
 
 
 def table(module: NVAE) -> Iterator[Entry]:
@@ -204,20 +151,20 @@ def _flow(key: str, path: Path) -> Iterator[Entry]:
 
 
 def _conv(key: str, path: Path, *, bias: bool = True, norm: bool = True) -> Iterator[Entry]:
-    yield Entry(f"{key}.weight", ("params", *path, "kernel"), KERNEL)
+    yield Entry(f"{key}.weight", ("params", *path, "kernel"), CONV)
     if bias:
-        yield Entry(f"{key}.bias", ("params", *path, "bias"), VECTOR)
+        yield Entry(f"{key}.bias", ("params", *path, "bias"), SAME)
     if norm:
         yield Entry(f"{key}.log_weight_norm", ("params", *path, "log_norm"), LOG_NORM)
 
 
 def _norm(key: str, path: Path) -> Iterable[Entry]:
-    yield Entry(f"{key}.weight", ("params", *path, "scale"), VECTOR)
-    yield Entry(f"{key}.bias", ("params", *path, "bias"), VECTOR)
-    yield Entry(f"{key}.running_mean", ("batch_stats", *path, "mean"), VECTOR)
-    yield Entry(f"{key}.running_var", ("batch_stats", *path, "var"), VECTOR)
+    yield Entry(f"{key}.weight", ("params", *path, "scale"), SAME)
+    yield Entry(f"{key}.bias", ("params", *path, "bias"), SAME)
+    yield Entry(f"{key}.running_mean", ("batch_stats", *path, "mean"), SAME)
+    yield Entry(f"{key}.running_var", ("batch_stats", *path, "var"), SAME)
 
 
 def _dense(key: str, path: Path) -> Iterable[Entry]:
     yield Entry(f"{key}.weight", ("params", *path, "kernel"), DENSE)
-    yield Entry(f"{key}.bias", ("params", *path, "bias"), VECTOR)
+    yield Entry(f"{key}.bias", ("params", *path, "bias"), SAME)

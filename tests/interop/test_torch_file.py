@@ -1,6 +1,5 @@
 """Files of torch.save are read as they were written, and nothing that a file says is run."""
 
-import argparse
 import collections
 import io
 import pathlib
@@ -95,11 +94,21 @@ def test_what_surrounds_the_tensors_comes_back(write):
         "nested": collections.OrderedDict(x=[{}, 2**80]),
         "scalar": np.float32(0.5),
         "bytes": b"\x00\xff",
-        "args": argparse.Namespace(lr=0.1),
     }
-    tree["args"] = Call(Global("argparse", "Namespace"), state={"lr": 0.1})
-    read = read_torch(write(tree))
-    assert read == {**tree, "args": types.SimpleNamespace(lr=0.1)}
+    checkpoint_class = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+    written = {
+        **tree,
+        "args": Call(Global("argparse", "Namespace"), state={"lr": 0.1}),
+        "callbacks": {Global(*checkpoint_class.rsplit(".", 1)): {"best": 1.5}},
+    }
+    read = read_torch(write(written))
+    callbacks = {checkpoint_class: {"best": 1.5}}
+    assert read == {**tree, "args": types.SimpleNamespace(lr=0.1), "callbacks": callbacks}
+
+
+def test_files_of_before_2_1_do_not_say_their_byte_order(tmp_path):
+    write_zip(tmp_path / "old.pt", [np.arange(3)], drop=["byteorder"])
+    assert_array(read_torch(tmp_path / "old.pt")[0], [0, 1, 2], np.int64)
 
 
 @pytest.mark.parametrize(

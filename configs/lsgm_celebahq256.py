@@ -6,6 +6,9 @@ Paper: 16 V100 (32 GB) in every stage.
     :quantitative        FID 7.22 at 23 evaluations, NELBO at most 0.70 bits per dimension
     :qualitative         the pictures of the paper: geometric VPSDE, second stage
     :qualitative_stage3  their prior trained anew on the frozen VAE, wider, VPSDE
+
+Networks, process, weighting and times are the published ones. Not part of the run yet: the penalties on weights, KL
+balancing and the KL ramp's end below one in the first stage, and freezing the VAE in stage 3.
 """
 
 from ml_collections import ConfigDict

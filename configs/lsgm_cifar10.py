@@ -6,6 +6,9 @@ Paper: 8 V100 (16 GB) for the VAE (4 for :nll), 16 V100 (32 GB) for the joint st
     :fid       FID 2.10 at 138 evaluations, NELBO at most 3.43 bits per dimension
     :nll       NELBO at most 2.87 bits per dimension, FID 6.89
     :balanced  FID 2.17, NELBO at most 2.95 bits per dimension
+
+Networks, process, weighting and times are the published ones. Not part of the run yet: the penalties on weights, KL
+balancing and the KL ramp's end below one in the first stage.
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,10 @@ lsgm train --config=configs/lsgm_omniglot.py --workdir=runs/lsgm_omniglot
 
 Paper: 2 V100 (16 GB) for the VAE, 4 for the joint stage; NELBO at most 87.79 nats. The images are those of Burda's
 split (24,345 to train), as a folder or a TFDS data set.
+
+Networks, process, weighting and times are the published ones. Not part of the run yet: the penalties on weights, KL
+balancing and the KL ramp's end below one in the first stage, padding to 32 x 32,
+and binarising anew at every access.
 """
 
 from ml_collections import ConfigDict

@@ -1,0 +1,56 @@
+"""The published configs build the published networks: parameter counts, by shapes alone."""
+
+import pathlib
+
+import jax
+import pytest
+
+from lsgm_jax.build import build_lsgm
+from lsgm_jax.config import load_config
+from lsgm_jax.evaluation.count import count_parameters
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+# Autoencoder, and score network with its mixing logits, as the originals count them.
+PUBLISHED = {
+    "lsgm_mnist.py": (3_005_822, 63_774_544),
+    "lsgm_omniglot.py": (5_384_190, 97_804_152),
+    "lsgm_cifar10.py:fid": (100_867_740, 375_561_064),
+    "lsgm_cifar10.py:balanced": (100_867_740, 375_561_064),
+    "lsgm_cifar10.py:nll": (130_622_772, 375_561_064),
+    "lsgm_celebahq256.py:quantitative": (51_296_572, 408_367_680),
+    "lsgm_celebahq256.py:qualitative": (17_789_540, 440_116_368),
+    "lsgm_celebahq256.py:qualitative_stage3": (17_789_540, 680_827_984),
+}
+QUICK = ["lsgm_mnist.py:quick", "lsgm_cifar10.py:fid,quick", "lsgm_celebahq256.py:qualitative,quick"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [name if name == "lsgm_mnist.py" else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED],
+)
+def test_published_configs_have_the_published_size(config):
+    model = build_lsgm(load_config(str(CONFIGS / config), []))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    counts = (
+        count_parameters(params["vae"]["net"]),
+        count_parameters([params["score_net"], params["mixing_logit"]]),
+    )
+    assert counts == PUBLISHED[config]
+
+
+@pytest.mark.parametrize("config", QUICK)
+def test_quick_variants_trace_through_loss_and_sample(config):
+    """Shapes alone: NVAE, its statistics, the prior on its smallest scale, and samples back through the decoder."""
+    from lsgm_jax.models.vae import Batch
+    from lsgm_jax.solvers.ode import ODESolver
+
+    model = build_lsgm(load_config(str(CONFIGS / config), []))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(model.init, key)
+    x = jax.ShapeDtypeStruct((2, *model.vae.image_shape), "float32")
+    value, aux = jax.eval_shape(model.loss, params, Batch(x), key)
+    assert value.shape == ()
+    assert jax.tree.structure(aux.carried["vae"]["carried"]) == jax.tree.structure(params["vae"]["carried"])
+    solver = ODESolver(name="Euler", steps=2)
+    images, _ = jax.eval_shape(lambda p, k: model.sample(p, k, 2, solver), params, key)
+    assert images.shape == x.shape

@@ -31,7 +31,6 @@ def with_logit(params, value):
 @pytest.mark.parametrize(
     ("process", "encoder_density"),
     [
-        ("vp", "optimal"),
         ("sub_vp", "shared"),
         ("ve", "shared"),
         ("geometric_vp", "shared"),

@@ -195,7 +195,7 @@ def test_published_cross_entropy_is_exact_for_normal_data(x64, process, density)
     assert stderr < 0.1
 
 
-@pytest.mark.parametrize("t_min", [1e-4, 1e-3, 0.05])
+@pytest.mark.parametrize("t_min", [1e-3, 0.05])
 def test_low_noise_cross_entropy_exceeds_the_exact_one_by_its_gaps(x64, process, t_min):
     """For the exact score of N(0, v) the bound (O7) differs from CE(q || N(0, v)) only at t_min and at t = 1."""
     objective = Objective(prior_weighting=weights.unweighted, density=times.Defensive(t_min=t_min))
@@ -258,11 +258,10 @@ def test_control_variate_removes_most_of_the_noise(x64, process):
     assert quiet.std() < 0.125 * plain.std()
 
 
-@pytest.mark.parametrize("weighting", [weights.unweighted, weights.likelihood])
-def test_control_variate_changes_no_expected_gradient(x64, process, weighting):
+def test_control_variate_changes_no_expected_gradient(x64, process):
     """Mean gradients with and without it agree; the encoder's is far less noisy with it."""
     published = Objective(
-        prior_weighting=weighting, density=times.Defensive(t_min=1e-3), control_variate=False
+        prior_weighting=weights.unweighted, density=times.Defensive(t_min=1e-3), control_variate=False
     )
     controlled = dataclasses.replace(published, control_variate=True)
     mean, logit = jnp.array([0.6, -0.4, 1.0]), jnp.zeros(3)

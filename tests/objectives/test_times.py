@@ -167,7 +167,7 @@ def test_processes_may_be_traced():
     density = times.Optimal(weighting=weights.likelihood)
     draw = jax.jit(lambda process, u: density.quantile(process, u))
     u = jnp.linspace(0.0, 0.99, 5)
-    for process in MAIN.values():
+    for process in (MAIN["vp"], MAIN["cld"]):
         np.testing.assert_allclose(draw(process, u), density.quantile(process, u), rtol=1e-5)
 
 

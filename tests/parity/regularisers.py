@@ -25,7 +25,7 @@ def check_regularisers(fixture):
     params = jax.tree.map(functools.partial(jnp.asarray, dtype=jnp.zeros(()).dtype), params)
     for iterations in h["power_iterations"]:
         check_spectral(fixture, params, kernels, names, iterations)
-    check_exact(fixture, kernels(params))
+    check_exact(fixture, jax.jit(kernels)(params))
     check_scales(fixture, params, names)
 
 

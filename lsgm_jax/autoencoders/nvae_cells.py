@@ -61,7 +61,7 @@ class Conv(nn.Module):
             start = lambda _: jnp.log(kernel_norms(stored) + 0.01)
             kernel = normalised(kernel, self.param("log_norm", start))
         if not self.is_initializing():
-            self.sow("kernels", "effective", kernel, init_fn=tuple, reduce_fn=lambda _, value: value)
+            self.sow("kernels", "effective", kernel, init_fn=lambda: kernel, reduce_fn=lambda _, value: value)
         bias = None
         if self.use_bias:
             bias = self.param("bias", _uniform_bias(shape), (self.channels,), jnp.float32)

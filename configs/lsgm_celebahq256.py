@@ -54,7 +54,7 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
                 input_skip=True,
                 flows=2,
             ),
-            likelihood=dict(name="mixture_of_logistics"),
+            likelihood=dict(name="mixture_of_logistics", density_below=1e-5),
             process=dict(name="geometric_vp" if geometric else "vp"),
             score=dict(
                 name="ncsnpp",

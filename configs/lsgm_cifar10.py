@@ -48,7 +48,7 @@ def get_config(arg: str = "fid") -> ConfigDict:
                 arch="res_bnswish",
                 flows=2 if nll else 0,
             ),
-            likelihood=dict(name="mixture_of_logistics"),
+            likelihood=dict(name="mixture_of_logistics", density_below=1e-5),
             process=dict(name="geometric_vp" if nll else "vp"),
             score=dict(
                 name="ncsnpp",

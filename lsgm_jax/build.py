@@ -129,13 +129,19 @@ OPTIMISERS = {"adamax": adamax, "adamw": adamw}
 
 def optimal(*, weighting: str = "likelihood", t_min: float = 0.01) -> Optimal:
     """`Optimal` for a key of `WEIGHTINGS`."""
-    return Optimal(weighting=look_up(WEIGHTINGS, weighting, "density.weighting"), t_min=t_min)
+    return Optimal(weighting=_weighting(weighting), t_min=t_min)
 
 
 def defensive(*, weighting: str = "likelihood", t_min: float = 0.01, uniform_share: float = 0.1) -> Defensive:
     """`Defensive` for a key of `WEIGHTINGS`."""
-    weigh = look_up(WEIGHTINGS, weighting, "density.weighting")
-    return Defensive(weighting=weigh, t_min=t_min, uniform_share=uniform_share)
+    return Defensive(weighting=_weighting(weighting), t_min=t_min, uniform_share=uniform_share)
+
+
+def _weighting(name: str) -> weights.Weighting:
+    if name not in WEIGHTINGS:  # `build` says which section it stands in
+        near = did_you_mean(name, WEIGHTINGS)
+        raise ValueError(f"weighting={name!r} is none of {', '.join(WEIGHTINGS)}{near}")
+    return WEIGHTINGS[name]
 
 
 def shared() -> None:

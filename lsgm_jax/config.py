@@ -3,6 +3,7 @@
 import inspect
 import json
 import pathlib
+import typing
 from typing import Any
 
 from absl import flags
@@ -64,12 +65,18 @@ def complete(tree: dict[str, Any]) -> Config:
                 raise ConfigError(_no_such_key(section, field, allowed))
         values = {field: given.get(field, parameter.default) for field, parameter in allowed.items()}
         # A number that may be left out has a type all the same, or no override could set it.
-        values |= {field: placeholder(float) for field, value in values.items() if value is None}
+        values |= {name: _left_out(allowed[name]) for name, value in values.items() if value is None}
         missing = [field for field, value in values.items() if value is inspect.Parameter.empty]
         if missing:
             raise ConfigError(f"config.{section}.{missing[0]} is missing")
         done[section] = named | values
     return ConfigDict(done)
+
+
+def _left_out(field: inspect.Parameter) -> Any:
+    """`None`, of the type that the field's annotation has beside it."""
+    options = (typing.get_origin(option) or option for option in typing.get_args(field.annotation))
+    return placeholder(next(option for option in options if option in (int, float, str, tuple)))
 
 
 def save_config(path: pathlib.Path, config: Config) -> None:

@@ -121,12 +121,27 @@ def test_a_number_that_may_be_left_out_can_be_set():
     assert build("process", config).friction is None
 
 
+@pytest.mark.parametrize(
+    ("override", "value"), [("embedding_dim=16", 16), ("fir=(1.0,2.0,1.0)", (1.0, 2.0, 1.0))]
+)
+def test_what_may_be_left_out_keeps_its_type(override, value):
+    """A whole number stays one, and a tuple that the file leaves out can come back."""
+    mnist = CONFIG.replace("digits.py:quick", "lsgm_mnist.py:quick")
+    config = load_config(mnist, [f"--config.score.{override}"])
+    given = config.score[override.split("=")[0]]
+    assert given == value
+    assert type(given) is type(value)
+
+
 def test_a_density_names_its_weighting():
     config = load_config(CONFIG, ["--config.density.name=optimal", "--config.density.weighting=unweighted"])
     assert build_lsgm(config).objective.density.weighting is unweighted
     config = load_config(CONFIG, ["--config.density.name=optimal", "--config.density.weighting=unweigted"])
-    with pytest.raises(ConfigError, match=r"'unweigted' is none of .*did you mean 'unweighted'"):
+    with pytest.raises(ConfigError, match=r"density: .*'unweigted' is none of .*did you mean 'unweighted'"):
         build_lsgm(config)
+    other = ["--config.encoder_density.name=optimal", "--config.encoder_density.weighting=unweigted"]
+    with pytest.raises(ConfigError, match=r"config\.encoder_density: weighting='unweigted'"):
+        build_lsgm(load_config(CONFIG, other))
 
 
 def test_runs_from_before_a_section_existed_still_load(tmp_path):

@@ -48,7 +48,7 @@ def flow_masks(channels: int, *, mirrored: bool) -> tuple[np.ndarray, np.ndarray
 
 
 class FlowCell(nn.Module):
-    """Z -> z - m(z), where each entry of m sees only the entries of z before it."""
+    """Subtracts m(z) from z, where each entry of m sees only the entries of z before it."""
 
     mirrored: bool
 

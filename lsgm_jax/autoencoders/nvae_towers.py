@@ -24,7 +24,7 @@ class PyramidCell(nn.Module):
 
 
 class Encoder(nn.Module):
-    """X -> the features that each group of latents is inferred from, in decoder order (smallest scale first).
+    """The features of x that each group of latents is inferred from, in decoder order (smallest scale first).
 
     Attributes:
         channels: width at every resolution, that of the image first.

@@ -162,8 +162,7 @@ def normal_eps(process: Process, z_t: State, t: Times) -> Latents:
 
 def normal_error(process: Process, t: Scalars) -> Scalars:
     """Mean squared error of `normal_eps` per dimension if z_0 is what it presumes (D3)."""
-    signal, noise = kernel(process, t)
-    whitened = solve_lower(noise, signal * jnp.sqrt(data_variance(process)))
+    whitened = whitened_signal(process, t) * jnp.sqrt(data_variance(process))
     return whitened[..., -1] ** 2 / (1.0 + jnp.sum(whitened**2, axis=-1))
 
 

@@ -4,7 +4,7 @@ Everything is unrolled over k and elementwise otherwise, so XLA fuses it with wh
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -34,21 +34,24 @@ def matvec(matrix: PerSampleMatrix, state: State) -> State:
 
 
 def solve_lower(lower: Matrix, vector: Vector) -> Vector:
-    """lower^-1 vector by forward substitution."""
-    solved: list[Scalars] = []
-    for i in range(lower.shape[-1]):
-        known = sum(lower[..., i, j] * value for j, value in enumerate(solved))
-        solved.append((vector[..., i] - known) / lower[..., i, i])
-    return jnp.stack(solved, axis=-1)
+    """lower^-1 vector."""
+    values = [vector[..., i] for i in range(vector.shape[-1])]
+    return jnp.stack(_substitute(lambda i, j: lower[..., i, j], values), axis=-1)
 
 
 def solve_lower_state(lower: PerSampleMatrix, state: State) -> tuple[Latents, ...]:
-    """`solve_lower` for the coordinates of a state."""
-    solved: list[Latents] = []
-    for i, value in enumerate(coordinates(state)):
-        known = sum(expand(lower[:, i, j], value) * earlier for j, earlier in enumerate(solved))
-        solved.append((value - known) / expand(lower[:, i, i], value))
-    return tuple(solved)
+    """lower^-1 applied to the coordinates of every latent dimension."""
+    values = coordinates(state)
+    return tuple(_substitute(lambda i, j: expand(lower[:, i, j], values[0]), values))
+
+
+def _substitute(entry: Callable[[int, int], Array], values: Sequence[Array]) -> list[Array]:
+    """Forward substitution."""
+    solved: list[Array] = []
+    for i, value in enumerate(values):
+        known = sum(entry(i, j) * earlier for j, earlier in enumerate(solved))
+        solved.append((value - known) / entry(i, i))
+    return solved
 
 
 def add_noise(lower: Matrix, vector: Vector) -> Matrix:

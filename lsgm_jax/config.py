@@ -10,10 +10,20 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
-from lsgm_jax.build import DEFAULT_NAMES, SECTIONS, Config, ConfigError, did_you_mean, schema, section_target
+from lsgm_jax.build import (
+    DEFAULT_NAMES,
+    Config,
+    ConfigError,
+    Sections,
+    did_you_mean,
+    schema,
+    section_target,
+    sections,
+)
 from lsgm_jax.files import write_json
 
-TOP_LEVEL = ("seed", *SECTIONS)
+# Fields of a config that are no sections, and their defaults.
+PLAIN = {"model": "lsgm", "seed": 0}
 
 
 def load_config(path: str, overrides: list[str]) -> Config:
@@ -26,19 +36,22 @@ def load_config(path: str, overrides: list[str]) -> Config:
     """
     tree = _run_config_file(path)
     complete(tree)
-    for key, value in map(_split_override, overrides):
+    changes = [_split_override(override) for override in overrides]
+    tree |= {key: value for key, value in changes if key == "model"}
+    known = _sections_of(tree)
+    for key, value in changes:
         section, _, field = key.partition(".")
-        _check_section(section)
+        _check_section(section, known)
         if (
             field == "name"
-            and isinstance(SECTIONS.get(section), dict)
+            and isinstance(known.get(section), dict)
             and value != tree.get(section, {}).get("name")
         ):
             tree[section] = {"name": value}
     config = complete(tree)
-    for key, _ in map(_split_override, overrides):
+    for key, _ in changes:
         section, _, field = key.partition(".")
-        if section != "seed" and field not in config[section]:
+        if section not in PLAIN and field not in config[section]:
             raise ConfigError(_no_such_key(section, field, config[section]))
     return _apply(config, overrides)
 
@@ -49,16 +62,17 @@ def complete(tree: dict[str, Any]) -> Config:
     Raises:
         ConfigError: for a section or key that does not exist, or one that is missing.
     """
+    known = _sections_of(tree)
     for section, fields in tree.items():
-        _check_section(section)
-        if section != "seed" and not isinstance(fields, dict):
+        _check_section(section, known)
+        if section not in PLAIN and not isinstance(fields, dict):
             raise ConfigError(f"config.{section}={fields!r} is no section: it takes a ConfigDict")
-    done: dict[str, Any] = {"seed": tree.get("seed", 0)}
-    for section in SECTIONS:
+    done: dict[str, Any] = {field: tree.get(field, default) for field, default in PLAIN.items()}
+    for section in known:
         given = tree.get(section, {})
         if section in DEFAULT_NAMES:
             given = {"name": DEFAULT_NAMES[section]} | given
-        allowed = schema(section, section_target(section, {section: given}))
+        allowed = schema(section, section_target(section, {"model": done["model"], section: given}))
         named = {"name": given["name"]} if "name" in given and "name" not in allowed else {}
         for field in given:
             if field not in allowed and field not in named:
@@ -151,10 +165,15 @@ def _split_override(override: str) -> tuple[str, str]:
     return key, value
 
 
-def _check_section(section: str) -> None:
-    if section not in TOP_LEVEL:
-        near = did_you_mean(section, TOP_LEVEL)
-        raise ConfigError(f"config.{section} does not exist: there are {', '.join(TOP_LEVEL)}{near}")
+def _sections_of(tree: dict[str, Any]) -> Sections:
+    return sections(tree.get("model", PLAIN["model"]))
+
+
+def _check_section(section: str, known: Sections) -> None:
+    names = [*PLAIN, *known]
+    if section not in names:
+        near = did_you_mean(section, names)
+        raise ConfigError(f"config.{section} does not exist: there are {', '.join(names)}{near}")
 
 
 def _no_such_key(section: str, field: str, allowed: Any) -> str:

@@ -25,8 +25,20 @@ MAY_IMPORT = {
     "evaluation": {"arrays", "files", "diffusions", "models", "data", "training", "objectives"},
     "build": {"arrays", "models", "training", "evaluation", "data", "objectives", "solvers", *PARTS},
     "config": {"build", "files"},
-    "run": {"arrays", "build", "config", "data", "evaluation", "models", "objectives", "solvers", "training"},
-    "cli": {"files", "build", "config", "run", "data", "evaluation", "training"},
+    "stages": {"arrays", "build", "evaluation", "models", "objectives", "solvers", "training"},
+    "run": {
+        "arrays",
+        "build",
+        "config",
+        "data",
+        "evaluation",
+        "models",
+        "objectives",
+        "solvers",
+        "stages",
+        "training",
+    },
+    "cli": {"files", "build", "config", "run", "stages", "data", "evaluation", "training"},
     "__init__": set(),
 }
 # Third-party libraries that are confined to some rooms.

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lsgm_jax.build import SECTIONS, ConfigError, build, build_lsgm
+from lsgm_jax.build import MODELS, ConfigError, build, build_lsgm
 from lsgm_jax.config import differences, load_config, read_config, save_config
-from lsgm_jax.models.vae import Batch
+from lsgm_jax.models.bound import Batch
 from lsgm_jax.objectives.weights import unweighted
 from tests.tiny import CONFIG, model
 
@@ -19,7 +19,10 @@ from tests.tiny import CONFIG, model
     [
         ("--config.scroe.name=x", "config.scroe does not exist: there are .*did you mean 'score'"),
         ("--config.train.stesp=5", "config.train.stesp does not exist: train takes .*did you mean 'steps'"),
-        ("--config.score.name=unte", "config.score.name='unte' is none of unet, ncsnpp; did you mean 'unet'"),
+        (
+            "--config.score.name=unte",
+            "config.score.name='unte' is none of unet, ncsnpp, mlp; did you mean 'unet'",
+        ),
         ("--config.train.steps=many", "config.train.steps=many"),
         ("--config.train.steps=1.5", "config.train.steps=1.5"),
         ("--config.train.steps=0", "config.train: steps=0: give a positive number"),
@@ -173,7 +176,7 @@ def test_a_damaged_config_is_named(tmp_path):
         read_config(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("name", SECTIONS["likelihood"])
+@pytest.mark.parametrize("name", MODELS["lsgm"]["likelihood"])
 def test_every_likelihood_fits_a_model(name):
     """The decoder emits as many features as the likelihood reads."""
     levels = 2 if "bernoulli" in name else 32

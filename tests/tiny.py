@@ -8,9 +8,10 @@ import numpy as np
 
 from lsgm_jax.build import build_lsgm
 from lsgm_jax.config import load_config
-from lsgm_jax.models.vae import Batch
+from lsgm_jax.models.bound import Batch
 
-CONFIG = str(pathlib.Path(__file__).parent.parent / "configs" / "digits.py") + ":quick"
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = str(ROOT / "configs" / "digits.py") + ":quick"
 OVERRIDES = [
     "--config.autoencoder.channels=(8,8)",
     "--config.autoencoder.latent_channels=2",
@@ -32,6 +33,11 @@ def model(*overrides):
 def batch(count=16, seed=0):
     levels = np.random.default_rng(seed).integers(0, 17, (count, 8, 8, 1))
     return Batch(jnp.asarray(levels / 8.0 - 1.0, jnp.float32))
+
+
+def at_full_kl(loss):
+    """A model's loss as a training step calls it, with KL coefficient one at every step."""
+    return lambda params, batch, key, step: loss(params, batch, key)
 
 
 def assert_trees_equal(left, right):

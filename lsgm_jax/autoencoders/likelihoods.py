@@ -220,6 +220,13 @@ class Cropped:
         return values[:, self.border : height - self.border, self.border : width - self.border]
 
 
+def scored_values(likelihood: Likelihood, image_shape: tuple[int, int, int]) -> int:
+    """How many pixel values of an image `log_prob` is about: the dimensions in "bits per dimension"."""
+    border = likelihood.border if isinstance(likelihood, Cropped) else 0
+    height, width, channels = image_shape
+    return (height - 2 * border) * (width - 2 * border) * channels
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Categorical:
     """One logit for every grey level: the most flexible choice where the levels are few."""

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
@@ -47,6 +47,20 @@ class DataSpec:
                 f"batch_size={self.batch_size} does not divide over {jax.process_count()} processes"
             )
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return self.image_shape
+
+    @property
+    def bin_width(self) -> float:
+        """Distance of the grey levels in [-1, 1]."""
+        return 2.0 / (self.levels - 1)
+
+    def open(self, split: str, *, decode: bool = True) -> "Split":
+        """The images of "train", "validation" or "test"; see `Split`."""
+        return Split(self, split, decode=decode)
+
 
 def quantise(image: np.ndarray, levels: int) -> np.ndarray:
     """Reduces uint8 values to `levels` grey levels and maps them to [-1, 1], float32."""
@@ -74,6 +88,11 @@ class Split:
             indices = tqdm(range(count), desc=f"decoding {split}", disable=count < 5000, leave=False)
             self.decoded = np.stack([self._read(index) for index in indices])
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are decoded."""
+        return self.decoded is not None
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -93,33 +112,81 @@ class Split:
         return image
 
 
-def training_batches(images: Split, seed: int) -> grain.DatasetIterator:
-    """Endless shuffled batches {"x": [batch, h, w, c]} of this process's share of the images.
+@runtime_checkable
+class Samples(Protocol):
+    """Random access to samples {"x": float32 array} of one split."""
+
+    @property
+    def spec(self) -> "Data":
+        """What describes them."""
+        ...
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether a sample costs nothing to speak of."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What a config's data section describes."""
+
+    @property
+    def source(self) -> str:
+        """What to call it."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per step, over all processes."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        ...
+
+    @property
+    def bin_width(self) -> float:
+        """Distance of the values a sample can have; 0 for continuous ones."""
+        ...
+
+    def open(self, split: str, *, decode: bool = True) -> Samples:
+        """The samples of "train", "validation" or "test"; without `decode` each is made when it is asked for."""
+        ...
+
+
+def training_batches(samples: Samples, seed: int) -> grain.DatasetIterator:
+    """Endless shuffled batches {"x": [batch, ...]} of this process's share of the samples.
 
     The iterator's `get_state` and `set_state` resume it exactly.
 
     Raises:
-        DataError: if there are fewer images than a batch.
+        DataError: if there are fewer samples than a batch.
     """
-    spec = images.spec
-    if len(images) < spec.batch_size:
+    data = samples.spec
+    if len(samples) < data.batch_size:
         raise DataError(
-            f"{len(images)} training images in {spec.source} are fewer than a batch: "
-            f"set config.data.batch_size to at most {len(images)}"
+            f"{len(samples)} training samples in {data.source} are fewer than a batch: "
+            f"set config.data.batch_size to at most {len(samples)}"
         )
     mine = slice(jax.process_index(), None, jax.process_count())
-    dataset = grain.MapDataset.source(images).slice(mine).seed(seed).shuffle().repeat()
-    dataset = dataset.batch(spec.batch_size // jax.process_count(), drop_remainder=True)
-    # Batching decoded arrays takes microseconds: threads would only compete with XLA for the cores.
-    threads = 0 if images.decoded is not None else 8
+    dataset = grain.MapDataset.source(samples).slice(mine).seed(seed).shuffle().repeat()
+    dataset = dataset.batch(data.batch_size // jax.process_count(), drop_remainder=True)
+    # Batching arrays takes microseconds: threads would only compete with XLA for the cores.
+    threads = 0 if samples.in_memory else 8
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads)))
 
 
-def whole_split(spec: DataSpec, split: str, limit: int | None = None) -> np.ndarray:
-    """All images (or the first `limit`) of "train", "validation" or "test", [n, h, w, c] in [-1, 1]."""
-    images = Split(spec, split, decode=limit is None)
-    count = len(images) if limit is None else min(limit, len(images))
-    return np.stack([images[index]["x"] for index in range(count)])
+def whole_split(data: Data, split: str, limit: int | None = None) -> np.ndarray:
+    """All samples (or the first `limit`) of "train", "validation" or "test", [n, ...]; images in [-1, 1]."""
+    samples = data.open(split, decode=limit is None)
+    count = len(samples) if limit is None else min(limit, len(samples))
+    return np.stack([samples[index]["x"] for index in range(count)])
 
 
 def padded_batches(x: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:

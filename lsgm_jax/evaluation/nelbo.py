@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.data.pipeline import padded_batches
+from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.network import Params
-from lsgm_jax.models.vae import Batch
 from lsgm_jax.objectives.times import Stratum
 
 PerImage = Callable[[Params, Batch, Key, Stratum], dict[str, jax.Array]]

@@ -5,15 +5,23 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import EpsNet, Images, Key, Latents, Scalar, State, Times, coordinates
-from lsgm_jax.diffusions.linear import Process, normal_eps, sample_prior, unit_noise
-from lsgm_jax.models.network import Aux, Network, Params
-from lsgm_jax.models.vae import VAE, Batch, Bound, bound_metrics
-from lsgm_jax.objectives.elbo import Draw, Objective, denoise, denoise_separately
-from lsgm_jax.objectives.times import Defensive, Stratum, TimeDensity, sample_times
-from lsgm_jax.objectives.weights import likelihood
-from lsgm_jax.scores.parameterise import mix
-from lsgm_jax.solvers.ode import ODESolver, Solution, solve_to_data
+from lsgm_jax.arrays import EpsNet, Images, Key, Latents, Scalar, State, Times
+from lsgm_jax.autoencoders.likelihoods import scored_values
+from lsgm_jax.diffusions.linear import Process, normal_eps, sample_prior
+from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
+from lsgm_jax.models.network import Aux, Network, Params, constants
+from lsgm_jax.models.vae import VAE
+from lsgm_jax.objectives.elbo import (
+    Draw,
+    Objective,
+    denoise,
+    denoise_separately,
+    sample_draw,
+    score_cross_entropy,
+)
+from lsgm_jax.objectives.times import Stratum, TimeDensity
+from lsgm_jax.scores.parameterise import in_channels, mix
+from lsgm_jax.solvers.ode import ODESolver, Solution, log_density, solve_to_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +34,21 @@ class LSGM:
     objective: Objective
     mixing_logit_init: float = -3.0
 
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        return self.vae.image_shape
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of what the score describes."""
+        return self.vae.latent_shape
+
+    @property
+    def pixel_values(self) -> int:
+        """How many values of a grid the bound is about."""
+        return scored_values(self.vae.likelihood, self.vae.image_shape)
+
     def init(self, key: Key) -> Params:
         """Fresh parameters of VAE and prior."""
         k_vae, k_prior = jax.random.split(key)
@@ -35,7 +58,7 @@ class LSGM:
         """Fresh parameters of the prior alone, to be joined with those of a trained VAE."""
         z_t = sample_prior(self.process, key, (1, *self.vae.latent_shape))
         return {
-            "score_net": self.score_net.init(key, _in_channels(z_t), jnp.zeros(1)),
+            "score_net": self.score_net.init(key, in_channels(z_t), jnp.zeros(1)),
             "mixing_logit": jnp.full(self.vae.latent_shape[-1], self.mixing_logit_init, jnp.float32),
         }
 
@@ -43,7 +66,7 @@ class LSGM:
         """The mixed noise prediction (z_t, t) -> eps_hat."""
 
         def predict(z_t: State, t: Times) -> Latents:
-            net_eps = self.score_net.apply(params["score_net"], _in_channels(z_t), t, dropout_key=dropout_key)
+            net_eps = self.score_net.apply(params["score_net"], in_channels(z_t), t, dropout_key=dropout_key)
             return mix(params["mixing_logit"], normal_eps(self.process, z_t, t), net_eps)
 
         return predict
@@ -65,12 +88,12 @@ class LSGM:
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=True)
         z_0, entropy, _, rest = encoded.latent
         eps_net = self.eps_net(params, dropout_key=k_dropout)
-        draw = self.draw(self.objective.density, k_prior, z_0)
+        draw = self._draw(self.objective.density, k_prior, z_0)
 
         if self.objective.encoder_density is None:
             matching = denoise(self.objective, self.process, eps_net, z_0, draw, kl_coefficient)
         else:
-            encoder_draw = self.draw(self.objective.encoder_density, k_encoder, z_0)
+            encoder_draw = self._draw(self.objective.encoder_density, k_encoder, z_0)
             frozen = self.eps_net(jax.lax.stop_gradient(params), dropout_key=k_dropout)
             matching = denoise_separately(
                 self.objective, self.process, eps_net, frozen, z_0, draw, encoder_draw
@@ -79,27 +102,32 @@ class LSGM:
         loss = jnp.mean(encoded.reconstruction + kl_coefficient * (rest - entropy) + matching.loss)
         bound = Bound(encoded.reconstruction, entropy, matching.cross_entropy + rest)
         metrics = bound_metrics(bound) | {"prior_loss": jnp.mean(matching.prior_loss)}
-        return loss, Aux(metrics, {"vae": encoded.carried})
-
-    def draw(self, density: TimeDensity, key: Key, z_0: Latents, stratum: Stratum = Stratum()) -> Draw:
-        """Times from the density and unit noise for the latents."""
-        k_times, k_eps = jax.random.split(key)
-        t = sample_times(density, self.process, k_times, len(z_0), stratum, self.objective.spread)
-        return Draw(t, unit_noise(self.process, k_eps, z_0.shape))
+        carried = {"vae": encoded.carried, "score_net": constants(params["score_net"])}
+        return loss, Aux(metrics, carried)
 
     def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
-        """Terms of the NELBO per image, without dropout, one draw of z_0, t and eps each.
-
-        Whatever the training objective, the times come from `Defensive` and the cross entropy is the low-noise
-        estimate that is a bound for every t_min. Repeated draws should pass their `stratum`.
-        """
+        """Terms of the NELBO per image, without dropout, one draw of z_0, t and eps each; see `score_cross_entropy`."""
         k_vae, k_draw = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-        scoring = Objective(prior_weighting=likelihood, density=Defensive(t_min=self.objective.density.t_min))
         z_0, entropy, _, rest = encoded.latent
-        draw = self.draw(scoring.density, k_draw, z_0, stratum)
-        matching = denoise(scoring, self.process, self.eps_net(params), z_0, draw)
-        return Bound(encoded.reconstruction, entropy, matching.cross_entropy + rest)
+        t_min, eps_net = self.objective.density.t_min, self.eps_net(params)
+        cross_entropy = score_cross_entropy(self.process, eps_net, z_0, t_min, k_draw, stratum)
+        return Bound(encoded.reconstruction, entropy, cross_entropy + rest)
+
+    def ode_bound(
+        self, params: Params, batch: Batch, key: Key, solver: ODESolver, probes: int = 1
+    ) -> ODEBound:
+        """The NELBO with log p(z_0) integrated along the probability-flow ODE, one draw of z_0 per image.
+
+        Args:
+            probes: vectors of Hutchinson's estimate per image.
+        """
+        k_vae, k_probe = jax.random.split(key)
+        encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
+        z_0, entropy, _, rest = encoded.latent
+        prior = log_density(solver, self.process, self.eps_net(params), k_probe, z_0, probes)
+        nelbo = encoded.reconstruction - entropy + rest - prior.log_prob
+        return ODEBound(nelbo, prior.nfe, prior.success)
 
     def sample(self, params: Params, key: Key, count: int, solver: ODESolver) -> tuple[Images, Solution]:
         """Expected images of `count` latents drawn from the prior by the probability-flow ODE."""
@@ -108,7 +136,5 @@ class LSGM:
         solution = solve_to_data(solver, self.process, self.eps_net(params), k_prior, shape)
         return self.vae.decode(params["vae"], solution.z_0, k_decoder), solution
 
-
-def _in_channels(z_t: State) -> Latents:
-    """The coordinates side by side in the last axis: what a network takes."""
-    return jnp.concatenate(coordinates(z_t), axis=-1)
+    def _draw(self, density: TimeDensity, key: Key, z_0: Latents) -> Draw:
+        return sample_draw(density, self.objective.spread, self.process, key, z_0)

@@ -21,20 +21,32 @@ class Aux(NamedTuple):
     carried: Params
 
 
+def constants(params: Params) -> Params:
+    """The part of a `Network`'s parameters that never changes, such as fixed random frequencies, as `Aux.carried`."""
+    return {"carried": params["carried"]} if "carried" in params else {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """`init` and `apply` of a Linen module whose only randomness is dropout."""
+    """`init` and `apply` of a Linen module whose only randomness is dropout.
+
+    What the module stores beside its parameters is constant, and lies under "carried" among them.
+    """
 
     module: nn.Module
 
     def init(self, key: Key, *example: Array) -> Params:
         """Parameters for inputs of the shapes of `example`."""
-        return self.module.init(key, *example, deterministic=True)["params"]
+        variables = dict(self.module.init(key, *example, deterministic=True))
+        params = variables.pop("params")
+        return {**params, "carried": variables} if variables else params
 
     def apply(self, params: Params, *inputs: Array, dropout_key: Key | None = None) -> Array:
         """The output; dropout is on exactly if it is given a key."""
         rngs = None if dropout_key is None else {"dropout": dropout_key}
-        output = self.module.apply({"params": params}, *inputs, deterministic=rngs is None, rngs=rngs)
+        trained = {name: part for name, part in params.items() if name != "carried"}
+        variables = {"params": trained, **jax.lax.stop_gradient(params.get("carried", {}))}
+        output = self.module.apply(variables, *inputs, deterministic=rngs is None, rngs=rngs)
         return cast(Array, output)
 
 
@@ -59,6 +71,13 @@ class StatefulNetwork:
         mutable = list(params["carried"])
         output, carried = self.module.apply(variables, *inputs, train=True, method=method, mutable=mutable)
         return output, {"carried": carried}
+
+
+def trainable(params: Params) -> Params:
+    """The parameters without anything that is carried."""
+    if not isinstance(params, dict):
+        return params
+    return {name: trainable(part) for name, part in params.items() if name != "carried"}
 
 
 def split_or_none(key: Key | None, count: int) -> list[Key | None]:

@@ -9,26 +9,8 @@ import jax.numpy as jnp
 from lsgm_jax.arrays import Images, Key, Latents, PerSample, Scalar
 from lsgm_jax.autoencoders.likelihoods import Likelihood
 from lsgm_jax.models.backbones import Backbone, Latent
+from lsgm_jax.models.bound import Batch, Bound, bound_metrics
 from lsgm_jax.models.network import Aux, Params
-
-
-class Batch(NamedTuple):
-    """What every model learns from."""
-
-    x: Images
-
-
-class Bound(NamedTuple):
-    """The terms of a bound on -log p(x), per image, nats: nelbo = reconstruction - entropy + cross_entropy."""
-
-    reconstruction: PerSample
-    entropy: PerSample
-    cross_entropy: PerSample
-
-    @property
-    def nelbo(self) -> PerSample:
-        """Negative evidence lower bound."""
-        return self.reconstruction - self.entropy + self.cross_entropy
 
 
 class Encoded(NamedTuple):
@@ -78,11 +60,6 @@ class VAE:
         """Expected images of `count` latents drawn from the Normal prior."""
         k_prior, k_decoder = jax.random.split(key)
         return self.decode(params, jax.random.normal(k_prior, (count, *self.latent_shape)), k_decoder)
-
-
-def bound_metrics(bound: Bound) -> dict[str, Scalar]:
-    """Batch means of the terms of a bound, nats."""
-    return {name: jnp.mean(value) for name, value in {**bound._asdict(), "nelbo": bound.nelbo}.items()}
 
 
 def _normal_bound(encoded: Encoded) -> Bound:

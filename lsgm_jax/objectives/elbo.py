@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from lsgm_jax.arrays import (
     EpsNet,
+    Key,
     Latents,
     PerSample,
     Scalar,
@@ -34,9 +35,10 @@ from lsgm_jax.diffusions.linear import (
     noise_entropy,
     normal_eps,
     perturb,
+    unit_noise,
 )
 from lsgm_jax.objectives.matching import score_matching, squared_error
-from lsgm_jax.objectives.times import Spread, TimeDensity, stratified
+from lsgm_jax.objectives.times import Defensive, Spread, Stratum, TimeDensity, sample_times, stratified
 from lsgm_jax.objectives.weights import Weighting, likelihood
 
 
@@ -89,6 +91,20 @@ class Objective:
     control_variate: bool = True
 
 
+def sample_draw(
+    density: TimeDensity,
+    spread: Spread,
+    process: Process,
+    key: Key,
+    z_0: Latents,
+    stratum: Stratum = Stratum(),
+) -> Draw:
+    """Times from the density and unit noise for the latents."""
+    k_times, k_eps = jax.random.split(key)
+    t = sample_times(density, process, k_times, len(z_0), stratum, spread)
+    return Draw(t, unit_noise(process, k_eps, z_0.shape))
+
+
 def denoise(
     objective: Objective,
     process: Process,
@@ -121,6 +137,19 @@ def denoise(
     prior_loss = w_p * error
     loss = prior_loss + encoder_scale * (known if objective.control_variate else 0.0)
     return Matching(loss, prior_loss, w_q * error + known)
+
+
+def score_cross_entropy(
+    process: Process, eps_net: EpsNet, z_0: Latents, t_min: float, key: Key, stratum: Stratum = Stratum()
+) -> PerSample:
+    """One draw of CE(q(z_0|x) || p(z_0)) for scoring, nats.
+
+    Whatever the training objective, the times come from `Defensive` and the control variate is on, so that the
+    noise is low and the expectation a bound for every t_min (O7). Repeated draws should pass their `stratum`.
+    """
+    scoring = Objective(prior_weighting=likelihood, density=Defensive(t_min=t_min))
+    draw = sample_draw(scoring.density, scoring.spread, process, key, z_0, stratum)
+    return denoise(scoring, process, eps_net, z_0, draw).cross_entropy
 
 
 def denoise_separately(

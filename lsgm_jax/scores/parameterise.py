@@ -1,9 +1,10 @@
-"""How a network's output becomes the noise prediction."""
+"""What a network is given, and how its output becomes the noise prediction."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import Latents
+from lsgm_jax.arrays import Latents, State, coordinates
 
 MixingLogit = Float[Array, "channels"]
 
@@ -18,3 +19,8 @@ def mix(mixing_logit: MixingLogit, normal_eps: Latents, net_eps: Latents) -> Lat
     """
     share = jax.nn.sigmoid(mixing_logit)
     return (1.0 - share) * normal_eps + share * net_eps
+
+
+def in_channels(z_t: State) -> Latents:
+    """The coordinates side by side in the last axis: what a network takes."""
+    return jnp.concatenate(coordinates(z_t), axis=-1)

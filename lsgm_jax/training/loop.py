@@ -12,8 +12,8 @@ import numpy as np
 import optax
 
 from lsgm_jax.arrays import Key
+from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.network import Params
-from lsgm_jax.models.vae import Batch
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.logs import MetricsLog, progress_bar
 from lsgm_jax.training.parallel import compile_step, data_mesh, put_batch, replicated
@@ -26,14 +26,15 @@ class Stage:
     """What is optimised, how, for how long, and how its progress is judged.
 
     Attributes:
+        init: fresh parameters from a key and the best ones of the stage before, which the first stage lacks.
         validate: scores averaged parameters on the validation split; must return "nelbo", in nats.
         draw: a picture [h, w, c], uint8, of what averaged parameters generate.
     """
 
     name: str
+    init: Callable[[Key, Params | None], Params]
     loss: Loss
     optimiser: optax.GradientTransformation
-    kl_coefficient: optax.Schedule
     steps: int
     validate: Callable[[Params], dict[str, float]]
     draw: Callable[[Params], np.ndarray]
@@ -41,34 +42,47 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSpec:
-    """Length and rhythm of the two stages, in steps.
+    """Length and rhythm of training, in steps.
 
     Attributes:
-        vae_steps: first stage, the VAE with its Normal prior.
-        steps: second stage, VAE and score prior together.
-        vae_kl_start, vae_kl_steps: KL coefficient of the first stage, linear from start to 1.
-        kl_start, kl_steps: the same for the second stage.
         ema_decay: of the averaged parameters, which are the ones validated, sampled and kept as best.
         log_every: scalars; reading them waits for the device.
         eval_every: validation, picture and checkpoint.
     """
 
-    vae_steps: int
     steps: int
-    vae_kl_start: float = 0.7
-    vae_kl_steps: int = 1000
-    kl_start: float = 0.7
-    kl_steps: int = 1000
     ema_decay: float = 0.9999
     log_every: int = 50
     eval_every: int = 1000
 
     def __post_init__(self):
-        for name in ("vae_steps", "steps", "log_every", "eval_every"):
+        for name in ("steps", "log_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give a positive number of steps")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay={self.ema_decay}: an average needs a decay in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoStageSpec(TrainSpec):
+    """The same for an LSGM, whose `steps` are those of the second stage: VAE and score prior together.
+
+    Attributes:
+        vae_steps: first stage, the VAE with its Normal prior.
+        vae_kl_start, vae_kl_steps: KL coefficient of the first stage, linear from start to 1.
+        kl_start, kl_steps: the same for the second stage.
+    """
+
+    vae_steps: int
+    vae_kl_start: float = 0.7
+    vae_kl_steps: int = 1000
+    kl_start: float = 0.7
+    kl_steps: int = 1000
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.vae_steps < 1:
+            raise ValueError(f"vae_steps={self.vae_steps}: give a positive number of steps")
 
 
 def run_stage(
@@ -89,7 +103,7 @@ def run_stage(
         config: what each checkpoint remembers of the run.
     """
     mesh = data_mesh()
-    step = compile_step(make_step(stage.loss, stage.optimiser, stage.kl_coefficient, train.ema_decay), mesh)
+    step = compile_step(make_step(stage.loss, stage.optimiser, train.ema_decay), mesh)
     state = jax.device_put(create_state(params, stage.optimiser), replicated(mesh))
     key = jax.device_put(key, replicated(mesh))
 

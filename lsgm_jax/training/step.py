@@ -13,16 +13,11 @@ from lsgm_jax.models.network import Aux, Params
 from lsgm_jax.training.state import TrainState
 
 Metrics = dict[str, Scalar]
-Loss = Callable[[Any, Any, Key, Scalar], tuple[Scalar, Aux]]
+Loss = Callable[[Any, Any, Key, Any], tuple[Scalar, Aux]]  # of parameters, batch, key and step number
 Step = Callable[[TrainState, Any, Key], tuple[TrainState, Metrics]]
 
 
-def make_step(
-    loss: Loss,
-    optimiser: optax.GradientTransformation,
-    kl_coefficient: optax.Schedule,
-    ema_decay: float,
-) -> Step:
+def make_step(loss: Loss, optimiser: optax.GradientTransformation, ema_decay: float) -> Step:
     """Builds `(state, batch, key) -> (state, metrics)`.
 
     `key` is the same in every step: each step folds its number in, so that a resumed run draws what an
@@ -32,7 +27,7 @@ def make_step(
     def step(state: TrainState, batch: Any, key: Key) -> tuple[TrainState, Metrics]:
         k_step = jax.random.fold_in(key, state.step)
         gradient = jax.value_and_grad(loss, has_aux=True)
-        (value, aux), grads = gradient(state.params, batch, k_step, kl_coefficient(state.step))
+        (value, aux), grads = gradient(state.params, batch, k_step, state.step)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = renew(optax.apply_updates(state.params, updates), aux.carried)
         decay = _warm_ema_decay(ema_decay, state.step)

@@ -189,7 +189,7 @@ def test_an_empty_folder_says_what_it_looked_for(tmp_path):
 def test_a_batch_larger_than_the_data_is_refused(folder):
     spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=64)
     count = len(FolderSource(folder, "train"))
-    with pytest.raises(DataError, match=f"{count} training images .* at most {count}"):
+    with pytest.raises(DataError, match=f"{count} training samples .* at most {count}"):
         training_batches(Split(spec, "train"), 0)
 
 

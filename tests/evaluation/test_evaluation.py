@@ -10,7 +10,7 @@ from PIL import Image
 
 from lsgm_jax.build import build_optimiser
 from lsgm_jax.config import load_config
-from lsgm_jax.evaluation import images, report
+from lsgm_jax.evaluation import pictures, report
 from lsgm_jax.evaluation.count import count_parameters, describe, flops
 from lsgm_jax.evaluation.nelbo import bits_per_dimension, estimate, score_images
 from tests import tiny
@@ -48,18 +48,18 @@ def test_bits_per_dimension_of_a_uniform_code():
 
 def test_grid_shows_every_image_in_reading_order(tmp_path):
     x = np.stack([np.full((8, 8, 1), value) for value in np.linspace(-1, 1, 5)])
-    picture = images.grid(x, columns=3)
+    picture = pictures.grid(x, columns=3)
     cell = 8 * 6 + 2
     centres = [picture[row * cell + 24, column * cell + 24, 0] for row in range(2) for column in range(3)][:5]
     assert centres == [0, 64, 128, 191, 255]
-    images.save_png(tmp_path / "a.png", picture)
+    pictures.save_png(tmp_path / "a.png", picture)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_panels_stand_side_by_side_under_their_titles():
     panels = {"left": np.full((20, 30, 3), 10, np.uint8), "right": np.full((20, 40, 3), 200, np.uint8)}
-    picture = images.side_by_side(panels)
+    picture = pictures.side_by_side(panels)
     assert picture.shape == (44, 86, 3)
     assert (picture[24:, :30] == 10).all()
     assert (picture[24:, 46:] == 200).all()

@@ -7,9 +7,11 @@ import optax
 
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.models import backbones
-from lsgm_jax.models.vae import VAE, Batch
+from lsgm_jax.models.bound import Batch
+from lsgm_jax.models.vae import VAE
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import make_step
+from tests import tiny
 from tests.parity.cld import channels_last
 from tests.parity.fixture import load
 from tests.parity.likelihoods import decoder_of
@@ -55,7 +57,7 @@ def test_the_bound_has_the_published_terms(monkeypatch):
 def test_a_training_step_carries_the_published_statistics(monkeypatch):
     """A step whose learning rate is zero moves nothing but the running statistics, in parameters and average."""
     fixture, vae, params, x = published(monkeypatch)
-    step = make_step(vae.loss, optax.sgd(0.0), optax.constant_schedule(1.0), 0.5)
+    step = make_step(tiny.at_full_kl(vae.loss), optax.sgd(0.0), 0.5)
     state, _ = jax.jit(step)(create_state(params, optax.sgd(0.0)), Batch(x), jax.random.key(0))
     expected = fixture.arrays["out/bn_after_train_forward/pre_process.0._ops.0.bn_act.running_mean"]
     for tree in (state.params, state.ema):

@@ -18,7 +18,7 @@ optimiser = optax.sgd(1e-3)  # Adam would blow rounding up to the size of the le
 params, results = model.init(jax.random.key(0)), []
 for count in (1, 8):
     mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
-    step = make_step(model.loss, optimiser, optax.constant_schedule(1.0), 0.9)
+    step = make_step(tiny.at_full_kl(model.loss), optimiser, 0.9)
     step = parallel.compile_step(step, mesh)
     state = jax.device_put(create_state(params, optimiser), parallel.replicated(mesh))
     key = jax.device_put(jax.random.key(1), parallel.replicated(mesh))

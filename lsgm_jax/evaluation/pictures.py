@@ -1,4 +1,4 @@
-"""Grids of images as PNG files."""
+"""Samples as PNG files: images in a grid, points of the plane as a density."""
 
 import math
 import pathlib
@@ -17,6 +17,11 @@ def to_pixels(x: np.ndarray) -> np.ndarray:
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 
+def picture(x: np.ndarray) -> np.ndarray:
+    """Samples [n, h, w, c] or [n, 2] as one picture [H, W, 3], uint8."""
+    return density(x) if x.ndim == 2 else grid(x)
+
+
 def grid(x: np.ndarray, columns: int | None = None) -> np.ndarray:
     """Arranges images [n, h, w, c] in [-1, 1] as one picture [H, W, 3], uint8; small images are enlarged."""
     pixels = to_pixels(x)
@@ -33,6 +38,15 @@ def grid(x: np.ndarray, columns: int | None = None) -> np.ndarray:
         top, left = (index // columns) * (height * zoom + gap), (index % columns) * (width * zoom + gap)
         canvas[top : top + height * zoom, left : left + width * zoom] = image
     return canvas
+
+
+def density(points: np.ndarray) -> np.ndarray:
+    """Points [n, 2] as a picture of the square [-2.5, 2.5]^2, the darker the more; those outside are left out."""
+    cells = int(np.clip(2.0 * math.sqrt(len(points)), 40, 200))
+    counts, _, _ = np.histogram2d(-points[:, 1], points[:, 0], bins=cells, range=[[-2.5, 2.5]] * 2)
+    shade = 255.0 * (1.0 - np.sqrt(counts / max(counts.max(), 1.0)))
+    zoom = math.ceil(320 / cells)
+    return np.repeat(shade.astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)[..., None], 3, axis=-1)
 
 
 def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:

@@ -1,0 +1,40 @@
+"""What every model learns from, and the terms in which it is scored."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from lsgm_jax.arrays import Latents, PerSample, Scalar
+
+
+class Batch(NamedTuple):
+    """Samples of the data, [batch, ...]: images in [-1, 1], NHWC, or vectors."""
+
+    x: Latents
+
+
+class Bound(NamedTuple):
+    """The terms of a bound on -log p(x), per sample, nats: nelbo = reconstruction - entropy + cross_entropy."""
+
+    reconstruction: PerSample
+    entropy: PerSample
+    cross_entropy: PerSample
+
+    @property
+    def nelbo(self) -> PerSample:
+        """Negative evidence lower bound."""
+        return self.reconstruction - self.entropy + self.cross_entropy
+
+
+def bound_metrics(bound: Bound) -> dict[str, Scalar]:
+    """Batch means of the terms of a bound, nats."""
+    return {name: jnp.mean(value) for name, value in {**bound._asdict(), "nelbo": bound.nelbo}.items()}
+
+
+class ODEBound(NamedTuple):
+    """A bound on -log p(x) whose prior is integrated along the probability-flow ODE."""
+
+    nelbo: PerSample  # nats
+    nfe: Int[Array, ""]  # evaluations of network and divergence on the batch
+    success: Bool[Array, "batch"]  # whether the solver arrived

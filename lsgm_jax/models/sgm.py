@@ -1,0 +1,117 @@
+"""A score-based generative model of the data itself: a process and a score network, no autoencoder.
+
+With `CLD` as the process it is CLD-SGM (Dockhorn, Vahdat, Kreis 2022); with `VP`, its baseline in the same trainer.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times
+from lsgm_jax.diffusions.linear import Process, sample_prior
+from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
+from lsgm_jax.models.network import Aux, Network, Params, constants
+from lsgm_jax.objectives.elbo import Objective, denoise, sample_draw, score_cross_entropy
+from lsgm_jax.objectives.times import Stratum
+from lsgm_jax.scores.parameterise import in_channels
+from lsgm_jax.solvers.ode import ODESolver, Solution, log_density, solve_to_data
+
+FixedPart = Callable[
+    [Any, Any, Times], Latents
+]  # of process, state and time; the state is the process's kind
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SGM:
+    """Forward process and score network. Parameters: {"score_net"}.
+
+    Attributes:
+        data_shape: of one sample: (height, width, channels), or (dimensions,).
+        bin_width: distance of the grey levels in [-1, 1]; scoring spreads each value over its bin, and the bound then
+            is on the probability of the grey levels. 0 for continuous data.
+        fixed_part: known part of the noise prediction, to which the network's output is added: the mixed score
+            (CLD section 3.2). None leaves all to the network.
+    """
+
+    data_shape: tuple[int, ...]
+    process: Process
+    score_net: Network
+    objective: Objective
+    bin_width: float = 0.0
+    fixed_part: FixedPart | None = None
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of what the score describes: the data."""
+        return self.data_shape
+
+    @property
+    def pixel_values(self) -> int:
+        """How many values of a grid the bound is about; 0 if the data are continuous."""
+        return math.prod(self.data_shape) if self.bin_width else 0
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters."""
+        z_t = sample_prior(self.process, key, (1, *self.data_shape))
+        return {"score_net": self.score_net.init(key, in_channels(z_t), jnp.ones(1))}
+
+    def eps_net(self, params: Params, dropout_key: Key | None = None) -> EpsNet:
+        """The noise prediction (z_t, t) -> eps_hat, its fixed part included."""
+
+        def predict(z_t: State, t: Times) -> Latents:
+            net_eps = self.score_net.apply(params["score_net"], in_channels(z_t), t, dropout_key=dropout_key)
+            return net_eps if self.fixed_part is None else self.fixed_part(self.process, z_t, t) + net_eps
+
+        return predict
+
+    def loss(self, params: Params, batch: Batch, key: Key) -> tuple[Scalar, Aux]:
+        """Score matching under the objective's weighting, mean over the batch, nats.
+
+        For CLD this is hybrid score matching (CLD section 3.1). The data are taken as they are, without dequantisation.
+        """
+        k_draw, k_dropout = jax.random.split(key)
+        objective, z_0 = self.objective, batch.x
+        draw = sample_draw(objective.density, objective.spread, self.process, k_draw, z_0)
+        matching = denoise(objective, self.process, self.eps_net(params, k_dropout), z_0, draw)
+        metrics = bound_metrics(self._bound(matching.cross_entropy))
+        return jnp.mean(matching.prior_loss), Aux(metrics, {"score_net": constants(params["score_net"])})
+
+    def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
+        """Terms of a bound on -log p(x), without dropout, one draw per sample; see `score_cross_entropy`."""
+        k_bin, k_draw = jax.random.split(key)
+        z_0, t_min = self._dequantise(batch.x, k_bin), self.objective.density.t_min
+        eps_net = self.eps_net(params)
+        return self._bound(score_cross_entropy(self.process, eps_net, z_0, t_min, k_draw, stratum))
+
+    def ode_bound(
+        self, params: Params, batch: Batch, key: Key, solver: ODESolver, probes: int = 1
+    ) -> ODEBound:
+        """-log p(x) along the probability-flow ODE: a bound, of which dequantisation and velocity are drawn once.
+
+        Args:
+            probes: vectors of Hutchinson's estimate per sample.
+        """
+        k_bin, k_probe = jax.random.split(key)
+        z_0 = self._dequantise(batch.x, k_bin)
+        density = log_density(solver, self.process, self.eps_net(params), k_probe, z_0, probes)
+        nelbo = self._bound(-density.log_prob).nelbo
+        return ODEBound(nelbo, density.nfe, density.success)
+
+    def sample(self, params: Params, key: Key, count: int, solver: ODESolver) -> tuple[Latents, Solution]:
+        """`count` samples drawn from the prior by the probability-flow ODE."""
+        solution = solve_to_data(solver, self.process, self.eps_net(params), key, (count, *self.data_shape))
+        return solution.z_0, solution
+
+    def _dequantise(self, x: Latents, key: Key) -> Latents:
+        """Adds noise that is uniform over the bins."""
+        return x + self.bin_width * (jax.random.uniform(key, x.shape, x.dtype) - 0.5)
+
+    def _bound(self, cross_entropy: Latents) -> Bound:
+        """Dequantisation as an encoder: uniform over each value's bin, and decoded without error."""
+        entropy = math.prod(self.data_shape) * math.log(self.bin_width) if self.bin_width else 0.0
+        zero = jnp.zeros_like(cross_entropy)
+        return Bound(zero, zero + entropy, cross_entropy)

@@ -1,0 +1,114 @@
+"""Models of the data themselves: exact where the score is known, and the published mixed score."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsgm_jax.arrays import Phase
+from lsgm_jax.build import ConfigError, build_model, build_optimiser
+from lsgm_jax.config import load_config
+from lsgm_jax.diffusions.cld import velocity_eps
+from lsgm_jax.models.bound import Batch
+from lsgm_jax.solvers.ode import ODESolver
+from lsgm_jax.training.state import create_state
+from lsgm_jax.training.step import make_step
+from tests.tiny import ROOT
+
+TOY = str(ROOT / "configs" / "cld_toy.py") + ":quick"
+SOLVER = ODESolver(name="Tsit5", rtol=1e-4, atol=1e-4, t_min=1e-4)
+
+
+def toy(*overrides):
+    return build_model(load_config(TOY, list(overrides)))
+
+
+def fourier():
+    """CLD on tiny images, with the Fourier features of the published network."""
+    tiny = ["--config.data.image_shape=(8,8,3)", "--config.score.channel_mult=(1,)"]
+    return build_model(load_config(str(ROOT / "configs" / "cld_cifar10.py") + ":quick", tiny))
+
+
+def silent(model):
+    """Parameters of a network that says nothing."""
+    return jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("process", ["vp", "cld"])
+def test_normal_data_are_known_by_the_fixed_part(process):
+    """With the exact score of a standard Normal: its density by the bounds, and its variance in samples."""
+    model = toy(f"--config.process.name={process}", "--config.objective.mixed_score=normal")
+    params, x = silent(model), jax.random.normal(jax.random.key(1), (64, 2))
+    exact = 0.5 * np.sum(np.asarray(x) ** 2, axis=-1) + np.log(2.0 * np.pi)
+    bound = jax.jit(model.bound)(params, Batch(x), jax.random.key(2))
+    np.testing.assert_allclose(bound.nelbo.mean(), exact.mean(), atol=2e-3)
+    if (
+        process == "vp"
+    ):  # Hutchinson's estimate is exact for a diagonal Jacobian, and has a large variance for CLD's
+        ode = jax.jit(model.ode_bound, static_argnums=(3, 4))(params, Batch(x), jax.random.key(3), SOLVER, 1)
+        np.testing.assert_allclose(ode.nelbo, exact, atol=5e-3)
+    samples, _ = jax.jit(model.sample, static_argnums=(2, 3))(params, jax.random.key(4), 4000, SOLVER)
+    np.testing.assert_allclose(np.cov(samples.T), np.eye(2), atol=5.0 * np.sqrt(2.0 / 4000))
+
+
+def test_grey_levels_cost_what_their_bins_hold():
+    """The bound of a grid of values is that of the density less the logarithm of a bin, per dimension."""
+    model = toy()
+    params, batch, key = model.init(jax.random.key(0)), Batch(jnp.zeros((8, 2))), jax.random.key(1)
+    nelbo = lambda model: jax.jit(model.bound)(params, batch, key).nelbo
+    fine = dataclasses.replace(model, bin_width=1e-6)
+    np.testing.assert_allclose(nelbo(fine), nelbo(model) - 2.0 * np.log(1e-6), atol=2e-3, rtol=1e-4)
+
+
+def test_the_mixed_score_is_the_published_one():
+    """The prediction is the fixed part, v L_vv / S_vv, plus the network's output."""
+    model = toy()
+    z_t = Phase(jnp.ones((3, 2)), jnp.array([[1.0, -2.0]] * 3))
+    t = jnp.array([0.01, 0.3, 1.0])
+    eps_hat = model.eps_net(silent(model))(z_t, t)
+    np.testing.assert_array_equal(eps_hat, velocity_eps(model.process, z_t, t))
+    assert np.all(np.asarray(eps_hat * z_t.v) > 0.0)
+
+
+def test_a_mixed_score_of_the_velocity_needs_one():
+    with pytest.raises(ConfigError, match=r"mixed_score='velocity' is for the process cld, not vp"):
+        toy("--config.process.name=vp")
+
+
+def test_networks_are_for_their_kind_of_data():
+    with pytest.raises(ConfigError, match=r"score.name='unet' is for maps .*not for latents of shape \(2,\)"):
+        toy("--config.score.name=unet")
+
+
+def test_training_moves_the_network_but_not_its_frequencies():
+    """Fourier frequencies lie under `carried`: the same bits after steps with weight decay, and in the average."""
+    model = fourier()
+    params = jax.jit(model.init)(jax.random.key(0))
+    frequencies = params["score_net"]["carried"]["constants"]["FourierFeatures_0"]["frequencies"]
+    config = load_config(TOY, ["--config.optimiser.weight_decay=0.1"])
+    optimiser = build_optimiser(config, "score")
+    step = jax.jit(make_step(lambda params, batch, key, _: model.loss(params, batch, key), optimiser, 0.9))
+    state = create_state(params, optimiser)
+    batch = Batch(jax.random.uniform(jax.random.key(1), (4, 8, 8, 3), minval=-1.0))
+    for _ in range(2):
+        state, metrics = step(state, batch, jax.random.key(2))
+    for tree in (state.params, state.ema):
+        kept = tree["score_net"]["carried"]["constants"]["FourierFeatures_0"]["frequencies"]
+        np.testing.assert_array_equal(kept, frequencies)
+    assert np.isfinite(metrics["loss"])
+    assert not np.array_equal(
+        state.params["score_net"]["stem"]["kernel"], params["score_net"]["stem"]["kernel"]
+    )
+
+
+def test_frequencies_are_the_ones_given():
+    """Other frequencies in the parameters give another output: a converted checkpoint brings its own."""
+    model = fourier()
+    params = jax.tree.map(lambda leaf: leaf + 0.05, jax.jit(model.init)(jax.random.key(0)))
+    z_t, t = Phase(*jnp.ones((2, 1, 8, 8, 3))), jnp.array([0.5])
+    apply = jax.jit(lambda params: model.eps_net(params)(z_t, t))
+    other = jax.tree.map(lambda leaf: leaf, params)
+    other["score_net"]["carried"] = jax.tree.map(lambda leaf: leaf + 1.0, other["score_net"]["carried"])
+    assert not np.allclose(apply(params), apply(other))

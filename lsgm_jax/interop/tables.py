@@ -79,14 +79,16 @@ def _official_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
     return layout.to_official(np.broadcast_to(np.float32(0.0), shape)).shape  # views: nothing is allocated
 
 
-def _raise_if_any(faults: Mapping[str, Sequence[str]], most: int = 5) -> None:
-    parts = []
-    for what, names in faults.items():
-        if names:
-            more = f" and {len(names) - most} more" if len(names) > most else ""
-            parts.append(f"tensors {what}: {', '.join(names[:most])}{more}")
+def _raise_if_any(faults: Mapping[str, Sequence[str]]) -> None:
+    parts = [f"tensors {what}: {listing(names)}" for what, names in faults.items() if names]
     if parts:
         raise ConversionError("; ".join(parts))
+
+
+def listing(names: Sequence[str], most: int = 5) -> str:
+    """Names for a message, those after the first few only counted."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class Call(NamedTuple):

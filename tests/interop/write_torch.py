@@ -51,10 +51,10 @@ class TorchPickler(pickle._Pickler):
 
     def save(self, obj, save_persistent_id=True):
         if type(obj) is Global:
-            return self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
+            return self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())  # pyright: ignore
         if isinstance(obj, np.ndarray):
             obj = self._tensor(obj)
-        return super().save(obj, save_persistent_id)
+        return super().save(obj, save_persistent_id)  # pyright: ignore
 
     def _tensor(self, array):
         owner = array

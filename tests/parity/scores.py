@@ -54,6 +54,12 @@ def image_side(dataset):
     return sides.get(dataset) or int(dataset.rsplit("_", 1)[-1])
 
 
+def lsgm_shape(h):
+    """Of the latents, as our networks take them."""
+    side = image_side(h["dataset"]) // 2 ** (h["num_preprocess_blocks"] + h["num_latent_scales"] - 1)
+    return side, side, h["num_input_channels"]
+
+
 def lsgm_net(h):
     assert (h["progressive"], h["progressive_input"], h["embedding_type"]) == ("none", "none", "positional")
     return NCSNpp(
@@ -71,8 +77,7 @@ def lsgm_net(h):
 
 def check_lsgm(fixture):
     h, state = fixture.spec["hyper_parameters"], state_dict(fixture)
-    side = image_side(h["dataset"]) // 2 ** (h["num_preprocess_blocks"] + h["num_latent_scales"] - 1)
-    module, shape = lsgm_net(h), (side, side, h["num_input_channels"])
+    module, shape = lsgm_net(h), lsgm_shape(h)
     variables = ncsnpp_variables(state, module, shape)
     check_round_trip(state, ncsnpp_state(variables, module, shape))
 
@@ -134,15 +139,20 @@ def cld_net(net):
     )
 
 
+def cld_module(h, state):
+    """The module of a fixture's hyper-parameters, and the shape of one input; only the MLP's depth is the weights'."""
+    if h["arch"] == "mlp":
+        return MLP(h["dim"], hidden=(h["hidden_dim"],) * (len(state) // 2 - 1)), (2 * h["dim"],)
+    net = h["net"]
+    return cld_net(net), (net["image_size"], net["image_size"], 2 * net["image_channels"])
+
+
 def check_cld(fixture):
     h, state = fixture.spec["hyper_parameters"], state_dict(fixture)
-    if h["arch"] == "mlp":
-        layers = len(state) // 2
-        module = MLP(out_features=h["dim"], hidden=(h["hidden_dim"],) * (layers - 1))
-        variables = mlp_variables(state, module, 2 * h["dim"])
+    module, shape = cld_module(h, state)
+    if isinstance(module, MLP):
+        variables = mlp_variables(state, module, *shape)
     else:
-        net = h["net"]
-        module, shape = cld_net(net), (net["image_size"], net["image_size"], 2 * net["image_channels"])
         variables = ncsnpp_variables(state, module, shape)
         check_round_trip(state, ncsnpp_state(variables, module, shape))
 

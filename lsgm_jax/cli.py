@@ -1,4 +1,4 @@
-"""The `lsgm` command: train, sample, evaluate, params. Parsing and printing; the work is in `run`."""
+"""The `lsgm` command: train, sample, evaluate, params, convert. Parsing and printing; the work is in `run`."""
 
 import argparse
 import json
@@ -16,8 +16,11 @@ USAGE = """lsgm COMMAND [options]
   lsgm sample   --workdir=DIR [--solver=NAME] [--rtol=X] [--atol=X] [--steps=N] [--count=N] [--seed=N]
   lsgm evaluate --workdir=DIR [--metrics=nelbo,ode] [--seed=N]
   lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
+  lsgm convert  --config=FILE[:ARG] --checkpoint=FILE.pt --workdir=DIR [--weights=average|last]
+                [--config.SECTION.KEY=VALUE ...]
 """
 METRICS = ("nelbo", "ode")
+CONFIGURED = ("train", "params", "convert")  # commands that take a config
 # What reports call the models they score, and what the table does.
 COLUMNS = {"lsgm": "LSGM", "sgm": "SGM", "vae": "VAE, Normal prior"}
 
@@ -44,12 +47,19 @@ def _run(options: argparse.Namespace) -> int:
     # Here and below, not at the top: --help and usage errors should not wait for JAX.
     from lsgm_jax.build import ConfigError
     from lsgm_jax.data.sources import DataError
+    from lsgm_jax.interop.errors import ConversionError
     from lsgm_jax.training.checkpoint import CheckpointError
 
-    command = {"train": _train, "sample": _sample, "evaluate": _evaluate, "params": _params}[options.command]
+    command = {
+        "train": _train,
+        "sample": _sample,
+        "evaluate": _evaluate,
+        "params": _params,
+        "convert": _convert,
+    }[options.command]
     try:
         command(options)
-    except (ConfigError, DataError, CheckpointError, UsageError) as error:
+    except (ConfigError, DataError, ConversionError, CheckpointError, UsageError) as error:
         return _fail(error)
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
@@ -182,6 +192,22 @@ def _params(options: argparse.Namespace) -> None:
     print(json.dumps(describe(model, optimiser, config.data.batch_size)))
 
 
+def _convert(options: argparse.Namespace) -> None:
+    from lsgm_jax.config import load_config
+    from lsgm_jax.convert import convert
+
+    config = load_config(options.config, options.overrides)
+    averaged = options.weights == "average"
+    converted = convert(config, options.checkpoint, options.workdir, averaged=averaged)
+    counted = "".join(f", {name} {number}" for name, number in converted.counters.items())
+    if converted.stage == "vae":
+        print(f"converted the first stage{counted}: train the second with  lsgm train")
+    else:
+        weights = "moving average" if converted.averaged else "last step's weights"
+        print(f"converted {options.checkpoint}{counted}; score network: {weights}")
+    print(f"wrote {options.workdir}/config.json and checkpoints/{converted.stage}")
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports errors as one line, like every other error of the command."""
 
@@ -196,10 +222,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     def command(name: str) -> _Parser:
         return commands.add_parser(name, allow_abbrev=False)
 
-    for name in ("train", "params"):
+    for name in CONFIGURED:
         command(name).add_argument("--config", required=True)
     train, sample, evaluate = commands.choices["train"], command("sample"), command("evaluate")
-    for each in (train, sample, evaluate):
+    convert = commands.choices["convert"]
+    convert.add_argument("--checkpoint", required=True, type=pathlib.Path)
+    convert.add_argument("--weights", choices=("average", "last"), default="average")
+    for each in (train, sample, evaluate, convert):
         each.add_argument("--workdir", required=True, type=pathlib.Path)
     for each in (sample, evaluate):
         each.add_argument("--seed", type=int, default=0)
@@ -213,7 +242,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options, rest = parser.parse_known_args(arguments)
     options.overrides = [argument for argument in rest if argument.startswith("--config.")]
     strangers = [argument for argument in rest if argument not in options.overrides]
-    if strangers or (options.overrides and options.command not in ("train", "params")):
+    if strangers or (options.overrides and options.command not in CONFIGURED):
         raise UsageError(
             f"lsgm {options.command} does not know {(strangers or options.overrides)[0]}; see  lsgm --help"
         )

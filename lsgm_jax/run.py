@@ -1,5 +1,6 @@
 """A run: one config and one folder. What the commands do, without their printing."""
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -13,6 +14,7 @@ from lsgm_jax.arrays import Key, Latents
 from lsgm_jax.build import Config, ConfigError, build, build_model
 from lsgm_jax.config import differences, read_config, save_config
 from lsgm_jax.data.pipeline import training_batches, whole_split
+from lsgm_jax.data.sources import DataError
 from lsgm_jax.evaluation import pictures
 from lsgm_jax.evaluation.nelbo import Estimate, PerImage, bits_per_dimension, estimate, score_images
 from lsgm_jax.models.bound import Batch
@@ -43,9 +45,12 @@ def train(config: Config, workdir: pathlib.Path) -> None:
         raise ConfigError(
             f"config.data.batch_size={data.batch_size} does not divide over {jax.device_count()} devices"
         )
+    refuse_another_run(workdir, config)
+    if _is_finished(workdir / "checkpoints" / last_stage(model), settings.steps):
+        return
     training, stages = data.open("train"), make_stages(config, model, whole_split(data, "validation"))
     batches = [training_batches(training, config.seed + index) for index in range(len(stages))]
-    _claim(workdir, config)
+    claim(workdir, config)
     keys = jax.random.split(jax.random.key(config.seed), 2 * len(stages))
     params = None
     for index, stage in enumerate(stages):
@@ -117,7 +122,7 @@ def sample(run: Run, params: Params, solver: ODESolver, count: int, seed: int) -
 
 
 def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:
-    """One picture: the samples `x` beside those of the first stage, if there was one, and the test split."""
+    """One picture: the samples `x` beside those of the first stage and the test split, where there are any."""
     panels = {}
     if run.has_vae_stage:
         assert isinstance(run.model, LSGM)
@@ -125,7 +130,8 @@ def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:
         baseline = jax.jit(run.model.vae.sample, static_argnums=2)(vae_params, jax.random.key(seed), len(x))
         panels["VAE, Normal prior"] = np.asarray(baseline)
     panels[run.config.model.upper()] = x
-    panels["test split"] = whole_split(build("data", run.config), "test", limit=len(x))
+    with contextlib.suppress(DataError):  # a converted run may be sampled without its data
+        panels["test split"] = whole_split(build("data", run.config), "test", limit=len(x))
     return pictures.side_by_side({title: pictures.picture(panel) for title, panel in panels.items()})
 
 
@@ -187,15 +193,39 @@ def _ode_terms(model: LSGM | SGM, solver: ODESolver, probes: int) -> PerImage:
     return terms
 
 
-def _claim(workdir: pathlib.Path, config: Config) -> None:
-    """Writes config.json; where checkpoints exist already, only what `MAY_CHANGE` lists may differ."""
-    if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("*/[0-9]*")):
+def holds_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether anything has been trained or converted there."""
+    return any((workdir / "checkpoints").glob("*/[0-9]*"))
+
+
+def _is_finished(folder: pathlib.Path, steps: int) -> bool:
+    if not folder.is_dir():
+        return False
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        return checkpoints.latest_step == steps
+
+
+def refuse_another_run(workdir: pathlib.Path, config: Config) -> None:
+    """Where checkpoints exist already, only what `MAY_CHANGE` lists may differ from their config.
+
+    Raises:
+        ConfigError: if something else does.
+    """
+    if (workdir / "config.json").exists() and holds_checkpoints(workdir):
         changed = differences(read_config(workdir / "config.json"), config)
         changed = [text for text in changed if not text.startswith(MAY_CHANGE)]
         if changed:
             raise ConfigError(
                 f"{workdir} holds a run with {changed[0]}: use the same config, or another --workdir"
             )
+
+
+def claim(workdir: pathlib.Path, config: Config) -> None:
+    """Writes config.json.
+
+    Raises:
+        ConfigError: if the folder cannot be written.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         save_config(workdir / "config.json", config)

@@ -38,7 +38,19 @@ MAY_IMPORT = {
         "stages",
         "training",
     },
-    "cli": {"files", "build", "config", "run", "stages", "data", "evaluation", "training"},
+    "convert": {"build", "interop", "models", "run", "stages", "training"},
+    "cli": {
+        "files",
+        "convert",
+        "interop",
+        "build",
+        "config",
+        "run",
+        "stages",
+        "data",
+        "evaluation",
+        "training",
+    },
     "__init__": set(),
 }
 # Third-party libraries that are confined to some rooms.

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Float
 
 from lsgm_jax.interop.averages import fitting_average, is_average, numbered_averages
@@ -19,9 +20,11 @@ from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.ncsnpp import Shape, mixing_logit, mlp_variables, ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.interop.search import Found, containers, state_dicts
-from lsgm_jax.interop.tables import State, Variables, listing
-from lsgm_jax.models.backbones import Hierarchical
+from lsgm_jax.interop.tables import State, listing
+from lsgm_jax.models.backbones import Backbone, Hierarchical
+from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
+from lsgm_jax.models.sgm import SGM
 from lsgm_jax.scores.mlp import MLP
 from lsgm_jax.scores.ncsnpp import NCSNpp
 
@@ -123,18 +126,43 @@ def _counters(checkpoint: Any) -> dict[str, int]:
     return {name: int(n) for name, n in numbers.items() if n.shape == () and n.dtype.kind in "iu"}
 
 
-def vae_params(state: State, backbone: Hierarchical) -> Params:
+def official_params(parts: Parts, model: LSGM | SGM, *, averaged: bool) -> Params:
+    """All parameters of `model`.
+
+    Args:
+        averaged: take the score network's moving average, where the checkpoint has one.
+
+    Raises:
+        ConversionError: if a network is missing, or a tensor is missing, unknown or of another shape than the model's.
+    """
+    raw = parts.require_score_net()
+    state = parts.score_net_average if averaged and parts.score_net_average is not None else raw
+    *sides, channels = model.latent_shape
+    shape = (*sides, channels * len(model.process.prior_variance()))
+    score_net = {"score_net": score_params(state, model.score_net.module, shape)}
+    if isinstance(model, SGM):
+        return score_net
+    return {
+        "vae": vae_params(parts.require_vae(), model.vae.backbone),
+        "mixing_logit": mixing_logits(state),
+        **score_net,
+    }
+
+
+def vae_params(state: State, backbone: Backbone) -> Params:
     """Parameters of `backbone`, float32 copies: {"net", "carried": {"batch_stats"}}.
 
     Raises:
-        ConversionError: if a tensor is missing, unknown or of another shape.
+        ConversionError: if a tensor is missing, unknown or of another shape, or the backbone is no NVAE.
     """
+    if not isinstance(backbone, Hierarchical):
+        raise ConversionError("holds an NVAE, and the model has another autoencoder: use a config with nvae")
     variables = _as_float32(nvae_variables(state, backbone.net, backbone.image_shape))
     return {"net": variables.pop("params"), "carried": variables}
 
 
-def score_variables(state: State, module: NCSNpp | MLP, shape: Shape) -> Variables:
-    """Variables of the score network, float32 copies: {"params"}, and {"constants"} where it has Fourier features.
+def score_params(state: State, module: nn.Module, shape: Shape) -> Params:
+    """Parameters of the `Network` of `module`, float32 copies; frequencies of Fourier features lie under "carried".
 
     Args:
         state: of the network as trained, or averaged; LSGM's mixing logits are passed over, see `mixing_logits`.
@@ -142,11 +170,17 @@ def score_variables(state: State, module: NCSNpp | MLP, shape: Shape) -> Variabl
         shape: of one input, all coordinates: (height, width, channels), or (features,) for the MLP.
 
     Raises:
-        ConversionError: if a tensor is missing, unknown or of another shape.
+        ConversionError: if a tensor is missing, unknown or of another shape, or the module of another kind.
     """
     if isinstance(module, MLP):
-        return _as_float32(mlp_variables(state, module, *shape))
-    return _as_float32(ncsnpp_variables(state, module, shape))
+        variables = _as_float32(mlp_variables(state, module, *shape))
+    elif isinstance(module, NCSNpp):
+        variables = _as_float32(ncsnpp_variables(state, module, shape))
+    else:
+        kind = type(module).__name__
+        raise ConversionError(f"no official score network is a {kind}: use a config with ncsnpp or mlp")
+    params = variables.pop("params")
+    return {**params, "carried": variables} if variables else params
 
 
 def mixing_logits(state: State) -> Float[np.ndarray, "channels"]:

@@ -22,6 +22,7 @@ class Checkpoints:
 
     A checkpoint has three items: `state` (step, parameters, optimiser), `ema` (the averaged parameters, so that
     sampling reads nothing else) and `meta` (format, config, position in the data). Its metric is the validation NELBO.
+    What has been converted from elsewhere has no `state` and no metric.
     """
 
     def __init__(self, folder: pathlib.Path, *, read_only: bool = False):
@@ -60,6 +61,13 @@ class Checkpoints:
         )
         self._manager.save(int(state.step), args=items, metrics={"nelbo": nelbo})
 
+    def save_finished(self, step: int, ema: Params, meta: dict[str, Any]) -> None:
+        """Writes averaged parameters alone, as the stage's last step: there is nothing to train from or to choose."""
+        items = ocp.args.Composite(
+            ema=ocp.args.StandardSave(ema), meta=ocp.args.JsonSave({"format": FORMAT, **meta})
+        )
+        self._manager.save(step, args=items)
+
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Restores the newest checkpoint into the shapes and shardings of `like`.
 
@@ -76,9 +84,12 @@ class Checkpoints:
         return items["state"].replace(ema=items["ema"]), items["meta"]
 
     def restore_best(self, like: Params) -> tuple[Params, int]:
-        """Averaged parameters with the lowest validation NELBO, in the shapes and shardings of `like`; their step."""
+        """Averaged parameters with the lowest validation NELBO, in the shapes and shardings of `like`; their step.
+
+        The newest, if none has been validated.
+        """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        step = self._existing(self._manager.best_step())
+        step = self._existing(self._manager.best_step() or self.latest_step)
         items = self._read(step, ema=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
         return items["ema"], step
 

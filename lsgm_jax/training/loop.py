@@ -96,6 +96,8 @@ def run_stage(
 ) -> Params:
     """Trains `stage` from `params`, or from its newest checkpoint, and returns the best averaged parameters.
 
+    A stage whose last step has a checkpoint is finished, and only read.
+
     Args:
         batches: this process's batches {"x": ...}; its position is saved with each checkpoint.
         key: the same for the whole stage.
@@ -108,6 +110,8 @@ def run_stage(
     key = jax.device_put(key, replicated(mesh))
 
     with Checkpoints(workdir / "checkpoints" / stage.name) as checkpoints:
+        if checkpoints.latest_step == stage.steps:
+            return checkpoints.restore_best(params)[0]
         if checkpoints.latest_step is not None:
             state, meta = checkpoints.restore(state)
             batches.set_state(meta["data"])

@@ -11,10 +11,10 @@ from lsgm_jax.interop.averages import FIXED
 from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.ncsnpp import ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables
-from lsgm_jax.interop.official import find_parts, mixing_logits, score_variables, vae_params
+from lsgm_jax.interop.official import find_parts, mixing_logits, score_params, vae_params
 from lsgm_jax.interop.torch_file import read_torch
 from lsgm_jax.models.backbones import Hierarchical
-from lsgm_jax.models.network import StatefulNetwork
+from lsgm_jax.models.network import Network, StatefulNetwork
 from tests.interop.write_torch import Call, Global, write_legacy, write_zip
 from tests.parity import scores
 from tests.parity.cld import channels_first, channels_last
@@ -218,11 +218,10 @@ def test_a_network_of_cld_computes_what_it_did(tmp_path, name):
 
 
 def assert_same_output(fixture, inputs, state, module, shape):
-    variables = score_variables(state, module, shape)
+    params, net = score_params(state, module, shape), Network(module)
     z_t, t = channels_last(fixture.input(inputs)), fixture.input("in/t")
-    init = functools.partial(module.init, deterministic=True)
-    assert described(variables) == described(jax.eval_shape(init, jax.random.key(0), z_t[:1], t[:1]))
-    net_eps = scores.evaluate(module, double(variables), z_t, t)
+    assert described(params) == described(jax.eval_shape(net.init, jax.random.key(0), z_t[:1], t[:1]))
+    net_eps = jax.jit(net.apply)(double(params), z_t, t)
     scores.check(fixture, "net", channels_first(net_eps))
 
 
@@ -231,13 +230,13 @@ def test_half_precision_becomes_single(tmp_path):
     fixture, state = official_state(INACTIVE)
     h, half = fixture.spec["hyper_parameters"], {k: v.astype(np.float16) for k, v in state.items()}
     parts = through_file(tmp_path, half)
-    variables = score_variables(parts.require_score_net(), lsgm_net(h), lsgm_shape(h))
-    expected = ncsnpp_variables(half, lsgm_net(h), lsgm_shape(h))
-    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    params = score_params(parts.require_score_net(), lsgm_net(h), lsgm_shape(h))
+    expected = ncsnpp_variables(half, lsgm_net(h), lsgm_shape(h))["params"]
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
     logits = mixing_logits(parts.require_score_net())
     np.testing.assert_array_equal(logits, half["mixing_logit"].ravel())
     np.testing.assert_array_equal(logits[h["inactive"]], -15.0)
-    for leaf in [logits, *jax.tree.leaves(variables)]:
+    for leaf in [logits, *jax.tree.leaves(params)]:
         assert (leaf.dtype, leaf.flags.owndata, leaf.flags.c_contiguous) == (np.float32, True, True)
 
 
@@ -313,7 +312,5 @@ def test_what_a_checkpoint_lacks_is_refused_in_one_line(tmp_path):
     )
     more, less = {**vae, "stem.extra": np.ones(2)}, {k: v for k, v in net.items() if k != "main.2.bias"}
     assert_refused(lambda: vae_params(more, backbone), "tensors unknown: stem.extra$")
-    assert_refused(lambda: score_variables(less, mlp, shape), "tensors missing: main.2.bias$")
-    assert_refused(
-        lambda: score_variables(net, mlp, (5,)), r"tensors of another shape: main.0.weight \(128, 5"
-    )
+    assert_refused(lambda: score_params(less, mlp, shape), "tensors missing: main.2.bias$")
+    assert_refused(lambda: score_params(net, mlp, (5,)), r"tensors of another shape: main.0.weight \(128, 5")

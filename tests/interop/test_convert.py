@@ -1,0 +1,158 @@
+"""`lsgm convert`: an official file becomes a run that samples and is scored; what does not fit is refused."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lsgm_jax import cli
+from lsgm_jax.build import build_model
+from lsgm_jax.config import load_config
+from lsgm_jax.data.pipeline import training_batches
+from lsgm_jax.data.points import PointSpec
+from lsgm_jax.interop.ncsnpp import ncsnpp_state
+from lsgm_jax.interop.nvae import nvae_state
+from lsgm_jax.run import Run
+from lsgm_jax.training.checkpoint import Checkpoints
+from lsgm_jax.training.loop import Stage, TrainSpec, run_stage
+from tests.interop.test_official import listed, official_state, optimiser, wrapped
+from tests.interop.write_torch import write_zip
+from tests.tiny import ROOT, assert_trees_equal
+
+LSGM_FILE = f"{ROOT}/configs/lsgm_mnist.py:quick"
+LSGM_FIELDS = [
+    "--config.data.image_shape=(16,16,1)",
+    "--config.autoencoder.pre_cells=1",
+    "--config.autoencoder.post_cells=1",
+    "--config.score.channels=4",
+]
+CLD_FILE = f"{ROOT}/configs/cld_toy.py:quick"
+CLD_FIELDS = ["--config.score.hidden=(128,128,128,128)"]
+
+
+def convert(path, workdir, file, fields, *more):
+    return cli.main(
+        ["convert", f"--config={file}", f"--checkpoint={path}", f"--workdir={workdir}", *fields, *more]
+    )
+
+
+@pytest.fixture(scope="module")
+def lsgm():
+    """A model, two draws of its parameters, and the official state dicts of both."""
+    model = build_model(load_config(LSGM_FILE, LSGM_FIELDS))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32)
+    both = [jax.tree.map(draw, shapes) for _ in range(2)]
+    return model, both, [official(model, params) for params in both]
+
+
+def official(model, params):
+    vae = {"params": params["vae"]["net"], **params["vae"]["carried"]}
+    dae = ncsnpp_state({"params": params["score_net"]}, model.score_net.module, model.latent_shape)
+    dae["mixing_logit"] = np.asarray(params["mixing_logit"]).reshape(1, -1, 1, 1)
+    return nvae_state(vae, model.vae.backbone.net), dae
+
+
+@pytest.mark.parametrize("weights", ["average", "last"])
+def test_a_second_stage_becomes_a_run(tmp_path, capsys, lsgm, weights):
+    """The run's parameters are those of the file, and it is sampled without its data set at hand."""
+    _, (last, average), ((vae, dae), (_, ema)) = lsgm
+    opt = optimiser([ema[name] for name in dae])
+    write_zip(tmp_path / "lsgm.pt", {"vae": wrapped(vae), "dae": dae, "dae_opt": opt, "epoch": 9})
+    workdir = tmp_path / "run"
+    assert convert(tmp_path / "lsgm.pt", workdir, LSGM_FILE, LSGM_FIELDS, f"--weights={weights}") == 0
+    assert "epoch 9; score network: " in capsys.readouterr().out
+    run = Run.open(workdir)
+    params, step = run.best()
+    assert step == run.config.train.steps
+    score = average if weights == "average" else last
+    assert_trees_equal(params, {**score, "vae": last["vae"]})
+    if weights == "average":
+        assert cli.main(["sample", f"--workdir={workdir}", "--solver=Euler", "--steps=1", "--count=1"]) == 0
+        assert np.isfinite(np.load(workdir / "samples.npz")["x"]).all()
+
+
+def test_a_first_stage_becomes_the_vae_of_a_run(tmp_path, lsgm):
+    _, (last, _), ((vae, _), _) = lsgm
+    write_zip(tmp_path / "vae.pt", {"state_dict": vae})
+    assert convert(tmp_path / "vae.pt", tmp_path / "run", LSGM_FILE, LSGM_FIELDS) == 0
+    params, _ = Run.open(tmp_path / "run").best("vae")
+    assert_trees_equal(params, last["vae"])
+
+
+def test_a_finished_stage_is_read_and_not_trained(tmp_path):
+    """So training goes on after a converted first stage."""
+    with Checkpoints(tmp_path / "checkpoints" / "vae") as checkpoints:
+        checkpoints.save_finished(7, {"w": np.full(3, 2.0, np.float32)}, {})
+    never = lambda *_: pytest.fail("the stage is finished")
+    stage = Stage(
+        name="vae", init=never, loss=never, optimiser=optax.sgd(0.1), steps=7, validate=never, draw=never
+    )
+    batches = training_batches(PointSpec(source="swiss_roll").open("test"), seed=0)
+    fresh = {"w": jnp.zeros(3)}
+    params = run_stage(stage, TrainSpec(steps=7), fresh, batches, jax.random.key(0), tmp_path, {})
+    np.testing.assert_array_equal(params["w"], 2.0)
+
+
+def test_a_network_of_cld_becomes_a_run(tmp_path, capsys):
+    """Sampled and scored; and training it is done already."""
+    state = official_state("cld_mlp")[1]
+    write_zip(tmp_path / "cld.pth", {"model": wrapped(state), "ema": listed(state.values()), "step": 5})
+    workdir = tmp_path / "run"
+    assert convert(tmp_path / "cld.pth", workdir, CLD_FILE, CLD_FIELDS) == 0
+    assert cli.main(["sample", f"--workdir={workdir}", "--solver=Heun", "--steps=2", "--count=50"]) == 0
+    assert cli.main(["evaluate", f"--workdir={workdir}", "--metrics=nelbo"]) == 0
+    report = json.loads((workdir / "report.json").read_text())
+    assert np.isfinite(report["nelbo_sgm"])
+    assert "nelbo_sgm_bpd" not in report  # points are continuous
+    capsys.readouterr()
+    assert cli.main(["train", f"--config={CLD_FILE}", f"--workdir={workdir}", *CLD_FIELDS]) == 0
+    assert "validation chose step 40" in capsys.readouterr().out
+    assert not (workdir / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        (CLD_FILE, ["--config.score.hidden=(64,)"], "cld.pth: tensors unknown: main.4"),
+        (f"{ROOT}/configs/cld_cifar10.py:quick", [], "cld.pth: tensors missing: all_modules.0.W"),
+        (
+            LSGM_FILE,
+            LSGM_FIELDS,
+            "cld.pth: .*tensors missing: all_modules|cld.pth: holds a score network but no",
+        ),
+        (f"{ROOT}/configs/digits.py", [], "cld.pth: no official score network is a UNet: use a config with"),
+        (
+            CLD_FILE,
+            ["--config.objective.mixed_score=nope"],
+            "objective.mixed_score='nope' is none of none, normal",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path, capsys, file, fields, message):
+    write_zip(tmp_path / "cld.pth", official_state("cld_mlp")[1])
+    assert convert(tmp_path / "cld.pth", tmp_path / "run", file, fields) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_file_and_a_taken_folder_are_named(tmp_path, capsys):
+    state = official_state("cld_mlp")[1]
+    write_zip(tmp_path / "cld.pth", state)
+    whole = (tmp_path / "cld.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    assert convert(tmp_path / "cut.pth", tmp_path / "run", CLD_FILE, CLD_FIELDS) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.count("cut.pth") == 1
+    assert "damaged" in line
+    assert convert(tmp_path / "cld.pth", tmp_path / "run", CLD_FILE, CLD_FIELDS) == 0
+    capsys.readouterr()
+    assert convert(tmp_path / "cld.pth", tmp_path / "run", CLD_FILE, CLD_FIELDS) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds a run already: choose another --workdir" in line

@@ -114,7 +114,12 @@ def test_samples_depend_on_the_seed_alone(trained):
 def test_params_prints_json_and_allocates_nothing(capsys):
     assert cli.main(["params", f"--config={tiny.CONFIG}"]) == 0
     described = json.loads(capsys.readouterr().out)
-    assert set(described) == {"parameters", "latent_shape", "flops_per_image"}
+    assert set(described) == {
+        "parameters",
+        "latent_shape",
+        "multiply_add_flops_per_image",
+        "flops_per_image",
+    }
     assert set(described["flops_per_image"]) == {"autoencoder", "score_net", "train_step"}
 
 

@@ -11,7 +11,7 @@ import optax
 from lsgm_jax.diffusions.linear import sample_prior
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.models.network import Params, trainable
+from lsgm_jax.models.network import trainable
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import make_step
@@ -31,37 +31,66 @@ def flops(function: Callable[..., Any], *arguments: Any) -> int:
     return round(cost["flops"]) if cost else 0
 
 
+def multiply_add_flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Operations of the convolutions and matrix products of one call, as papers count them: two per multiply-add.
+
+    Other than `flops`, it includes multiplications by the zeros of the padding, and no elementwise operation.
+    """
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(program: Any) -> int:
+    total = 0
+    for equation in program.eqns:
+        inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+        total += sum(_count(part) for part in inner if hasattr(part, "eqns"))
+        size = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+        if equation.primitive.name == "conv_general_dilated":
+            kernel, outputs = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec[0]
+            total += 2 * size * math.prod(kernel) // kernel[outputs]
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    return total
+
+
 def describe(model: LSGM | SGM, optimiser: optax.GradientTransformation, batch_size: int) -> dict[str, Any]:
     """What `lsgm params` prints.
 
-    Parameters are those that are trained. Operations are per sample: of one forward pass of each network, and of the
-    training step at the run's batch size.
+    Parameters are those that are trained. Operations are per sample: those of one forward pass of each network as
+    papers count them and by XLA (see `multiply_add_flops` and `flops`), and of the training step at the run's batch
+    size by XLA.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(model.init, key)
-    z_t = jax.eval_shape(lambda key: sample_prior(model.process, key, (1, *model.latent_shape)), key)
-    t = jax.ShapeDtypeStruct((1,), jnp.float32)
+    parts = {"score_net": {name: part for name, part in params.items() if name != "vae"}}
+    if "vae" in params:
+        parts = {"autoencoder": params["vae"], **parts}
     batch = jax.eval_shape(lambda: Batch(jnp.zeros((batch_size, *model.data_shape))))
     step = make_step(
         lambda params, batch, key, step: model.loss(params, batch, key), optimiser, ema_decay=0.9999
     )
     state = jax.eval_shape(lambda params: create_state(params, optimiser), params)
-    vae, prior = params.get("vae", {}), {name: part for name, part in params.items() if name != "vae"}
-    parameters = {"score_net": count_parameters(trainable(prior))}
-    operations = {"score_net": flops(lambda p, z, t: model.eps_net(p)(z, t), params, z_t, t)}
-    if isinstance(model, LSGM):
-        parameters = {"autoencoder": count_parameters(trainable(vae)), **parameters}
-        operations = {"autoencoder": _autoencoder_flops(model, vae, key), **operations}
-    operations["train_step"] = flops(step, state, batch, key) // batch_size
+    forward = _forward_passes(model, params, key)
     return {
-        "parameters": parameters,
+        "parameters": {name: count_parameters(trainable(part)) for name, part in parts.items()},
         "latent_shape": list(model.latent_shape),
-        "flops_per_image": operations,
+        "multiply_add_flops_per_image": {name: multiply_add_flops(*call) for name, call in forward.items()},
+        "flops_per_image": {name: flops(*call) for name, call in forward.items()}
+        | {"train_step": flops(step, state, batch, key) // batch_size},
     }
 
 
-def _autoencoder_flops(model: LSGM, params: Params, key: Any) -> int:
+def _forward_passes(model: LSGM | SGM, params: Params, key: Any) -> dict[str, tuple[Any, ...]]:
+    """Each network with the shapes of what it is called with."""
+    z_t = jax.eval_shape(lambda key: sample_prior(model.process, key, (1, *model.latent_shape)), key)
+    t = jax.ShapeDtypeStruct((1,), jnp.float32)
+    score_net = (lambda params, z_t, t: model.eps_net(params)(z_t, t), params, z_t, t)
+    if isinstance(model, SGM):
+        return {"score_net": score_net}
+
+    def reconstruct(params: Params, x: jax.Array, key: jax.Array) -> jax.Array:
+        return model.vae.autoencode(params, x, key, train=False).reconstruction
+
     x = jax.ShapeDtypeStruct((1, *model.data_shape), jnp.float32)
-    return flops(
-        lambda p, x, key: model.vae.autoencode(p, x, key, train=False).reconstruction, params, x, key
-    )
+    return {"autoencoder": (reconstruct, params["vae"], x, key), "score_net": score_net}

@@ -11,7 +11,7 @@ from PIL import Image
 from lsgm_jax.build import build_optimiser
 from lsgm_jax.config import load_config
 from lsgm_jax.evaluation import pictures, report
-from lsgm_jax.evaluation.count import count_parameters, describe, flops
+from lsgm_jax.evaluation.count import count_parameters, describe, flops, multiply_add_flops
 from lsgm_jax.evaluation.nelbo import bits_per_dimension, estimate, score_images
 from tests import tiny
 
@@ -89,3 +89,18 @@ def test_description_counts_the_real_model():
     # A step runs both networks forwards and twice that backwards.
     forward = described["flops_per_image"]["autoencoder"] + described["flops_per_image"]["score_net"]
     assert described["flops_per_image"]["train_step"] == pytest.approx(3 * forward, rel=0.35)
+
+
+def test_multiply_adds_are_counted_as_papers_do():
+    """Padding counts, elementwise operations do not; nested programs and groups of channels are seen."""
+
+    def program(x, dense, depthwise):
+        convolve = lambda x, kernel, groups: jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
+        h = jax.jit(lambda x: jnp.exp(convolve(x, dense, 1)))(x)
+        return convolve(h, depthwise, 6) @ jnp.ones((6, 5))
+
+    shapes = [(1, 8, 8, 4), (3, 3, 4, 6), (5, 5, 1, 6)]
+    count = multiply_add_flops(program, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    assert count == 2 * (4 * 4 * 6 * 3 * 3 * 4 + 2 * 2 * 6 * 5 * 5 + 2 * 2 * 6 * 5)

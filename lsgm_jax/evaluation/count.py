@@ -11,7 +11,7 @@ import optax
 from lsgm_jax.diffusions.linear import sample_prior
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.models.network import trainable
+from lsgm_jax.models.network import Params, trainable
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import make_step

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lsgm_jax import cli
-from lsgm_jax.build import build_lsgm
+from lsgm_jax.build import build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.diffusions import linear
 from lsgm_jax.objectives.times import Optimal
@@ -52,7 +52,7 @@ def test_commands_parse(command):
     if (
         overrides and config and (ROOT / config[1]).exists()
     ):  # a how-to may name a config that the reader writes
-        build_lsgm(load_config(str(ROOT / config[1]), overrides))
+        build_model(load_config(str(ROOT / config[1]), overrides))
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)

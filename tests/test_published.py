@@ -8,7 +8,9 @@ import pytest
 from lsgm_jax.build import build_lsgm, build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.evaluation.count import count_parameters
+from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.network import trainable
+from lsgm_jax.solvers.ode import ODESolver
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 # Autoencoder, and score network with its mixing logits, as the originals count them.
@@ -51,12 +53,32 @@ def test_published_cld_configs_have_the_published_size(config):
     assert count_parameters(trainable(params)) == CLD[config]
 
 
+@pytest.mark.parametrize("config", [*PUBLISHED, *CLD, "cld_toy.py", "digits.py"])
+def test_every_config_builds_and_has_a_quick_variant(config):
+    """The quick one has the same model at other sizes, and trains for at most a hundred steps."""
+    published = load_config(str(CONFIGS / config), [])
+    quick = load_config(str(CONFIGS / config) + (",quick" if ":" in config else ":quick"), [])
+    assert type(build_model(published)) is type(build_model(quick))
+    assert quick.train.steps <= 100 < published.train.steps
+    for section in ("process", "density", "objective", "solver"):
+        assert quick[section].to_dict() == published[section].to_dict()
+
+
+@pytest.mark.parametrize("config", ["cld_cifar10.py:quick", "cld_celebahq256.py:post_paper,quick"])
+def test_quick_variants_of_cld_trace_through_loss_and_sample(config):
+    model = build_model(load_config(str(CONFIGS / config), []))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(model.init, key)
+    x = jax.ShapeDtypeStruct((2, *model.data_shape), "float32")
+    assert jax.eval_shape(model.loss, params, Batch(x), key)[0].shape == ()
+    solver = ODESolver(name="Euler", steps=2)
+    images, _ = jax.eval_shape(lambda p, k: model.sample(p, k, 2, solver), params, key)
+    assert images.shape == x.shape
+
+
 @pytest.mark.parametrize("config", QUICK)
 def test_quick_variants_trace_through_loss_and_sample(config):
     """Shapes alone: NVAE, its statistics, the prior on its smallest scale, and samples back through the decoder."""
-    from lsgm_jax.models.bound import Batch
-    from lsgm_jax.solvers.ode import ODESolver
-
     model = build_lsgm(load_config(str(CONFIGS / config), []))
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(model.init, key)

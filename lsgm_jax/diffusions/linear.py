@@ -160,6 +160,12 @@ def normal_eps(process: Process, z_t: State, t: Times) -> Latents:
     return expand(noise[:, -1, -1] / marginal[:, -1, -1], last) * last
 
 
+def expected_data(process: Process, z_t: State, eps_hat: Latents, t: Times) -> Latents:
+    """The estimate of z_0 that goes with the prediction of the last coordinate's noise (D15)."""
+    last = solve_lower_state(kernel(process, t).noise, z_t)[-1]
+    return (last - eps_hat) / expand(whitened_signal(process, t)[:, -1], last)
+
+
 def normal_error(process: Process, t: Scalars) -> Scalars:
     """Mean squared error of `normal_eps` per dimension if z_0 is what it presumes (D3)."""
     whitened = whitened_signal(process, t) * jnp.sqrt(data_variance(process))

@@ -1,8 +1,4 @@
-"""How often a solve evaluated the vector field, exactly; diffrax reports steps, not evaluations.
-
-An FSAL method reuses the last stage of an accepted step as the first of the next. So it pays one evaluation extra at
-the start, and again after every rejection that comes before the first acceptance, when there is nothing to reuse.
-"""
+"""How often a solve evaluated the network, exactly; diffrax reports steps, not evaluations."""
 
 from typing import Any, NamedTuple
 
@@ -10,17 +6,7 @@ import diffrax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-# Evaluations per attempted step, and evaluations that FSAL methods pay while no step has been accepted yet.
-EVALUATIONS = {
-    "Euler": (1, 0),
-    "Heun": (2, 0),
-    "Midpoint": (2, 0),
-    "Ralston": (2, 0),
-    "Bosh3": (3, 1),
-    "Tsit5": (6, 1),
-    "Dopri5": (6, 1),
-    "Dopri8": (13, 1),
-}
+from lsgm_jax.solvers.method import Cost
 
 
 class EarlyRejections(NamedTuple):
@@ -73,12 +59,11 @@ class Count(NamedTuple):
     single: Int[Array, "batch"]  # calls that each sample alone would have needed
 
 
-def evaluations(name: str, num_steps: Int[Array, "batch"], early: Int[Array, "batch"]) -> Count:
+def evaluations(cost: Cost, num_steps: Int[Array, "batch"], early: Int[Array, "batch"]) -> Count:
     """Counts from attempted steps and early rejections per sample.
 
     The batch runs in lockstep: as many steps as its slowest sample, and the extra evaluation as long as any
     sample has no accepted step.
     """
-    per_step, first = EVALUATIONS[name]
-    batch = per_step * jnp.max(num_steps) + first * (1 + jnp.max(early))
-    return Count(batch, per_step * num_steps + first * (1 + early))
+    batch = cost.per_step * jnp.max(num_steps) + cost.first * (1 + jnp.max(early)) + cost.extra
+    return Count(batch, cost.per_step * num_steps + cost.first * (1 + early) + cost.extra)

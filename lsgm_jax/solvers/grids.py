@@ -1,0 +1,143 @@
+"""Where a solver stands between noise and data: times from 1 down to t_min."""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lsgm_jax.diffusions.linear import Process, log_snr
+
+Nodes = Float[Array, "nodes"]
+
+
+@runtime_checkable
+class Grid(Protocol):
+    """Fixed steps."""
+
+    @property
+    def steps(self) -> int:
+        """Their number."""
+        ...
+
+    def times(self, process: Process, t_min: float) -> Nodes:
+        """Decreasing from 1 to t_min, [steps + 1]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Equal steps of time."""
+
+    steps: int
+
+    def __post_init__(self):
+        _require_positive(self.steps)
+
+    def times(self, process: Process, t_min: float) -> Nodes:
+        """Decreasing from 1 to t_min."""
+        return jnp.linspace(1.0, t_min, self.steps + 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quadratic:
+    """Steps that shrink linearly towards the data: the square root of t - t_min is uniform (CLD's quadratic striding)."""
+
+    steps: int
+
+    def __post_init__(self):
+        _require_positive(self.steps)
+
+    def times(self, process: Process, t_min: float) -> Nodes:
+        """Decreasing from 1 to t_min."""
+        return t_min + (1.0 - t_min) * jnp.linspace(1.0, 0.0, self.steps + 1) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogSNR:
+    """Equal steps of the logarithm of the signal-to-noise ratio (Lu et al. 2022)."""
+
+    steps: int
+
+    def __post_init__(self):
+        _require_positive(self.steps)
+
+    def times(self, process: Process, t_min: float) -> Nodes:
+        """Decreasing from 1 to t_min."""
+        first, last = _log_snr_at(process, 1.0), _log_snr_at(process, t_min)
+        inner = time_of_log_snr(process, jnp.linspace(first, last, self.steps + 1)[1:-1])
+        return _between(inner, t_min)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EDM:
+    """Equal steps of the noise-to-signal ratio's root (Karras et al. 2022, eq. 5).
+
+    Attributes:
+        rho: the ratio is raised to 1 / rho; the larger, the more steps near the data.
+    """
+
+    steps: int
+    rho: float = 7.0
+
+    def __post_init__(self):
+        _require_positive(self.steps)
+        if self.rho < 1.0:
+            raise ValueError(f"rho={self.rho}: give a number of at least 1")
+
+    def times(self, process: Process, t_min: float) -> Nodes:
+        """Decreasing from 1 to t_min."""
+        ends = [jnp.exp(-0.5 * _log_snr_at(process, t) / self.rho) for t in (1.0, t_min)]
+        inner = jnp.linspace(*ends, self.steps + 1)[1:-1]
+        return _between(time_of_log_snr(process, -2.0 * self.rho * jnp.log(inner)), t_min)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Times:
+    """Any times, decreasing; the solver starts at the first and stops at the last, whatever t_min is."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self):
+        pairs = zip(self.values, self.values[1:], strict=False)
+        if len(self.values) < 2 or not all(1.0 >= a > b >= 0.0 for a, b in pairs):
+            raise ValueError(f"values={self.values}: give at least two decreasing times between 1 and 0")
+
+    @property
+    def steps(self) -> int:
+        """One less than times."""
+        return len(self.values) - 1
+
+    def times(self, process: Process, t_min: float) -> Nodes:
+        """As given."""
+        return jnp.asarray(self.values)
+
+
+def time_of_log_snr(process: Process, value: Nodes) -> Nodes:
+    """Inverse of `log_snr`, which decreases with time, by bisection of log t between 1e-12 and 1."""
+
+    def halve(_: int, ends: tuple[Nodes, Nodes]) -> tuple[Nodes, Nodes]:
+        low, high = ends
+        middle = 0.5 * (low + high)
+        too_early = log_snr(process, jnp.exp(middle)) > value
+        return jnp.where(too_early, middle, low), jnp.where(too_early, high, middle)
+
+    start = jnp.full_like(value, jnp.log(1e-12)), jnp.zeros_like(value)
+    low, high = jax.lax.fori_loop(0, 60, halve, start)
+    return jnp.exp(0.5 * (low + high))
+
+
+def _log_snr_at(process: Process, t: float) -> Float[Array, ""]:
+    return log_snr(process, jnp.asarray(t, float))
+
+
+def _between(inner: Nodes, t_min: float) -> Nodes:
+    """With both ends exact."""
+    one = jnp.ones(1, inner.dtype)
+    return jnp.concatenate([one, inner, t_min * one])
+
+
+def _require_positive(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps={steps}: give a positive number of steps")

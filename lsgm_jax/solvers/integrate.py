@@ -1,0 +1,152 @@
+"""One call of diffrax: fixed steps, or adaptive ones per sample, per batch, or by the hardest sample."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple, cast
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lsgm_jax.solvers.grids import Nodes
+from lsgm_jax.solvers.method import Method
+from lsgm_jax.solvers.nfe import Count, CountingController, EarlyRejections, evaluations
+from lsgm_jax.solvers.terms import Clock
+
+Tree = Any  # states, and what else is integrated, of a batch: [batch, ...] each
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adaptive:
+    """Steps chosen by the solver's error estimate.
+
+    Attributes:
+        rtol, atol: tolerances.
+        per: whose error chooses. "sample": each sample has steps of its own, as many as it needs; the network still
+            runs on the whole batch, as often as the hardest sample needs. "batch": one step for all, by the mean square
+            error over everything, as the originals have it; a hard sample can hide. "hardest": one step for all, by the
+            sample with the largest error.
+        max_steps: attempted steps after which a solve is given up as failed.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    per: Literal["sample", "batch", "hardest"] = "sample"
+    max_steps: int = 4096
+
+    def __post_init__(self):
+        if not (self.rtol > 0 and self.atol > 0):
+            raise ValueError(f"rtol={self.rtol}, atol={self.atol}: tolerances must be positive")
+        if self.per not in ("sample", "batch", "hardest"):
+            raise ValueError(f"per={self.per!r} is none of sample, batch, hardest")
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps={self.max_steps}: give a positive number")
+
+
+class Integral(NamedTuple):
+    """Where a solve ended, and what it cost."""
+
+    end: Tree
+    evaluations: Count
+    success: Bool[Array, "batch"]
+
+
+class OneSample(diffrax.AbstractTerm):
+    """A term of batches for a single sample of one."""
+
+    term: diffrax.AbstractTerm
+
+    def vf(self, t: Clock, y: Tree, args: Tree) -> Tree:
+        """That of a batch of one."""
+        return jax.tree.map(lambda v: v[0], self.term.vf(t, *jax.tree.map(lambda v: v[None], (y, args))))
+
+    def contr(self, t0: Clock, t1: Clock, **kwargs: Any) -> Any:
+        """That of the term."""
+        return self.term.contr(t0, t1, **kwargs)
+
+    def prod(self, vf: Tree, control: Any) -> Tree:
+        """That of the term."""
+        return self.term.prod(vf, control)
+
+
+def integrate_adaptively(
+    method: Method,
+    steps: Adaptive,
+    term: diffrax.AbstractTerm,
+    start: Tree,
+    begin: float,
+    end: float,
+    args: Tree = None,
+) -> Integral:
+    """Integrates `term` from `begin` to `end` > `begin`.
+
+    Args:
+        start: state of the batch.
+        args: what the term takes beside it, [batch, ...] each.
+    """
+    dtype = jax.tree.leaves(start)[0].dtype
+    norm = _hardest if steps.per == "hardest" else _rms
+    controller = CountingController(diffrax.PIDController(rtol=steps.rtol, atol=steps.atol, norm=norm))
+
+    def solve(term: diffrax.AbstractTerm, start: Tree, args: Tree) -> diffrax.Solution:
+        return diffrax.diffeqsolve(
+            term,
+            method.scheme,
+            jnp.asarray(begin, dtype),
+            jnp.asarray(end, dtype),
+            jnp.asarray(1e-3, dtype),
+            start,
+            args,
+            stepsize_controller=controller,
+            max_steps=steps.max_steps,
+            throw=False,
+            saveat=diffrax.SaveAt(t1=True, controller_state=True),
+        )
+
+    if steps.per == "sample":
+        solution = jax.vmap(lambda start, args: solve(OneSample(term), start, args))(start, args)
+        final = jax.tree.map(lambda path: path[:, -1], solution.ys)
+    else:
+        solution = solve(term, start, args)
+        final = jax.tree.map(lambda path: path[-1], solution.ys)
+    batch = len(jax.tree.leaves(start)[0])
+    early = cast(EarlyRejections, solution.controller_state).early
+    each = (jnp.broadcast_to(count, (batch,)) for count in (solution.stats["num_steps"], early))
+    success = jnp.broadcast_to(solution.result == diffrax.RESULTS.successful, (batch,))
+    return Integral(final, evaluations(method.cost, *each), success)
+
+
+def integrate_on(method: Method, nodes: Nodes, terms: Any, start: Tree, args: Tree = None) -> Integral:
+    """Integrates `terms` over the increasing times `nodes`, whatever the error."""
+    dtype = jax.tree.leaves(start)[0].dtype
+    nodes, steps = nodes.astype(dtype), len(nodes) - 1
+    solution = diffrax.diffeqsolve(
+        terms,
+        method.scheme,
+        nodes[0],
+        nodes[-1],
+        None,
+        start,
+        args,
+        stepsize_controller=diffrax.StepTo(nodes),
+        max_steps=steps,
+        throw=False,
+        saveat=diffrax.SaveAt(t1=True),
+    )
+    batch = len(jax.tree.leaves(start)[0])
+    count = evaluations(method.cost, jnp.full(batch, steps), jnp.zeros(batch, jnp.int32))
+    success = jnp.broadcast_to(solution.result == diffrax.RESULTS.successful, (batch,))
+    return Integral(jax.tree.map(lambda path: path[-1], solution.ys), count, success)
+
+
+def _rms(error: Tree) -> Float[Array, ""]:
+    """Root mean square over samples and dimensions."""
+    leaves = jax.tree.leaves(error)
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in leaves) / sum(leaf.size for leaf in leaves))
+
+
+def _hardest(error: Tree) -> Float[Array, ""]:
+    """The largest root mean square of a sample."""
+    leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(error)]
+    dims = sum(leaf.shape[1] for leaf in leaves)
+    return jnp.sqrt(jnp.max(sum(jnp.sum(leaf**2, axis=1) for leaf in leaves) / dims))

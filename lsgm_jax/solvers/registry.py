@@ -1,0 +1,52 @@
+"""Solvers by name: diffrax's own, and ours. Anything else that diffrax can do goes in as a `Method` of one's own.
+
+Not here, because they are wrong or of no use on these problems: ReversibleHeun explodes, ItoMilstein takes memory with the cube of
+the batch.
+"""
+
+from collections.abc import Callable
+
+import diffrax
+
+from lsgm_jax.solvers.method import Cost, Method
+
+# Name, solver, order, cost, whether it estimates its error.
+_ODE = {
+    "Euler": (diffrax.Euler, 1, Cost(1), False),
+    "Heun": (diffrax.Heun, 2, Cost(2), True),
+    "Midpoint": (diffrax.Midpoint, 2, Cost(2), True),
+    "Ralston": (diffrax.Ralston, 2, Cost(2), True),
+    "Bosh3": (diffrax.Bosh3, 3, Cost(3, first=1), True),
+    "Tsit5": (diffrax.Tsit5, 5, Cost(6, first=1), True),
+    "Dopri5": (diffrax.Dopri5, 5, Cost(6, first=1), True),
+    "Dopri8": (diffrax.Dopri8, 8, Cost(13, first=1), True),
+}
+
+
+# Of the reverse SDE, whose noise does not depend on the state: Ito's and Stratonovich's integral agree.
+_SDE = {
+    "EulerMaruyama": (diffrax.Euler, 1, Cost(1)),
+    "StochasticHeun": (diffrax.Heun, 1, Cost(2)),
+    "SEA": (diffrax.SEA, 1, Cost(1)),
+    "SRA1": (diffrax.SRA1, 2, Cost(2)),
+    "ShARK": (diffrax.ShARK, 2, Cost(2)),
+    "SPaRK": (diffrax.SPaRK, 2, Cost(3)),
+}
+
+
+def _ode(name: str) -> Callable[[], Method]:
+    scheme, order, cost, adaptive = _ODE[name]
+    return lambda: Method(
+        name=name, scheme=scheme(), dynamics="ode", order=order, cost=cost, adaptive=adaptive
+    )
+
+
+def _sde(name: str) -> Callable[[], Method]:
+    scheme, order, cost = _SDE[name]
+    return lambda: Method(name=name, scheme=scheme(), dynamics="sde", order=order, cost=cost)
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    **{name: _ode(name) for name in _ODE},
+    **{name: _sde(name) for name in _SDE},
+}

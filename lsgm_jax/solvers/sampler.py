@@ -1,0 +1,121 @@
+"""From noise to data: any solver, on any process, by one call of diffrax."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lsgm_jax.arrays import EpsNet, Key, Latents, State, coordinates
+from lsgm_jax.diffusions.linear import Process, expected_data, reverse_drift, sample_prior
+from lsgm_jax.solvers.grids import Grid, Times
+from lsgm_jax.solvers.integrate import Adaptive, Integral, integrate_adaptively, integrate_on
+from lsgm_jax.solvers.method import Method
+from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.terms import Diffusion, GridPath, KeyedNoise, Noise, Problem, Reverse, ReverseDrift
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A solver, its steps, and how it starts and ends.
+
+    Attributes:
+        t_min: where the integration towards the data stops.
+        denoise: what follows: "none"; "euler", a step of the reverse SDE's drift to t = 0 (CLD-SGM's); or "mean", the
+            expected data given the last state. Either takes one more evaluation.
+        temperature: factor of the noise that sampling starts from.
+
+    Raises:
+        ValueError: for adaptive steps of a solver without error estimate, or a bad number.
+    """
+
+    method: Method = METHODS["Tsit5"]()
+    steps: Adaptive | Grid = Adaptive()
+    t_min: float = 1e-5
+    denoise: Literal["none", "euler", "mean"] = "none"
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        if isinstance(self.steps, Adaptive) and not self.method.adaptive:
+            raise ValueError(
+                f"solver {self.method.name!r} has no error estimate to adapt its steps: give a number of steps"
+            )
+        if not 0.0 <= self.t_min < 1.0:
+            raise ValueError(f"t_min={self.t_min}: give a time in [0, 1)")
+        if self.denoise not in ("none", "euler", "mean"):
+            raise ValueError(f"denoise={self.denoise!r} is none of none, euler, mean")
+        if self.temperature <= 0.0:
+            raise ValueError(f"temperature={self.temperature}: give a positive number")
+
+
+class Solution(NamedTuple):
+    """Latents at time 0 and what they cost."""
+
+    z_0: Latents
+    nfe: Int[Array, ""]  # evaluations of the network on the batch: rejected steps and denoising included
+    nfe_mean: Float[Array, ""]  # mean over samples of what each alone would have needed
+    nfe_denoise: Int[Array, ""]  # those of `nfe` that the denoising step made
+    success: Bool[Array, "batch"]
+
+
+def sample(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key, shape: tuple[int, ...]) -> Solution:
+    """Draws z_1 from the prior and carries it to the data.
+
+    Args:
+        eps_net: noise prediction (z_t [batch, ...], t [batch]) -> [batch, ...].
+        shape: [batch, ...] of the latents.
+    """
+    k_prior, k_noise = jax.random.split(key)
+    z_1 = sample_prior(process, k_prior, shape)
+    z_1 = jax.tree.map(lambda z: sampler.temperature * z, z_1)
+    return solve_to_data(sampler, process, eps_net, z_1, KeyedNoise(k_noise))
+
+
+def solve_to_data(sampler: Sampler, process: Process, eps_net: EpsNet, z_1: State, noise: Noise) -> Solution:
+    """Carries z_1 to the data.
+
+    Args:
+        noise: of the solvers that draw some, for every step.
+
+    Raises:
+        ValueError: if the solver cannot integrate the process; names what can.
+    """
+    if (refusal := sampler.method.refuse(process)) is not None:
+        raise ValueError(refusal)
+    solved = _integrate(sampler, Problem(process, eps_net, noise), z_1)
+    z_0, extra = _denoise(sampler, process, eps_net, solved.end)
+    batch, single = solved.evaluations
+    mean = jnp.mean(single.astype(z_0.dtype))
+    return Solution(z_0, batch + extra, mean + extra, jnp.asarray(extra), solved.success)
+
+
+def _integrate(sampler: Sampler, problem: Problem, z_1: State) -> Integral:
+    method, steps = sampler.method, sampler.steps
+    if isinstance(steps, Adaptive):
+        return integrate_adaptively(method, steps, Reverse(problem), z_1, 0.0, 1.0 - sampler.t_min)
+    taus = 1.0 - steps.times(problem.process, sampler.t_min)
+    if method.dynamics != "sde":
+        return integrate_on(method, taus, Reverse(problem), z_1)
+    last = coordinates(z_1)[-1]
+    path = GridPath(taus.astype(last.dtype), problem, jax.ShapeDtypeStruct(last.shape, last.dtype))
+    terms = diffrax.MultiTerm(ReverseDrift(problem), Diffusion(problem, path))
+    return integrate_on(method, taus, terms, z_1)
+
+
+def _last_time(sampler: Sampler) -> float:
+    return sampler.steps.values[-1] if isinstance(sampler.steps, Times) else sampler.t_min
+
+
+def _denoise(sampler: Sampler, process: Process, eps_net: EpsNet, z_t: State) -> tuple[Latents, int]:
+    """The data for the state at t_min, and the evaluations that it takes."""
+    x = coordinates(z_t)[0]
+    if sampler.denoise == "none":
+        return x, 0
+    t = jnp.full(len(x), _last_time(sampler), x.dtype)
+    eps_hat = eps_net(z_t, t)
+    if sampler.denoise == "mean":
+        return expected_data(process, z_t, eps_hat, t), 1
+    drift = coordinates(reverse_drift(process, z_t, eps_hat, t))[0]
+    return x - _last_time(sampler) * drift, 1

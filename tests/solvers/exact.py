@@ -1,0 +1,33 @@
+"""Normal data, for which score, marginals and the map of the probability flow are known."""
+
+import jax.numpy as jnp
+
+from lsgm_jax.arrays import coordinates, expand
+from lsgm_jax.diffusions import linear
+
+MEAN, VARIANCE = 1.5, 0.25
+
+
+def moments(process, t):
+    """Mean and covariance of z_t for data N(MEAN, VARIANCE)."""
+    signal, noise = linear.kernel(process, t)
+    cov = noise @ noise.mT + VARIANCE * signal[..., :, None] * signal[..., None, :]
+    return MEAN * signal, cov
+
+
+def exact_eps(process):
+    """Noise prediction of N(MEAN, VARIANCE): -sigma times the score of the marginal."""
+
+    def predict(z_t, t):
+        mean, cov = moments(process, t)
+        row = linear.sigma(process, t)[:, None] * jnp.linalg.inv(cov)[:, -1]
+        values = enumerate(coordinates(z_t))
+        return sum(expand(row[:, i], z) * (z - expand(mean[:, i], z)) for i, z in values)
+
+    return predict
+
+
+def exact_map(process, z_1, t_min):
+    """The probability flow carries quantiles to quantiles of the Normal marginals."""
+    (mean_1, cov_1), (mean_0, cov_0) = (moments(process, jnp.asarray(t, z_1.dtype)) for t in (1.0, t_min))
+    return mean_0 + jnp.sqrt(cov_0[0] / cov_1[0]) * (z_1 - mean_1)

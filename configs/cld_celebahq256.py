@@ -6,8 +6,7 @@ Paper: 16 GPUs with 4 images each (their kind is not stated). It shows pictures 
     :paper       320,000 steps, two blocks per level, constant beta
     :post_paper  600,000 steps, four blocks per level, linear beta, AdamW; better pictures, as the authors say
 
-Network, process, weighting, times and optimiser are the published ones. Not part of the run yet: the denoising step
-at the end of sampling.
+Network, process, weighting, times, optimiser and sampler are the published ones.
 """
 
 from ml_collections import ConfigDict
@@ -66,7 +65,9 @@ def get_config(arg: str = "post_paper") -> ConfigDict:
                 log_every=2 if quick else 100,
                 eval_every=2 if quick else 10_000,
             ),
-            solver=dict(name="Dopri5", rtol=1e-5, atol=1e-5, t_min=1e-3),
-            eval=dict(draws=1, probes=1, batch_size=8),
+            solver=dict(name="Dopri5"),
+            steps=dict(name="adaptive", rtol=1e-5, atol=1e-5, per="batch"),
+            sampling=dict(t_min=1e-3, denoise="euler"),
+            eval=dict(draws=1, batch_size=8),
         )
     )

@@ -38,7 +38,9 @@ def get_config(arg: str = "") -> ConfigDict:
                 log_every=20 if quick else 100,
                 eval_every=20 if quick else 2000,
             ),
-            solver=dict(name="Tsit5", rtol=1e-4, atol=1e-4, t_min=1e-3),
-            eval=dict(draws=4, probes=1, batch_size=500),
+            solver=dict(name="Tsit5"),
+            steps=dict(name="adaptive", rtol=1e-4, atol=1e-4),
+            sampling=dict(t_min=1e-3),
+            eval=dict(draws=4, batch_size=500),
         )
     )

@@ -40,7 +40,9 @@ def get_config(arg: str = "") -> ConfigDict:
                 log_every=20 if quick else 50,
                 eval_every=20 if quick else 250,
             ),
-            solver=dict(name="Tsit5", rtol=1e-3, atol=1e-3, t_min=1e-3),
-            eval=dict(draws=16, probes=1),
+            solver=dict(name="Tsit5"),
+            steps=dict(name="adaptive", rtol=1e-3, atol=1e-3),
+            sampling=dict(t_min=1e-3),
+            eval=dict(draws=16),
         )
     )

@@ -70,7 +70,9 @@ def get_config(arg: str = "") -> ConfigDict:
                 log_every=10 if quick else 100,
                 eval_every=10 if quick else 5000,
             ),
-            solver=dict(name="Dopri5", rtol=1e-5, atol=1e-5, t_min=1e-5),
-            eval=dict(draws=1, probes=1),
+            solver=dict(name="Dopri5"),
+            steps=dict(name="adaptive", rtol=1e-5, atol=1e-5, per="batch"),
+            sampling=dict(t_min=1e-5),
+            eval=dict(draws=1),
         )
     )

@@ -42,7 +42,11 @@ from lsgm_jax.objectives.times import Defensive, Optimal, TimeDensity, Uniform
 from lsgm_jax.scores.mlp import MLP
 from lsgm_jax.scores.ncsnpp import NCSNpp
 from lsgm_jax.scores.unet import UNet
-from lsgm_jax.solvers.ode import ODESolver
+from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
+from lsgm_jax.solvers.integrate import Adaptive
+from lsgm_jax.solvers.likelihood import Divergence
+from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.training.loop import TrainSpec, TwoStageSpec
 from lsgm_jax.training.optim import adamax, adamw, per_part
 
@@ -103,11 +107,19 @@ class SGMObjectiveSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingSpec:
+    """How sampling starts and ends; see `Sampler`."""
+
+    t_min: float = 1e-5
+    denoise: str = "none"
+    temperature: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSpec:
-    """What `lsgm evaluate` averages: draws of (z_0, t, eps) and Hutchinson probes per image."""
+    """What `lsgm evaluate` averages: draws of (z_0, t, eps) per image."""
 
     draws: int = 16
-    probes: int = 4
     batch_size: int = 64
 
     def __post_init__(self):
@@ -175,7 +187,17 @@ SHARED: Sections = {
     "process": {"vp": VP, "sub_vp": SubVP, "ve": VE, "geometric_vp": GeometricVP, "cld": CLD},
     "score": {"unet": UNetSpec, "ncsnpp": NCSNpp, "mlp": MLP},
     "density": DENSITIES,
-    "solver": ODESolver,
+    "solver": {**METHODS},
+    "steps": {
+        "adaptive": Adaptive,
+        "linear": Linear,
+        "quadratic": Quadratic,
+        "log_snr": LogSNR,
+        "edm": EDM,
+        "times": Times,
+    },
+    "sampling": SamplingSpec,
+    "divergence": Divergence,
     "eval": EvalSpec,
 }
 # What a config describes, by the field `model`, and its sections.
@@ -208,7 +230,7 @@ MODELS: dict[str, Sections] = {
     },
 }
 # What a section's `name` is if a config does not say.
-DEFAULT_NAMES = {"encoder_density": "shared", "data": "images"}
+DEFAULT_NAMES = {"encoder_density": "shared", "data": "images", "solver": "Tsit5", "steps": "adaptive"}
 # Arguments that another section decides, or that the stage gives.
 GIVEN = {
     # A Linen module's own fields, and what the likelihood or the latent decides.
@@ -413,6 +435,21 @@ def _check_noise(section: str, process: Process, density: TimeDensity) -> None:
         raise ConfigError(
             f"config.{section}.t_min={density.t_min}: the process has no noise there; choose a larger one"
         )
+
+
+def build_sampler(config: Config) -> Sampler:
+    """Solver, steps and ends.
+
+    Raises:
+        ConfigError: if they do not go together, or the solver cannot integrate the process.
+    """
+    method, spec = build("solver", config), build("sampling", config)
+    if (refusal := method.refuse(build("process", config))) is not None:
+        raise ConfigError(f"config.solver: {refusal}")
+    try:
+        return Sampler(method=method, steps=build("steps", config), **vars(spec))
+    except ValueError as error:
+        raise ConfigError(f"config.sampling: {error}") from error
 
 
 def build_optimiser(config: Config, stage: str) -> optax.GradientTransformation:

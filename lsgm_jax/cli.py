@@ -13,14 +13,18 @@ from typing import Any, NoReturn
 USAGE = """lsgm COMMAND [options]
 
   lsgm train    --config=FILE[:ARG] --workdir=DIR [--config.SECTION.KEY=VALUE ...]
-  lsgm sample   --workdir=DIR [--solver=NAME] [--rtol=X] [--atol=X] [--steps=N] [--count=N] [--seed=N]
-  lsgm evaluate --workdir=DIR [--metrics=nelbo,ode] [--seed=N]
+  lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N]
+  lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode] [--seed=N]
   lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
   lsgm convert  --config=FILE[:ARG] --checkpoint=FILE.pt --workdir=DIR [--weights=average|last]
                 [--config.SECTION.KEY=VALUE ...]
+
+  SAMPLER: [--solver=NAME] [--steps=N [--grid=linear|quadratic|log_snr|edm] | --rtol=X [--atol=X]] [--t_min=X]
+           [--denoise=none|euler|mean] [--temperature=X] [--config.solver.KEY=VALUE ...]
 """
 METRICS = ("nelbo", "ode")
 CONFIGURED = ("train", "params", "convert")  # commands that take a config
+OVERRIDDEN = (*CONFIGURED, "sample", "evaluate")  # and those that change one
 # What reports call the models they score, and what the table does.
 COLUMNS = {"lsgm": "LSGM", "sgm": "SGM", "vae": "VAE, Normal prior"}
 
@@ -82,37 +86,24 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    import dataclasses
-
     import numpy as np
 
     from lsgm_jax import run
-    from lsgm_jax.build import build
+    from lsgm_jax.build import build_sampler
     from lsgm_jax.evaluation import pictures, report
     from lsgm_jax.files import replacing
 
-    opened = run.Run.open(options.workdir)
-    # A tolerance given alone is meant for both, as in the literature.
-    chosen = {
-        "name": options.solver,
-        "rtol": options.rtol,
-        "atol": options.atol or options.rtol,
-        "steps": options.steps,
-    }
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    try:
-        solver = dataclasses.replace(build("solver", opened.config), **chosen)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    opened = run.Run.open(options.workdir, [*_sampler_overrides(options), *options.overrides])
+    sampler = build_sampler(opened.config)
     if options.count < 1:
         raise UsageError(f"--count={options.count}: draw at least one sample")
 
     params, step = opened.best()
-    drawn = run.sample(opened, params, solver, options.count, options.seed)
+    drawn = run.sample(opened, params, sampler, options.count, options.seed)
     failed = int((~drawn.solution.success).sum())
     if failed:
         print(
-            f"lsgm: warning: {failed} of {options.count} samples needed more than {solver.max_steps} steps",
+            f"lsgm: warning: {failed} of {options.count} samples ran out of steps",
             file=sys.stderr,
         )
 
@@ -127,12 +118,12 @@ def _sample(options: argparse.Namespace) -> None:
         nfe_mean=mean,
         sample_seconds=drawn.seconds,
         sample_compile_seconds=drawn.compile_seconds,
-        sample_solver=solver.name,
+        sample_solver=sampler.method.name,
         sample_count=options.count,
         sample_seed=options.seed,
     )
     print(
-        f"{options.count} samples of step {step} by {solver.name}: NFE {nfe} (mean per sample {mean:.1f}), "
+        f"{options.count} samples of step {step} by {sampler.method.name}: NFE {nfe} (mean per sample {mean:.1f}), "
         f"{drawn.seconds:.2f} s after {drawn.compile_seconds:.1f} s of compilation"
     )
     print(f"wrote {options.workdir}/samples.png, comparison.png and samples.npz")
@@ -146,11 +137,31 @@ def _evaluate(options: argparse.Namespace) -> None:
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
         raise UsageError(f"--metrics={options.metrics}: {unknown[0]!r} is none of {', '.join(METRICS)}")
-    opened = run.Run.open(options.workdir)
+    opened = run.Run.open(options.workdir, [*_sampler_overrides(options), *options.overrides])
     entries = run.evaluate(opened, options.seed, ode="ode" in metrics)
     report.add_to_report(options.workdir, **entries, evaluate_seed=options.seed)
     _print_scores(entries)
     print(f"wrote {options.workdir}/report.json")
+
+
+def _sampler_overrides(options: argparse.Namespace) -> list[str]:
+    """The short options as overrides of the config. A number of steps without a grid means equal ones."""
+    grid = options.grid or ("linear" if options.steps else None)
+    # A tolerance given alone is meant for both, as in the literature.
+    adaptive = "adaptive" if options.rtol or options.atol else None
+    if grid and adaptive:
+        raise UsageError("give either a number of steps or tolerances")
+    named = {
+        "solver.name": options.solver,
+        "steps.name": grid or adaptive,
+        "steps.steps": options.steps,
+        "steps.rtol": options.rtol,
+        "steps.atol": options.atol or options.rtol,
+        "sampling.t_min": options.t_min,
+        "sampling.denoise": options.denoise,
+        "sampling.temperature": options.temperature,
+    }
+    return [f"--config.{key}={value}" for key, value in named.items() if value is not None]
 
 
 def _print_scores(entries: dict[str, Any]) -> None:
@@ -232,17 +243,21 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         each.add_argument("--workdir", required=True, type=pathlib.Path)
     for each in (sample, evaluate):
         each.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--solver")
-    sample.add_argument("--rtol", type=float)
-    sample.add_argument("--atol", type=float)
-    sample.add_argument("--steps", type=int)
+        each.add_argument("--solver")
+        each.add_argument("--rtol", type=float)
+        each.add_argument("--atol", type=float)
+        each.add_argument("--steps", type=int)
+        each.add_argument("--grid")
+        each.add_argument("--t_min", type=float)
+        each.add_argument("--denoise")
+        each.add_argument("--temperature", type=float)
     sample.add_argument("--count", type=int, default=64)
     evaluate.add_argument("--metrics", default="nelbo,ode")
 
     options, rest = parser.parse_known_args(arguments)
     options.overrides = [argument for argument in rest if argument.startswith("--config.")]
     strangers = [argument for argument in rest if argument not in options.overrides]
-    if strangers or (options.overrides and options.command not in CONFIGURED):
+    if strangers or (options.overrides and options.command not in OVERRIDDEN):
         raise UsageError(
             f"lsgm {options.command} does not know {(strangers or options.overrides)[0]}; see  lsgm --help"
         )

@@ -1,5 +1,7 @@
 """Reads a config file with its overrides, and completes and checks it before anything is built."""
 
+import ast
+import contextlib
 import inspect
 import json
 import pathlib
@@ -24,6 +26,8 @@ from lsgm_jax.files import write_json
 
 # Fields of a config that are no sections, and their defaults.
 PLAIN = {"model": "lsgm", "seed": 0}
+# What a trained model can be sampled and scored with.
+SAMPLING_SECTIONS = ("solver", "steps", "sampling", "divergence", "eval")
 
 
 def load_config(path: str, overrides: list[str]) -> Config:
@@ -36,6 +40,24 @@ def load_config(path: str, overrides: list[str]) -> Config:
     """
     tree = _run_config_file(path)
     complete(tree)
+    return _overridden(tree, overrides)
+
+
+def override(config: Config, overrides: list[str]) -> Config:
+    """A complete config with `--config.a.b=value` overrides of how it is sampled and scored.
+
+    Raises:
+        ConfigError: as `load_config`, and for an override of anything else.
+    """
+    for key, _ in map(_split_override, overrides):
+        section = key.partition(".")[0]
+        if section not in SAMPLING_SECTIONS:
+            allowed = ", ".join(SAMPLING_SECTIONS)
+            raise ConfigError(f"config.{key} belongs to what was trained: only {allowed} can be changed now")
+    return _overridden(config.to_dict(), overrides)
+
+
+def _overridden(tree: dict[str, Any], overrides: list[str]) -> Config:
     changes = [_split_override(override) for override in overrides]
     tree |= {key: value for key, value in changes if key == "model"}
     known = _sections_of(tree)
@@ -48,12 +70,39 @@ def load_config(path: str, overrides: list[str]) -> Config:
             and value != tree.get(section, {}).get("name")
         ):
             tree[section] = {"name": value}
+    _fill_required(tree, changes)
     config = complete(tree)
     for key, _ in changes:
         section, _, field = key.partition(".")
         if section not in PLAIN and field not in config[section]:
             raise ConfigError(_no_such_key(section, field, config[section]))
     return _apply(config, overrides)
+
+
+def _fill_required(tree: dict[str, Any], changes: list[tuple[str, str]]) -> None:
+    """What has no default has to be there before the config is completed; its type is checked later."""
+    for key, value in changes:
+        section, _, field = key.partition(".")
+        if not field or field == "name" or field in tree.get(section, {}):
+            continue
+        with contextlib.suppress(ConfigError):  # `complete` reports it
+            named = {"model": tree.get("model", PLAIN["model"]), section: _named(section, tree)}
+            parameter = schema(section, section_target(section, named)).get(field)
+            if parameter is not None and parameter.default is inspect.Parameter.empty:
+                tree[section] = tree.get(section, {}) | {field: _literal(value)}
+
+
+def _named(section: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """What `tree` says of a section, its name included."""
+    default = {"name": DEFAULT_NAMES[section]} if section in DEFAULT_NAMES else {}
+    return default | tree.get(section, {})
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def complete(tree: dict[str, Any]) -> Config:
@@ -69,9 +118,7 @@ def complete(tree: dict[str, Any]) -> Config:
             raise ConfigError(f"config.{section}={fields!r} is no section: it takes a ConfigDict")
     done: dict[str, Any] = {field: tree.get(field, default) for field, default in PLAIN.items()}
     for section in known:
-        given = tree.get(section, {})
-        if section in DEFAULT_NAMES:
-            given = {"name": DEFAULT_NAMES[section]} | given
+        given = _named(section, tree)
         allowed = schema(section, section_target(section, {"model": done["model"], section: given}))
         named = {"name": given["name"]} if "name" in given and "name" not in allowed else {}
         for field in given:

@@ -9,7 +9,7 @@ from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.official import find_parts, official_params, vae_params
 from lsgm_jax.interop.torch_file import read_torch
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.run import claim, holds_checkpoints
+from lsgm_jax.run import check_other_sections, claim, holds_checkpoints
 from lsgm_jax.stages import last_stage
 from lsgm_jax.training.checkpoint import Checkpoints
 
@@ -36,7 +36,8 @@ def convert(config: Config, checkpoint: pathlib.Path, workdir: pathlib.Path, *, 
         ConfigError: if the folder holds a run already, or cannot be written.
     """
     model = build_model(config)
-    for section in ("data", "train", "solver", "eval"):
+    check_other_sections(config)
+    for section in ("data", "train"):
         build(section, config)
     try:
         parts = find_parts(read_torch(checkpoint))

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Key, Latents
-from lsgm_jax.build import Config, ConfigError, build, build_model
-from lsgm_jax.config import differences, read_config, save_config
+from lsgm_jax.build import Config, ConfigError, build, build_model, build_sampler
+from lsgm_jax.config import SAMPLING_SECTIONS, differences, override, read_config, save_config
 from lsgm_jax.data.pipeline import training_batches, whole_split
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.evaluation import pictures
@@ -22,14 +22,20 @@ from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives.times import Stratum
-from lsgm_jax.solvers.ode import ODESolver, Solution
+from lsgm_jax.solvers.likelihood import Divergence
+from lsgm_jax.solvers.sampler import Sampler, Solution
 from lsgm_jax.stages import last_stage, make_stages, model_terms, vae_terms
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import run_stage
 
 Scores = dict[str, np.ndarray]
 # What a run may change when it is continued; everything else has to stay as it was.
-MAY_CHANGE = ("data.data_dir", "train.log_every", "train.eval_every", "solver.", "eval.")
+MAY_CHANGE = (
+    "data.data_dir",
+    "train.log_every",
+    "train.eval_every",
+    *(f"{section}." for section in SAMPLING_SECTIONS),
+)
 
 
 def train(config: Config, workdir: pathlib.Path) -> None:
@@ -39,8 +45,7 @@ def train(config: Config, workdir: pathlib.Path) -> None:
         ConfigError: if the folder holds a run with another config, or cannot be written.
     """
     data, settings, model = build("data", config), build("train", config), build_model(config)
-    for section in ("solver", "eval"):  # used by other commands, but a mistake in them should show now
-        build(section, config)
+    check_other_sections(config)
     if data.batch_size % jax.device_count():
         raise ConfigError(
             f"config.data.batch_size={data.batch_size} does not divide over {jax.device_count()} devices"
@@ -68,13 +73,16 @@ class Run:
     model: LSGM | SGM
 
     @classmethod
-    def open(cls, workdir: pathlib.Path) -> "Run":
+    def open(cls, workdir: pathlib.Path, overrides: list[str] | None = None) -> "Run":
         """Reads the config that `train` left in the folder.
 
+        Args:
+            overrides: "--config.a.b=value", of `SAMPLING_SECTIONS` alone.
+
         Raises:
-            ConfigError: if there is none.
+            ConfigError: if there is none, or an override is off.
         """
-        config = read_config(workdir / "config.json")
+        config = override(read_config(workdir / "config.json"), overrides or [])
         return cls(workdir, config, build_model(config))
 
     def best(self, stage: str | None = None) -> tuple[Params, int]:
@@ -106,11 +114,11 @@ class Samples:
     compile_seconds: float
 
 
-def sample(run: Run, params: Params, solver: ODESolver, count: int, seed: int) -> Samples:
-    """Draws `count` samples by the probability-flow ODE in one compiled call."""
+def sample(run: Run, params: Params, sampler: Sampler, count: int, seed: int) -> Samples:
+    """Draws `count` samples in one compiled call."""
 
     def draw(params: Params, key: Key) -> tuple[Latents, Solution]:
-        return run.model.sample(params, key, count, solver)
+        return run.model.sample(params, key, count, sampler)
 
     key = jax.random.key(seed)
     start = time.monotonic()
@@ -173,7 +181,7 @@ def evaluate(run: Run, seed: int, *, ode: bool) -> dict[str, Any]:
             report |= described("vae", vae)
             report |= _entries("improvement", estimate(vae["nelbo"] - scores["nelbo"]))
     if ode:
-        terms = _ode_terms(model, build("solver", run.config), settings.probes)
+        terms = _ode_terms(model, build_sampler(run.config), build("divergence", run.config))
         density = score("ODE", terms, params, draws=1)
         report |= _entries(f"nelbo_{name}_ode", estimate(density["nelbo"]))
         report["nelbo_ode_nfe"] = int(density["nfe"].max())
@@ -185,9 +193,9 @@ def _entries(name: str, value: Estimate) -> dict[str, float]:
     return {name: value.mean, f"{name}_stderr": value.stderr}
 
 
-def _ode_terms(model: LSGM | SGM, solver: ODESolver, probes: int) -> PerImage:
+def _ode_terms(model: LSGM | SGM, sampler: Sampler, divergence: Divergence) -> PerImage:
     def terms(params: Params, batch: Batch, key: Key, stratum: Stratum) -> dict[str, jax.Array]:
-        nelbo, nfe, success = model.ode_bound(params, batch, key, solver, probes)
+        nelbo, nfe, success = model.ode_bound(params, batch, key, sampler, divergence)
         return {"nelbo": nelbo, "nfe": jnp.full(len(nelbo), nfe), "success": success}
 
     return terms
@@ -203,6 +211,17 @@ def _is_finished(folder: pathlib.Path, steps: int) -> bool:
         return False
     with Checkpoints(folder, read_only=True) as checkpoints:
         return checkpoints.latest_step == steps
+
+
+def check_other_sections(config: Config) -> None:
+    """Builds what other commands use: a mistake in them should show before hours of training.
+
+    Raises:
+        ConfigError: for a value that is refused.
+    """
+    build_sampler(config)
+    for section in ("divergence", "eval"):
+        build(section, config)
 
 
 def refuse_another_run(workdir: pathlib.Path, config: Config) -> None:

@@ -17,13 +17,15 @@ from lsgm_jax.models.network import Aux, Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives.kl import annealed
 from lsgm_jax.objectives.times import Stratum
-from lsgm_jax.solvers.ode import ODESolver
+from lsgm_jax.solvers.grids import Linear
+from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.training.loop import Stage
 
 PREVIEW = 64  # samples in TensorBoard's pictures
 VALIDATION_DRAWS = 4
 # A preview needs to look right, not to be exact: twenty evaluations instead of a hundred.
-PREVIEW_SOLVER = ODESolver(name="Heun", steps=10, t_min=1e-3)
+PREVIEW_SAMPLER = Sampler(method=METHODS["Heun"](), steps=Linear(steps=10), t_min=1e-3)
 
 Named = dict[str, jax.Array]
 Count = Int[Array, ""]
@@ -77,7 +79,7 @@ def _joint_stage(config: Config, model: LSGM, validation: np.ndarray) -> Stage:
         optimiser=build_optimiser(config, "joint"),
         steps=settings.steps,
         validate=_validator(model_terms(model), validation, config.data.batch_size),
-        draw=_drawer(lambda params, key: model.sample(params, key, PREVIEW, PREVIEW_SOLVER)[0]),
+        draw=_drawer(lambda params, key: model.sample(params, key, PREVIEW, PREVIEW_SAMPLER)[0]),
     )
 
 
@@ -93,7 +95,7 @@ def _score_stage(config: Config, model: SGM, validation: np.ndarray) -> Stage:
         optimiser=build_optimiser(config, "score"),
         steps=config.train.steps,
         validate=_validator(model_terms(model), validation, config.data.batch_size),
-        draw=_drawer(lambda params, key: model.sample(params, key, count, PREVIEW_SOLVER)[0]),
+        draw=_drawer(lambda params, key: model.sample(params, key, count, PREVIEW_SAMPLER)[0]),
     )
 
 

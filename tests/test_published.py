@@ -4,13 +4,13 @@ import pathlib
 
 import jax
 import pytest
+from lsgm_jax.solvers.ode import ODESolver
 
 from lsgm_jax.build import build_lsgm, build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.evaluation.count import count_parameters
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.network import trainable
-from lsgm_jax.solvers.ode import ODESolver
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 # Autoencoder, and score network with its mixing logits, as the originals count them.

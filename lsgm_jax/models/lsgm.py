@@ -21,7 +21,8 @@ from lsgm_jax.objectives.elbo import (
 )
 from lsgm_jax.objectives.times import Stratum, TimeDensity
 from lsgm_jax.scores.parameterise import in_channels, mix
-from lsgm_jax.solvers.ode import ODESolver, Solution, log_density, solve_to_data
+from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
+from lsgm_jax.solvers.sampler import Sampler, Solution, sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,25 +116,30 @@ class LSGM:
         return Bound(encoded.reconstruction, entropy, cross_entropy + rest)
 
     def ode_bound(
-        self, params: Params, batch: Batch, key: Key, solver: ODESolver, probes: int = 1
+        self,
+        params: Params,
+        batch: Batch,
+        key: Key,
+        sampler: Sampler,
+        divergence: Divergence = RADEMACHER,
     ) -> ODEBound:
         """The NELBO with log p(z_0) integrated along the probability-flow ODE, one draw of z_0 per image.
 
         Args:
-            probes: vectors of Hutchinson's estimate per image.
+            sampler: its solver, which has to be one of ODEs, and its steps.
         """
         k_vae, k_probe = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
         z_0, entropy, _, rest = encoded.latent
-        prior = log_density(solver, self.process, self.eps_net(params), k_probe, z_0, probes)
+        prior = log_density(sampler, self.process, self.eps_net(params), k_probe, z_0, divergence)
         nelbo = encoded.reconstruction - entropy + rest - prior.log_prob
         return ODEBound(nelbo, prior.nfe, prior.success)
 
-    def sample(self, params: Params, key: Key, count: int, solver: ODESolver) -> tuple[Images, Solution]:
-        """Expected images of `count` latents drawn from the prior by the probability-flow ODE."""
+    def sample(self, params: Params, key: Key, count: int, sampler: Sampler) -> tuple[Images, Solution]:
+        """Expected images of `count` latents drawn from the prior."""
         k_prior, k_decoder = jax.random.split(key)
         shape = (count, *self.vae.latent_shape)
-        solution = solve_to_data(solver, self.process, self.eps_net(params), k_prior, shape)
+        solution = sample(sampler, self.process, self.eps_net(params), k_prior, shape)
         return self.vae.decode(params["vae"], solution.z_0, k_decoder), solution
 
     def _draw(self, density: TimeDensity, key: Key, z_0: Latents) -> Draw:

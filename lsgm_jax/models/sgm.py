@@ -18,7 +18,8 @@ from lsgm_jax.models.network import Aux, Network, Params, constants
 from lsgm_jax.objectives.elbo import Objective, denoise, sample_draw, score_cross_entropy
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.scores.parameterise import in_channels
-from lsgm_jax.solvers.ode import ODESolver, Solution, log_density, solve_to_data
+from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
+from lsgm_jax.solvers.sampler import Sampler, Solution, sample
 
 FixedPart = Callable[
     [Any, Any, Times], Latents
@@ -88,22 +89,27 @@ class SGM:
         return self._bound(score_cross_entropy(self.process, eps_net, z_0, t_min, k_draw, stratum))
 
     def ode_bound(
-        self, params: Params, batch: Batch, key: Key, solver: ODESolver, probes: int = 1
+        self,
+        params: Params,
+        batch: Batch,
+        key: Key,
+        sampler: Sampler,
+        divergence: Divergence = RADEMACHER,
     ) -> ODEBound:
         """-log p(x) along the probability-flow ODE: a bound, of which dequantisation and velocity are drawn once.
 
         Args:
-            probes: vectors of Hutchinson's estimate per sample.
+            sampler: its solver, which has to be one of ODEs, and its steps.
         """
         k_bin, k_probe = jax.random.split(key)
         z_0 = self._dequantise(batch.x, k_bin)
-        density = log_density(solver, self.process, self.eps_net(params), k_probe, z_0, probes)
+        density = log_density(sampler, self.process, self.eps_net(params), k_probe, z_0, divergence)
         nelbo = self._bound(-density.log_prob).nelbo
         return ODEBound(nelbo, density.nfe, density.success)
 
-    def sample(self, params: Params, key: Key, count: int, solver: ODESolver) -> tuple[Latents, Solution]:
-        """`count` samples drawn from the prior by the probability-flow ODE."""
-        solution = solve_to_data(solver, self.process, self.eps_net(params), key, (count, *self.data_shape))
+    def sample(self, params: Params, key: Key, count: int, sampler: Sampler) -> tuple[Latents, Solution]:
+        """`count` samples drawn from the prior."""
+        solution = sample(sampler, self.process, self.eps_net(params), key, (count, *self.data_shape))
         return solution.z_0, solution
 
     def _dequantise(self, x: Latents, key: Key) -> Latents:

@@ -42,7 +42,7 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quadratic:
-    """Steps that shrink linearly towards the data: the square root of t - t_min is uniform (CLD's quadratic striding)."""
+    """Steps that shrink linearly towards the data: CLD-SGM's quadratic striding."""
 
     steps: int
 
@@ -88,8 +88,8 @@ class EDM:
 
     def times(self, process: Process, t_min: float) -> Nodes:
         """Decreasing from 1 to t_min."""
-        ends = [jnp.exp(-0.5 * _log_snr_at(process, t) / self.rho) for t in (1.0, t_min)]
-        inner = jnp.linspace(*ends, self.steps + 1)[1:-1]
+        first, last = (jnp.exp(-0.5 * _log_snr_at(process, t) / self.rho) for t in (1.0, t_min))
+        inner = jnp.linspace(first, last, self.steps + 1)[1:-1]
         return _between(time_of_log_snr(process, -2.0 * self.rho * jnp.log(inner)), t_min)
 
 

@@ -51,28 +51,20 @@ class Integral(NamedTuple):
     success: Bool[Array, "batch"]
 
 
-class OneSample(diffrax.AbstractTerm):
-    """A term of batches for a single sample of one."""
+def _for_one_sample(term: diffrax.ODETerm) -> diffrax.ODETerm:
+    """A term of batches for a single sample."""
 
-    term: diffrax.AbstractTerm
+    def vector_field(t: Clock, y: Tree, args: Tree) -> Tree:
+        batch = jax.tree.map(lambda v: v[None], (y, args))
+        return jax.tree.map(lambda v: v[0], term.vf(t, *batch))
 
-    def vf(self, t: Clock, y: Tree, args: Tree) -> Tree:
-        """That of a batch of one."""
-        return jax.tree.map(lambda v: v[0], self.term.vf(t, *jax.tree.map(lambda v: v[None], (y, args))))
-
-    def contr(self, t0: Clock, t1: Clock, **kwargs: Any) -> Any:
-        """That of the term."""
-        return self.term.contr(t0, t1, **kwargs)
-
-    def prod(self, vf: Tree, control: Any) -> Tree:
-        """That of the term."""
-        return self.term.prod(vf, control)
+    return diffrax.ODETerm(vector_field)
 
 
 def integrate_adaptively(
     method: Method,
     steps: Adaptive,
-    term: diffrax.AbstractTerm,
+    term: diffrax.ODETerm,
     start: Tree,
     begin: float,
     end: float,
@@ -88,7 +80,7 @@ def integrate_adaptively(
     norm = _hardest if steps.per == "hardest" else _rms
     controller = CountingController(diffrax.PIDController(rtol=steps.rtol, atol=steps.atol, norm=norm))
 
-    def solve(term: diffrax.AbstractTerm, start: Tree, args: Tree) -> diffrax.Solution:
+    def solve(term: diffrax.ODETerm, start: Tree, args: Tree) -> diffrax.Solution:
         return diffrax.diffeqsolve(
             term,
             method.scheme,
@@ -104,7 +96,7 @@ def integrate_adaptively(
         )
 
     if steps.per == "sample":
-        solution = jax.vmap(lambda start, args: solve(OneSample(term), start, args))(start, args)
+        solution = jax.vmap(lambda start, args: solve(_for_one_sample(term), start, args))(start, args)
         final = jax.tree.map(lambda path: path[:, -1], solution.ys)
     else:
         solution = solve(term, start, args)

@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -16,8 +15,6 @@ from lsgm_jax.diffusions.linear import Process, add_auxiliary, prior_log_prob, p
 from lsgm_jax.solvers.integrate import Adaptive, Tree, integrate_adaptively, integrate_on
 from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.solvers.terms import Clock, times_like
-
-Flow = Callable[[State, Clock], State]  # the right side of the probability flow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +50,9 @@ class Divergence:
         )
 
 
+RADEMACHER = Divergence()
+
+
 class LogDensity(NamedTuple):
     """log p(z_0), nats, and what it cost."""
 
@@ -62,23 +62,21 @@ class LogDensity(NamedTuple):
     success: Bool[Array, "batch"]
 
 
-class _Flow(diffrax.AbstractTerm):
-    """The probability flow in t with its divergence. State: (z, int div dt); args: the vectors of the divergence."""
+def _with_divergence(
+    process: Process, eps_net: EpsNet, divergence: Divergence
+) -> Callable[[Clock, Tree, State], Tree]:
+    """The probability flow in t of (z, int div dt), given the vectors of the divergence."""
+    combine = jnp.sum if divergence.name == "exact" else jnp.mean
 
-    flow: Flow
-    average: bool = eqx.field(static=True)  # over the vectors; otherwise their sum
-
-    def vf(self, t: Clock, y: Tree, args: State) -> Tree:
-        velocity, push_forward = jax.linearize(lambda z: self.flow(z, t), y[0])
+    def vector_field(t: Clock, y: Tree, vectors: State) -> Tree:
+        times = times_like(y[0], t)
+        flow = lambda z: probability_flow(process, z, eps_net(z, times), times)
+        velocity, push_forward = jax.linearize(flow, y[0])
         # One product for the whole batch per vector: samples do not see each other.
-        traces = jax.vmap(lambda v: _inner(v, push_forward(v)), in_axes=1)(args)
-        return velocity, jnp.mean(traces, axis=0) if self.average else jnp.sum(traces, axis=0)
+        traces = jax.vmap(lambda v: _inner(v, push_forward(v)), in_axes=1)(vectors)
+        return velocity, combine(traces, axis=0)
 
-    def contr(self, t0: Clock, t1: Clock, **kwargs: Any) -> Clock:
-        return t1 - t0
-
-    def prod(self, vf: Tree, control: Clock) -> Tree:
-        return jax.tree.map(lambda value: control * value, vf)
+    return vector_field
 
 
 def log_density(
@@ -87,7 +85,7 @@ def log_density(
     eps_net: EpsNet,
     key: Key,
     z_0: Latents,
-    divergence: Divergence = Divergence(),
+    divergence: Divergence = RADEMACHER,
 ) -> LogDensity:
     """Density of z_0: log prior(z_1) + int div dt along the probability-flow ODE from t_min to 1 (S3).
 
@@ -107,12 +105,7 @@ def log_density(
     k_vectors, k_auxiliary = jax.random.split(key)
     state, auxiliary_log_prob = add_auxiliary(process, k_auxiliary, z_0)
     vectors = divergence.vectors(k_vectors, state)
-
-    def flow(z: State, t: Clock) -> State:
-        times = times_like(z, t)
-        return probability_flow(process, z, eps_net(z, times), times)
-
-    term = _Flow(flow, divergence.name != "exact")
+    term = diffrax.ODETerm(_with_divergence(process, eps_net, divergence))
     start = (state, jnp.zeros(len(z_0), z_0.dtype))
     if isinstance(steps, Adaptive):
         solved = integrate_adaptively(method, steps, term, start, sampler.t_min, 1.0, vectors)

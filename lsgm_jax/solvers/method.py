@@ -49,7 +49,8 @@ class Method:
     refuse: Refusal = lambda process: None
 
 
-class Step(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Step:
     """From t to s < t, step `index` of a fixed grid."""
 
     index: Index

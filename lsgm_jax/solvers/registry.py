@@ -1,7 +1,7 @@
 """Solvers by name: diffrax's own, and ours. Anything else that diffrax can do goes in as a `Method` of one's own.
 
-Not here, because they are wrong or of no use on these problems: ReversibleHeun explodes, ItoMilstein takes memory with the cube of
-the batch.
+Not here, because they are of no use on these problems: ReversibleHeun explodes, ItoMilstein takes memory with the cube
+of the batch.
 """
 
 from collections.abc import Callable

@@ -14,7 +14,17 @@ from lsgm_jax.solvers.grids import Grid, Times
 from lsgm_jax.solvers.integrate import Adaptive, Integral, integrate_adaptively, integrate_on
 from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.registry import METHODS
-from lsgm_jax.solvers.terms import Diffusion, GridPath, KeyedNoise, Noise, Problem, Reverse, ReverseDrift
+from lsgm_jax.solvers.terms import (
+    Diffusion,
+    GridPath,
+    KeyedNoise,
+    Noise,
+    Problem,
+    Reverse,
+    reverse_drift_term,
+)
+
+TSIT5, ADAPTIVE = METHODS["Tsit5"](), Adaptive()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +41,8 @@ class Sampler:
         ValueError: for adaptive steps of a solver without error estimate, or a bad number.
     """
 
-    method: Method = METHODS["Tsit5"]()
-    steps: Adaptive | Grid = Adaptive()
+    method: Method = TSIT5
+    steps: Adaptive | Grid = ADAPTIVE
     t_min: float = 1e-5
     denoise: Literal["none", "euler", "mean"] = "none"
     temperature: float = 1.0
@@ -99,8 +109,9 @@ def _integrate(sampler: Sampler, problem: Problem, z_1: State) -> Integral:
     if method.dynamics != "sde":
         return integrate_on(method, taus, Reverse(problem), z_1)
     last = coordinates(z_1)[-1]
-    path = GridPath(taus.astype(last.dtype), problem, jax.ShapeDtypeStruct(last.shape, last.dtype))
-    terms = diffrax.MultiTerm(ReverseDrift(problem), Diffusion(problem, path))
+    like = jax.ShapeDtypeStruct(last.shape, last.dtype)
+    path = GridPath(taus=taus.astype(last.dtype), problem=problem, like=like)
+    terms = diffrax.MultiTerm(reverse_drift_term(problem), Diffusion(problem, path))
     return integrate_on(method, taus, terms, z_1)
 
 

@@ -5,6 +5,7 @@ batches, and the network is called on the whole batch.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import diffrax
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from lsgm_jax.arrays import EpsNet, Key, Latents, State, as_state, coordinates
 from lsgm_jax.diffusions.linear import Process, probability_flow, reverse_drift
 
-Clock = Float[Array, ""]  # a time, t or tau
+Clock = Any  # a time as diffrax has it: a float or a scalar array
 Index = Int[Array, ""]
 
 
@@ -56,37 +57,30 @@ class Problem:
         return self.eps_net(z_t, times_like(z_t, t))
 
 
-class Reverse(diffrax.AbstractTerm):
-    """The way back for our own solvers, which look at the problem.
-
-    As a term it is the probability flow, which is all that diffrax's own ODE solvers ask for.
-    """
+class Reverse(diffrax.ODETerm):
+    """The way back for our own solvers, which look at the problem; for diffrax's ODE solvers, the probability flow."""
 
     problem: Problem
 
-    def vf(self, t: Clock, y: State, args: Any) -> State:
-        """dz/dtau of the probability flow (S1); `t` is tau."""
-        t = 1.0 - t
-        velocity = probability_flow(self.problem.process, y, self.problem.eps(y, t), times_like(y, t))
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self.vector_field = _backward(problem, probability_flow)
+
+
+def reverse_drift_term(problem: Problem) -> diffrax.ODETerm:
+    """The drift of the reverse SDE (D4)."""
+    return diffrax.ODETerm(_backward(problem, reverse_drift))
+
+
+def _backward(problem: Problem, rate: Callable[..., State]) -> Callable[[Clock, State, Any], State]:
+    """dz/dtau for a given dz/dt."""
+
+    def vector_field(tau: Clock, z_t: State, args: Any) -> State:
+        t = times_like(z_t, 1.0 - tau)
+        velocity = rate(problem.process, z_t, problem.eps_net(z_t, t), t)
         return jax.tree.map(jnp.negative, velocity)
 
-    def contr(self, t0: Clock, t1: Clock, **kwargs: Any) -> Clock:
-        """The length of the step."""
-        return t1 - t0
-
-    def prod(self, vf: State, control: Clock) -> State:
-        """A step along the flow."""
-        return jax.tree.map(lambda value: control * value, vf)
-
-
-class ReverseDrift(Reverse):
-    """The drift of the reverse SDE (D4)."""
-
-    def vf(self, t: Clock, y: State, args: Any) -> State:
-        """-(F z - g^2 e_k score); `t` is tau."""
-        t = 1.0 - t
-        drift = reverse_drift(self.problem.process, y, self.problem.eps(y, t), times_like(y, t))
-        return jax.tree.map(jnp.negative, drift)
+    return vector_field
 
 
 class Diffusion(diffrax.AbstractTerm):
@@ -121,16 +115,8 @@ class GridPath(diffrax.AbstractBrownianPath):
     problem: Problem
     like: Any = eqx.field(static=True)  # a `jax.ShapeDtypeStruct` of the last coordinate
     levy_area: Any = eqx.field(static=True, default=diffrax.SpaceTimeLevyArea)
-
-    @property
-    def t0(self) -> Clock:
-        """Start of the grid."""
-        return self.taus[0]
-
-    @property
-    def t1(self) -> Clock:
-        """End of the grid."""
-        return self.taus[-1]
+    t0: Any = -jnp.inf
+    t1: Any = jnp.inf
 
     def evaluate(self, t0: Clock, t1: Clock | None = None, left: bool = True, use_levy: bool = False) -> Any:
         """The increment from t0 to t1, which have to be neighbours on the grid; with its area on request."""

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lsgm_jax.solvers.ode import ODESolver
 
 from lsgm_jax.models.network import Network
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.scores.unet import UNet
-from lsgm_jax.solvers.ode import ODESolver
 from tests import tiny
 
 

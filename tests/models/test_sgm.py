@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lsgm_jax.solvers.ode import ODESolver
 
 from lsgm_jax.arrays import Phase
 from lsgm_jax.build import ConfigError, build_model, build_optimiser
 from lsgm_jax.config import load_config
 from lsgm_jax.diffusions.cld import velocity_eps
 from lsgm_jax.models.bound import Batch
-from lsgm_jax.solvers.ode import ODESolver
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import make_step
 from tests.tiny import ROOT

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lsgm_jax.solvers.ode import ODESolver, log_density, solve_to_data
 
 from lsgm_jax.arrays import Phase, coordinates, expand
 from lsgm_jax.diffusions import linear
 from lsgm_jax.diffusions.vp import VP, GeometricVP
 from lsgm_jax.solvers import ode
 from lsgm_jax.solvers.nfe import EVALUATIONS
-from lsgm_jax.solvers.ode import ODESolver, log_density, solve_to_data
 from tests.processes import MAIN
 
 MEAN, VARIANCE = 1.5, 0.25

@@ -5,11 +5,12 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lsgm_jax.diffusions.linear import Process, log_snr
 
 Nodes = Float[Array, "nodes"]
+Index = Int[Array, ""]
 
 
 @runtime_checkable
@@ -117,7 +118,7 @@ class Times:
 def time_of_log_snr(process: Process, value: Nodes) -> Nodes:
     """Inverse of `log_snr`, which decreases with time, by bisection of log t between 1e-12 and 1."""
 
-    def halve(_: int, ends: tuple[Nodes, Nodes]) -> tuple[Nodes, Nodes]:
+    def halve(_: Index, ends: tuple[Nodes, Nodes]) -> tuple[Nodes, Nodes]:
         low, high = ends
         middle = 0.5 * (low + high)
         too_early = log_snr(process, jnp.exp(middle)) > value
@@ -132,7 +133,7 @@ def _log_snr_at(process: Process, t: float) -> Float[Array, ""]:
     return log_snr(process, jnp.asarray(t, float))
 
 
-def _between(inner: Nodes, t_min: float) -> Nodes:
+def _between(inner: Float[Array, "inner"], t_min: float) -> Nodes:
     """With both ends exact."""
     one = jnp.ones(1, inner.dtype)
     return jnp.concatenate([one, inner, t_min * one])

@@ -1,7 +1,7 @@
 """One call of diffrax: fixed steps, or adaptive ones per sample, per batch, or by the hardest sample."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import diffrax
 import jax
@@ -31,7 +31,7 @@ class Adaptive:
 
     rtol: float = 1e-5
     atol: float = 1e-5
-    per: Literal["sample", "batch", "hardest"] = "sample"
+    per: str = "sample"
     max_steps: int = 4096
 
     def __post_init__(self):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import diffrax
 import jax
@@ -28,7 +28,7 @@ class Divergence:
         probes: vectors per sample.
     """
 
-    name: Literal["rademacher", "gaussian", "exact"] = "rademacher"
+    name: str = "rademacher"
     probes: int = 1
 
     def __post_init__(self):
@@ -37,7 +37,7 @@ class Divergence:
         if self.probes < 1:
             raise ValueError(f"probes={self.probes}: give a positive number")
 
-    def vectors(self, key: Key, state: State) -> State:
+    def vectors(self, key: Key, state: State) -> Tree:
         """Vectors v with mean v v^T = I, times their number for the exact divergence, [batch, number, ...]."""
         if self.name == "exact":
             return _unit_vectors(state)
@@ -64,11 +64,11 @@ class LogDensity(NamedTuple):
 
 def _with_divergence(
     process: Process, eps_net: EpsNet, divergence: Divergence
-) -> Callable[[Clock, Tree, State], Tree]:
+) -> Callable[[Clock, Tree, Tree], Tree]:
     """The probability flow in t of (z, int div dt), given the vectors of the divergence."""
     combine = jnp.sum if divergence.name == "exact" else jnp.mean
 
-    def vector_field(t: Clock, y: Tree, vectors: State) -> Tree:
+    def vector_field(t: Clock, y: Tree, vectors: Tree) -> Tree:
         times = times_like(y[0], t)
         flow = lambda z: probability_flow(process, z, eps_net(z, times), times)
         velocity, push_forward = jax.linearize(flow, y[0])
@@ -123,7 +123,7 @@ def _inner(left: Tree, right: Tree) -> PerSample:
     return jax.tree.reduce(jnp.add, products)
 
 
-def _unit_vectors(state: State) -> State:
+def _unit_vectors(state: State) -> Tree:
     """Every unit vector of one sample's state, for each sample: [batch, dims, ...]."""
     one = jax.tree.map(lambda value: value[0], state)
     flat, restore = jax.flatten_util.ravel_pytree(one)

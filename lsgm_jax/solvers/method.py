@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class Method:
 
     name: str
     scheme: diffrax.AbstractSolver
-    dynamics: Literal["ode", "sde", "own"]
+    dynamics: str
     order: int
     cost: Cost
     adaptive: bool = False

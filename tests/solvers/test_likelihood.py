@@ -1,0 +1,144 @@
+"""Log-densities along the probability flow, against densities that are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsgm_jax.arrays import coordinates, expand
+from lsgm_jax.diffusions import linear
+from lsgm_jax.diffusions.cld import CLD
+from lsgm_jax.diffusions.vp import VP, GeometricVP
+from lsgm_jax.solvers.grids import Quadratic
+from lsgm_jax.solvers.integrate import Adaptive
+from lsgm_jax.solvers.likelihood import Divergence, log_density
+from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.sampler import Sampler
+from tests.processes import MAIN
+from tests.solvers.exact import MEAN, VARIANCE, exact_eps, moments
+
+TIGHT = Sampler(steps=Adaptive(rtol=1e-8, atol=1e-8), t_min=1e-6)
+EXACT = Divergence(name="exact")
+
+
+@pytest.mark.parametrize("process", [VP(), GeometricVP()], ids=["vp", "geometric"])
+def test_the_density_of_normal_data_is_exact(x64, process):
+    """One dimension: a Rademacher probe gives the exact divergence, so the estimate is the Normal's log-density."""
+    z_0 = jnp.array([[1.5], [0.2], [3.0]])
+    density = jax.jit(lambda z: log_density(TIGHT, process, exact_eps(process), jax.random.key(3), z))(z_0)
+    exact = jax.scipy.stats.norm.logpdf(z_0[:, 0], MEAN, np.sqrt(VARIANCE))
+    # N(0, 1) stands in for the marginal of z_1, whose mean and variance are off by alpha(1) and its square.
+    mean, cov = moments(process, jnp.ones(()))
+    z_1 = mean + jnp.sqrt(cov[0] / VARIANCE) * (z_0[:, 0] - MEAN)
+    exact += jax.scipy.stats.norm.logpdf(z_1) - jax.scipy.stats.norm.logpdf(z_1, mean, jnp.sqrt(cov[0]))
+    start_variance = linear.sigma(process, jnp.asarray(1e-6)) ** 2
+    np.testing.assert_allclose(density.log_prob, exact, atol=1e-4 + 20 * start_variance)
+    assert density.success.all()
+
+
+# A mixture of two Normal distributions in the plane
+
+WEIGHTS = np.array([0.3, 0.7])
+MEANS = np.array([[1.0, -0.5], [-0.6, 0.4]])
+SCALES = np.array([0.5, 0.3])
+
+
+def mixture_log_prob(process, t, z):
+    """Log density of z_t, all coordinates, [batch]; at `t` None of the data."""
+    logs = []
+    for weight, mean, scale in zip(WEIGHTS, MEANS, SCALES, strict=True):
+        if t is None:
+            signal, cov = jnp.ones(1), jnp.full((1, 1), scale**2)
+        else:
+            signal, noise = linear.kernel(process, t)
+            cov = noise @ noise.T + scale**2 * jnp.outer(signal, signal)
+        stacked = jnp.stack(coordinates(z), axis=-1)  # [batch, 2, k]
+        parts = jax.scipy.stats.multivariate_normal.logpdf(
+            stacked - mean[:, None] * signal, jnp.zeros(len(signal)), cov
+        )
+        logs.append(jnp.log(weight) + parts.sum(axis=-1))
+    return jax.scipy.special.logsumexp(jnp.stack(logs), axis=0)
+
+
+def mixture_eps(process):
+    """The exact prediction, by differentiating the density of z_t."""
+
+    def predict(z_t, t):
+        gradient = jax.grad(lambda z: mixture_log_prob(process, t[0], z).sum())(z_t)
+        score = coordinates(gradient)[-1]
+        return -expand(linear.sigma(process, t), score) * score
+
+    return predict
+
+
+# So that what is left of the data at t = 1 does not matter at 1e-4: the prior stands in for it.
+LONG = {"vp": VP(beta_max=40.0), "cld": CLD(beta_min=8.0, beta_max=8.0)}
+POINTS = np.array([[1.0, -0.5], [-0.6, 0.4], [0.2, 0.1], [-1.5, 1.0]])
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_the_density_of_a_mixture_is_exact(x64, name):
+    """To 1e-4 nats with the exact divergence; CLD's velocity is drawn, and drops out for the exact score."""
+    process = LONG[name]
+    run = jax.jit(lambda z: log_density(TIGHT, process, mixture_eps(process), jax.random.key(1), z, EXACT))
+    density = run(jnp.asarray(POINTS))
+    np.testing.assert_allclose(
+        density.log_prob, mixture_log_prob(process, None, jnp.asarray(POINTS)), atol=1e-4
+    )
+    assert density.products == density.nfe * POINTS.shape[1] * len(process.prior_variance())
+
+
+@pytest.mark.parametrize("name", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("process", ["vp", "cld"])
+def test_hutchinsons_estimate_scatters_around_it(x64, process, name):
+    """Within three standard errors over 400 draws of the probes."""
+    chosen = LONG[process]
+    sampler = Sampler(method=METHODS["Heun"](), steps=Quadratic(steps=60), t_min=1e-4)
+    point = jnp.tile(POINTS[2], (400, 1))
+    run = jax.jit(
+        lambda divergence_key: (
+            log_density(
+                sampler, chosen, mixture_eps(chosen), divergence_key, point, Divergence(name=name)
+            ).log_prob
+        )
+    )
+    draws = np.asarray(run(jax.random.key(2)))
+    exact = jax.jit(
+        lambda key: log_density(sampler, chosen, mixture_eps(chosen), key, point[:1], EXACT).log_prob
+    )(jax.random.key(3))
+    assert draws.std() > 1e-3
+    assert abs(draws.mean() - float(exact[0])) < 3.0 * draws.std() / np.sqrt(400)
+
+
+def test_probes_are_fixed_and_more_of_them_are_better(x64):
+    """The variance falls as one over their number; the same key gives the same estimate."""
+    process = VP()
+    coupling = jnp.array([[0.2, 0.5], [0.5, 0.2]])
+    net = lambda z_t, t: linear.normal_eps(process, z_t, t) + 0.3 * jnp.tanh(z_t @ coupling)
+    point = jnp.tile(jnp.array([0.5, -1.0]), (300, 1))
+    sampler = Sampler(method=METHODS["Heun"](), steps=Quadratic(steps=20), t_min=1e-3)
+
+    def draws(probes):
+        divergence = Divergence(probes=probes)
+        return jax.jit(lambda key: log_density(sampler, process, net, key, point, divergence).log_prob)(
+            jax.random.key(0)
+        )
+
+    one, sixteen = draws(1), draws(16)
+    np.testing.assert_array_equal(one, draws(1))
+    np.testing.assert_allclose(one.std() / sixteen.std(), 4.0, rtol=0.25)
+
+
+def test_a_likelihood_needs_a_solver_of_odes():
+    sampler = Sampler(method=METHODS["EulerMaruyama"](), steps=Quadratic(steps=5))
+    with pytest.raises(ValueError, match=r"'EulerMaruyama' does not integrate ODEs: .*'Tsit5'"):
+        log_density(sampler, VP(), exact_eps(VP()), jax.random.key(0), jnp.asarray(POINTS))
+
+
+def test_the_phase_of_a_normal_leaves_the_velocity_out(x64):
+    process, z_0 = MAIN["cld"], jnp.array([[1.5], [0.2], [3.0]])
+    density = jax.jit(lambda z: log_density(TIGHT, process, exact_eps(process), jax.random.key(3), z, EXACT))(
+        z_0
+    )
+    exact = jax.scipy.stats.norm.logpdf(z_0[:, 0], MEAN, np.sqrt(VARIANCE))
+    np.testing.assert_allclose(density.log_prob, exact, atol=5e-3)  # exp(-8) of the data is left at t = 1

@@ -1,0 +1,222 @@
+"""Solvers on Normal data, where the score and the map from noise to data are known."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsgm_jax.arrays import coordinates
+from lsgm_jax.diffusions import linear
+from lsgm_jax.diffusions.vp import VP, GeometricVP
+from lsgm_jax.solvers.grids import Linear, Quadratic, Times
+from lsgm_jax.solvers.integrate import Adaptive
+from lsgm_jax.solvers.method import Cost, Method
+from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.sampler import Sampler, sample, solve_to_data
+from lsgm_jax.solvers.terms import KeyedNoise
+from tests.processes import MAIN
+from tests.solvers.exact import MEAN, VARIANCE, exact_eps, exact_map, moments
+
+PROCESSES = {"vp": VP(), "geometric": GeometricVP()}
+ADAPTIVE = [name for name, make in METHODS.items() if make().adaptive]
+NOISE = KeyedNoise(jax.random.key(7))
+
+
+@pytest.fixture(params=PROCESSES)
+def process(request):
+    return PROCESSES[request.param]
+
+
+def prior(process, shape, seed=0):
+    return linear.sample_prior(process, jax.random.key(seed), shape)
+
+
+def solve(sampler, process, z_1):
+    return jax.jit(lambda z: solve_to_data(sampler, process, exact_eps(process), z, NOISE))(z_1)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_adaptive_solvers_find_the_exact_map(x64, process, name):
+    sampler = Sampler(
+        method=METHODS[name](), steps=Adaptive(rtol=1e-7, atol=1e-7, max_steps=100_000), t_min=1e-4
+    )
+    z_1 = prior(process, (6, 2))
+    solution = solve(sampler, process, z_1)
+    assert solution.success.all()
+    np.testing.assert_allclose(solution.z_0, exact_map(process, z_1, 1e-4), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_every_process_carries_its_prior_to_the_data(x64, name):
+    """The flow is affine in z_1 = (x_1, v_1); its map turns the moments at t = 1 into those at t_min."""
+    process, shape = MAIN[name], (6, 2)
+    sampler = Sampler(steps=Adaptive(rtol=1e-8, atol=1e-8, max_steps=100_000), t_min=1e-4)
+    z_1 = prior(process, shape)
+    solution = solve(sampler, process, z_1)
+    features = jnp.stack([jnp.ones(12), *(z.ravel() for z in coordinates(z_1))], axis=-1)
+    fitted = jnp.linalg.lstsq(features, solution.z_0.ravel())[0]
+    np.testing.assert_allclose(features @ fitted, solution.z_0.ravel(), atol=1e-5)
+    (mean_1, cov_1), (mean_0, cov_0) = (moments(process, jnp.asarray(t)) for t in (1.0, 1e-4))
+    np.testing.assert_allclose(fitted[0] + fitted[1:] @ mean_1, mean_0[0], atol=1e-5)
+    np.testing.assert_allclose(fitted[1:] @ cov_1 @ fitted[1:], cov_0[0, 0], rtol=1e-5)
+
+
+def test_float32_finds_the_exact_map(process):
+    z_1 = prior(process, (6, 2))
+    solution = solve(Sampler(), process, z_1)
+    assert solution.z_0.dtype == jnp.float32
+    np.testing.assert_allclose(solution.z_0, exact_map(process, z_1, 1e-5), atol=2e-4)
+
+
+# One step size for all
+
+
+def test_one_step_size_per_batch_agrees_and_the_hardest_sample_decides(x64):
+    """A sample far out is hidden in the mean of many easy ones, not in the maximum."""
+    process = VP()
+    z_1 = prior(process, (200, 2)).at[0].set(60.0)
+    exact = exact_map(process, z_1, 1e-4)
+    error, nfe = {}, {}
+    for per in ("sample", "batch", "hardest"):
+        sampler = Sampler(steps=Adaptive(rtol=1e-9, atol=1e-4, per=per), t_min=1e-4)
+        solution = solve(sampler, process, z_1)
+        error[per], nfe[per] = jnp.abs(solution.z_0 - exact).max(), int(solution.nfe)
+        assert float(solution.nfe_mean) == nfe[per] or per == "sample"
+    assert error["hardest"] < 0.5 * error["batch"]
+    assert nfe["batch"] < nfe["hardest"]
+    assert error["sample"] < 0.5 * error["batch"]
+
+
+# Evaluations
+
+
+def count_calls(sampler, process):
+    """Evaluations of the network on the batch, counted by the network, and what the solution says."""
+    calls, net = [], exact_eps(process)
+
+    def counting(z_t, t):
+        jax.debug.callback(lambda: calls.append(1))  # no arguments: fires once for the whole batch
+        return net(z_t, t)
+
+    run = jax.jit(lambda key: sample(sampler, process, counting, key, (5, 2)))
+    solution = jax.block_until_ready(run(jax.random.key(2)))
+    jax.effects_barrier()
+    return len(calls), solution
+
+
+@pytest.mark.parametrize("per", ["sample", "batch"])
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_nfe_of_adaptive_steps_is_what_a_counter_counts(name, per, process):
+    """The geometric process is stiff at t = 1: its first steps are rejected, where FSAL methods have to start over."""
+    sampler = Sampler(method=METHODS[name](), steps=Adaptive(rtol=1e-4, atol=1e-4, per=per), denoise="mean")
+    counted, solution = count_calls(sampler, process)
+    assert counted == int(solution.nfe)
+    assert float(solution.nfe_mean) <= int(solution.nfe)
+    assert int(solution.nfe_denoise) == 1
+
+
+# Ends
+
+
+def test_the_last_step_takes_the_mean_of_the_data(x64):
+    """For data at a point every state knows the point; a step of the drift knows it up to t_min."""
+    process, point = VP(), 0.7
+
+    def net(z_t, t):
+        signal, noise = linear.kernel(process, t)
+        return (z_t - signal * point) / noise[:, 0]
+
+    def end(denoise):
+        sampler = Sampler(
+            method=METHODS["EulerMaruyama"](), steps=Linear(steps=20), t_min=0.01, denoise=denoise
+        )
+        return sample(sampler, process, net, jax.random.key(0), (4, 2)).z_0
+
+    np.testing.assert_allclose(end("mean"), point, atol=1e-12)
+    assert jnp.abs(end("euler") - point).max() < 0.5 * jnp.abs(end("none") - point).max()
+
+
+def test_temperature_scales_the_start(x64):
+    """The flow of centred Normal data is linear, so the samples are scaled, too."""
+    process = VP()
+    net = lambda z_t, t: linear.normal_eps(process, z_t, t)
+    draw = lambda temperature: sample(
+        Sampler(temperature=temperature), process, net, jax.random.key(0), (5, 2)
+    )
+    np.testing.assert_allclose(draw(0.5).z_0, 0.5 * draw(1.0).z_0, rtol=1e-4)
+
+
+def test_stochastic_solvers_draw_by_the_index_of_the_step():
+    """The same key gives the same samples, in and out of jit; another key others."""
+    process = VP()
+    sampler = Sampler(method=METHODS["ShARK"](), steps=Quadratic(steps=10), t_min=1e-3)
+    draw = lambda key: sample(sampler, process, exact_eps(process), key, (3, 2)).z_0
+    first = jax.jit(draw)(jax.random.key(0))
+    np.testing.assert_allclose(first, draw(jax.random.key(0)), rtol=1e-4, atol=1e-4)
+    assert not np.allclose(first, draw(jax.random.key(1)), atol=0.1)
+
+
+def test_samples_have_the_moments_of_the_data():
+    """Over 4,000 samples, within five standard errors and what 100 steps leave."""
+    process = MAIN["cld"]
+    sampler = Sampler(method=METHODS["EulerMaruyama"](), steps=Quadratic(steps=300), t_min=1e-3)
+    z_0 = jax.jit(lambda key: sample(sampler, process, exact_eps(process), key, (4000, 1)).z_0)(
+        jax.random.key(0)
+    )
+    assert abs(float(z_0.mean()) - MEAN) < 5.0 * np.sqrt(VARIANCE / 4000) + 0.02
+    assert abs(float(z_0.var()) - VARIANCE) < 5.0 * VARIANCE * np.sqrt(2.0 / 4000) + 0.01
+
+
+def test_gradients_pass_through_a_solve(x64):
+    """Of a sample with respect to the network's parameters: that of the exact map with respect to the data's mean."""
+    process, z_1 = VP(), jnp.array([[0.3], [-1.0]])
+
+    def end(shift):
+        net = exact_eps(process)
+        signal = lambda t: linear.kernel(process, t).signal
+        moved = lambda z_t, t: net(z_t - shift * signal(t), t)
+        sampler = Sampler(method=METHODS["Tsit5"](), steps=Linear(steps=40), t_min=1e-3)
+        return solve_to_data(sampler, process, moved, z_1, NOISE).z_0.sum()
+
+    slope = jax.jit(jax.grad(end))(0.0)
+    numerical = (end(1e-4) - end(-1e-4)) / 2e-4
+    np.testing.assert_allclose(slope, numerical, rtol=1e-6)
+
+
+def test_any_solver_of_diffrax_goes_in(x64):
+    """As a method of one's own, with what it costs."""
+    process, z_1 = VP(), prior(VP(), (3, 1))
+    method = Method(
+        name="Kvaerno5", scheme=diffrax.Kvaerno5(), dynamics="ode", order=5, cost=Cost(1), adaptive=True
+    )
+    solution = solve(Sampler(method=method, steps=Adaptive(rtol=1e-6, atol=1e-6), t_min=1e-3), process, z_1)
+    np.testing.assert_allclose(solution.z_0, exact_map(process, z_1, 1e-3), atol=1e-4)
+
+
+# Refusals
+
+
+def test_a_solve_that_runs_out_of_steps_says_so():
+    sampler = Sampler(steps=Adaptive(max_steps=3))
+    assert not sample(sampler, VP(), exact_eps(VP()), jax.random.key(0), (4, 1)).success.any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sampler(method=METHODS["Euler"]()), "'Euler' has no error estimate .* a number of steps"),
+        (lambda: Sampler(t_min=1.0), "t_min=1.0: give a time in"),
+        (lambda: Sampler(denoise="once"), "denoise='once' is none of none, euler, mean"),
+        (lambda: Sampler(temperature=0.0), "temperature=0.0"),
+        (lambda: Adaptive(rtol=0.0), "rtol=0.0"),
+        (lambda: Adaptive(per="image"), "per='image' is none of sample, batch, hardest"),
+        (lambda: Adaptive(max_steps=0), "max_steps=0"),
+        (lambda: Linear(steps=0), "steps=0: give a positive number"),
+        (lambda: Times(values=(1.0, 0.5, 0.6)), "give at least two decreasing times"),
+    ],
+)
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)

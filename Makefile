@@ -30,7 +30,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m ""
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile -m ""
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

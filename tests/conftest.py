@@ -1,9 +1,19 @@
 """Shared fixtures. Tests choose their precision: theorems run in float64, what users run in float32."""
 
+import os
+
 import jax
+import jaxlib
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
+# Most programs here run once, and the compiler would spend more time on improving them than they take. Without that
+# numbers change by rounding alone. Subprocesses inherit it; `make test-all` says 0, and tests what users run.
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
+    jax.config.update("jax_disable_most_optimizations", True)
+    # The older code generator is twice as quick. Other versions may not know the flag, and XLA dies of unknown ones.
+    if jaxlib.__version__.startswith("0.10."):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture
@@ -24,7 +34,7 @@ def precision(request):
 def compilation_cache(tmp_path_factory):
     """Tests that train the same tiny model share its compiled programs."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,8 @@ def test_python_example_runs(tmp_path, data_dir, monkeypatch, capsys):
         f"--config={tiny.CONFIG}",
         "--workdir=runs/digits",
         f"--config.data.data_dir={data_dir}",
+        "--config.train.vae_steps=2",
+        "--config.train.steps=2",
     ]
     assert cli.main([*train, *tiny.OVERRIDES]) == 0
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

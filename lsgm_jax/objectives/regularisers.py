@@ -42,11 +42,14 @@ def first_vectors(key: Key, matrices: Mapping[str, Matrix]) -> dict[str, Singula
 
 
 def spectral_penalty(
-    matrices: Mapping[str, Matrix], vectors: Mapping[str, SingularVectors], iterations: int
+    matrices: Mapping[str, Matrix],
+    vectors: Mapping[str, SingularVectors],
+    iterations: int | Int[Array, ""],
 ) -> tuple[Scalar, dict[str, SingularVectors]]:
     """Sum of the largest singular values, and the vectors after `iterations` more steps of power iteration.
 
-    Matrices of one shape are iterated on together: the published networks have hundreds, of a few shapes.
+    Matrices of one shape are iterated on together: the published networks have hundreds, of a few shapes. A traced
+    number of iterations lets one compiled step take more of them at first.
     """
     total, moved = jnp.zeros(()), {}
     for names in _by_shape(matrices):
@@ -76,7 +79,9 @@ def _by_shape(matrices: Mapping[str, Matrix]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _power_iteration(stack: Stack, start: SingularVectors, iterations: int) -> SingularVectors:
+def _power_iteration(
+    stack: Stack, start: SingularVectors, iterations: int | Int[Array, ""]
+) -> SingularVectors:
     def improve(_: Int[Array, ""], vectors: SingularVectors) -> SingularVectors:
         v = _unit(jnp.einsum("lo,lor->lr", vectors.u, stack))
         return SingularVectors(_unit(jnp.einsum("lor,lr->lo", stack, v)), v)

@@ -24,6 +24,18 @@ def params(model):
     return jax.jit(model.init)(jax.random.key(0))
 
 
+@pytest.fixture(scope="module")
+def bound(model):
+    """`model.bound`, compiled once for all tests."""
+    return jax.jit(model.bound)
+
+
+@pytest.fixture(scope="module")
+def gradient(model):
+    """The loss's gradient, compiled once for all tests."""
+    return jax.jit(jax.grad(model.loss, has_aux=True))
+
+
 def with_logit(params, value):
     return params | {"mixing_logit": jnp.full_like(params["mixing_logit"], value)}
 
@@ -52,7 +64,7 @@ def test_every_process_trains_samples_and_is_scored(process, encoder_density):
     assert np.isfinite(x).all()
 
 
-def test_without_the_network_lsgm_is_the_vae(model, params):
+def test_without_the_network_lsgm_is_the_vae(model, params, bound):
     """A mixing logit of -100 leaves the Normal prior: the bounds agree to what t_min and alpha(1) cost."""
     batch, key = tiny.batch(), jax.random.key(1)
     lsgm = model.bound(with_logit(params, -100.0), batch, key)
@@ -63,17 +75,15 @@ def test_without_the_network_lsgm_is_the_vae(model, params):
     standard = 0.5 * jnp.sum(z_0**2 + jnp.log(2 * jnp.pi), axis=(1, 2, 3))
     dims = z_0[0].size
     np.testing.assert_allclose(lsgm.cross_entropy, standard, atol=1e-3 * dims)
-    lsgm_mean = np.mean(
-        [model.bound(with_logit(params, -100.0), batch, jax.random.key(i)).nelbo for i in range(40)]
-    )
-    vae_mean = np.mean([model.vae.bound(params["vae"], batch, jax.random.key(i)).nelbo for i in range(40)])
+    vae_bound, keys = jax.jit(model.vae.bound), [jax.random.key(i) for i in range(40)]
+    lsgm_mean = np.mean([bound(with_logit(params, -100.0), batch, key).nelbo for key in keys])
+    vae_mean = np.mean([vae_bound(params["vae"], batch, key).nelbo for key in keys])
     assert abs(lsgm_mean - vae_mean) < 0.5
 
 
-def test_strata_average_to_the_bound(model, params):
+def test_strata_average_to_the_bound(params, bound):
     """Draws that share the time axis between them estimate the same bound as draws that do not."""
     batch = tiny.batch()
-    bound = jax.jit(model.bound)
     keys = jax.random.split(jax.random.key(2), 64)
     free = np.array([bound(params, batch, key).cross_entropy.mean() for key in keys])
     split = np.array(
@@ -82,14 +92,14 @@ def test_strata_average_to_the_bound(model, params):
     assert abs(free.mean() - split.mean()) < 5 * free.std() / np.sqrt(len(free)) + 0.05
 
 
-def test_loss_metrics_are_the_bound(model, params):
+def test_loss_metrics_are_the_bound(model, params, bound):
     """In the mean: the loss's NELBO differs from `bound` by dropout and draws alone."""
     batch = tiny.batch()
     quiet = tiny.model(
         "--config.autoencoder.dropout=0.0", "--config.score.dropout=0.0", "--config.density.t_min=1e-5"
     )
     quiet = dataclasses.replace(quiet, process=model.process)
-    loss, bound = jax.jit(quiet.loss), jax.jit(quiet.bound)
+    loss = jax.jit(quiet.loss)
     keys = jax.random.split(jax.random.key(3), 48)
     from_loss = np.array([loss(params, batch, key)[1].metrics["nelbo"] for key in keys])
     from_bound = np.array([bound(params, batch, key).nelbo.mean() for key in keys])
@@ -97,11 +107,11 @@ def test_loss_metrics_are_the_bound(model, params):
     assert abs(from_loss.mean() - from_bound.mean()) < 5 * stderr + 0.01
 
 
-def test_every_parameter_learns(model, params):
+def test_every_parameter_learns(params, gradient):
     """One backward pass reaches encoder, decoder, network and mixing logit."""
     # Zero-initialised output layers block the gradient of what lies before them; nudge them off zero.
     params = jax.tree.map(lambda leaf: leaf + 0.01, params)
-    grads = jax.jit(jax.grad(model.loss, has_aux=True))(params, tiny.batch(), jax.random.key(4))[0]
+    grads = gradient(params, tiny.batch(), jax.random.key(4), 1.0)[0]
     dead = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
@@ -110,10 +120,9 @@ def test_every_parameter_learns(model, params):
     assert dead == []
 
 
-def test_kl_coefficient_concerns_the_vae_alone(model, params):
+def test_kl_coefficient_concerns_the_vae_alone(params, gradient):
     """The prior's and the decoder's gradients do not see it, control variate included; the encoder's does."""
     params = jax.tree.map(lambda leaf: leaf + 0.01, params)  # off the zeros that would block gradients
-    gradient = jax.jit(jax.grad(model.loss, has_aux=True))
     full = gradient(params, tiny.batch(), jax.random.key(5), 1.0)[0]
     half = gradient(params, tiny.batch(), jax.random.key(5), 0.5)[0]
     jax.tree.map(
@@ -155,12 +164,12 @@ def test_dropout_is_on_in_training_only(model, params):
 def test_the_unet_sees_time_and_every_position():
     net = Network(UNet(out_channels=3, channels=(8, 8), blocks=1, attention=(4,), dropout=0.0))
     z_t, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 3)), jnp.array([0.1, 0.1])
-    params = net.init(jax.random.key(1), z_t, t)
-    np.testing.assert_array_equal(net.apply(params, z_t, t), 0.0)  # a fresh network predicts nothing
+    params, apply = jax.jit(net.init)(jax.random.key(1), z_t, t), jax.jit(net.apply)
+    np.testing.assert_array_equal(apply(params, z_t, t), 0.0)  # a fresh network predicts nothing
     params = jax.tree.map(lambda leaf: leaf + 0.05, params)
-    output = net.apply(params, z_t, t)
-    later = net.apply(params, z_t, jnp.array([0.1, 0.7]))
+    output = apply(params, z_t, t)
+    later = apply(params, z_t, jnp.array([0.1, 0.7]))
     np.testing.assert_allclose(output[0], later[0], rtol=1e-5)  # samples do not see each other
     assert not np.allclose(output[1], later[1], rtol=1e-2)
-    reach = jax.grad(lambda z: net.apply(params, z, t)[0, 0, 0, 0])(z_t)[0]
+    reach = jax.jit(jax.grad(lambda z: net.apply(params, z, t)[0, 0, 0, 0]))(z_t)[0]
     assert np.all(np.any(np.asarray(reach) != 0.0, axis=-1))

@@ -1,6 +1,7 @@
 """Time densities: they integrate to one, their samples follow them, and every weighting x density agrees."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -104,37 +105,50 @@ def test_table_agrees_with_the_closed_form(x64, process, weighting):
     np.testing.assert_allclose(table.density(t), exact.density(t), rtol=5e-4)
 
 
-@pytest.mark.parametrize("process", MAIN)
+@functools.lru_cache(maxsize=1)
+def integrands(name):
+    """What does not depend on the weighting: times from each density, their error over the density, and the grid's.
+
+    The error is shaped like a denoising error, but is not the Normal one.
+    """
+    process, u = MAIN[name], jax.random.uniform(jax.random.key(0), (200_000,))
+    error = lambda t: linear.normal_error(process, t) * (1.0 + 0.5 * jnp.sin(5.0 * t))
+    draws = {key: density.quantile(process, u) for key, density in DENSITIES.items()}
+    ratios = {key: error(t) / DENSITIES[key].density(process, t) for key, t in draws.items()}
+    return draws, ratios, error(grid())
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("process", MAIN)
 def test_every_density_estimates_the_same_integral(x64, process, weighting):
     """E[lambda / r * f] is the integral of lambda f, within four standard errors, for an f that no density knows."""
-    process, weight = MAIN[process], WEIGHTINGS[weighting]
-
-    def error(t):  # shaped like a denoising error, but not the Normal one
-        return linear.normal_error(process, t) * (1.0 + 0.5 * jnp.sin(5.0 * t))
-
-    t = grid()
-    exact = jnp.trapezoid(weight(process, t) * error(t), t)
-    for name, density in DENSITIES.items():
-        draws = density.quantile(process, jax.random.uniform(jax.random.key(0), (200_000,)))
-        values = weight(process, draws) / density.density(process, draws) * error(draws)
+    draws, ratios, error = integrands(process)
+    process, weight, t = MAIN[process], WEIGHTINGS[weighting], grid()
+    exact = jnp.trapezoid(weight(process, t) * error, t)
+    for name in DENSITIES:
+        values = weight(process, draws[name]) * ratios[name]
         assert abs(values.mean() - exact) < 4 * values.std() / np.sqrt(len(values)) + 1e-6 * exact, name
 
 
-@pytest.mark.parametrize("process", MAIN)
+@functools.lru_cache(maxsize=1)
+def densities_on(name, count):
+    """Every density on the grid."""
+    return {key: density.density(MAIN[name], grid(count=count)) for key, density in DENSITIES.items()}
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("process", MAIN)
 def test_optimal_density_has_the_least_variance(x64, process, weighting):
     """Importance sampling wins for Normal data and the exact score, by quadrature over time.
 
     The squared error of one dimension is e times a chi-square number, so its second moment is proportional to e^2.
     """
-    process, weight, t = MAIN[process], WEIGHTINGS[weighting], grid(count=20_001)
+    densities, t = densities_on(process, count=20_001), grid(count=20_001)
+    process, weight = MAIN[process], WEIGHTINGS[weighting]
     error = linear.normal_error(process, t)
-
-    def second_moment(density):
-        return float(jnp.trapezoid((weight(process, t) * error) ** 2 / density.density(process, t), t))
-
-    moments = {name: second_moment(density) for name, density in DENSITIES.items()}
+    moments = {
+        name: float(jnp.trapezoid((weight(process, t) * error) ** 2 / r, t)) for name, r in densities.items()
+    }
     least = moments[f"optimal_{weighting}"]
     assert all(least <= moment * (1 + 1e-6) for moment in moments.values()), moments
     mean = float(jnp.trapezoid(weight(process, t) * error, t))

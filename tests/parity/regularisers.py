@@ -1,6 +1,7 @@
 """The penalties on the weights of NVAE and NCSN++."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,11 @@ def check_regularisers(fixture):
     state = {key.removeprefix("param/"): a for key, a in fixture.arrays.items() if key.startswith("param/")}
     params, kernels, names = vae(fixture, h, state) if h["which"] == "vae" else score_net(h, state)
     params = jax.tree.map(functools.partial(jnp.asarray, dtype=jnp.zeros(()).dtype), params)
+    penalty = jax.jit(jax.value_and_grad(spectral(fixture, kernels), has_aux=True))
     for iterations in h["power_iterations"]:
-        check_spectral(fixture, params, kernels, names, iterations)
-    check_exact(fixture, jax.jit(kernels)(params))
+        (total, aux), gradient = penalty(params, iterations)
+        check_spectral(fixture, total, aux.each, gradient, names, iterations)
+    check_exact(fixture, aux.matrices)
     check_scales(fixture, params, names)
 
 
@@ -66,10 +69,16 @@ def layer_of(name):
     return name.removesuffix(".weight")
 
 
-def check_spectral(fixture, params, kernels, names, iterations):
+class Aux(NamedTuple):
+    each: jax.Array
+    matrices: dict[str, jax.Array]
+
+
+def spectral(fixture, kernels):
+    """The penalty after some iterations; with it, each layer's share and matrix."""
     layers = fixture.spec["names"]["layers"]
 
-    def penalty(params):
+    def penalty(params, iterations):
         matrices = {layer: regularisers.as_matrix(kernel) for layer, kernel in kernels(params).items()}
         assert set(matrices) == set(layers)
         # The first half-step computes v from u, so it may start anywhere.
@@ -78,13 +87,17 @@ def check_spectral(fixture, params, kernels, names, iterations):
             for layer, matrix in matrices.items()
         }
         total, moved = regularisers.spectral_penalty(matrices, start, iterations)
-        return total, jnp.stack([moved[layer].u @ matrices[layer] @ moved[layer].v for layer in layers])
+        each = jnp.stack([moved[layer].u @ matrices[layer] @ moved[layer].v for layer in layers])
+        return total, Aux(each, matrices)
 
-    (total, each), gradient = jax.jit(jax.value_and_grad(penalty, has_aux=True))(params)
+    return penalty
+
+
+def check_spectral(fixture, total, each, gradient, names, iterations):
     name = f"spectral_norm_after_{iterations}_iterations"
     fixture.check_scaled(name, total)
-    norms = {names[path]: jnp.linalg.norm(leaf) for path, leaf in flatten_dict(gradient).items()}
-    fixture.check_scaled(f"{name}_grad_norm", jnp.sqrt(sum(norm**2 for norm in norms.values())))
+    norms = {names[path]: np.linalg.norm(np.ravel(leaf)) for path, leaf in flatten_dict(gradient).items()}
+    fixture.check_scaled(f"{name}_grad_norm", np.sqrt(sum(norm**2 for norm in norms.values())))
     per_parameter = f"{name}_grad_norms_per_parameter"
     # The original says -1 where a parameter takes no part; ours has a gradient of zero.
     reached = fixture.arrays[f"out/{per_parameter}"] >= 0.0
@@ -95,9 +108,8 @@ def check_spectral(fixture, params, kernels, names, iterations):
         fixture.check_scaled(f"{name}_per_layer", each)
 
 
-def check_exact(fixture, kernels):
-    layers = fixture.spec["names"]["layers"]
-    exact = [np.linalg.norm(np.asarray(regularisers.as_matrix(kernels[layer])), 2) for layer in layers]
+def check_exact(fixture, matrices):
+    exact = [np.linalg.norm(matrices[layer], 2) for layer in fixture.spec["names"]["layers"]]
     fixture.check_scaled("exact_largest_singular_value_per_layer", exact)
     fixture.check_scaled("exact_largest_singular_value_sum", sum(exact))
     if "spectral_norm_with_custom_conv_flag" in fixture.outputs():
@@ -108,10 +120,11 @@ def check_exact(fixture, kernels):
 def check_scales(fixture, params, names):
     scales = {names[path]: leaf for path, leaf in flatten_dict(params).items() if path[-1] == "scale"}
     assert {layer_of(name) for name in scales} == set(fixture.spec["names"]["bn_layers"])
-    value, gradient = jax.value_and_grad(lambda s: regularisers.scale_penalty(list(s.values())))(scales)
+    penalty = lambda scales: regularisers.scale_penalty(list(scales.values()))
+    value, gradient = jax.jit(jax.value_and_grad(penalty))(scales)
     fixture.check_scaled("bn_scale_regularizer", value)
     fixture.check_scaled(
-        "bn_scale_regularizer_grad_norm", jnp.sqrt(sum(jnp.sum(g**2) for g in gradient.values()))
+        "bn_scale_regularizer_grad_norm", np.sqrt(sum(np.sum(np.square(g)) for g in gradient.values()))
     )
     fixture.check("bn_scale_regularizer_layer_count", len(scales))
 

@@ -41,9 +41,9 @@ def state_dict(fixture):
     return {name.removeprefix("param/"): np.asarray(fixture.input(name)) for name in names}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def evaluate(module, variables, z_t, t):
-    apply = jax.jit(functools.partial(module.apply, deterministic=True))
-    return apply(variables, z_t, t)
+    return module.apply(variables, z_t, t, deterministic=True)
 
 
 # LSGM

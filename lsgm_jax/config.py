@@ -1,7 +1,6 @@
 """Reads a config file with its overrides, and completes and checks it before anything is built."""
 
 import ast
-import contextlib
 import inspect
 import json
 import pathlib
@@ -80,16 +79,18 @@ def _overridden(tree: dict[str, Any], overrides: list[str]) -> Config:
 
 
 def _fill_required(tree: dict[str, Any], changes: list[tuple[str, str]]) -> None:
-    """What has no default has to be there before the config is completed; its type is checked later."""
+    """What has no default has to be there before the config is completed."""
     for key, value in changes:
         section, _, field = key.partition(".")
         if not field or field == "name" or field in tree.get(section, {}):
             continue
-        with contextlib.suppress(ConfigError):  # `complete` reports it
-            named = {"model": tree.get("model", PLAIN["model"]), section: _named(section, tree)}
-            parameter = schema(section, section_target(section, named)).get(field)
-            if parameter is not None and parameter.default is inspect.Parameter.empty:
-                tree[section] = tree.get(section, {}) | {field: _literal(value)}
+        named = {"model": tree.get("model", PLAIN["model"]), section: _named(section, tree)}
+        parameter = schema(section, section_target(section, named)).get(field)
+        if parameter is not None and parameter.default is inspect.Parameter.empty:
+            literal, kind = _literal(value), parameter.annotation
+            if isinstance(kind, type) and not isinstance(literal, kind):
+                raise ConfigError(f"config.{key}={value}: give {kind.__name__}")
+            tree[section] = tree.get(section, {}) | {field: literal}
 
 
 def _named(section: str, tree: dict[str, Any]) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def test_params_prints_json_and_allocates_nothing(capsys):
         (["train", f"--config={tiny.CONFIG}", "--workdir=x", "--confg.a=1"], "does not know --confg.a=1"),
         (["sample", "--workdir=/nonexistent"], "no run in /nonexistent: .*lsgm train"),
         (["sample", "--workdir=x", "--steps=few"], "argument --steps: invalid int value: 'few'"),
-        (["sample", "--workdir=x", "--config.seed=1"], "lsgm sample does not know --config.seed=1"),
+        (["sample", "--workdir=x", "--confg.seed=1"], "lsgm sample does not know --confg.seed=1"),
         (["evaluate", "--workdir=/nonexistent", "--metrics=fid"], "'fid' is none of nelbo, ode"),
         (["train", f"--config={tiny.CONFIG}", "--workdir=/proc/nope"], "/proc/nope.*another --workdir"),
         (
@@ -161,7 +161,9 @@ def test_help_is_help(capsys):
     assert "lsgm train" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", ["--solver=Nope", "--count=0", "--solver=Euler", "--rtol=-1"])
+@pytest.mark.parametrize(
+    "option", ["--solver=Nope", "--count=0", "--solver=Euler", "--rtol=-1", "--grid=edm", "--config.seed=1"]
+)
 def test_sampling_refuses_bad_settings_and_keeps_what_is_there(trained, option, capsys):
     (trained / "samples.png").write_bytes(b"precious")
     assert cli.main(["sample", f"--workdir={trained}", option]) == 2

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lsgm_jax.build import MODELS, ConfigError, build, build_lsgm
-from lsgm_jax.config import differences, load_config, read_config, save_config
+from lsgm_jax.build import MODELS, ConfigError, build, build_lsgm, build_sampler
+from lsgm_jax.config import differences, load_config, override, read_config, save_config
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.objectives.weights import unweighted
+from lsgm_jax.solvers.grids import Quadratic
 from tests.tiny import CONFIG, model
 
 
@@ -46,7 +47,12 @@ from tests.tiny import CONFIG, model
             "--config.likelihood.name=mixture_of_logistics",
             "config.likelihood: .* cannot describe 1-channel images: use discretised_logistic",
         ),
-        ("--config.solver.name=Dopri6", "config.solver: unknown solver 'Dopri6'"),
+        ("--config.solver.name=Dopri6", "config.solver.name='Dopri6' is none of .*did you mean 'Dopri8'"),
+        ("--config.solver.name=Euler", "config.sampling: solver 'Euler' has no error estimate"),
+        ("--config.steps.name=linear", "config.steps.steps is missing"),
+        ("--config.steps.per=image", "config.steps: per='image' is none of sample, batch, hardest"),
+        ("--config.sampling.denoise=once", "config.sampling: denoise='once' is none of"),
+        ("--config.divergence.probes=0", "config.divergence: probes=0"),
     ],
 )
 def test_mistakes_get_one_line(override, message):
@@ -55,7 +61,8 @@ def test_mistakes_get_one_line(override, message):
         config = load_config(CONFIG, [override])
         build_lsgm(config)
         build("train", config)
-        build("solver", config)
+        build_sampler(config)
+        build("divergence", config)
         build("eval", config)
 
     with pytest.raises(ConfigError, match=message) as error:
@@ -155,8 +162,18 @@ def test_runs_from_before_a_section_existed_still_load(tmp_path):
 
 
 def test_solver_steps_can_be_set():
-    config = load_config(CONFIG, ["--config.solver.steps=20"])
-    assert build("solver", config).steps == 20
+    """A number of steps has no default, but takes an override as if it had one."""
+    config = load_config(CONFIG, ["--config.steps.name=quadratic", "--config.steps.steps=20"])
+    assert build_sampler(config).steps == Quadratic(steps=20)
+    with pytest.raises(ConfigError, match="config.steps.steps=few: give int"):
+        load_config(CONFIG, ["--config.steps.name=quadratic", "--config.steps.steps=few"])
+
+
+def test_only_sampling_and_scoring_change_after_training():
+    config = override(load_config(CONFIG, []), ["--config.solver.name=Heun", "--config.steps.rtol=0.1"])
+    assert (config.solver.name, config.steps.rtol) == ("Heun", 0.1)
+    with pytest.raises(ConfigError, match=r"config.seed belongs to what was trained: only solver, steps, "):
+        override(config, ["--config.seed=1"])
 
 
 def test_saving_and_reading_is_lossless(tmp_path):

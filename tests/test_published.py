@@ -4,13 +4,15 @@ import pathlib
 
 import jax
 import pytest
-from lsgm_jax.solvers.ode import ODESolver
 
 from lsgm_jax.build import build_lsgm, build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.evaluation.count import count_parameters
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.network import trainable
+from lsgm_jax.solvers.grids import Linear
+from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.sampler import Sampler
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 # Autoencoder, and score network with its mixing logits, as the originals count them.
@@ -60,7 +62,7 @@ def test_every_config_builds_and_has_a_quick_variant(config):
     quick = load_config(str(CONFIGS / config) + (",quick" if ":" in config else ":quick"), [])
     assert type(build_model(published)) is type(build_model(quick))
     assert quick.train.steps <= 100 < published.train.steps
-    for section in ("process", "density", "objective", "solver"):
+    for section in ("process", "density", "objective", "solver", "steps", "sampling"):
         assert quick[section].to_dict() == published[section].to_dict()
 
 
@@ -71,8 +73,8 @@ def test_quick_variants_of_cld_trace_through_loss_and_sample(config):
     params = jax.eval_shape(model.init, key)
     x = jax.ShapeDtypeStruct((2, *model.data_shape), "float32")
     assert jax.eval_shape(model.loss, params, Batch(x), key)[0].shape == ()
-    solver = ODESolver(name="Euler", steps=2)
-    images, _ = jax.eval_shape(lambda p, k: model.sample(p, k, 2, solver), params, key)
+    sampler = Sampler(method=METHODS["Euler"](), steps=Linear(steps=2))
+    images, _ = jax.eval_shape(lambda p, k: model.sample(p, k, 2, sampler), params, key)
     assert images.shape == x.shape
 
 
@@ -86,6 +88,6 @@ def test_quick_variants_trace_through_loss_and_sample(config):
     value, aux = jax.eval_shape(model.loss, params, Batch(x), key)
     assert value.shape == ()
     assert jax.tree.structure(aux.carried["vae"]["carried"]) == jax.tree.structure(params["vae"]["carried"])
-    solver = ODESolver(name="Euler", steps=2)
-    images, _ = jax.eval_shape(lambda p, k: model.sample(p, k, 2, solver), params, key)
+    sampler = Sampler(method=METHODS["Euler"](), steps=Linear(steps=2))
+    images, _ = jax.eval_shape(lambda p, k: model.sample(p, k, 2, sampler), params, key)
     assert images.shape == x.shape

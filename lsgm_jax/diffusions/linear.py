@@ -212,10 +212,15 @@ def prior_log_prob(process: Process, z_1: State) -> PerSample:
     return _normal_log_prob(coordinates(z_1), process.prior_variance())
 
 
-def add_auxiliary(process: Process, key: Key, z_0: Latents) -> tuple[State, PerSample]:
-    """Draws the coordinates that are not data at time 0; returns the whole state and their log density, nats."""
-    variances = process.initial_variance()[1:]
-    draws = jax.random.normal(key, (len(variances), *z_0.shape))
+def add_auxiliary(process: Process, key: Key, z_0: Latents, t: float) -> tuple[State, PerSample]:
+    """Draws the coordinates that are not data with the variance that they have at time t given z_0 (S4).
+
+    Returns:
+        The whole state, with z_0 as its first coordinate, and the log density of the others, nats.
+    """
+    noise = kernel(process, jnp.asarray(t, z_0.dtype)).noise
+    variances = [jnp.sum(row**2) for row in noise[1:]]
+    draws = jax.random.normal(key, (len(variances), *z_0.shape), z_0.dtype)
     others = [jnp.sqrt(variance) * draws[index] for index, variance in enumerate(variances)]
     log_prob = _normal_log_prob(others, variances) if others else jnp.zeros(len(z_0), z_0.dtype)
     return as_state([z_0, *others]), log_prob

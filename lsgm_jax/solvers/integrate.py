@@ -78,7 +78,7 @@ def integrate_adaptively(
     """
     dtype = jax.tree.leaves(start)[0].dtype
     norm = _hardest if steps.per == "hardest" else _rms
-    controller = CountingController(diffrax.PIDController(rtol=steps.rtol, atol=steps.atol, norm=norm))
+    controller = CountingController(rtol=steps.rtol, atol=steps.atol, norm=norm)
 
     def solve(term: diffrax.ODETerm, start: Tree, args: Tree) -> diffrax.Solution:
         return diffrax.diffeqsolve(

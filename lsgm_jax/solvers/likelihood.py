@@ -103,7 +103,7 @@ def log_density(
             f"solver {method.name!r} does not integrate ODEs: a likelihood needs one such as 'Tsit5'"
         )
     k_vectors, k_auxiliary = jax.random.split(key)
-    state, auxiliary_log_prob = add_auxiliary(process, k_auxiliary, z_0)
+    state, auxiliary_log_prob = add_auxiliary(process, k_auxiliary, z_0, sampler.t_min)
     vectors = divergence.vectors(k_vectors, state)
     term = diffrax.ODETerm(_with_divergence(process, eps_net, divergence))
     start = (state, jnp.zeros(len(z_0), z_0.dtype))

@@ -17,18 +17,12 @@ class EarlyRejections(NamedTuple):
     accepted: Array  # whether a step has been accepted
 
 
-class CountingController(diffrax.AbstractStepSizeController):
-    """Another controller, plus a count of the rejections before the first accepted step."""
+class CountingController(diffrax.PIDController):
+    """Step sizes by error, and a count of the rejections before the first accepted step."""
 
-    controller: diffrax.AbstractStepSizeController
-
-    def wrap(self, direction: Any) -> "CountingController":
-        """Hands the direction of integration on."""
-        return CountingController(self.controller.wrap(direction))
-
-    def init(self, *args: Any, **kwargs: Any) -> tuple[Any, EarlyRejections]:
-        """Starts the inner controller and the count."""
-        end_of_step, inner = self.controller.init(*args, **kwargs)
+    def init(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Starts controller and count."""
+        end_of_step, inner = super().init(*args, **kwargs)
         return end_of_step, EarlyRejections(inner, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
     def adapt_step_size(
@@ -40,11 +34,11 @@ class CountingController(diffrax.AbstractStepSizeController):
         args: Any,
         y_error: Any,
         error_order: Any,
-        controller_state: EarlyRejections,
+        controller_state: Any,
     ) -> tuple[Any, ...]:
-        """Decides as the inner controller does."""
+        """Decides, and counts what was rejected."""
         state = controller_state
-        keep, next_t0, next_t1, made_jump, inner, result = self.controller.adapt_step_size(
+        keep, next_t0, next_t1, made_jump, inner, result = super().adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state.inner
         )
         early = jnp.asarray(~keep & ~state.accepted, jnp.int32)

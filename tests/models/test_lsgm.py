@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lsgm_jax.solvers.ode import ODESolver
 
 from lsgm_jax.models.network import Network
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.scores.unet import UNet
+from lsgm_jax.solvers.grids import Linear
+from lsgm_jax.solvers.integrate import Adaptive
+from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.sampler import Sampler
 from tests import tiny
 
 
@@ -59,7 +62,9 @@ def test_every_process_trains_samples_and_is_scored(process, encoder_density):
         assert all(np.isfinite(leaf).all() for leaf in leaves)
         assert any(np.any(np.asarray(leaf)) for leaf in leaves)
     assert np.isfinite(model.bound(params, tiny.batch(), jax.random.key(2)).nelbo).all()
-    x, solution = model.sample(params, jax.random.key(3), 2, ODESolver(name="Heun", steps=5, t_min=1e-3))
+    x, solution = model.sample(
+        params, jax.random.key(3), 2, Sampler(method=METHODS["Heun"](), steps=Linear(steps=5), t_min=1e-3)
+    )
     assert solution.z_0.shape == (2, 4, 4, 2)
     assert np.isfinite(x).all()
 
@@ -141,8 +146,8 @@ def test_kl_coefficient_concerns_the_vae_alone(params, gradient):
 
 def test_samples_of_the_normal_prior_are_the_vaes(model, params):
     """Without the network the ODE leaves the Normal prior a Normal: latents of variance one."""
-    solver = ODESolver(rtol=1e-4, atol=1e-4, t_min=1e-4)
-    x, solution = model.sample(with_logit(params, -100.0), jax.random.key(6), 64, solver)
+    sampler = Sampler(steps=Adaptive(rtol=1e-4, atol=1e-4), t_min=1e-4)
+    x, solution = model.sample(with_logit(params, -100.0), jax.random.key(6), 64, sampler)
     assert x.shape == (64, 8, 8, 1)
     assert np.abs(x).max() <= 1.0
     assert abs(float(solution.z_0.var()) - 1.0) < 0.1

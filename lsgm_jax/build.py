@@ -117,9 +117,10 @@ class SamplingSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSpec:
-    """What `lsgm evaluate` averages: draws of (z_0, t, eps) per image."""
+    """What `lsgm evaluate` averages: draws of (z_0, t, eps) per image, and latents of the importance-weighted bound."""
 
     draws: int = 16
+    importance_draws: int = 10
     batch_size: int = 64
 
     def __post_init__(self):

@@ -14,7 +14,7 @@ USAGE = """lsgm COMMAND [options]
 
   lsgm train    --config=FILE[:ARG] --workdir=DIR [--config.SECTION.KEY=VALUE ...]
   lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N]
-  lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode] [--seed=N]
+  lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw] [--seed=N]
   lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
   lsgm convert  --config=FILE[:ARG] --checkpoint=FILE.pt --workdir=DIR [--weights=average|last]
                 [--config.SECTION.KEY=VALUE ...]
@@ -22,7 +22,7 @@ USAGE = """lsgm COMMAND [options]
   SAMPLER: [--solver=NAME] [--steps=N [--grid=linear|quadratic|log_snr|edm] | --rtol=X [--atol=X]] [--t_min=X]
            [--denoise=none|euler|mean] [--temperature=X] [--config.solver.KEY=VALUE ...]
 """
-METRICS = ("nelbo", "ode")
+METRICS = ("nelbo", "ode", "iw")
 CONFIGURED = ("train", "params", "convert")  # commands that take a config
 OVERRIDDEN = (*CONFIGURED, "sample", "evaluate")  # and those that change one
 # What reports call the models they score, and what the table does.
@@ -138,7 +138,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if unknown:
         raise UsageError(f"--metrics={options.metrics}: {unknown[0]!r} is none of {', '.join(METRICS)}")
     opened = run.Run.open(options.workdir, [*_sampler_overrides(options), *options.overrides])
-    entries = run.evaluate(opened, options.seed, ode="ode" in metrics)
+    entries = run.evaluate(opened, options.seed, metrics)
     report.add_to_report(options.workdir, **entries, evaluate_seed=options.seed)
     _print_scores(entries)
     print(f"wrote {options.workdir}/report.json")
@@ -187,6 +187,9 @@ def _print_scores(entries: dict[str, Any]) -> None:
     if "nelbo_ode_nfe" in entries:
         ode = cell(f"nelbo_{columns[0]}_ode").strip()
         print(f"NELBO by the ODE {ode} nats, NFE {entries['nelbo_ode_nfe']}")
+    if "nelbo_iw_draws" in entries:
+        weighted = cell(f"nelbo_{columns[0]}_iw").strip()
+        print(f"importance-weighted bound of {entries['nelbo_iw_draws']} latents {weighted} nats")
     if entries.get("nelbo_ode_failed"):
         print(f"lsgm: warning: {entries['nelbo_ode_failed']} ODE solves ran out of steps", file=sys.stderr)
 

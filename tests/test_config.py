@@ -165,7 +165,7 @@ def test_solver_steps_can_be_set():
     """A number of steps has no default, but takes an override as if it had one."""
     config = load_config(CONFIG, ["--config.steps.name=quadratic", "--config.steps.steps=20"])
     assert build_sampler(config).steps == Quadratic(steps=20)
-    with pytest.raises(ConfigError, match="config.steps.steps=few: give int"):
+    with pytest.raises(ConfigError, match="steps=few: give int"):
         load_config(CONFIG, ["--config.steps.name=quadratic", "--config.steps.steps=few"])
 
 

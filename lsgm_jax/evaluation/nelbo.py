@@ -1,7 +1,7 @@
 """Scores of a data split, image by image: the NELBO with its terms, and the ODE log-density of the latents."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -45,17 +45,53 @@ def score_images(
         The same names with arrays [len(x)].
     """
     totals: dict[str, np.ndarray] = {}
+    for part, values in _each_draw(per_image, params, x, key, draws, batch_size, label):
+        for name, value in values.items():
+            totals.setdefault(name, np.zeros(len(x)))[part] += value / draws
+    return totals
+
+
+def importance_bound(
+    per_image: PerImage,
+    params: Params,
+    x: np.ndarray,
+    key: Key,
+    *,
+    draws: int,
+    batch_size: int = 64,
+    label: str | None = None,
+) -> np.ndarray:
+    """-log of the mean importance weight over `draws` latents, nats, [len(x)]: a bound on -log p(x), tighter with each.
+
+    Args:
+        per_image: as in `score_images`; must return "log_weight".
+    """
+    totals = np.full(len(x), -np.inf)
+    for part, values in _each_draw(per_image, params, x, key, draws, batch_size, label):
+        totals[part] = np.logaddexp(totals[part], values["log_weight"])
+    return math.log(draws) - totals
+
+
+def _each_draw(
+    per_image: PerImage,
+    params: Params,
+    x: np.ndarray,
+    key: Key,
+    draws: int,
+    batch_size: int,
+    label: str | None,
+) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    """Values of every draw and batch, float64, with the part of the images that they are of."""
     jobs = [(draw, start) for draw in range(draws) for start in range(0, len(x), batch_size)]
     batches = list(padded_batches(x, batch_size))
     for draw, start in tqdm(jobs, desc=label, disable=label is None, leave=False):
         rows, count = batches[start // batch_size]
         k_batch = jax.random.fold_in(jax.random.fold_in(key, draw), start)
-        for name, values in per_image(
-            params, Batch(jnp.asarray(rows)), k_batch, Stratum(draw, draws)
-        ).items():
-            total = totals.setdefault(name, np.zeros(len(x)))
-            total[start : start + count] += np.asarray(values[:count], np.float64) / draws
-    return totals
+        values = per_image(params, Batch(jnp.asarray(rows)), k_batch, Stratum(draw, draws))
+        yield (
+            slice(start, start + count),
+            {name: np.asarray(value[:count], np.float64) for name, value in values.items()},
+        )
 
 
 def estimate(values: np.ndarray) -> Estimate:

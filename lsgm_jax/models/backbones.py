@@ -23,6 +23,7 @@ class Latent(NamedTuple):
     entropy: PerSample  # of q, all latents
     normal_cross_entropy: PerSample  # CE(q || N(0, I)), all latents
     rest: PerSample  # the part of it that is not z_0's: latents that keep their Normal prior
+    log_q: PerSample  # log q of the draw, all latents
 
 
 class Pass(NamedTuple):
@@ -79,7 +80,8 @@ class Flat:
         z_0 = posterior.sample(k_posterior)
         features = self.decoder.apply(params["decoder"], z_0, dropout_key=k_decoder)
         cross_entropy = posterior.cross_entropy_to_standard()
-        latent = Latent(z_0, posterior.entropy(), cross_entropy, jnp.zeros_like(cross_entropy))
+        log_q = sum_per_sample(posterior.log_density(z_0))
+        latent = Latent(z_0, posterior.entropy(), cross_entropy, jnp.zeros_like(cross_entropy), log_q)
         return Pass(latent, features, carried={})
 
     def decode(self, params: Params, z_0: Latents, key: Key) -> Features:
@@ -131,10 +133,11 @@ class Hierarchical:
     def _latent(self, groups: tuple[GroupSample, ...]) -> Latent:
         """Entropies of the draw: the flows leave nothing else."""
         top, zero = self.net.groups_per_scale, jnp.zeros(len(groups[0].eps))
-        log_q = [sum_per_sample(group.posterior.log_density(group.before_flow)) for group in groups]
+        logs = [sum_per_sample(group.posterior.log_density(group.before_flow)) for group in groups]
         normal = [0.5 * sum_per_sample(group.eps**2 + LOG_2PI) for group in groups]
         z_0 = join_groups([group.eps for group in groups[:top]])
-        return Latent(z_0, -sum(log_q, start=zero), sum(normal, start=zero), sum(normal[top:], start=zero))
+        log_q = sum(logs, start=zero)
+        return Latent(z_0, -log_q, sum(normal, start=zero), sum(normal[top:], start=zero), log_q)
 
 
 def _normal(key: Key, shapes: list[tuple[int, ...]]) -> list[Latents]:

@@ -36,5 +36,6 @@ class ODEBound(NamedTuple):
     """A bound on -log p(x) whose prior is integrated along the probability-flow ODE."""
 
     nelbo: PerSample  # nats
+    log_weight: PerSample  # log p(x, z) - log q(z | x) of the draw, nats; the mean of its exponential is p(x)
     nfe: Int[Array, ""]  # evaluations of network and divergence on the batch
     success: Bool[Array, "batch"]  # whether the solver arrived

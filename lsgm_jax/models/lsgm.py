@@ -22,7 +22,8 @@ from lsgm_jax.objectives.elbo import (
 from lsgm_jax.objectives.times import Stratum, TimeDensity
 from lsgm_jax.scores.parameterise import in_channels, mix
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
-from lsgm_jax.solvers.sampler import Sampler, Solution, sample
+from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
+from lsgm_jax.solvers.terms import KeyedNoise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class LSGM:
         """
         k_vae, k_prior, k_encoder, k_dropout = jax.random.split(key, 4)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=True)
-        z_0, entropy, _, rest = encoded.latent
+        z_0, entropy, _, rest, _ = encoded.latent
         eps_net = self.eps_net(params, dropout_key=k_dropout)
         draw = self._draw(self.objective.density, k_prior, z_0)
 
@@ -110,7 +111,7 @@ class LSGM:
         """Terms of the NELBO per image, without dropout, one draw of z_0, t and eps each; see `score_cross_entropy`."""
         k_vae, k_draw = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-        z_0, entropy, _, rest = encoded.latent
+        z_0, entropy, _, rest, _ = encoded.latent
         t_min, eps_net = self.objective.density.t_min, self.eps_net(params)
         cross_entropy = score_cross_entropy(self.process, eps_net, z_0, t_min, k_draw, stratum)
         return Bound(encoded.reconstruction, entropy, cross_entropy + rest)
@@ -130,17 +131,29 @@ class LSGM:
         """
         k_vae, k_probe = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-        z_0, entropy, _, rest = encoded.latent
+        z_0, entropy, _, rest, log_q = encoded.latent
         prior = log_density(sampler, self.process, self.eps_net(params), k_probe, z_0, divergence)
-        nelbo = encoded.reconstruction - entropy + rest - prior.log_prob
-        return ODEBound(nelbo, prior.nfe, prior.success)
+        joint = prior.log_prob - encoded.reconstruction - rest
+        return ODEBound(-entropy - joint, joint - log_q, prior.nfe, prior.success)
 
     def sample(self, params: Params, key: Key, count: int, sampler: Sampler) -> tuple[Images, Solution]:
         """Expected images of `count` latents drawn from the prior."""
-        k_prior, k_decoder = jax.random.split(key)
-        shape = (count, *self.vae.latent_shape)
-        solution = sample(sampler, self.process, self.eps_net(params), k_prior, shape)
+        k_noise, k_decode = jax.random.split(key)
+        z_1 = draw_noise(sampler, self.process, k_noise, (count, *self.latent_shape))
+        return self.decode(params, z_1, k_decode, sampler)
+
+    def decode(self, params: Params, z_1: State, key: Key, sampler: Sampler) -> tuple[Images, Solution]:
+        """Expected images of given noise; the key is for what is drawn on the way."""
+        k_solve, k_decoder = jax.random.split(key)
+        noise = KeyedNoise(k_solve)
+        solution = solve_to_data(sampler, self.process, self.eps_net(params), z_1, noise)
         return self.vae.decode(params["vae"], solution.z_0, k_decoder), solution
+
+    def encode(self, params: Params, batch: Batch, key: Key, sampler: Sampler) -> State:
+        """The noise z_1 whose way back passes a draw of q(z_0 | x)."""
+        k_vae, k_solve = jax.random.split(key)
+        encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
+        return solve_to_noise(sampler, self.process, self.eps_net(params), k_solve, encoded.latent.z_0)
 
     def _draw(self, density: TimeDensity, key: Key, z_0: Latents) -> Draw:
         return sample_draw(density, self.objective.spread, self.process, key, z_0)

@@ -19,7 +19,8 @@ from lsgm_jax.objectives.elbo import Objective, denoise, sample_draw, score_cros
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.scores.parameterise import in_channels
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
-from lsgm_jax.solvers.sampler import Sampler, Solution, sample
+from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
+from lsgm_jax.solvers.terms import KeyedNoise
 
 FixedPart = Callable[
     [Any, Any, Times], Latents
@@ -105,12 +106,22 @@ class SGM:
         z_0 = self._dequantise(batch.x, k_bin)
         density = log_density(sampler, self.process, self.eps_net(params), k_probe, z_0, divergence)
         nelbo = self._bound(-density.log_prob).nelbo
-        return ODEBound(nelbo, density.nfe, density.success)
+        return ODEBound(nelbo, -nelbo, density.nfe, density.success)
 
     def sample(self, params: Params, key: Key, count: int, sampler: Sampler) -> tuple[Latents, Solution]:
         """`count` samples drawn from the prior."""
-        solution = sample(sampler, self.process, self.eps_net(params), key, (count, *self.data_shape))
+        k_noise, k_decode = jax.random.split(key)
+        z_1 = draw_noise(sampler, self.process, k_noise, (count, *self.data_shape))
+        return self.decode(params, z_1, k_decode, sampler)
+
+    def decode(self, params: Params, z_1: State, key: Key, sampler: Sampler) -> tuple[Latents, Solution]:
+        """Samples of given noise; the key is for what is drawn on the way."""
+        solution = solve_to_data(sampler, self.process, self.eps_net(params), z_1, KeyedNoise(key))
         return solution.z_0, solution
+
+    def encode(self, params: Params, batch: Batch, key: Key, sampler: Sampler) -> State:
+        """The noise z_1 whose way back passes the data."""
+        return solve_to_noise(sampler, self.process, self.eps_net(params), key, batch.x)
 
     def _dequantise(self, x: Latents, key: Key) -> Latents:
         """Adds noise that is uniform over the bins."""

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Int
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample, State
 from lsgm_jax.diffusions.linear import Process, add_auxiliary, prior_log_prob, probability_flow
-from lsgm_jax.solvers.integrate import Adaptive, Tree, integrate_adaptively, integrate_on
-from lsgm_jax.solvers.sampler import Sampler
+from lsgm_jax.solvers.integrate import Tree
+from lsgm_jax.solvers.sampler import Sampler, follow, require_ode
 from lsgm_jax.solvers.terms import Clock, times_like
 
 
@@ -97,20 +97,13 @@ def log_density(
     Raises:
         ValueError: if the solver does not integrate ODEs.
     """
-    method, steps = sampler.method, sampler.steps
-    if method.dynamics != "ode":
-        raise ValueError(
-            f"solver {method.name!r} does not integrate ODEs: a likelihood needs one such as 'Tsit5'"
-        )
+    require_ode(sampler.method)
     k_vectors, k_auxiliary = jax.random.split(key)
     state, auxiliary_log_prob = add_auxiliary(process, k_auxiliary, z_0, sampler.t_min)
     vectors = divergence.vectors(k_vectors, state)
     term = diffrax.ODETerm(_with_divergence(process, eps_net, divergence))
     start = (state, jnp.zeros(len(z_0), z_0.dtype))
-    if isinstance(steps, Adaptive):
-        solved = integrate_adaptively(method, steps, term, start, sampler.t_min, 1.0, vectors)
-    else:
-        solved = integrate_on(method, steps.times(process, sampler.t_min)[::-1], term, start, vectors)
+    solved = follow(sampler, process, term, start, vectors)
     z_1, int_divergence = solved.end
     log_prob = prior_log_prob(process, z_1) + int_divergence - auxiliary_log_prob
     nfe = solved.evaluations.batch

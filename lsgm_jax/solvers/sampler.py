@@ -9,12 +9,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, State, coordinates
-from lsgm_jax.diffusions.linear import Process, expected_data, reverse_drift, sample_prior
+from lsgm_jax.diffusions.linear import (
+    Process,
+    add_auxiliary,
+    expected_data,
+    probability_flow,
+    reverse_drift,
+    sample_prior,
+)
 from lsgm_jax.solvers.grids import Grid, Times
-from lsgm_jax.solvers.integrate import Adaptive, Integral, integrate_adaptively, integrate_on
+from lsgm_jax.solvers.integrate import Adaptive, Integral, Tree, integrate_adaptively, integrate_on
 from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.terms import (
+    Clock,
     Diffusion,
     GridPath,
     KeyedNoise,
@@ -22,6 +30,7 @@ from lsgm_jax.solvers.terms import (
     Problem,
     Reverse,
     reverse_drift_term,
+    times_like,
 )
 
 TSIT5, ADAPTIVE = METHODS["Tsit5"](), Adaptive()
@@ -70,6 +79,16 @@ class Solution(NamedTuple):
     success: Bool[Array, "batch"]
 
 
+def draw_noise(sampler: Sampler, process: Process, key: Key, shape: tuple[int, ...]) -> State:
+    """z_1 from the prior, at the sampler's temperature.
+
+    Args:
+        shape: [batch, ...] of the latents.
+    """
+    z_1 = sample_prior(process, key, shape)
+    return jax.tree.map(lambda z: sampler.temperature * z, z_1)
+
+
 def sample(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key, shape: tuple[int, ...]) -> Solution:
     """Draws z_1 from the prior and carries it to the data.
 
@@ -78,8 +97,7 @@ def sample(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key, shape:
         shape: [batch, ...] of the latents.
     """
     k_prior, k_noise = jax.random.split(key)
-    z_1 = sample_prior(process, k_prior, shape)
-    z_1 = jax.tree.map(lambda z: sampler.temperature * z, z_1)
+    z_1 = draw_noise(sampler, process, k_prior, shape)
     return solve_to_data(sampler, process, eps_net, z_1, KeyedNoise(k_noise))
 
 
@@ -99,6 +117,47 @@ def solve_to_data(sampler: Sampler, process: Process, eps_net: EpsNet, z_1: Stat
     batch, single = solved.evaluations
     mean = jnp.mean(single.astype(z_0.dtype))
     return Solution(z_0, batch + extra, mean + extra, jnp.asarray(extra), solved.success)
+
+
+def solve_to_noise(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key, z_0: Latents) -> State:
+    """The z_1 that the probability flow carries to z_0: its code. `solve_to_data` with an ODE solver is the way back.
+
+    Args:
+        key: of the velocity, for processes that have one; positions alone do not determine z_1.
+
+    Raises:
+        ValueError: if the solver does not integrate ODEs.
+    """
+    require_ode(sampler.method)
+    start, _ = add_auxiliary(process, key, z_0, sampler.t_min)
+
+    def vector_field(t: Clock, z_t: State, args: None) -> State:
+        times = times_like(z_t, t)
+        return probability_flow(process, z_t, eps_net(z_t, times), times)
+
+    return follow(sampler, process, diffrax.ODETerm(vector_field), start).end
+
+
+def follow(
+    sampler: Sampler, process: Process, term: diffrax.ODETerm, start: Tree, args: Tree = None
+) -> Integral:
+    """Integrates an ODE in t from the data, at t_min, to the noise, at 1."""
+    method, steps = sampler.method, sampler.steps
+    if isinstance(steps, Adaptive):
+        return integrate_adaptively(method, steps, term, start, sampler.t_min, 1.0, args)
+    return integrate_on(method, steps.times(process, sampler.t_min)[::-1], term, start, args)
+
+
+def require_ode(method: Method) -> None:
+    """Refuses anything but a solver of ODEs.
+
+    Raises:
+        ValueError: if it is not one; names one that is.
+    """
+    if method.dynamics != "ode":
+        raise ValueError(
+            f"solver {method.name!r} does not integrate ODEs: use one that does, such as 'Tsit5'"
+        )
 
 
 def _integrate(sampler: Sampler, problem: Problem, z_1: State) -> Integral:

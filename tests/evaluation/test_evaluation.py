@@ -12,7 +12,7 @@ from lsgm_jax.build import build_optimiser
 from lsgm_jax.config import load_config
 from lsgm_jax.evaluation import pictures, report
 from lsgm_jax.evaluation.count import count_parameters, describe, flops, multiply_add_flops
-from lsgm_jax.evaluation.nelbo import bits_per_dimension, estimate, score_images
+from lsgm_jax.evaluation.nelbo import bits_per_dimension, estimate, importance_bound, score_images
 from tests import tiny
 
 
@@ -104,3 +104,14 @@ def test_multiply_adds_are_counted_as_papers_do():
     shapes = [(1, 8, 8, 4), (3, 3, 4, 6), (5, 5, 1, 6)]
     count = multiply_add_flops(program, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
     assert count == 2 * (4 * 4 * 6 * 3 * 3 * 4 + 2 * 2 * 6 * 5 * 5 + 2 * 2 * 6 * 5)
+
+
+def test_the_importance_bound_is_the_log_of_the_mean_weight():
+    """Of Normal weights it is known; it never exceeds the mean of the single bounds."""
+    x = np.zeros((6, 1), np.float32)
+    weight = lambda params, batch, key, stratum: {"log_weight": jax.random.normal(key, (len(batch.x),))}
+    key = jax.random.key(0)
+    bound = importance_bound(weight, None, x, key, draws=4000, batch_size=4)
+    np.testing.assert_allclose(bound, -0.5, atol=5 * np.sqrt((np.e - 1) / 4000))
+    few = importance_bound(weight, None, x, key, draws=5, batch_size=4)
+    assert (few <= -score_images(weight, None, x, key, draws=5, batch_size=4)["log_weight"]).all()

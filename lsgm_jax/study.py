@@ -1,0 +1,269 @@
+"""Solvers side by side on one trained model: the same noise for all, what each costs and how close it comes."""
+
+import csv
+import dataclasses
+import io
+import math
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from lsgm_jax.arrays import Key, Latents, State
+from lsgm_jax.build import ConfigError, build, build_sampler, look_up
+from lsgm_jax.config import override
+from lsgm_jax.data.pipeline import whole_split
+from lsgm_jax.data.sources import DataError
+from lsgm_jax.evaluation.distances import energy_distance
+from lsgm_jax.files import replacing
+from lsgm_jax.models.network import Params
+from lsgm_jax.run import Run
+from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise
+
+REFERENCE = ("Dopri8", 1e-6)  # solver and tolerance that stand in for the exact flow
+
+
+class Row(NamedTuple):
+    """One solver with one setting. What does not apply is None."""
+
+    solver: str
+    setting: str  # number and kind of steps, or the tolerance
+    nfe: int  # evaluations of the network on the batch
+    nfe_mean: float  # mean over samples of what each alone would have needed
+    seconds_per_sample: float  # with everything compiled, decoder included
+    rms_latent: float | None  # distance to the reference's latents; None for stochastic solvers
+    rms_sample: float | None  # the same of the decoded samples
+    energy_distance: float | None  # to the test split; None if the data are not at hand
+    failed: int  # samples that ran out of steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A solver with its steps, as overrides of a config."""
+
+    solver: str
+    name: str
+    overrides: tuple[str, ...]
+
+
+def make_settings(
+    run: Run, solvers: Sequence[str], nfe: Sequence[int], rtol: Sequence[float], grid: str
+) -> list[Setting]:
+    """Every solver with every budget of evaluations that buys it a step, and every tolerance if it adapts.
+
+    Raises:
+        ConfigError: for a solver that does not exist or cannot integrate the model's process.
+    """
+    process = build("process", run.config)
+    extra = 0 if run.config.sampling.denoise == "none" else 1
+    settings = []
+    for solver in solvers:
+        method = look_up(METHODS, solver, "solver.name")()
+        if (refusal := method.refuse(process)) is not None:
+            raise ConfigError(refusal)
+        cost = method.cost
+        chosen = f"--config.solver.name={solver}"
+        for budget in nfe:
+            steps = (budget - extra - cost.first - cost.extra) // cost.per_step
+            if steps > 0:
+                name = f"{steps} {grid} steps"
+                overrides = (chosen, f"--config.steps.name={grid}", f"--config.steps.steps={steps}")
+                settings.append(Setting(solver, name, overrides))
+        if method.adaptive:
+            for tolerance in rtol:
+                settings.append(Setting(solver, f"tolerance {tolerance:g}", (chosen, *_adaptive(tolerance))))
+    if not settings:
+        raise ConfigError(f"--nfe={','.join(map(str, nfe))} buys no step of {', '.join(solvers)}: give more")
+    return settings
+
+
+def _adaptive(tolerance: float) -> tuple[str, ...]:
+    return (
+        "--config.steps.name=adaptive",
+        f"--config.steps.rtol={tolerance}",
+        f"--config.steps.atol={tolerance}",
+    )
+
+
+def study(run: Run, settings: Sequence[Setting], count: int, seed: int, folder: pathlib.Path) -> list[Row]:
+    """Measures every setting; those that `folder`/study.csv has already are not measured again.
+
+    Args:
+        count: samples of each.
+        seed: of the noise, which is the same for all.
+        folder: gets study.csv, after every row.
+
+    Raises:
+        ConfigError: if the folder holds a study with another count or seed, or of other parameters.
+    """
+    params, step = run.best()
+    k_prior, key = jax.random.split(jax.random.key(seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, f"{count} samples, seed {seed}, parameters of step {step}")
+    z_1 = draw_noise(build_sampler(run.config), run.model.process, k_prior, (count, *run.model.latent_shape))
+    reference, test = _reference(run, params, z_1, key, folder), _test_split(run)
+    rows = {(row.solver, row.setting): row for row in _read(folder / "study.csv")}
+    for setting in tqdm(settings, desc="study", leave=False):
+        if (setting.solver, setting.name) in rows:
+            continue
+        sampler = build_sampler(override(run.config, list(setting.overrides)))
+        x, solution, seconds = _draw(run, params, z_1, key, sampler)
+        follows = sampler.method.deterministic
+        rows[setting.solver, setting.name] = Row(
+            solver=setting.solver,
+            setting=setting.name,
+            nfe=int(solution.nfe),
+            nfe_mean=float(solution.nfe_mean),
+            seconds_per_sample=seconds / count,
+            rms_latent=_rms(solution.z_0, reference["z_0"]) if follows else None,
+            rms_sample=_rms(x, reference["x"]) if follows else None,
+            energy_distance=None if test is None else energy_distance(x, test),
+            failed=int((~solution.success).sum()),
+        )
+        _write(folder / "study.csv", list(rows.values()))
+    return [rows[setting.solver, setting.name] for setting in settings]
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """The table, each solver by its evaluations."""
+    lines = [
+        "| solver | setting | NFE | mean NFE per sample | ms per sample | RMS, latent | RMS, samples | energy distance |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [
+            row.solver,
+            row.setting + (f" ({row.failed} failed)" if row.failed else ""),
+            str(row.nfe),
+            f"{row.nfe_mean:.1f}",
+            f"{1e3 * row.seconds_per_sample:.2f}",
+            *("" if value is None else f"{value:.4f}" for value in row[5:8]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], path: pathlib.Path) -> None:
+    """Distance to the reference, and to the data, against evaluations; one line per solver."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = [
+        ("rms_latent", "RMS distance to the converged latents"),
+        ("energy_distance", "energy distance to the test split"),
+    ]
+    panels = [(field, title) for field, title in panels if any(getattr(row, field) for row in rows)]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(6.5 * len(panels), 4.5), layout="constrained", squeeze=False
+    )
+    for axis, (field, title) in zip(axes[0], panels, strict=True):
+        for index, solver in enumerate(dict.fromkeys(row.solver for row in rows)):
+            for adaptive, style in ((False, "o-"), (True, "s--")):
+                points = sorted(
+                    (row.nfe, getattr(row, field))
+                    for row in rows
+                    if row.solver == solver
+                    and row.setting.startswith("tolerance") == adaptive
+                    and getattr(row, field) is not None
+                )
+                if points:
+                    label = f"{solver}, adaptive" if adaptive else solver
+                    colour = plt.get_cmap("tab20")(index % 20)
+                    axis.plot(*zip(*points, strict=True), style, label=label, color=colour, markersize=4)
+        axis.set_xscale("log")
+        axis.set_yscale("log" if field == "rms_latent" else "symlog", **_linear_part(field))
+        axis.set_xlabel("network evaluations (NFE)")
+        axis.set_title(title, fontsize=11)
+        axis.grid(alpha=0.3)
+    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+    plt.close(figure)
+
+
+def _linear_part(field: str) -> dict[str, float]:
+    """Unbiased distances may be negative: their axis is linear around zero."""
+    return {} if field == "rms_latent" else {"linthresh": 0.02}
+
+
+def _draw(
+    run: Run, params: Params, z_1: State, key: Key, sampler: Sampler
+) -> tuple[np.ndarray, Solution, float]:
+    """Samples, their solution, and the seconds of the second call."""
+
+    def decode(params: Params, z_1: State, key: Key) -> tuple[Latents, Solution]:
+        return run.model.decode(params, z_1, key, sampler)
+
+    compiled = jax.jit(decode).lower(params, z_1, key).compile()
+    jax.block_until_ready(compiled(params, z_1, key))
+    start = time.monotonic()
+    x, solution = jax.block_until_ready(compiled(params, z_1, key))
+    return np.asarray(x), solution, time.monotonic() - start
+
+
+def _reference(
+    run: Run, params: Params, z_1: State, key: Key, folder: pathlib.Path
+) -> dict[str, np.ndarray]:
+    """Latents and samples of the converged flow, kept in the folder."""
+    path = folder / "reference.npz"
+    if path.exists():
+        return dict(np.load(path))
+    solver, tolerance = REFERENCE
+    overrides = [f"--config.solver.name={solver}", *_adaptive(tolerance)]
+    sampler = build_sampler(override(run.config, [*overrides, "--config.sampling.denoise=none"]))
+    x, solution, _ = _draw(run, params, z_1, key, sampler)
+    found = {"z_0": np.asarray(solution.z_0), "x": x}
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **found)
+    return found
+
+
+def _test_split(run: Run) -> np.ndarray | None:
+    try:
+        return whole_split(build("data", run.config), "test")
+    except DataError:  # a converted run may be studied without its data
+        return None
+
+
+def _claim(folder: pathlib.Path, what: str) -> None:
+    """A study goes on only as what it began as."""
+    path = folder / "study.txt"
+    if path.exists() and path.read_text() != what:
+        raise ConfigError(f"{folder} holds a study of {path.read_text()}, not of {what}: delete or rename it")
+    path.write_text(what)
+
+
+def _rms(x: Any, y: np.ndarray) -> float:
+    return float(jnp.sqrt(jnp.mean((jnp.asarray(x) - y) ** 2)))
+
+
+def _read(path: pathlib.Path) -> Iterator[Row]:
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        for cells in csv.DictReader(file):
+            values = {name: cells[name] for name in ("solver", "setting")}
+            numbers = {
+                name: None if cells[name] == "" else float(cells[name])
+                for name in Row._fields
+                if name not in values
+            }
+            counts = {name: int(numbers[name] or 0) for name in ("nfe", "failed")}
+            yield Row(**{**values, **numbers, **counts})  # pyright: ignore[reportArgumentType]
+
+
+def _write(path: pathlib.Path, rows: Sequence[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(Row._fields)
+    writer.writerows(rows)
+    with replacing(path) as partial:
+        partial.write_text(text.getvalue())

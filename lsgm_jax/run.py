@@ -231,7 +231,7 @@ def holds_checkpoints(workdir: pathlib.Path) -> bool:
 def _is_finished(folder: pathlib.Path, steps: int) -> bool:
     if not folder.is_dir():
         return False
-    with Checkpoints(folder, read_only=True) as checkpoints:
+    with Checkpoints(folder) as checkpoints:  # to write, which clears away what an interrupted save has left
         return checkpoints.latest_step == steps
 
 

@@ -1,0 +1,69 @@
+"""Variance-preserving diffusion in T steps, as DDPM and LDM have it, as a process in continuous time."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lsgm_jax.diffusions.matrices import Scalars
+from lsgm_jax.diffusions.vp import VariancePreserving
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("betas",))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscreteVP(VariancePreserving):
+    """DDPM's chain of T transitions (Ho et al. 2020), int_beta interpolated linearly between its nodes (D17).
+
+    t = 0 is the data and t = (i + 1) / T the chain's timestep i, counted from 0. Times are taken to be a node if they
+    differ from it by rounding, so transitions between nodes are those of the chain.
+
+    Attributes:
+        betas: variances of the transitions.
+
+    Raises:
+        ValueError: unless there are betas, all between 0 and 1.
+    """
+
+    betas: tuple[float, ...]
+
+    def __post_init__(self):
+        if not self.betas or not all(0.0 < beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas={self.betas[:3]}...: give at least one, each between 0 and 1")
+
+    def beta(self, t: Scalars) -> Scalars:
+        """Noise rate: T times the step's -log(1 - beta), constant within a step; at a node that of the step before."""
+        index = jnp.clip(jnp.ceil(self._position(t)).astype(int) - 1, 0, len(self.betas) - 1)
+        return len(self.betas) * self._losses(t)[index]
+
+    def int_beta(self, s: Scalars, t: Scalars) -> Scalars:
+        """Integral of beta from s to t: every step counts by the part of it that lies between, so nothing cancels."""
+        steps = jnp.arange(len(self.betas), dtype=t.dtype)
+        passed = lambda time: jnp.clip(self._position(time)[..., None] - steps, 0.0, 1.0)
+        return jnp.sum(self._losses(t) * (passed(t) - passed(s)), axis=-1)
+
+    def start(self) -> float:
+        """No variance at time 0."""
+        return 0.0
+
+    def _losses(self, like: Scalars) -> Scalars:
+        """int_beta over each step, [T]."""
+        return jnp.asarray(-np.log1p(-np.asarray(self.betas)), like.dtype)
+
+    def _position(self, t: Scalars) -> Scalars:
+        """Time in steps, exact at the nodes."""
+        position = len(self.betas) * t
+        node = jnp.round(position)
+        near = jnp.abs(position - node) < 4.0 * len(self.betas) * jnp.finfo(t.dtype).eps
+        return position + jnp.where(near, jax.lax.stop_gradient(node - position), 0.0)
+
+
+def root_linear_betas(steps: int, first: float, last: float) -> tuple[float, ...]:
+    """Squares of equally spaced roots, which LDM calls "linear" (Rombach et al. 2022)."""
+    return tuple((np.linspace(first**0.5, last**0.5, steps) ** 2).tolist())
+
+
+def betas_of_alphas_cumprod(alphas_cumprod: np.ndarray) -> tuple[float, ...]:
+    """The transitions' variances from the products of what they leave, [T]."""
+    return tuple((1.0 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])).tolist())

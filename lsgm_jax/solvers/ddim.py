@@ -1,0 +1,133 @@
+"""DDIM, ancestral sampling and PLMS: steps that take the predicted noise to be the noise (S5, S6)."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from lsgm_jax.arrays import Latents
+from lsgm_jax.solvers.interval import Interval, between
+from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step, one_coordinate
+from lsgm_jax.solvers.terms import Clock, Reverse
+
+
+class DDIM(ReverseSolver):
+    """A draw from q(z_s | z_t, z_0) with z_0 as predicted, with less noise or none (S6)."""
+
+    eta: float = eqx.field(static=True)
+    temperature: float = eqx.field(static=True)
+    clip: float | None = eqx.field(static=True)
+
+    def advance(self, term: Reverse, step: Step, z: Latents, memory: None) -> tuple[Latents, None]:
+        """One evaluation, and one draw of noise unless eta is 0."""
+        interval = between(term.problem.process, step.s, step.t)
+        eps_hat = _clipped(interval, z, term.problem.eps(z, step.t), self.clip)
+        if self.eta == 0.0:
+            return interval.follow(z, eps_hat), None
+        fall, noise = _stochastic(interval, self.eta)
+        z_s = (z - fall * eps_hat) / interval.mean
+        return z_s + self.temperature * noise * term.problem.noise.draw(step.index, 0, z), None
+
+
+class PLMS(ReverseSolver):
+    """DDIM with a combination of the last four predictions, as if steps were equal (Liu et al. 2022; Rombach et al. 2022)."""
+
+    def remember(self, term: Reverse, z: Latents) -> tuple[Latents, ...]:
+        """The three predictions before the present one, latest first."""
+        return (jnp.zeros_like(z),) * 3
+
+    def advance(
+        self, term: Reverse, step: Step, z: Latents, memory: tuple[Latents, ...]
+    ) -> tuple[Latents, tuple[Latents, ...]]:
+        """One evaluation; two in the first step, which averages those at its two ends."""
+        problem, interval = term.problem, between(term.problem.process, step.s, step.t)
+        predictions = (problem.eps(z, step.t), *memory)
+
+        def averaged() -> Latents:
+            trial = interval.follow(z, predictions[0])
+            return 0.5 * (predictions[0] + problem.eps(trial, step.s))
+
+        def combined() -> Latents:
+            weights = jnp.asarray(_ADAMS_BASHFORTH, z.dtype)[jnp.clip(step.index - 1, 0, 2)]
+            return sum(weight * eps_hat for weight, eps_hat in zip(weights, predictions, strict=True))
+
+        eps_hat = jax.lax.cond(step.index == 0, averaged, combined)
+        return interval.follow(z, eps_hat), predictions[:-1]
+
+
+# By the number of predictions that are remembered: 1, 2, 3.
+_ADAMS_BASHFORTH = (
+    (3 / 2, -1 / 2, 0.0, 0.0),
+    (23 / 12, -16 / 12, 5 / 12, 0.0),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+def ddim(*, eta: float = 0.0, temperature: float = 1.0, clip: float | None = None) -> Method:
+    """DDIM (Song, Meng and Ermon 2021, eq. 12), for any process of one coordinate.
+
+    Args:
+        eta: noise in each step, as a share of that of ancestral sampling; 0 is deterministic.
+        temperature: factor of that noise. Any but 1 (with eta > 0) samples another distribution.
+        clip: largest absolute value of predicted data, which is clipped to it before use; None leaves it alone.
+
+    Raises:
+        ValueError: if eta is not in [0, 1], or temperature or clip is not positive.
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta={eta}: give a number from 0 (deterministic) to 1 (ancestral)")
+    return _ddim("DDIM", eta, temperature, clip)
+
+
+def ancestral(*, temperature: float = 1.0, clip: float | None = None) -> Method:
+    """Ancestral sampling (Ho et al. 2020, Algorithm 2, with the lower variance): DDIM with eta = 1.
+
+    Args:
+        temperature: factor of the noise of each step.
+        clip: largest absolute value of predicted data, which is clipped to it before use; None leaves it alone.
+
+    Raises:
+        ValueError: if temperature or clip is not positive.
+    """
+    return _ddim("Ancestral", 1.0, temperature, clip)
+
+
+def plms() -> Method:
+    """Pseudo linear multistep sampling as LDM has it: one evaluation more than steps.
+
+    The combinations are those of Adams-Bashforth for equal steps. Steps of sigma / alpha are not equal, hence order 2.
+    """
+    return Method(
+        name="PLMS",
+        scheme=PLMS(),
+        dynamics="own",
+        order=2,
+        cost=Cost(1, extra=1),
+        refuse=one_coordinate("PLMS"),
+    )
+
+
+def _ddim(name: str, eta: float, temperature: float, clip: float | None) -> Method:
+    for label, value in (("temperature", temperature), ("clip", clip)):
+        if value is not None and value <= 0.0:
+            raise ValueError(f"{label}={value}: give a positive number")
+    scheme = DDIM(eta, temperature, clip)
+    return Method(
+        name=name, scheme=scheme, dynamics="own", order=1, cost=Cost(1), refuse=one_coordinate(name)
+    )
+
+
+def _stochastic(interval: Interval, eta: float) -> tuple[Clock, Clock]:
+    """Factor of eps_hat, in place of `Interval.fall`, and standard deviation of the noise (S6)."""
+    mean, variance, _, sigma_s, _, sigma_t = interval
+    rest = (mean * sigma_s) ** 2 + (1.0 - eta**2) * variance
+    kept = sigma_s * jnp.sqrt(rest) / sigma_t
+    new = eta * sigma_s / sigma_t * jnp.sqrt(variance)
+    return (variance + (mean * new) ** 2) / (sigma_t + mean * kept), new
+
+
+def _clipped(interval: Interval, z_t: Latents, eps_hat: Latents, clip: float | None) -> Latents:
+    """The noise that goes with the clipped data: eps_hat itself, to the last digit, where nothing was clipped."""
+    if clip is None:
+        return eps_hat
+    data = interval.data(z_t, eps_hat)
+    return eps_hat + interval.alpha_t / interval.sigma_t * (data - jnp.clip(data, -clip, clip))

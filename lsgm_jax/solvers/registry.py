@@ -8,7 +8,11 @@ from collections.abc import Callable
 
 import diffrax
 
+from lsgm_jax.solvers.ddim import ancestral, ddim, plms
+from lsgm_jax.solvers.edm import edm_heun
+from lsgm_jax.solvers.exponential import deis, dpm_solver_pp, unipc
 from lsgm_jax.solvers.method import Cost, Method
+from lsgm_jax.solvers.predictor_corrector import predictor_corrector
 
 # Name, solver, order, cost, whether it estimates its error.
 _ODE = {
@@ -49,4 +53,12 @@ def _sde(name: str) -> Callable[[], Method]:
 METHODS: dict[str, Callable[..., Method]] = {
     **{name: _ode(name) for name in _ODE},
     **{name: _sde(name) for name in _SDE},
+    "DDIM": ddim,
+    "Ancestral": ancestral,
+    "PLMS": plms,
+    "DEIS": deis,
+    "DPMSolverPP": dpm_solver_pp,
+    "UniPC": unipc,
+    "EDMHeun": edm_heun,
+    "PredictorCorrector": predictor_corrector,
 }

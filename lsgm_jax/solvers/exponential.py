@@ -5,6 +5,7 @@ the same sum over Newton's divided differences, and differ in what is predicted,
 in, and in the moments: integrals of theta^k against the kernel that the exact solution has.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ class History(NamedTuple):
 
     def nodes(self, length: Clock) -> list[Clock]:
         """Thetas of the values, for a present step of that length."""
-        return [-total / length for total in np.cumsum(self.lengths)]
+        return [-total / length for total in itertools.accumulate(self.lengths)]
 
 
 class DEIS(ReverseSolver):
@@ -258,6 +259,6 @@ def _corrected(past: Predicted, data: Latents, index: Index) -> Latents:
     size = 2 + len(earlier)
     known = [jnp.asarray(True)] * 2 + _known(index, size)[2:]
     moments = _data_moments(h, size, ~known[2] if size > 2 else jnp.asarray(True))
-    older = [-total / h for total in np.cumsum(past.history.lengths[1:])]
+    older = [-total / h for total in itertools.accumulate(past.history.lengths[1:])]
     rise = _integral(moments, [0.0, 1.0, *older], [start, data, *earlier], known)
     return _exact_part(past.interval, past.start) + past.interval.alpha_s * rise

@@ -2,8 +2,9 @@
 
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import coordinates, expand
+from lsgm_jax.arrays import as_state, coordinates, expand
 from lsgm_jax.diffusions import linear
+from lsgm_jax.diffusions.matrices import add_noise, solve_lower_state
 
 MEAN, VARIANCE = 1.5, 0.25
 
@@ -19,10 +20,12 @@ def exact_eps(process):
     """Noise prediction of N(MEAN, VARIANCE): -sigma times the score of the marginal."""
 
     def predict(z_t, t):
-        mean, cov = moments(process, t)
-        row = linear.sigma(process, t)[:, None] * jnp.linalg.inv(cov)[:, -1]
+        signal, noise = linear.kernel(process, t)
+        marginal = add_noise(noise, jnp.sqrt(VARIANCE) * signal)
         values = enumerate(coordinates(z_t))
-        return sum(expand(row[:, i], z) * (z - expand(mean[:, i], z)) for i, z in values)
+        centred = as_state([z - MEAN * expand(signal[:, i], z) for i, z in values])
+        last = solve_lower_state(marginal, centred)[-1]
+        return expand(noise[:, -1, -1] / marginal[:, -1, -1], last) * last
 
     return predict
 

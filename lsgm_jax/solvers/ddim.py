@@ -29,7 +29,7 @@ class DDIM(ReverseSolver):
 
 
 class PLMS(ReverseSolver):
-    """DDIM with a combination of the last four predictions, as if steps were equal (Liu et al. 2022; Rombach et al. 2022)."""
+    """DDIM with a combination of the last four predictions, as if steps were equal (Liu et al. 2022)."""
 
     def remember(self, term: Reverse, z: Latents) -> tuple[Latents, ...]:
         """The three predictions before the present one, latest first."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from lsgm_jax.arrays import Latents
 from lsgm_jax.diffusions.linear import Process
@@ -67,7 +67,7 @@ class DEIS(ReverseSolver):
 
 
 class DPMSolverPP(ReverseSolver):
-    """Exponential Adams-Bashforth in data prediction, with theta linear in the log of the signal-to-noise ratio (S7)."""
+    """Exponential Adams-Bashforth in data prediction, with theta linear in the log of signal to noise (S7)."""
 
     steps: int = eqx.field(static=True)  # how many predictions it combines
 
@@ -114,7 +114,8 @@ class UniPC(ReverseSolver):
 def deis(*, order: int = 3) -> Method:
     """DEIS of the multistep kind (Zhang and Chen 2023). Order 1 is DDIM.
 
-    The first steps are of lower order for want of earlier predictions.
+    The first steps are of lower order for want of earlier predictions. The first one is Euler's, so that the error of
+    order 3 falls quadratically in the end; by how little eps_hat changes while there is hardly any signal, late.
 
     Args:
         order: predictions that a step combines, 1 to 3.
@@ -129,7 +130,7 @@ def dpm_solver_pp(*, order: int = 2) -> Method:
     """DPM-Solver++ of the multistep kind (Lu et al. 2022b, Algorithm 2, "2M"; "3M" for order 3). Order 1 is DDIM.
 
     It extrapolates in the logarithm of the signal-to-noise ratio: give it steps that are about equal in that (`LogSNR`,
-    `EDM`). The first steps are of lower order, and so is a step to no noise at all.
+    `EDM`). The first steps are of lower order, as those of `deis`, and so is a step to no noise at all.
 
     Args:
         order: predictions that a step combines, 1 to 3.
@@ -143,7 +144,8 @@ def dpm_solver_pp(*, order: int = 2) -> Method:
 def unipc(*, order: int = 3) -> Method:
     """UniPC in data prediction, with B(h) = expm1(h) (Zhao et al. 2023, "bh2"). One evaluation per step, no more.
 
-    The state that ends the last step is predicted, not corrected. Give it steps like those for `dpm_solver_pp`.
+    The state that ends the last step is predicted, not corrected. The corrector adds one to the order at which errors
+    fall. Give it steps like those for `dpm_solver_pp`.
 
     Args:
         order: predictions that the predictor combines, 2 or 3.
@@ -151,7 +153,7 @@ def unipc(*, order: int = 3) -> Method:
     Raises:
         ValueError: if order is none of these.
     """
-    return _method("UniPC", UniPC, order, (2, 3), 3)
+    return _method("UniPC", UniPC, order, (2, 3), order + 1)
 
 
 def _method(
@@ -217,7 +219,7 @@ def _noise_moments(process: Process, step: Step, size: int) -> list[Clock]:
 
 
 def _data_moments(h: Clock, size: int, linear: Bool[Array, ""]) -> list[Clock]:
-    """h times the integrals of theta^k exp(-h (1 - theta)) over [0, 1] (S7).
+    """H times the integrals of theta^k exp(-h (1 - theta)) over [0, 1] (S7).
 
     Where the polynomial is `linear` the authors' approximation of the first moment takes its place.
     """
@@ -239,9 +241,7 @@ def _exact_part(interval: Interval, z_t: Latents) -> Latents:
     return interval.sigma_s / interval.sigma_t * z_t
 
 
-def _extrapolated(
-    interval: Interval, z_t: Latents, data: Latents, earlier: History, index: Index
-) -> Latents:
+def _extrapolated(interval: Interval, z_t: Latents, data: Latents, earlier: History, index: Index) -> Latents:
     """The state at s from the prediction at t and earlier ones; from the former alone if s is without noise."""
     size = 1 + len(earlier.values)
     h = interval.log_snr_gain()

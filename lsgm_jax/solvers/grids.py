@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lsgm_jax.diffusions.linear import Process, log_snr
+from lsgm_jax.diffusions.matrices import Scalars
 
 Nodes = Float[Array, "nodes"]
 Index = Int[Array, ""]
@@ -115,10 +116,10 @@ class Times:
         return jnp.asarray(self.values)
 
 
-def time_of_log_snr(process: Process, value: Nodes) -> Nodes:
+def time_of_log_snr(process: Process, value: Scalars) -> Scalars:
     """Inverse of `log_snr`, which decreases with time, by bisection of log t between 1e-12 and 1."""
 
-    def halve(_: Index, ends: tuple[Nodes, Nodes]) -> tuple[Nodes, Nodes]:
+    def halve(_: Index, ends: tuple[Scalars, Scalars]) -> tuple[Scalars, Scalars]:
         low, high = ends
         middle = 0.5 * (low + high)
         too_early = log_snr(process, jnp.exp(middle)) > value

@@ -61,17 +61,18 @@ class Step:
 class ReverseSolver(diffrax.AbstractSolver):
     """Base of our own solvers: one step in the times of the process, and what is remembered between steps.
 
-    A subclass gives `advance`, and `remember` if it has a memory. Its fields are its settings.
+    A subclass gives `advance`, and `remember` if it has a memory. Its fields are its settings. States are `Any` here
+    because some are for plain latents alone, and some for phases.
     """
 
     term_structure: ClassVar = Reverse
     interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
 
-    def remember(self, term: Reverse, z: State) -> Any:
+    def remember(self, term: Reverse, z: Any) -> Any:
         """The memory before the first step: arrays of fixed shapes."""
         return None
 
-    def advance(self, term: Reverse, step: Step, z: State, memory: Any) -> tuple[State, Any]:
+    def advance(self, term: Reverse, step: Step, z: Any, memory: Any) -> tuple[Any, Any]:
         """State and memory at `step.s`."""
         raise NotImplementedError
 

@@ -31,7 +31,7 @@ class PredictorCorrector(ReverseSolver):
         return z, None
 
     def _correct(self, interval: Interval, z_s: Latents, eps_hat: Latents, noise: Latents) -> Latents:
-        """z + c score + sqrt(2 c) noise with c = 2 mean^2 (snr |noise| / |score|)^2, score = -eps_hat / sigma_s."""
+        """Z + c score + sqrt(2 c) noise with c = 2 mean^2 (snr |noise| / |score|)^2, score = -eps_hat / sigma_s."""
         ratio = self.snr * _norms(noise, z_s) / _norms(eps_hat, z_s)
         size = interval.mean * ratio
         return z_s + 2.0 * interval.sigma_s * size * (noise - size * eps_hat)

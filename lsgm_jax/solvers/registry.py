@@ -30,7 +30,7 @@ _ODE = {
 # Of the reverse SDE, whose noise does not depend on the state: Ito's and Stratonovich's integral agree.
 _SDE = {
     "EulerMaruyama": (diffrax.Euler, 1, Cost(1)),
-    "StochasticHeun": (diffrax.Heun, 1, Cost(2)),
+    "StochasticHeun": (diffrax.Heun, 2, Cost(2)),
     "SEA": (diffrax.SEA, 1, Cost(1)),
     "SRA1": (diffrax.SRA1, 2, Cost(2)),
     "ShARK": (diffrax.ShARK, 2, Cost(2)),

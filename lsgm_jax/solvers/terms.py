@@ -25,8 +25,8 @@ Index = Int[Array, ""]
 class Noise(Protocol):
     """Unit noise for every step of a fixed grid."""
 
-    def draw(self, step: Index, part: int, like: State) -> State:
-        """Standard Normal numbers like `like`; the same for the same step and part."""
+    def draw(self, step: Index, part: int, like: Any) -> Any:
+        """Standard Normal numbers like the state `like`; the same for the same step and part."""
         ...
 
 

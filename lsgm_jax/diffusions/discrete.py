@@ -14,7 +14,7 @@ from lsgm_jax.diffusions.vp import VariancePreserving
 @functools.partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("betas",))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscreteVP(VariancePreserving):
-    """DDPM's chain of T transitions (Ho et al. 2020), int_beta interpolated linearly between its nodes (D17).
+    """DDPM's chain of T transitions (Ho et al. 2020), int_beta interpolated linearly between its nodes (D16).
 
     t = 0 is the data and t = (i + 1) / T the chain's timestep i, counted from 0. Times are taken to be a node if they
     differ from it by rounding, so transitions between nodes are those of the chain.

@@ -1,5 +1,7 @@
 """DDIM, ancestral sampling and PLMS: steps that take the predicted noise to be the noise (S5, S6)."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,8 @@ class PLMS(ReverseSolver):
 
         def combined() -> Latents:
             weights = jnp.asarray(_ADAMS_BASHFORTH, z.dtype)[jnp.clip(step.index - 1, 0, 2)]
-            return sum(weight * eps_hat for weight, eps_hat in zip(weights, predictions, strict=True))
+            weighted = (weight * eps_hat for weight, eps_hat in zip(weights, predictions, strict=True))
+            return functools.reduce(jnp.add, weighted)
 
         eps_hat = jax.lax.cond(step.index == 0, averaged, combined)
         return interval.follow(z, eps_hat), predictions[:-1]

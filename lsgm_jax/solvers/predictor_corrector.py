@@ -1,4 +1,4 @@
-"""Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps that repair the marginal (S10?)."""
+"""Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps that repair the marginal (S9)."""
 
 from typing import Literal
 

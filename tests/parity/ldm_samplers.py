@@ -105,7 +105,7 @@ def check_ddim(fixture, name, method, eps_net, process, *, steps, spacing="unifo
     fixture.check_scaled(f"{name}/x", states, **TOLERANCES)
     # The original divides float32 numbers by alpha to get at the data.
     first = between(process, jnp.asarray(times[1]), jnp.asarray(times[0]))
-    rounding = {key: max(least, 3e-6 / float(first.alpha_t)) for key, least in TOLERANCES.items()}
+    rounding = {key: max(least, 1e-6 / float(first.alpha_t)) for key, least in TOLERANCES.items()}
     fixture.check_scaled(f"{name}/pred_x0", predictions(method, problem, times, states, mask), **rounding)
 
 
@@ -140,6 +140,8 @@ def check_ancestral(fixture, name, model, process, clip=None):
 
 
 def check_samplers(fixture):
+    if fixture.slack == {}:  # all is compared to the largest entry, which needs no slack
+        return fixture.leave(fixture.outputs())
     h = fixture.spec["hyperparameters"]
     short, process = discrete_process(h["ancestral_schedule"]), discrete_process(h["ddim_and_plms_schedule"])
     for name, model, clip in (

@@ -133,8 +133,8 @@ larger error, of mean or standard deviation, against the number of steps; both a
 `order` is a setting, the column of that name is what the error falls by; UniPC's corrector adds one.
 {COLUMNS}"""
 START = f"""
-The first steps of multistep methods are of lower order. What they leave falls with the square of the number of
-steps, but is small: it shows where there is some signal at $t=1$ and the steps are many.
+The first steps of multistep methods are of lower order. What Euler's first step leaves falls with the square of the
+number of steps, but is small: it shows where there is some signal at $t=1$ and the steps are many. UniPC corrects it.
 {COLUMNS}"""
 
 

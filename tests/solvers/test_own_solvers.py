@@ -16,6 +16,7 @@ from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
 from lsgm_jax.solvers.edm import MOST_CHURN
 from lsgm_jax.solvers.grids import Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.interval import between
+from lsgm_jax.solvers.masked import masked
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.terms import KeyedNoise
@@ -259,6 +260,21 @@ def test_phases_are_refused(name):
 def test_bad_settings_are_refused(name, settings, message):
     with pytest.raises(ValueError, match=message):
         METHODS[name](**settings)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "UniPC"])
+def test_what_is_kept_comes_out(name):
+    """The last step starts from the known data with little noise; what is not kept ends elsewhere."""
+    known, keep = jnp.array([[3.0, 3.0]]), jnp.array([[1.0, 0.0]])
+    method = masked(METHODS[name](), keep, known)
+    end = solve(method, VP(), LogSNR(steps=30), jnp.zeros((1, 2)), t_min=1e-4)
+    np.testing.assert_allclose(end[0, 0], 3.0, atol=0.1)
+    np.testing.assert_allclose(end[0, 1], MEAN, atol=0.1)
+
+
+def test_only_our_own_can_be_told_what_to_keep():
+    with pytest.raises(ValueError, match="'Tsit5' cannot be told a part of the data: use DDIM"):
+        masked(METHODS["Tsit5"](), jnp.ones(()), start())
 
 
 @pytest.mark.parametrize("name", PROCESSES)

@@ -1,4 +1,4 @@
-"""The `lsgm` command: train, sample, evaluate, params, convert. Parsing and printing; the work is in `run`."""
+"""The `lsgm` command: train, sample, evaluate, study, params, convert. Parsing and printing; the work is in `run`."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ USAGE = """lsgm COMMAND [options]
   lsgm train    --config=FILE[:ARG] --workdir=DIR [--config.SECTION.KEY=VALUE ...]
   lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N]
   lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw] [--seed=N]
+  lsgm study    --workdir=DIR [--solvers=NAME,...] [--nfe=N,...] [--rtol=X,...] [--grid=NAME] [--count=N] [--seed=N]
   lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
   lsgm convert  --config=FILE[:ARG] --checkpoint=FILE.pt --workdir=DIR [--weights=average|last]
                 [--config.SECTION.KEY=VALUE ...]
@@ -22,9 +23,10 @@ USAGE = """lsgm COMMAND [options]
   SAMPLER: [--solver=NAME] [--steps=N [--grid=linear|quadratic|log_snr|edm] | --rtol=X [--atol=X]] [--t_min=X]
            [--denoise=none|euler|mean] [--temperature=X] [--config.solver.KEY=VALUE ...]
 """
+SOLVERS = "Euler,Heun,Tsit5,Dopri5,DDIM,DEIS,DPMSolverPP,UniPC,EulerMaruyama,Ancestral"  # of a study
 METRICS = ("nelbo", "ode", "iw")
 CONFIGURED = ("train", "params", "convert")  # commands that take a config
-OVERRIDDEN = (*CONFIGURED, "sample", "evaluate")  # and those that change one
+OVERRIDDEN = (*CONFIGURED, "sample", "evaluate", "study")  # and those that change one
 # What reports call the models they score, and what the table does.
 COLUMNS = {"lsgm": "LSGM", "sgm": "SGM", "vae": "VAE, Normal prior"}
 
@@ -60,6 +62,7 @@ def _run(options: argparse.Namespace) -> int:
         "evaluate": _evaluate,
         "params": _params,
         "convert": _convert,
+        "study": _study,
     }[options.command]
     try:
         command(options)
@@ -144,6 +147,44 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"wrote {options.workdir}/report.json")
 
 
+def _study(options: argparse.Namespace) -> None:
+    from lsgm_jax import run, study
+    from lsgm_jax.files import replacing
+
+    overrides = [f"--config.sampling.{key}={value}" for key, value in _ends(options).items()]
+    opened = run.Run.open(options.workdir, [*overrides, *options.overrides])
+    if options.count < 2:
+        raise UsageError(f"--count={options.count}: give at least two samples")
+    solvers, nfe, rtol = (
+        options.solvers.split(","),
+        _numbers(int, options, "nfe"),
+        _numbers(float, options, "rtol"),
+    )
+    settings = study.make_settings(opened, solvers, nfe, rtol, options.grid)
+    folder = options.workdir / "study"
+    rows = study.study(opened, settings, options.count, options.seed, folder)
+    table = study.as_markdown(rows)
+    with replacing(folder / "study.md") as partial:
+        partial.write_text(table + "\n")
+    study.plot(rows, folder / "study.png")
+    print(table)
+    print(f"wrote {folder}/study.csv, study.md and study.png")
+
+
+def _numbers(kind: type, options: argparse.Namespace, name: str) -> list[Any]:
+    text = getattr(options, name)
+    try:
+        return [kind(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise UsageError(f"--{name}={text}: give numbers, separated by commas") from error
+
+
+def _ends(options: argparse.Namespace) -> dict[str, Any]:
+    """How sampling starts and ends, as far as the options say."""
+    ends = {"t_min": options.t_min, "denoise": options.denoise, "temperature": options.temperature}
+    return {name: value for name, value in ends.items() if value is not None}
+
+
 def _sampler_overrides(options: argparse.Namespace) -> list[str]:
     """The short options as overrides of the config. A number of steps without a grid means equal ones."""
     grid = options.grid or ("linear" if options.steps else None)
@@ -157,9 +198,7 @@ def _sampler_overrides(options: argparse.Namespace) -> list[str]:
         "steps.steps": options.steps,
         "steps.rtol": options.rtol,
         "steps.atol": options.atol or options.rtol,
-        "sampling.t_min": options.t_min,
-        "sampling.denoise": options.denoise,
-        "sampling.temperature": options.temperature,
+        **{f"sampling.{name}": value for name, value in _ends(options).items()},
     }
     return [f"--config.{key}={value}" for key, value in named.items() if value is not None]
 
@@ -242,8 +281,19 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     convert = commands.choices["convert"]
     convert.add_argument("--checkpoint", required=True, type=pathlib.Path)
     convert.add_argument("--weights", choices=("average", "last"), default="average")
-    for each in (train, sample, evaluate, convert):
+    study = command("study")
+    for each in (train, sample, evaluate, convert, study):
         each.add_argument("--workdir", required=True, type=pathlib.Path)
+    study.add_argument("--solvers", default=SOLVERS)
+    study.add_argument("--nfe", default="5,10,20,50")
+    study.add_argument("--rtol", default="1e-2,1e-3,1e-4")
+    study.add_argument("--grid", default="quadratic")
+    study.add_argument("--count", type=int, default=256)
+    for each in (sample, evaluate, study):
+        each.add_argument("--t_min", type=float)
+        each.add_argument("--denoise")
+        each.add_argument("--temperature", type=float)
+    study.add_argument("--seed", type=int, default=0)
     for each in (sample, evaluate):
         each.add_argument("--seed", type=int, default=0)
         each.add_argument("--solver")
@@ -251,9 +301,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         each.add_argument("--atol", type=float)
         each.add_argument("--steps", type=int)
         each.add_argument("--grid")
-        each.add_argument("--t_min", type=float)
-        each.add_argument("--denoise")
-        each.add_argument("--temperature", type=float)
     sample.add_argument("--count", type=int, default=64)
     evaluate.add_argument("--metrics", default="nelbo,ode")
 

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import math
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
@@ -114,7 +113,7 @@ def study(run: Run, settings: Sequence[Setting], count: int, seed: int, folder: 
             continue
         sampler = build_sampler(override(run.config, list(setting.overrides)))
         x, solution, seconds = _draw(run, params, z_1, key, sampler)
-        follows = sampler.method.deterministic
+        follows = not sampler.method.stochastic
         rows[setting.solver, setting.name] = Row(
             solver=setting.solver,
             setting=setting.name,
@@ -209,9 +208,7 @@ def _draw(
     return np.asarray(x), solution, time.monotonic() - start
 
 
-def _reference(
-    run: Run, params: Params, z_1: State, key: Key, folder: pathlib.Path
-) -> dict[str, np.ndarray]:
+def _reference(run: Run, params: Params, z_1: State, key: Key, folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Latents and samples of the converged flow, kept in the folder."""
     path = folder / "reference.npz"
     if path.exists():

@@ -38,6 +38,7 @@ MAY_IMPORT = {
         "stages",
         "training",
     },
+    "study": {"arrays", "build", "config", "data", "evaluation", "files", "models", "run", "solvers"},
     "convert": {"build", "interop", "models", "run", "stages", "training"},
     "cli": {
         "files",

@@ -115,7 +115,13 @@ def _ddim(name: str, eta: float, temperature: float, clip: float | None) -> Meth
             raise ValueError(f"{label}={value}: give a positive number")
     scheme = DDIM(eta, temperature, clip)
     return Method(
-        name=name, scheme=scheme, dynamics="own", order=1, cost=Cost(1), refuse=one_coordinate(name)
+        name=name,
+        scheme=scheme,
+        dynamics="own",
+        order=1,
+        cost=Cost(1),
+        stochastic=eta > 0.0,
+        refuse=one_coordinate(name),
     )
 
 

@@ -68,5 +68,6 @@ def edm_heun(
         dynamics="own",
         order=2,
         cost=Cost(2),
+        stochastic=churn > 0.0,
         refuse=one_coordinate("EDMHeun"),
     )

@@ -37,6 +37,7 @@ class Method:
         order: in the length of the steps, of the moments for stochastic ones: what tests hold it to.
         cost: evaluations of the network.
         adaptive: whether it has an error estimate to choose steps by.
+        stochastic: whether it draws noise on the way, so that z_1 does not determine where it ends.
         refuse: why it cannot integrate a process, and what can; None if it can.
     """
 
@@ -46,6 +47,7 @@ class Method:
     order: int
     cost: Cost
     adaptive: bool = False
+    stochastic: bool = False
     refuse: Refusal = lambda process: None
 
 
@@ -113,7 +115,7 @@ def one_coordinate(name: str) -> Refusal:
             return None
         return (
             f"solver {name!r} is for processes of one coordinate, not for {type(process).__name__}: "
-            "use SSCS, ExponentialAB, EulerMaruyama or an ODE solver"
+            "use SSCS, GDDIM, EulerMaruyama or an ODE solver such as Tsit5"
         )
 
     return refuse

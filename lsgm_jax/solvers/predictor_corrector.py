@@ -65,6 +65,7 @@ def predictor_corrector(
         dynamics="own",
         order=0 if corrections else 1,
         cost=Cost(1 + corrections),
+        stochastic=True,
         refuse=one_coordinate("PredictorCorrector"),
     )
 

@@ -47,7 +47,7 @@ def _ode(name: str) -> Callable[[], Method]:
 
 def _sde(name: str) -> Callable[[], Method]:
     scheme, order, cost = _SDE[name]
-    return lambda: Method(name=name, scheme=scheme(), dynamics="sde", order=order, cost=cost)
+    return lambda: Method(name=name, scheme=scheme(), dynamics="sde", order=order, cost=cost, stochastic=True)
 
 
 METHODS: dict[str, Callable[..., Method]] = {

@@ -75,13 +75,13 @@ class ReverseSolver(diffrax.AbstractSolver):
         """State and memory at `step.s`."""
         raise NotImplementedError
 
-    def init(self, terms: Reverse, t0: Clock, t1: Clock, y0: State, args: Any) -> tuple[Index, Any]:
+    def init(self, terms: Any, t0: Clock, t1: Clock, y0: State, args: Any) -> tuple[Index, Any]:
         """Number of the first step, and the memory."""
-        return jnp.zeros((), jnp.int32), self.remember(terms, y0)
+        return jnp.zeros((), jnp.int32), self.remember(_unwrapped(terms), y0)
 
     def step(
         self,
-        terms: Reverse,
+        terms: Any,
         t0: Clock,
         t1: Clock,
         y0: State,
@@ -91,12 +91,17 @@ class ReverseSolver(diffrax.AbstractSolver):
     ) -> tuple[State, None, dict[str, State], tuple[Index, Any], diffrax.RESULTS]:
         """One step, in diffrax's words."""
         index, memory = solver_state
-        y1, memory = self.advance(terms, Step(index, 1.0 - t0, 1.0 - t1), y0, memory)
+        y1, memory = self.advance(_unwrapped(terms), Step(index, 1.0 - t0, 1.0 - t1), y0, memory)
         return y1, None, {"y0": y0, "y1": y1}, (index + 1, memory), diffrax.RESULTS.successful
 
-    def func(self, terms: Reverse, t0: Clock, y0: State, args: Any) -> State:
+    def func(self, terms: Any, t0: Clock, y0: State, args: Any) -> State:
         """The probability flow."""
         return terms.vf(t0, y0, args)
+
+
+def _unwrapped(terms: Any) -> Reverse:
+    """The term itself; diffrax hands it on inside another that knows the direction of time, which is always forward."""
+    return terms.term
 
 
 def one_coordinate(name: str) -> Refusal:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import diffrax
 
+from lsgm_jax.solvers.gddim import gddim
 from lsgm_jax.solvers.method import Cost, Method
+from lsgm_jax.solvers.sscs import sscs
 
 # Name, solver, order, cost, whether it estimates its error.
 _ODE = {
@@ -49,4 +51,6 @@ def _sde(name: str) -> Callable[[], Method]:
 METHODS: dict[str, Callable[..., Method]] = {
     **{name: _ode(name) for name in _ODE},
     **{name: _sde(name) for name in _SDE},
+    "SSCS": sscs,
+    "GDDIM": gddim,
 }

@@ -133,7 +133,9 @@ def _divided_differences(estimates: Sequence[Estimate]) -> list[Latents]:
     """Newton's coefficients of degree 1 and higher of the polynomial through the estimates."""
     times, row, found = [past.t for past in estimates], [past.data for past in estimates], []
     for gap in range(1, len(times)):
-        row = [(a - b) / (times[i] - times[i + gap]) for i, (a, b) in enumerate(zip(row, row[1:], strict=False))]
+        row = [
+            (a - b) / (times[i] - times[i + gap]) for i, (a, b) in enumerate(zip(row, row[1:], strict=False))
+        ]
         found.append(row[0])
     return found
 

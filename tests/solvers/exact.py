@@ -2,8 +2,9 @@
 
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import coordinates, expand
+from lsgm_jax.arrays import as_state, coordinates, expand
 from lsgm_jax.diffusions import linear
+from lsgm_jax.diffusions.matrices import add_noise, solve_lower_state
 
 MEAN, VARIANCE = 1.5, 0.25
 
@@ -15,14 +16,16 @@ def moments(process, t):
     return MEAN * signal, cov
 
 
-def exact_eps(process):
-    """Noise prediction of N(MEAN, VARIANCE): -sigma times the score of the marginal."""
+def exact_eps(process, mean=MEAN, variance=VARIANCE):
+    """Noise prediction of N(mean, variance), as `normal_eps` has it for a mean of zero (D3). Variance 0: a point."""
 
     def predict(z_t, t):
-        mean, cov = moments(process, t)
-        row = linear.sigma(process, t)[:, None] * jnp.linalg.inv(cov)[:, -1]
+        signal, noise = linear.kernel(process, t)
+        marginal = add_noise(noise, signal * jnp.sqrt(variance))
         values = enumerate(coordinates(z_t))
-        return sum(expand(row[:, i], z) * (z - expand(mean[:, i], z)) for i, z in values)
+        centred = as_state([z - expand(mean * signal[:, i], z) for i, z in values])
+        last = solve_lower_state(marginal, centred)[-1]
+        return expand(noise[:, -1, -1] / marginal[:, -1, -1], last) * last
 
     return predict
 

@@ -8,11 +8,11 @@ fixture are in `tests/parity/`.
 
 import pytest
 
-from tests.parity import cld, likelihoods, nvae, processes, regularisers, scores
+from tests.parity import cld, cld_samplers, likelihoods, nvae, processes, regularisers, scores
 from tests.parity.fixture import FOLDER, load, with_slack
 
 CHECKS = (
-    processes.CHECKS | cld.CHECKS | likelihoods.CHECKS | nvae.CHECKS | regularisers.CHECKS | scores.CHECKS
+    processes.CHECKS | cld.CHECKS | cld_samplers.CHECKS | likelihoods.CHECKS | nvae.CHECKS | regularisers.CHECKS | scores.CHECKS
 )
 
 

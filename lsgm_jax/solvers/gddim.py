@@ -1,10 +1,11 @@
 """gDDIM: an exponential multistep method for processes of two coordinates (Zhang, Tao, Chen 2022).
 
-The probability flow for data at a point x_hat rotates the noise u = L^-1 (z - a x_hat) (S12). A step turns u and puts the
-data back, as DDIM's does with noise that stays as it is; what the estimate of the data changes meanwhile is extrapolated
-from earlier steps and integrated along the rotation (S13).
+The probability flow for data at a point x_hat rotates the noise u = L^-1 (z - a x_hat) (S12). A step turns u and puts
+the data back, as DDIM's does with noise that stays as it is; what the estimate of the data changes meanwhile is
+extrapolated from earlier steps and integrated along the rotation (S13).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.arrays import Latents, Phase, Times, expand
+from lsgm_jax.arrays import Latents, Phase, State, Times, expand
 from lsgm_jax.diffusions.linear import Process, expected_data, kernel, perturb, whitened_signal
 from lsgm_jax.diffusions.matrices import Scalars, Vector
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step
@@ -38,7 +39,7 @@ class GDDIM(ReverseSolver):
 
     def advance(
         self, term: Reverse, step: Step, z: Phase, memory: tuple[Estimate, ...]
-    ) -> tuple[Phase, tuple[Estimate, ...]]:
+    ) -> tuple[State, tuple[Estimate, ...]]:
         """One evaluation."""
         process, t, s = term.problem.process, step.t, step.s
         times, eps_hat = times_like(z, t), term.problem.eps(z, t)
@@ -100,8 +101,8 @@ def rotation(process: Process, s: Clock, t: Clock, nodes: Sequence[Clock]) -> tu
     return jnp.sum(pace), weights
 
 
-# Gauss and Legendre's rule on [0, 1], and the integrals from 0 to each of its nodes. In the fourth root of time, in which
-# the pace is smooth down to 0, it is exact to 1e-9 from t = 1 to 1e-3 in one step.
+# Gauss and Legendre's rule, and the integrals from the start to each of its nodes. In the fourth root of time, in which
+# the pace is smooth enough down to 0, it is exact to 1e-9 from t = 1 to 1e-3 in one step.
 _COUNT = 24
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(_COUNT)
 _INNER = np.polynomial.legendre.legval(
@@ -110,7 +111,7 @@ _INNER = np.polynomial.legendre.legval(
 
 
 def _quadrature(s: Clock, t: Clock) -> tuple[Scalars, Scalars, Scalars]:
-    """Times from s to t; their weights; and by what to multiply integrands with weights for integrals from s to each."""
+    """Times from s to t; their weights; and what makes of integrands with weights their integrals from s to each."""
     as_dtype = lambda values: jnp.asarray(values, jnp.result_type(t))
     low, high = jnp.sqrt(jnp.sqrt(s)), jnp.sqrt(jnp.sqrt(t))
     root = low + (high - low) * as_dtype(0.5 * (_NODES + 1.0))
@@ -133,9 +134,8 @@ def _divided_differences(estimates: Sequence[Estimate]) -> list[Latents]:
     """Newton's coefficients of degree 1 and higher of the polynomial through the estimates."""
     times, row, found = [past.t for past in estimates], [past.data for past in estimates], []
     for gap in range(1, len(times)):
-        row = [
-            (a - b) / (times[i] - times[i + gap]) for i, (a, b) in enumerate(zip(row, row[1:], strict=False))
-        ]
+        pairs = zip(itertools.pairwise(row), zip(times, times[gap:], strict=False), strict=True)
+        row = [(late - early) / (t_late - t_early) for (late, early), (t_late, t_early) in pairs]
         found.append(row[0])
     return found
 

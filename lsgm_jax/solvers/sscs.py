@@ -1,6 +1,6 @@
-"""The symmetric splitting sampler of critically-damped Langevin diffusion (Dockhorn, Vahdat, Kreis 2022, section 3.3)."""
+"""The symmetric splitting sampler of critically-damped Langevin diffusion (Dockhorn, Vahdat, Kreis 2022, 3.3)."""
 
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 
@@ -20,7 +20,7 @@ class SSCS(ReverseSolver):
         """Half step, kick, half step."""
         problem, t, s = term.problem, step.t, step.s
         process, middle = problem.process, 0.5 * (t + s)
-        first, second = (problem.noise.draw(step.index, part, z) for part in (0, 1))
+        first, second = (cast(Phase, problem.noise.draw(step.index, part, z)) for part in (0, 1))
         z = half_step(process, z, t, middle, first)
         if self.evaluations == 1:  # as published: everything as it is where the step starts
             return half_step(process, euler_kick(problem, z, t, t - s), t, middle, second), None
@@ -44,14 +44,14 @@ def sscs(*, order: int = 1) -> Method:
     )
 
 
-def half_step(process: CLD, z: Phase, t: Clock, s: Clock, eps: Phase) -> Phase:
-    """From t back to s < t without the score, exactly: the process itself, with the velocity mirrored (S10).
+def half_step(process: Process, z: Phase, t: Clock, s: Clock, eps: Phase) -> Phase:
+    """From t back to s < t without the score, exactly: CLD itself, with the velocity mirrored (S10).
 
     Args:
         eps: unit noise.
     """
     s, t = times_like(z, s), times_like(z, t)
-    return _mirror(move(process, _mirror(z), s, t, _mirror(eps)))
+    return _mirror(cast(Phase, move(process, _mirror(z), s, t, _mirror(eps))))
 
 
 def euler_kick(problem: Problem, z: Phase, t: Clock, length: Clock) -> Phase:

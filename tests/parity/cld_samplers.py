@@ -85,7 +85,7 @@ def follow(sampler, problem, z_1):
     with precision_of(z_1.x.dtype):
         solution = jax.block_until_ready(solve(z_1))
         jax.effects_barrier()
-    return solution, Phase(*(np.stack(values) for values in zip(*shown, strict=True)))
+    return solution, jax.tree.map(lambda *values: np.stack(values), *shown)
 
 
 def check_end(fixture, folder, problem, last, solution, t_min, **tolerance):
@@ -94,8 +94,8 @@ def check_end(fixture, folder, problem, last, solution, t_min, **tolerance):
     if "not_denoised" in folder:
         return fixture.check(f"{folder}/final", stacked(last), **tolerance)
     t = jnp.full(len(last.x), t_min, last.x.dtype)
-    drift = linear.reverse_drift(problem.process, last, problem.eps_net(last, t), t)
-    final = Phase(solution.z_0, last.v - t_min * drift.v)
+    _, drift = linear.reverse_drift(problem.process, last, problem.eps_net(last, t), t)
+    final = Phase(solution.z_0, last.v - t_min * drift)
     fixture.check(f"{folder}/final", stacked(final), **tolerance)
 
 

@@ -73,7 +73,7 @@ def slope(counts, errors):
 
 
 def data_moments(sampler, process):
-    """Exact mean and variance of what a solver makes of the distribution at t = 1: it is affine in all that is drawn."""
+    """Exact mean and variance of what a solver makes of z_1's distribution: it is affine in all that is drawn."""
     rows = 3 + 4 * sampler.steps.steps
     mean, cov = moments(process, jnp.ones(()))
     start = jnp.tile(mean, (rows, 1)).at[1:3].add(jnp.linalg.cholesky(cov).T)

@@ -132,7 +132,7 @@ def study(run: Run, settings: Sequence[Setting], count: int, seed: int, folder: 
 def as_markdown(rows: Sequence[Row]) -> str:
     """The table, each solver by its evaluations."""
     lines = [
-        "| solver | setting | NFE | mean NFE per sample | ms per sample | RMS, latent | RMS, samples | energy distance |",
+        "| solver | setting | NFE | per sample | ms per sample | RMS, latent | RMS, samples | energy distance |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -217,10 +217,10 @@ def _reference(run: Run, params: Params, z_1: State, key: Key, folder: pathlib.P
     overrides = [f"--config.solver.name={solver}", *_adaptive(tolerance)]
     sampler = build_sampler(override(run.config, [*overrides, "--config.sampling.denoise=none"]))
     x, solution, _ = _draw(run, params, z_1, key, sampler)
-    found = {"z_0": np.asarray(solution.z_0), "x": x}
+    z_0 = np.asarray(solution.z_0)
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **found)
-    return found
+        np.savez_compressed(file, z_0=z_0, x=x)
+    return {"z_0": z_0, "x": x}
 
 
 def _test_split(run: Run) -> np.ndarray | None:

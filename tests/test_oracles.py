@@ -8,18 +8,11 @@ fixture are in `tests/parity/`.
 
 import pytest
 
-from tests.parity import cld, ldm_samplers, likelihoods, nvae, processes, regularisers, scores
+from tests.parity import cld, cld_samplers, ldm_samplers, likelihoods, nvae, processes, regularisers, scores
 from tests.parity.fixture import FOLDER, load, with_slack
 
-CHECKS = (
-    processes.CHECKS
-    | cld.CHECKS
-    | ldm_samplers.CHECKS
-    | likelihoods.CHECKS
-    | nvae.CHECKS
-    | regularisers.CHECKS
-    | scores.CHECKS
-)
+MODULES = (processes, cld, cld_samplers, ldm_samplers, likelihoods, nvae, regularisers, scores)
+CHECKS = {kind: check for module in MODULES for kind, check in module.CHECKS.items()}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))

@@ -11,8 +11,10 @@ import diffrax
 from lsgm_jax.solvers.ddim import ancestral, ddim, plms
 from lsgm_jax.solvers.edm import edm_heun
 from lsgm_jax.solvers.exponential import deis, dpm_solver_pp, unipc
+from lsgm_jax.solvers.gddim import gddim
 from lsgm_jax.solvers.method import Cost, Method
 from lsgm_jax.solvers.predictor_corrector import predictor_corrector
+from lsgm_jax.solvers.sscs import sscs
 
 # Name, solver, order, cost, whether it estimates its error.
 _ODE = {
@@ -61,4 +63,6 @@ METHODS: dict[str, Callable[..., Method]] = {
     "UniPC": unipc,
     "EDMHeun": edm_heun,
     "PredictorCorrector": predictor_corrector,
+    "SSCS": sscs,
+    "GDDIM": gddim,
 }

@@ -15,14 +15,15 @@ from lsgm_jax.objectives.matching import known_start, phase_score_matching, scor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedCLD(CLD):
-    """Quirk: the original adds `numerical_eps` to both variances of every kernel."""
+    """Quirk: the original adds `numerical_eps` to both variances of every kernel, which starts at time 0."""
 
     numerical_eps: float = 0.0
 
     def transition(self, s, t):
         mean, noise = super().transition(s, t)
+        added = jnp.sqrt(jnp.where(s == 0.0, self.numerical_eps, 0.0))
         for unit in jnp.eye(2):
-            noise = matrices.add_noise(noise, jnp.sqrt(self.numerical_eps) * unit)
+            noise = matrices.add_noise(noise, added[..., None] * unit)
         return linear.Transition(mean, noise)
 
 

@@ -16,14 +16,14 @@ def moments(process, t):
     return MEAN * signal, cov
 
 
-def exact_eps(process):
-    """Noise prediction of N(MEAN, VARIANCE): -sigma times the score of the marginal."""
+def exact_eps(process, mean=MEAN, variance=VARIANCE):
+    """Noise prediction of N(mean, variance), as `normal_eps` has it for a mean of zero (D3). Variance 0: a point."""
 
     def predict(z_t, t):
         signal, noise = linear.kernel(process, t)
-        marginal = add_noise(noise, jnp.sqrt(VARIANCE) * signal)
+        marginal = add_noise(noise, signal * jnp.sqrt(variance))
         values = enumerate(coordinates(z_t))
-        centred = as_state([z - MEAN * expand(signal[:, i], z) for i, z in values])
+        centred = as_state([z - expand(mean * signal[:, i], z) for i, z in values])
         last = solve_lower_state(marginal, centred)[-1]
         return expand(noise[:, -1, -1] / marginal[:, -1, -1], last) * last
 

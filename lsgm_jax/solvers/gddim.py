@@ -1,0 +1,146 @@
+"""gDDIM: an exponential multistep method for processes of two coordinates (Zhang, Tao, Chen 2022).
+
+The probability flow for data at a point x_hat rotates the noise u = L^-1 (z - a x_hat) (S12). A step turns u and puts
+the data back, as DDIM's does with noise that stays as it is; what the estimate of the data changes meanwhile is
+extrapolated from earlier steps and integrated along the rotation (S13).
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from lsgm_jax.arrays import Latents, Phase, State, Times, expand
+from lsgm_jax.diffusions.linear import Process, expected_data, kernel, perturb, whitened_signal
+from lsgm_jax.diffusions.matrices import Scalars, Vector
+from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step
+from lsgm_jax.solvers.terms import Clock, Reverse, times_like
+
+
+class Estimate(NamedTuple):
+    """The data as the network saw them at time t."""
+
+    t: Clock
+    data: Latents
+
+
+class GDDIM(ReverseSolver):
+    """The probability flow as a rotation, with the data extrapolated by a polynomial in time (S13)."""
+
+    degree: int = eqx.field(static=True)  # of the polynomial
+
+    def remember(self, term: Reverse, z: Phase) -> tuple[Estimate, ...]:
+        """Estimates of past steps, latest first; before the first, anything at times that differ."""
+        zero = jnp.zeros_like(z.x)
+        return tuple(Estimate(jnp.asarray(2.0 + i, zero.dtype), zero) for i in range(self.degree))
+
+    def advance(
+        self, term: Reverse, step: Step, z: Phase, memory: tuple[Estimate, ...]
+    ) -> tuple[State, tuple[Estimate, ...]]:
+        """One evaluation."""
+        process, t, s = term.problem.process, step.t, step.s
+        times, eps_hat = times_like(z, t), term.problem.eps(z, t)
+        data = expected_data(process, z, eps_hat, times)
+        estimates = (Estimate(t, data), *memory)
+        angle, weights = rotation(process, s, t, [past.t for past in estimates[:-1]])
+        noise = Phase(_position_noise(process, z, data, times), eps_hat)
+        noise = _turned(noise, angle)
+        for i, (weight, change) in enumerate(zip(weights, _divided_differences(estimates), strict=True)):
+            change = jnp.where(step.index > i, change, 0.0)  # fewer steps, lower degree
+            noise = Phase(noise.x + weight[0] * change, noise.v + weight[1] * change)
+        return perturb(process, data, times_like(z, s), noise), estimates[: self.degree]
+
+
+def gddim(*, order: int = 2) -> Method:
+    """Deterministic gDDIM, exact in one step for data at a point, with data prediction extrapolated.
+
+    The paper extrapolates the rotated noise; the data's estimate is nearer to a polynomial in time (S13). The first
+    steps are of lower order for want of earlier estimates.
+
+    Args:
+        order: predictions that a step combines, 1 to 3.
+
+    Raises:
+        ValueError: if order is none of these.
+    """
+    if order not in (1, 2, 3):
+        raise ValueError(f"order={order} of GDDIM: choose one of 1, 2, 3")
+    return Method(
+        name="GDDIM",
+        scheme=GDDIM(order - 1),
+        dynamics="own",
+        order=order,
+        cost=Cost(1),
+        refuse=_only_phases,
+    )
+
+
+def rotation(process: Process, s: Clock, t: Clock, nodes: Sequence[Clock]) -> tuple[Clock, list[Vector]]:
+    """By what angle noise turns from t back to s < t, and what changes of the data add to it (S12, S13).
+
+    Args:
+        nodes: times of the estimates, t first.
+
+    Returns:
+        the angle, and for each d from 1 to the number of nodes what a change by the product of the first d differences
+        time - nodes[i] adds to the noise at s, [k].
+    """
+    times, steps, inner = _quadrature(s, t)
+    noise, signal = kernel(process, times).noise, whitened_signal(process, times)
+    pace = process.drift(times)[:, 0, 1] * noise[:, 1, 1] / noise[:, 0, 0] * steps
+    turned = jnp.matmul(inner, pace, precision="highest")  # from every time back to s
+    rate = 0.5 * (process.diffusion(times) / noise[:, 1, 1]) ** 2 * signal[:, 1] * steps
+    entering = rate * jnp.stack([-jnp.sin(turned), jnp.cos(turned)])
+    weights = []
+    for node in nodes:
+        entering = entering * (times - node)
+        weights.append(jnp.sum(entering, axis=-1))
+    return jnp.sum(pace), weights
+
+
+# Gauss and Legendre's rule, and the integrals from the start to each of its nodes. In the fourth root of time, in which
+# the pace is smooth enough down to 0, it is exact to 1e-9 from t = 1 to 1e-3 in one step.
+_COUNT = 24
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(_COUNT)
+_INNER = np.polynomial.legendre.legval(
+    _NODES, np.polynomial.legendre.legint(np.eye(_COUNT), lbnd=-1, axis=0)
+).T @ np.linalg.inv(np.polynomial.legendre.legvander(_NODES, _COUNT - 1))
+
+
+def _quadrature(s: Clock, t: Clock) -> tuple[Scalars, Scalars, Scalars]:
+    """Times from s to t; their weights; and what makes of integrands with weights their integrals from s to each."""
+    as_dtype = lambda values: jnp.asarray(values, jnp.result_type(t))
+    low, high = jnp.sqrt(jnp.sqrt(s)), jnp.sqrt(jnp.sqrt(t))
+    root = low + (high - low) * as_dtype(0.5 * (_NODES + 1.0))
+    weights = 2.0 * (high - low) * root**3 * as_dtype(_WEIGHTS)
+    return root**4, weights, as_dtype(_INNER / _WEIGHTS)
+
+
+def _position_noise(process: Process, z: Phase, data: Latents, t: Times) -> Latents:
+    """The unit noise of the position of z for given data."""
+    signal, noise = kernel(process, t)
+    return (z.x - expand(signal[:, 0], z.x) * data) / expand(noise[:, 0, 0], z.x)
+
+
+def _turned(noise: Phase, angle: Clock) -> Phase:
+    sine, cosine = jnp.sin(angle), jnp.cos(angle)
+    return Phase(cosine * noise.x - sine * noise.v, sine * noise.x + cosine * noise.v)
+
+
+def _divided_differences(estimates: Sequence[Estimate]) -> list[Latents]:
+    """Newton's coefficients of degree 1 and higher of the polynomial through the estimates."""
+    times, row, found = [past.t for past in estimates], [past.data for past in estimates], []
+    for gap in range(1, len(times)):
+        pairs = zip(itertools.pairwise(row), zip(times, times[gap:], strict=False), strict=True)
+        row = [(late - early) / (t_late - t_early) for (late, early), (t_late, t_early) in pairs]
+        found.append(row[0])
+    return found
+
+
+def _only_phases(process: Process) -> str | None:
+    if len(process.prior_variance()) == 2:
+        return None
+    return f"solver 'GDDIM' is for processes with a velocity, not for {type(process).__name__}: there it is 'DEIS'"

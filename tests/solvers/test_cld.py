@@ -1,0 +1,182 @@
+"""The solvers of CLD: orders on Normal data, where every step is affine, and exactness where it is claimed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsgm_jax.arrays import Phase, as_state, coordinates
+from lsgm_jax.diffusions import linear
+from lsgm_jax.diffusions.cld import CLD
+from lsgm_jax.diffusions.vp import VP
+from lsgm_jax.solvers.grids import Linear, Quadratic
+from lsgm_jax.solvers.integrate import Adaptive
+from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.sampler import Sampler, solve_to_data
+from lsgm_jax.solvers.sscs import half_step
+from lsgm_jax.solvers.terms import KeyedNoise
+from tests.solvers.exact import exact_eps, moments
+
+PROCESSES = {"constant": CLD(), "linear": CLD(beta_min=0.1, beta_max=7.0, mass=0.5, v0_var_scale=0.2)}
+OWN = [("SSCS", 1), ("SSCS", 2), ("GDDIM", 1), ("GDDIM", 2), ("GDDIM", 3)]
+T_MIN = 1e-3
+
+
+@pytest.fixture(params=PROCESSES)
+def process(request):
+    return PROCESSES[request.param]
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitColumns:
+    """Every number that a solve draws is one in a row of the batch of its own, and zero in all others."""
+
+    first: int
+    parts: int
+
+    def draw(self, step, part, like):
+        values = coordinates(like)
+        begin = self.first + (step * self.parts + part) * len(values)
+        return as_state([jnp.zeros_like(z).at[begin + i].set(1.0) for i, z in enumerate(values)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """The same noise in any precision."""
+
+    numbers: np.ndarray  # [steps, parts, coordinates, ...]
+
+    def draw(self, step, part, like):
+        numbers = jnp.asarray(self.numbers, coordinates(like)[0].dtype)
+        return as_state(list(numbers[step, part]))
+
+
+def build(name, order, grid):
+    return Sampler(method=METHODS[name](order=order), steps=grid, t_min=T_MIN)
+
+
+def solve(sampler, process, z_1, noise=None, eps_net=None):
+    eps_net = eps_net or exact_eps(process)
+    noise = noise or KeyedNoise(jax.random.key(7))
+    return jax.jit(lambda z: solve_to_data(sampler, process, eps_net, z, noise))(z_1)
+
+
+def tight(process, z_1, **settings):
+    steps = Adaptive(rtol=1e-10, atol=1e-10, max_steps=100_000)
+    return solve(Sampler(method=METHODS["Dopri8"](), steps=steps, t_min=T_MIN), process, z_1, **settings).z_0
+
+
+def slope(counts, errors):
+    return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+
+
+def data_moments(sampler, process):
+    """Exact mean and variance of what a solver makes of z_1's distribution: it is affine in all that is drawn."""
+    rows = 3 + 4 * sampler.steps.steps
+    mean, cov = moments(process, jnp.ones(()))
+    start = jnp.tile(mean, (rows, 1)).at[1:3].add(jnp.linalg.cholesky(cov).T)
+    z_1 = Phase(start[:, :1], start[:, 1:])
+    x = solve(sampler, process, z_1, UnitColumns(first=3, parts=2)).z_0[:, 0]
+    return jnp.stack([x[0], jnp.sum((x[1:] - x[0]) ** 2)])
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_weak_order_of_sscs(x64, process, order):
+    mean, cov = moments(process, jnp.asarray(T_MIN))
+    counts, exact = (32, 64), jnp.stack([mean[0], cov[0, 0]])
+    found = [data_moments(build("SSCS", order, Quadratic(steps=n)), process) for n in counts]
+    errors = [float(jnp.abs(pair - exact).max()) for pair in found]
+    assert abs(slope(counts, errors) - order) < 0.25, errors
+
+
+def test_half_steps_leave_the_prior_as_it_is(x64, process):
+    """They are the reverse SDE for data that is the prior; and two short ones make a long one."""
+    half = lambda t, s: jax.jit(lambda z, eps: half_step(process, z, jnp.asarray(t), jnp.asarray(s), eps))
+    unit, none = jnp.eye(4)[:, :2], jnp.zeros((4, 2))
+    units, nothing = Phase(unit[:, :1], unit[:, 1:]), Phase(none[:, :1], none[:, 1:])
+
+    def parts(t, s):
+        mean = jnp.concatenate(half(t, s)(units, nothing), axis=1)[:2].T
+        noise = jnp.concatenate(half(t, s)(nothing, units), axis=1)[:2].T
+        return mean, noise @ noise.T
+
+    (mean, cov), (first, early), (second, late) = parts(0.6, 0.1), parts(0.6, 0.3), parts(0.3, 0.1)
+    prior = jnp.diag(jnp.asarray(process.prior_variance()))
+    np.testing.assert_allclose(mean @ prior @ mean.T + cov, prior, atol=1e-12)
+    np.testing.assert_allclose(second @ first, mean, atol=1e-12)
+    np.testing.assert_allclose(second @ early @ second.T + late, cov, atol=1e-12)
+
+
+def test_order_of_gddim(x64, process):
+    z_1 = linear.sample_prior(process, jax.random.key(0), (8, 1))
+    exact, counts = tight(process, z_1), (64, 128)
+    for order in (1, 2, 3):
+        found = [solve(build("GDDIM", order, Quadratic(steps=n)), process, z_1).z_0 for n in counts]
+        errors = [float(jnp.abs(z_0 - exact).max()) for z_0 in found]
+        assert abs(slope(counts, errors) - order) < 0.25, (order, errors)
+
+
+@pytest.mark.parametrize(("name", "friction"), [("constant", None), ("linear", 3.0), ("linear", 0.7)])
+def test_gddim_is_exact_for_data_at_a_point(x64, name, friction):
+    """In one step, and in several, for which a step has to end with the right velocity."""
+    process = dataclasses.replace(PROCESSES[name], friction=friction)
+    point = {"eps_net": exact_eps(process, mean=0.7, variance=0.0)}
+    z_1 = linear.sample_prior(process, jax.random.key(0), (5, 1))
+    exact = tight(process, z_1, **point)
+    for order, steps in ((1, 1), (3, 4)):
+        found = solve(build("GDDIM", order, Linear(steps=steps)), process, z_1, **point).z_0
+        np.testing.assert_allclose(found, exact, atol=1e-8)
+
+
+@pytest.mark.parametrize(("name", "order"), OWN)
+def test_float32_keeps_up_with_float64(name, order):
+    """The last steps are short, where covariances as differences would have no digits left."""
+    numbers = np.random.default_rng(0).normal(size=(200, 2, 2, 16, 1)).astype(np.float32)
+    found = []
+    for double in (False, True):
+        with jax.enable_x64(double):
+            dtype = jnp.float64 if double else jnp.float32
+            z_1 = Phase(jnp.asarray(numbers[0, 0, 0], dtype), 0.5 * jnp.asarray(numbers[1, 0, 0], dtype))
+            sampler = build(name, order, Quadratic(steps=200))
+            found.append(np.asarray(solve(sampler, CLD(), z_1, Recorded(numbers)).z_0))
+    assert [z_0.dtype for z_0 in found] == [np.float32, np.float64]
+    np.testing.assert_allclose(*found, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "order"), OWN)
+def test_nfe_is_what_a_counter_counts(name, order):
+    calls, process = [], CLD()
+    net = exact_eps(process)
+
+    def counting(z_t, t):
+        jax.debug.callback(lambda: calls.append(1))  # no arguments: fires once for the whole batch
+        return net(z_t, t)
+
+    z_1 = linear.sample_prior(process, jax.random.key(0), (5, 1))
+    solution = jax.block_until_ready(
+        solve(build(name, order, Linear(steps=7)), process, z_1, eps_net=counting)
+    )
+    jax.effects_barrier()
+    assert len(calls) == int(solution.nfe) == round(float(solution.nfe_mean))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("SSCS", r"^solver 'SSCS' is for CLD, not for VP: use EulerMaruyama, "),
+        ("GDDIM", r"^solver 'GDDIM' is for processes with a velocity, not for VP: there it is 'DEIS'"),
+    ],
+)
+def test_other_processes_are_refused(name, message):
+    sampler = Sampler(method=METHODS[name](), steps=Linear(steps=2))
+    with pytest.raises(ValueError, match=message) as refusal:
+        solve_to_data(sampler, VP(), exact_eps(VP()), jnp.zeros((3, 1)), KeyedNoise(jax.random.key(0)))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["SSCS", "GDDIM"])
+def test_unknown_orders_are_refused(name):
+    with pytest.raises(ValueError, match=rf"^order=4 of {name}: choose one of 1, 2"):
+        METHODS[name](order=4)

@@ -15,6 +15,7 @@ USAGE = """lsgm COMMAND [options]
   lsgm train    --config=FILE[:ARG] --workdir=DIR [--config.SECTION.KEY=VALUE ...]
   lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N]
   lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw] [--seed=N]
+  lsgm interpolate --workdir=DIR [SAMPLER] [--between=noise|test] [--pairs=N] [--points=N] [--seed=N]
   lsgm study    --workdir=DIR [--solvers=NAME,...] [--nfe=N,...] [--rtol=X,...] [--grid=NAME] [--count=N] [--seed=N]
   lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
   lsgm convert  --config=FILE[:ARG] --checkpoint=FILE.pt --workdir=DIR [--weights=average|last]
@@ -26,7 +27,7 @@ USAGE = """lsgm COMMAND [options]
 SOLVERS = "Euler,Heun,Tsit5,Dopri5,DDIM,DEIS,DPMSolverPP,UniPC,EulerMaruyama,Ancestral"  # of a study
 METRICS = ("nelbo", "ode", "iw")
 CONFIGURED = ("train", "params", "convert")  # commands that take a config
-OVERRIDDEN = (*CONFIGURED, "sample", "evaluate", "study")  # and those that change one
+OVERRIDDEN = (*CONFIGURED, "sample", "evaluate", "study", "interpolate")  # and those that change one
 # What reports call the models they score, and what the table does.
 COLUMNS = {"lsgm": "LSGM", "sgm": "SGM", "vae": "VAE, Normal prior"}
 
@@ -63,6 +64,7 @@ def _run(options: argparse.Namespace) -> int:
         "params": _params,
         "convert": _convert,
         "study": _study,
+        "interpolate": _interpolate,
     }[options.command]
     try:
         command(options)
@@ -130,6 +132,31 @@ def _sample(options: argparse.Namespace) -> None:
         f"{drawn.seconds:.2f} s after {drawn.compile_seconds:.1f} s of compilation"
     )
     print(f"wrote {options.workdir}/samples.png, comparison.png and samples.npz")
+
+
+def _interpolate(options: argparse.Namespace) -> None:
+    from lsgm_jax import run
+    from lsgm_jax.build import build_sampler
+    from lsgm_jax.evaluation import pictures
+
+    opened = run.Run.open(options.workdir, [*_sampler_overrides(options), *options.overrides])
+    if options.pairs < 1 or options.points < 2:
+        raise UsageError(f"--pairs={options.pairs} --points={options.points}: give at least 1 and 2")
+    params, _ = opened.best()
+    try:
+        picture = run.interpolate(
+            opened,
+            params,
+            build_sampler(opened.config),
+            between=options.between,
+            pairs=options.pairs,
+            points=options.points,
+            seed=options.seed,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    pictures.save_png(options.workdir / "interpolation.png", picture)
+    print(f"wrote {options.workdir}/interpolation.png: {options.pairs} rows between {options.between}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -281,20 +308,23 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     convert = commands.choices["convert"]
     convert.add_argument("--checkpoint", required=True, type=pathlib.Path)
     convert.add_argument("--weights", choices=("average", "last"), default="average")
-    study = command("study")
-    for each in (train, sample, evaluate, convert, study):
+    study, interpolate = command("study"), command("interpolate")
+    for each in (train, sample, evaluate, convert, study, interpolate):
         each.add_argument("--workdir", required=True, type=pathlib.Path)
     study.add_argument("--solvers", default=SOLVERS)
     study.add_argument("--nfe", default="5,10,20,50")
     study.add_argument("--rtol", default="1e-2,1e-3,1e-4")
     study.add_argument("--grid", default="quadratic")
     study.add_argument("--count", type=int, default=256)
-    for each in (sample, evaluate, study):
+    interpolate.add_argument("--between", choices=("noise", "test"), default="noise")
+    interpolate.add_argument("--pairs", type=int, default=6)
+    interpolate.add_argument("--points", type=int, default=10)
+    for each in (sample, evaluate, study, interpolate):
         each.add_argument("--t_min", type=float)
         each.add_argument("--denoise")
         each.add_argument("--temperature", type=float)
     study.add_argument("--seed", type=int, default=0)
-    for each in (sample, evaluate):
+    for each in (sample, evaluate, interpolate):
         each.add_argument("--seed", type=int, default=0)
         each.add_argument("--solver")
         each.add_argument("--rtol", type=float)

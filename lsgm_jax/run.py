@@ -31,7 +31,7 @@ from lsgm_jax.models.network import Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.solvers.likelihood import Divergence
-from lsgm_jax.solvers.sampler import Sampler, Solution
+from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, slerp
 from lsgm_jax.stages import last_stage, make_stages, model_terms, vae_terms
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import run_stage
@@ -135,6 +135,40 @@ def sample(run: Run, params: Params, sampler: Sampler, count: int, seed: int) ->
     x, solution = jax.block_until_ready(compiled(params, key))
     done = time.monotonic()
     return Samples(np.asarray(x), solution, done - compiled_at, compiled_at - start)
+
+
+def interpolate(
+    run: Run, params: Params, sampler: Sampler, *, between: str, pairs: int, points: int, seed: int
+) -> np.ndarray:
+    """A picture whose rows go from one image to another along a great circle of noise.
+
+    Args:
+        between: "noise" that is drawn, or that of "test" images, found by the probability flow.
+        pairs: rows.
+        points: images per row, ends included.
+
+    Raises:
+        ConfigError: for data that are no images.
+        ValueError: for the solver of no ODE between test images.
+    """
+    model, key = run.model, jax.random.key(seed)
+    if len(model.data_shape) != 3:
+        raise ConfigError(
+            f"samples of shape {model.data_shape} are no images, and have no picture in between"
+        )
+    k_ends, k_decode = jax.random.split(key)
+    if between == "test":
+        x = jnp.asarray(whole_split(build("data", run.config), "test", limit=2 * pairs))
+        ends = jax.jit(lambda params, x: model.encode(params, Batch(x), k_ends, sampler))(params, x)
+    else:
+        ends = draw_noise(sampler, model.process, k_ends, (2 * pairs, *model.latent_shape))
+    first, last = (
+        jax.tree.map(lambda z, half=half: jnp.repeat(z[half], points, axis=0), ends)
+        for half in (slice(0, None, 2), slice(1, None, 2))
+    )
+    share = jnp.tile(jnp.linspace(0.0, 1.0, points), pairs)
+    decode = jax.jit(lambda params, z_1: model.decode(params, z_1, k_decode, sampler)[0])
+    return pictures.grid(np.asarray(decode(params, slerp(first, last, share))), columns=points)
 
 
 def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:

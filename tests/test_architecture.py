@@ -48,6 +48,7 @@ MAY_IMPORT = {
         "config",
         "run",
         "stages",
+        "study",
         "data",
         "evaluation",
         "training",

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lsgm_jax.arrays import EpsNet, Key, Latents, State, coordinates
+from lsgm_jax.arrays import (
+    EpsNet,
+    Key,
+    Latents,
+    State,
+    coordinates,
+)
 from lsgm_jax.diffusions.linear import (
     Process,
     add_auxiliary,
@@ -87,6 +93,28 @@ def draw_noise(sampler: Sampler, process: Process, key: Key, shape: tuple[int, .
     """
     z_1 = sample_prior(process, key, shape)
     return jax.tree.map(lambda z: sampler.temperature * z, z_1)
+
+
+def slerp(a: State, b: State, share: PerSample) -> State:
+    """Noise between `a` and `b` on the great circle through each pair of samples, whose norm noise keeps.
+
+    Args:
+        share: 0 for a, 1 for b.
+    """
+
+    def between(a: Latents, b: Latents) -> Latents:
+        cosine = sum_per_sample(a * b) / jnp.sqrt(sum_per_sample(a**2) * sum_per_sample(b**2))
+        angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
+        # Parallel noise has no circle to follow; the line is its limit.
+        line = jnp.sin(angle) < 1e-6
+        safe = jnp.where(line, 1.0, angle)
+        weights = (
+            jnp.where(line, part, jnp.sin(part * safe) / jnp.sin(safe)) for part in (1.0 - share, share)
+        )
+        of_a, of_b = (expand(weight, a) for weight in weights)
+        return of_a * a + of_b * b
+
+    return jax.tree.map(between, a, b)
 
 
 def sample(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key, shape: tuple[int, ...]) -> Solution:

@@ -13,7 +13,7 @@ from lsgm_jax.solvers.grids import Linear, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.method import Cost, Method
 from lsgm_jax.solvers.registry import METHODS
-from lsgm_jax.solvers.sampler import Sampler, sample, solve_to_data
+from lsgm_jax.solvers.sampler import Sampler, sample, slerp, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
 from tests.processes import MAIN
 from tests.solvers.exact import MEAN, VARIANCE, exact_eps, exact_map, moments
@@ -219,3 +219,29 @@ def test_bad_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+# Noise as a code
+
+
+@pytest.mark.parametrize("name", ["vp", "cld"])
+def test_the_way_to_the_noise_and_back_is_the_identity(x64, name):
+    process, z_0 = MAIN[name], jax.random.normal(jax.random.key(3), (5, 2)) * 0.5 + MEAN
+    sampler = Sampler(steps=Adaptive(rtol=1e-9, atol=1e-9), t_min=1e-3)
+    net = exact_eps(process)
+    there = jax.jit(lambda z_0: solve_to_noise(sampler, process, net, jax.random.key(4), z_0))(z_0)
+    np.testing.assert_allclose(solve(sampler, process, there).z_0, z_0, atol=1e-6)
+
+
+def test_the_great_circle_keeps_the_norm_and_ends_where_it_should(x64):
+    a, b = (prior(VP(), (4, 3, 2), seed) for seed in (0, 1))
+    norm = lambda z: np.linalg.norm(np.asarray(z).reshape(4, -1), axis=1)
+    a, b = (z / norm(z)[:, None, None] for z in (a, b))
+    for share in (0.0, 0.3, 1.0):
+        np.testing.assert_allclose(norm(slerp(a, b, jnp.full(4, share))), 1.0, rtol=1e-9)
+    np.testing.assert_allclose(slerp(a, b, jnp.zeros(4)), a, atol=1e-12)
+    np.testing.assert_allclose(slerp(a, b, jnp.ones(4)), b, atol=1e-12)
+    np.testing.assert_allclose(slerp(a, a, jnp.full(4, 0.5)), a, atol=1e-9)
+    angles = [np.arccos((np.asarray(a) * slerp(a, b, jnp.full(4, s))).sum((1, 2))) for s in (0.25, 0.5, 1.0)]
+    np.testing.assert_allclose(angles[0] * 2, angles[1], rtol=1e-6)
+    np.testing.assert_allclose(angles[1] * 2, angles[2], rtol=1e-6)

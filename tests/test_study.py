@@ -1,0 +1,101 @@
+"""A study of solvers: what it measures, that it resumes, and what it refuses."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsgm_jax import cli, study
+from lsgm_jax.build import ConfigError
+from lsgm_jax.evaluation.distances import energy_distance
+from lsgm_jax.run import Run
+from tests.tiny import ROOT
+
+TOY = f"--config={ROOT}/configs/cld_toy.py:quick"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A VPSDE on points, trained for seconds."""
+    folder = tmp_path_factory.mktemp("toy")
+    fields = [
+        "--config.process.name=vp",
+        "--config.objective.mixed_score=normal",
+        "--config.data.source=gaussians",
+    ]
+    assert cli.main(["train", TOY, f"--workdir={folder}", *fields]) == 0
+    return folder
+
+
+def command(workdir, *more):
+    return cli.main(
+        ["study", f"--workdir={workdir}", "--count=50", "--solvers=Heun,DDIM,EulerMaruyama", *more]
+    )
+
+
+def test_a_study_measures_and_resumes(workdir, capsys, monkeypatch):
+    assert command(workdir, "--nfe=4,32", "--rtol=1e-4") == 0
+    rows = list(csv.DictReader((workdir / "study" / "study.csv").open()))
+    assert [(row["solver"], row["nfe"]) for row in rows if "tolerance" not in row["setting"]] == [
+        ("Heun", "4"),
+        ("Heun", "32"),
+        ("DDIM", "4"),
+        ("DDIM", "32"),
+        ("EulerMaruyama", "4"),
+        ("EulerMaruyama", "32"),
+    ]
+    rms = {(row["solver"], row["setting"]): row["rms_latent"] for row in rows}
+    assert rms["EulerMaruyama", "32 quadratic steps"] == ""  # it follows no path
+    assert float(rms["Heun", "tolerance 0.0001"]) < 1e-3
+    assert float(rms["DDIM", "32 quadratic steps"]) < float(rms["DDIM", "4 quadratic steps"])
+    assert Image.open(workdir / "study" / "study.png").width > 400
+    table = capsys.readouterr().out
+    assert table.count("| Heun |") == 3
+    # The second time only what is new is measured.
+    drawn = []
+    real = study._draw
+    monkeypatch.setattr(study, "_draw", lambda *args: drawn.append(1) or real(*args))
+    assert command(workdir, "--nfe=4,8,32", "--rtol=1e-4") == 0
+    assert len(drawn) == 3
+    assert "| Heun | 4 quadratic steps | 8 |" in capsys.readouterr().out
+
+
+def test_budgets_buy_the_steps_that_they_pay_for(workdir):
+    run = Run.open(workdir, ["--config.sampling.denoise=mean"])
+    settings = study.make_settings(run, ["Heun", "Tsit5", "DDIM"], [8], [], "linear")
+    assert [(s.solver, s.name) for s in settings] == [
+        ("Heun", "3 linear steps"),
+        ("Tsit5", "1 linear steps"),
+        ("DDIM", "7 linear steps"),
+    ]
+
+
+def test_what_cannot_be_studied_is_refused_in_one_line(workdir, capsys):
+    run = Run.open(workdir)
+    with pytest.raises(ConfigError, match="solver 'SSCS' is for CLD"):
+        study.make_settings(run, ["SSCS"], [8], [], "linear")
+    with pytest.raises(ConfigError, match=r"solver.name='Hen' is none of .*did you mean 'Heun'"):
+        study.make_settings(run, ["Hen"], [8], [], "linear")
+    with pytest.raises(ConfigError, match=r"--nfe=3 buys no step of Dopri8: give more"):
+        study.make_settings(run, ["Dopri8"], [3], [], "linear")
+    assert command(workdir, "--nfe=few") == 2
+    assert "--nfe=few: give numbers" in capsys.readouterr().err
+    assert command(workdir, "--nfe=4", "--seed=5") == 2
+    assert "holds a study of 50 samples, seed 0" in capsys.readouterr().err
+
+
+def test_the_energy_distance_of_equal_distributions_is_zero():
+    """And that of two points their distance twice."""
+    rng = np.random.default_rng(0)
+    same = [energy_distance(rng.normal(size=(200, 3)), rng.normal(size=(200, 3))) for _ in range(20)]
+    assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(20)
+    shifted = energy_distance(rng.normal(size=(200, 3)), rng.normal(size=(200, 3)) + 1.0)
+    assert shifted > 10 * np.std(same)
+    np.testing.assert_allclose(energy_distance(np.zeros((3, 2)), np.full((4, 2), 3.0)), 2 * np.sqrt(18))
+
+
+def test_rows_survive_the_file(tmp_path):
+    row = study.Row("Heun", "4 steps", 8, 8.0, 0.5, None, 0.25, None, 0)
+    study._write(tmp_path / "study.csv", [row])
+    assert list(study._read(tmp_path / "study.csv")) == [row]

@@ -47,4 +47,4 @@ def masked(method: Method, keep: Float[Array, "..."], known: Latents) -> Method:
         raise ValueError(
             f"solver {method.name!r} cannot be told a part of the data: use DDIM, Ancestral or PLMS"
         )
-    return dataclasses.replace(method, scheme=Masked(method.scheme, keep, known))
+    return dataclasses.replace(method, scheme=Masked(method.scheme, keep, known), stochastic=True)

@@ -12,8 +12,11 @@ from lsgm_jax.arrays import (
     EpsNet,
     Key,
     Latents,
+    PerSample,
     State,
     coordinates,
+    expand,
+    sum_per_sample,
 )
 from lsgm_jax.diffusions.linear import (
     Process,

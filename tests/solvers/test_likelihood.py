@@ -16,7 +16,6 @@ from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence, log_density
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler
-from tests.processes import MAIN
 from tests.solvers.exact import MEAN, VARIANCE, exact_eps, moments
 
 TIGHT = Sampler(steps=Adaptive(rtol=1e-8, atol=1e-8), t_min=1e-6)
@@ -136,12 +135,3 @@ def test_a_likelihood_needs_a_solver_of_odes():
     sampler = Sampler(method=METHODS["EulerMaruyama"](), steps=Quadratic(steps=5))
     with pytest.raises(ValueError, match=r"'EulerMaruyama' does not integrate ODEs: use .*'Tsit5'"):
         log_density(sampler, VP(), exact_eps(VP()), jax.random.key(0), jnp.asarray(POINTS))
-
-
-def test_the_phase_of_a_normal_leaves_the_velocity_out(x64):
-    process, z_0 = MAIN["cld"], jnp.array([[1.5], [0.2], [3.0]])
-    density = jax.jit(lambda z: log_density(TIGHT, process, exact_eps(process), jax.random.key(3), z, EXACT))(
-        z_0
-    )
-    exact = jax.scipy.stats.norm.logpdf(z_0[:, 0], MEAN, np.sqrt(VARIANCE))
-    np.testing.assert_allclose(density.log_prob, exact, atol=5e-3)  # exp(-8) of the data is left at t = 1

@@ -1,0 +1,172 @@
+"""What a solver costs beside the network: wall time over evaluations times the time of one evaluation.
+
+    python benchmarks/sampler_overhead.py [--steps=50] [--width=64] [--json]
+
+Every solver with fixed steps integrates the same problem with the same network, and hand-written loops (`lax.scan`)
+of Euler's and Heun's method and of Euler-Maruyama stand beside diffrax's. Everything is compiled; measurements take
+turns, and the fastest of several counts, since what disturbs a measurement only ever adds to it.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lsgm_jax.arrays import State, coordinates
+from lsgm_jax.diffusions.cld import CLD
+from lsgm_jax.diffusions.linear import Process, probability_flow, reverse_drift, sample_prior
+from lsgm_jax.diffusions.vp import VP
+from lsgm_jax.models.network import Network
+from lsgm_jax.scores.parameterise import in_channels
+from lsgm_jax.scores.unet import UNet
+from lsgm_jax.solvers.grids import Quadratic
+from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.sampler import Sampler, sample
+
+SHAPE, T_MIN, TURNS = (16, 8, 8, 4), 1e-3, 5
+SOLVERS_OF_CLD = ("SSCS", "GDDIM")
+
+Call = Callable[[], Any]
+
+
+def main() -> None:
+    """Measures and prints a table, or JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--width", type=int, default=64, help="channels of the network")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = measure(options.steps, options.width)
+    evaluation = rows[0]["seconds_per_evaluation"]
+    if options.json:
+        print(json.dumps({"solvers": rows, "device": jax.devices()[0].device_kind}))
+        return
+    print(f"{options.steps} steps, one evaluation {1e3 * evaluation:.2f} ms, {jax.devices()[0].device_kind}")
+    print(f"{'solver':28s}{'NFE':>6s}{'seconds':>10s}{'overhead':>10s}{'over scan':>11s}")
+    for row in rows:
+        scan = "" if row["over_scan"] is None else f"{row['over_scan']:.3f}"
+        print(f"{row['name']:28s}{row['nfe']:6d}{row['seconds']:10.3f}{row['overhead']:10.3f}{scan:>11s}")
+
+
+def measure(steps: int, width: int) -> list[dict[str, Any]]:
+    """One row per solver; `overhead` is seconds / (nfe * seconds_per_evaluation)."""
+    problems = {name: Problem(process, width) for name, process in (("vp", VP()), ("cld", CLD()))}
+    calls: dict[str, Call] = {f"network, {name}": problem.network() for name, problem in problems.items()}
+    nfe: dict[str, int] = {}
+    for name in METHODS:
+        problem = problems["cld" if name in SOLVERS_OF_CLD else "vp"]
+        calls[name], nfe[name] = problem.solver(name, steps)
+    for name in LOOPS:
+        calls[f"scan, {name}"], nfe[f"scan, {name}"] = problems["vp"].loop(name, steps), nfe[name]
+    seconds = take_turns(calls)
+    rows = []
+    for name in nfe:
+        one = seconds["network, cld" if name in SOLVERS_OF_CLD else "network, vp"]
+        rows.append(
+            {
+                "name": name,
+                "nfe": nfe[name],
+                "seconds": seconds[name],
+                "seconds_per_evaluation": one,
+                "overhead": seconds[name] / (nfe[name] * one),
+                "over_scan": seconds[name] / seconds[f"scan, {name}"] if name in LOOPS else None,
+            }
+        )
+    return rows
+
+
+def take_turns(calls: dict[str, Call]) -> dict[str, float]:
+    """The shortest of `TURNS` measurements of each, after one that compiles."""
+    best: dict[str, float] = {}
+    for turn in range(TURNS + 1):
+        for name, call in calls.items():
+            # One evaluation is repeated, or the clock and the dispatch would be part of it.
+            repeats = 50 if name.startswith("network") else 1
+            start = time.perf_counter()
+            for _ in range(repeats):
+                result = call()
+            jax.block_until_ready(result)
+            if turn:
+                best[name] = min(best.get(name, float("inf")), (time.perf_counter() - start) / repeats)
+    return best
+
+
+class Problem:
+    """A process, a network with parameters, and a state to start from."""
+
+    def __init__(self, process: Process, width: int):
+        self.process = process
+        self.net = Network(UNet(SHAPE[-1], (width,), 1, (), 0.0))
+        z_1 = sample_prior(process, jax.random.key(0), SHAPE)
+        self.params = self.net.init(jax.random.key(1), in_channels(z_1), jnp.ones(1))
+        self.z_1 = z_1
+
+    def eps_net(self, params: Any) -> Callable[..., Any]:
+        """The network's prediction."""
+        return lambda z_t, t: self.net.apply(params, in_channels(z_t), t)
+
+    def network(self) -> Call:
+        """One evaluation."""
+        evaluate = jax.jit(lambda params, z, t: self.eps_net(params)(z, t))
+        t = jnp.full(SHAPE[0], 0.5)
+        return lambda: evaluate(self.params, self.z_1, t)
+
+    def solver(self, name: str, steps: int) -> tuple[Call, int]:
+        """A solve by name, and its evaluations."""
+        sampler = Sampler(method=METHODS[name](), steps=Quadratic(steps=steps), t_min=T_MIN)
+        solve = jax.jit(lambda params, key: sample(sampler, self.process, self.eps_net(params), key, SHAPE))
+        key = jax.random.key(2)
+        return lambda: solve(self.params, key), int(solve(self.params, key).nfe)
+
+    def loop(self, name: str, steps: int) -> Call:
+        """The same steps by hand."""
+        taus = 1.0 - Quadratic(steps=steps).times(self.process, T_MIN)
+
+        def solve(params: Any, key: jax.Array) -> State:
+            k_prior, k_noise = jax.random.split(key)
+            eps_net = self.eps_net(params)
+
+            def step(z: State, times: tuple[jax.Array, ...]) -> tuple[State, None]:
+                return LOOPS[name](self.process, eps_net, z, *times), None
+
+            keys = jax.random.split(k_noise, steps)
+            z_1 = sample_prior(self.process, k_prior, SHAPE)
+            return jax.lax.scan(step, z_1, (taus[:-1], taus[1:], keys))[0]
+
+        compiled = jax.jit(solve)
+        return lambda: compiled(self.params, jax.random.key(2))
+
+
+def _rate(process: Process, eps_net: Callable[..., Any], z: Any, tau: jax.Array, rate: Any) -> Any:
+    t = jnp.full(SHAPE[0], 1.0 - tau)
+    return -rate(process, z, eps_net(z, t), t)
+
+
+def _euler(process: Process, eps_net: Any, z: Any, tau: jax.Array, end: jax.Array, key: jax.Array) -> Any:
+    return z + (end - tau) * _rate(process, eps_net, z, tau, probability_flow)
+
+
+def _heun(process: Process, eps_net: Any, z: Any, tau: jax.Array, end: jax.Array, key: jax.Array) -> Any:
+    first = _rate(process, eps_net, z, tau, probability_flow)
+    second = _rate(process, eps_net, z + (end - tau) * first, end, probability_flow)
+    return z + 0.5 * (end - tau) * (first + second)
+
+
+def _euler_maruyama(
+    process: Process, eps_net: Any, z: Any, tau: jax.Array, end: jax.Array, key: jax.Array
+) -> Any:
+    noise = jax.random.normal(key, coordinates(z)[0].shape)
+    drift = _rate(process, eps_net, z, tau, reverse_drift)
+    return z + (end - tau) * drift + jnp.sqrt(end - tau) * process.diffusion(1.0 - tau) * noise
+
+
+LOOPS = {"Euler": _euler, "Heun": _heun, "EulerMaruyama": _euler_maruyama}
+
+if __name__ == "__main__":
+    main()

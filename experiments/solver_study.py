@@ -33,9 +33,9 @@ PAGE = """# Solvers on the digits model
 ![distance to the converged solution, and to the data, against evaluations](images/{picture})
 
 Distances: root mean square to the solution of Dopri8 at a tolerance of 1e-6, of latents and of decoded samples, for
-solvers that follow the probability flow; energy distance between decoded samples and the test split, an unbiased estimate
-in pixel space that scatters around zero for equal distributions. Milliseconds are those of one batch of all samples,
-decoder included, after compilation.
+solvers that follow the probability flow; energy distance between decoded samples and the test split, an unbiased
+estimate in pixel space that scatters around zero for equal distributions. Milliseconds are those of one batch of all
+samples, decoder included, after compilation.
 
 {table}
 """

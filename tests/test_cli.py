@@ -112,6 +112,22 @@ def test_samples_depend_on_the_seed_alone(trained):
     assert not np.allclose(first, draw(2))
 
 
+def test_images_go_to_noise_and_back(trained):
+    """The ends of a row between test images are those images, as the model reconstructs them."""
+    arguments = ["interpolate", f"--workdir={trained}", "--between=test", "--pairs=2", "--points=3"]
+    assert cli.main([*arguments, "--solver=Heun", "--steps=8"]) == 0
+    assert np.asarray(Image.open(trained / "interpolation.png")).shape == (2 * 50 - 2, 3 * 50 - 2, 3)
+
+
+def test_more_latents_tighten_the_bound(trained):
+    """The importance-weighted bound of two latents is below the bound of one, on average."""
+    few = ["--solver=Heun", "--steps=4", "--config.eval.importance_draws=2", "--config.eval.draws=1"]
+    assert cli.main(["evaluate", f"--workdir={trained}", "--metrics=ode,iw", *few]) == 0
+    report = json.loads((trained / "report.json").read_text())
+    assert report["nelbo_iw_draws"] == 2
+    assert report["nelbo_lsgm_iw"] < report["nelbo_lsgm_ode"]
+
+
 def test_params_prints_json_and_allocates_nothing(capsys):
     assert cli.main(["params", f"--config={tiny.CONFIG}"]) == 0
     described = json.loads(capsys.readouterr().out)

@@ -74,3 +74,16 @@ def test_the_process_of_the_howto_is_one():
     )
     density = Optimal(weighting=likelihood)
     assert jnp.isfinite(density.density(process, density.quantile(process, t))).all()
+
+
+def test_the_solvers_of_the_howto_sample():
+    """Both follow the flow, which leaves standard Normal data where they are."""
+    (example,) = re.findall(r"```python\n(.*?)```", PAGES[ROOT / "docs/howto/solvers.md"], re.DOTALL)
+    names = {}
+    exec(compile(example, "solvers.md", "exec"), names)
+    flow, fixed = names["solutions"]
+    z_1 = linear.sample_prior(names["process"], jax.random.split(names["key"])[0], names["shape"])
+    np.testing.assert_allclose(flow.z_0, z_1, atol=5e-3)
+    assert flow.success.all()
+    np.testing.assert_allclose(fixed.z_0, z_1, atol=0.05)
+    assert int(fixed.nfe) == 300

@@ -1,13 +1,5 @@
-"""Config -> objects. The only registry: every name in a config is a key of a table here.
+"""Config -> objects."""
 
-The fields of the targets in the tables are the schema of a config: a section takes what its target takes, with
-the target's defaults, and nothing else.
-"""
-
-import dataclasses
-import difflib
-import inspect
-from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,273 +8,30 @@ import optax
 
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.likelihoods import (
-    Bernoulli,
-    Categorical,
-    Cropped,
-    DiscretisedLogistic,
     Likelihood,
-    NormalPixels,
 )
-from lsgm_jax.autoencoders.mixture import MixtureOfLogistics
-from lsgm_jax.autoencoders.nvae import NVAE
-from lsgm_jax.data.pipeline import DataSpec
-from lsgm_jax.data.points import PointSpec
-from lsgm_jax.diffusions.cld import CLD, velocity_eps
-from lsgm_jax.diffusions.linear import Process, normal_eps, sigma
-from lsgm_jax.diffusions.ve import VE
-from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
+from lsgm_jax.diffusions.cld import CLD
+from lsgm_jax.diffusions.linear import Process, sigma
 from lsgm_jax.models.backbones import Flat, Hierarchical
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Network
-from lsgm_jax.models.sgm import SGM, FixedPart
+from lsgm_jax.models.sgm import SGM
 from lsgm_jax.models.vae import VAE
-from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.elbo import Objective
-from lsgm_jax.objectives.times import Defensive, Optimal, TimeDensity, Uniform
-from lsgm_jax.scores.mlp import MLP
-from lsgm_jax.scores.ncsnpp import NCSNpp
+from lsgm_jax.objectives.times import TimeDensity
+from lsgm_jax.schema import (
+    FIXED_PARTS,
+    SPREADS,
+    WEIGHTINGS,
+    Config,
+    ConfigError,
+    look_up,
+    schema,
+    section_target,
+)
 from lsgm_jax.scores.unet import UNet
-from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
-from lsgm_jax.solvers.integrate import Adaptive
-from lsgm_jax.solvers.likelihood import Divergence
-from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler
-from lsgm_jax.training.loop import TrainSpec, TwoStageSpec
-from lsgm_jax.training.optim import adamax, adamw, per_part
-
-Target = Callable[..., Any]
-Config = Any  # an ml_collections.ConfigDict, whose attributes have no static types
-
-
-class ConfigError(Exception):
-    """A config that cannot be used; the message names the key, what is allowed and the nearest match."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvSpec:
-    """The convolutional autoencoder; see `ConvEncoder`."""
-
-    channels: tuple[int, ...] = (32, 64)
-    blocks: int = 1
-    latent_channels: int = 8
-    dropout: float = 0.1
-
-    def __post_init__(self):
-        _check_network(self.channels, self.blocks, self.dropout)
-        if self.latent_channels < 1:
-            raise ValueError(f"latent_channels={self.latent_channels}: a latent needs at least one channel")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UNetSpec:
-    """The U-Net; see `UNet`."""
-
-    channels: tuple[int, ...] = (64, 64)
-    blocks: int = 1
-    attention: tuple[int, ...] = (4,)
-    dropout: float = 0.1
-    embedding_scale: float = 1000.0
-
-    def __post_init__(self):
-        _check_network(self.channels, self.blocks, self.dropout)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ObjectiveSpec:
-    """The joint stage; see `Objective` and `LSGM`. `weighting` is a key of `WEIGHTINGS`, `spread` one of `SPREADS`."""
-
-    weighting: str = "likelihood"
-    spread: str = "stratified"
-    control_variate: bool = True
-    mixing_logit_init: float = -3.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SGMObjectiveSpec:
-    """How an `SGM` is trained; names as in `ObjectiveSpec`. `mixed_score` is a key of `FIXED_PARTS`."""
-
-    weighting: str = "unweighted"
-    spread: str = "stratified"
-    mixed_score: str = "none"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingSpec:
-    """How sampling starts and ends; see `Sampler`."""
-
-    t_min: float = 1e-5
-    denoise: str = "none"
-    temperature: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalSpec:
-    """What `lsgm evaluate` averages: draws of (z_0, t, eps) per image, and latents of the importance-weighted bound."""
-
-    draws: int = 16
-    importance_draws: int = 10
-    batch_size: int = 64
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name}={value}: give a positive number")
-
-
-def _check_network(channels: tuple[int, ...], blocks: int, dropout: float) -> None:
-    if not channels or min(channels) < 1:
-        raise ValueError(f"channels={channels}: give one positive width per resolution")
-    if blocks < 1:
-        raise ValueError(f"blocks={blocks}: give at least one block per resolution")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout={dropout}: a probability below 1 is needed")
-
-
-WEIGHTINGS = {
-    "likelihood": weights.likelihood,
-    "reweighted": weights.reweighted,
-    "unweighted": weights.unweighted,
-    "rescaled": weights.rescaled,
-}
-SPREADS = {
-    "stratified": times.stratified,
-    "equidistant": times.equidistant,
-    "independent": times.independent,
-}
-# The known part of an SGM's noise prediction.
-FIXED_PARTS: dict[str, FixedPart | None] = {"none": None, "normal": normal_eps, "velocity": velocity_eps}
-OPTIMISERS = {"adamax": adamax, "adamw": adamw}
-
-
-def optimal(*, weighting: str = "likelihood", t_min: float = 0.01) -> Optimal:
-    """`Optimal` for a key of `WEIGHTINGS`."""
-    return Optimal(weighting=_weighting(weighting), t_min=t_min)
-
-
-def defensive(*, weighting: str = "likelihood", t_min: float = 0.01, uniform_share: float = 0.1) -> Defensive:
-    """`Defensive` for a key of `WEIGHTINGS`."""
-    return Defensive(weighting=_weighting(weighting), t_min=t_min, uniform_share=uniform_share)
-
-
-def _weighting(name: str) -> weights.Weighting:
-    if name not in WEIGHTINGS:  # `build` says which section it stands in
-        near = did_you_mean(name, WEIGHTINGS)
-        raise ValueError(f"weighting={name!r} is none of {', '.join(WEIGHTINGS)}{near}")
-    return WEIGHTINGS[name]
-
-
-def shared() -> None:
-    """The encoder takes the prior's times."""
-
-
-def cropped_bernoulli(*, levels: int = 2, border: int = 2) -> Cropped:
-    """`Bernoulli` on the inside of padded images."""
-    return Cropped(Bernoulli(levels=levels), border)
-
-
-DENSITIES = {"uniform": Uniform, "optimal": optimal, "defensive": defensive}
-
-# section -> target, or section -> table of targets, of which the section's `name` chooses one.
-Sections = dict[str, Target | dict[str, Target]]
-SHARED: Sections = {
-    "process": {"vp": VP, "sub_vp": SubVP, "ve": VE, "geometric_vp": GeometricVP, "cld": CLD},
-    "score": {"unet": UNetSpec, "ncsnpp": NCSNpp, "mlp": MLP},
-    "density": DENSITIES,
-    "solver": {**METHODS},
-    "steps": {
-        "adaptive": Adaptive,
-        "linear": Linear,
-        "quadratic": Quadratic,
-        "log_snr": LogSNR,
-        "edm": EDM,
-        "times": Times,
-    },
-    "sampling": SamplingSpec,
-    "divergence": Divergence,
-    "eval": EvalSpec,
-}
-# What a config describes, by the field `model`, and its sections.
-MODELS: dict[str, Sections] = {
-    "lsgm": {
-        "data": {"images": DataSpec},
-        "autoencoder": {"conv": ConvSpec, "nvae": NVAE},
-        "likelihood": {
-            "bernoulli": Bernoulli,
-            "cropped_bernoulli": cropped_bernoulli,
-            "discretised_logistic": DiscretisedLogistic,
-            "mixture_of_logistics": MixtureOfLogistics,
-            "normal_pixels": NormalPixels,
-            "categorical": Categorical,
-        },
-        **SHARED,
-        "objective": ObjectiveSpec,
-        "encoder_density": {"shared": shared, **DENSITIES},
-        "vae_stage": OPTIMISERS,
-        "joint_vae": OPTIMISERS,
-        "joint_prior": OPTIMISERS,
-        "train": TwoStageSpec,
-    },
-    "sgm": {
-        "data": {"images": DataSpec, "points": PointSpec},
-        **SHARED,
-        "objective": SGMObjectiveSpec,
-        "optimiser": OPTIMISERS,
-        "train": TrainSpec,
-    },
-}
-# What a section's `name` is if a config does not say.
-DEFAULT_NAMES = {"encoder_density": "shared", "data": "images", "solver": "Tsit5", "steps": "adaptive"}
-# Arguments that another section decides, or that the stage gives.
-GIVEN = {
-    # A Linen module's own fields, and what the likelihood or the latent decides.
-    "autoencoder": ("out_channels", "parent", "name"),
-    "score": ("out_channels", "out_features", "parent", "name"),
-    "likelihood": ("levels",),
-    "vae_stage": ("steps",),
-    "joint_vae": ("steps",),
-    "joint_prior": ("steps",),
-    "optimiser": ("steps",),
-}
-
-
-def sections(model: str) -> Sections:
-    """The sections of a model's config.
-
-    Raises:
-        ConfigError: if there is no such model.
-    """
-    return look_up(MODELS, model, "model")
-
-
-def look_up(table: Mapping[str, Any], name: str, key: str) -> Any:
-    """`table[name]`.
-
-    Raises:
-        ConfigError: if there is no such entry; lists the entries.
-    """
-    if name not in table:
-        raise ConfigError(f"config.{key}={name!r} is none of {', '.join(table)}{did_you_mean(name, table)}")
-    return table[name]
-
-
-def did_you_mean(word: Any, options: Iterable[str]) -> str:
-    """'; did you mean ...?' for a near miss, else nothing."""
-    match = difflib.get_close_matches(str(word), list(options), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
-
-
-def section_target(section: str, config: Config) -> Target:
-    """The target that a section's `name` chooses, or its only one."""
-    target = sections(config["model"])[section]
-    if isinstance(target, dict):
-        return look_up(target, config[section].get("name", "(none)"), f"{section}.name")
-    return target
-
-
-def schema(section: str, target: Target) -> dict[str, inspect.Parameter]:
-    """The fields a section may set, with their defaults."""
-    parameters = inspect.signature(target).parameters
-    return {name: p for name, p in parameters.items() if name not in GIVEN.get(section, ())}
+from lsgm_jax.training.optim import per_part
 
 
 def build(section: str, config: Config, **given: Any) -> Any:

@@ -52,9 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     # Here and below, not at the top: --help and usage errors should not wait for JAX.
-    from lsgm_jax.build import ConfigError
     from lsgm_jax.data.sources import DataError
     from lsgm_jax.interop.errors import ConversionError
+    from lsgm_jax.schema import ConfigError
     from lsgm_jax.training.checkpoint import CheckpointError
 
     command = {

@@ -11,7 +11,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
-from lsgm_jax.build import (
+from lsgm_jax.files import write_json
+from lsgm_jax.schema import (
     DEFAULT_NAMES,
     Config,
     ConfigError,
@@ -21,7 +22,6 @@ from lsgm_jax.build import (
     section_target,
     sections,
 )
-from lsgm_jax.files import write_json
 
 # Fields of a config that are no sections, and their defaults.
 PLAIN = {"model": "lsgm", "seed": 0}

@@ -4,12 +4,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lsgm_jax.build import Config, ConfigError, build, build_model
+from lsgm_jax.build import build, build_model
 from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.official import find_parts, official_params, vae_params
 from lsgm_jax.interop.torch_file import read_torch
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.run import check_other_sections, claim, holds_checkpoints
+from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.stages import last_stage
 from lsgm_jax.training.checkpoint import Checkpoints
 

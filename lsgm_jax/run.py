@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Key, Latents
-from lsgm_jax.build import Config, ConfigError, build, build_model, build_sampler
+from lsgm_jax.build import build, build_model, build_sampler
 from lsgm_jax.config import SAMPLING_SECTIONS, differences, override, read_config, save_config
 from lsgm_jax.data.pipeline import training_batches, whole_split
 from lsgm_jax.data.sources import DataError
@@ -30,6 +30,7 @@ from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives.times import Stratum
+from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, slerp
 from lsgm_jax.stages import last_stage, make_stages, model_terms, vae_terms

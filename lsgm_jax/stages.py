@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from lsgm_jax.arrays import Key, Latents, Scalar
-from lsgm_jax.build import Config, build, build_optimiser
+from lsgm_jax.build import build, build_optimiser
 from lsgm_jax.evaluation.nelbo import PerImage, score_images
 from lsgm_jax.evaluation.pictures import picture
 from lsgm_jax.models.bound import Batch, Bound
@@ -17,6 +17,7 @@ from lsgm_jax.models.network import Aux, Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives.kl import annealed
 from lsgm_jax.objectives.times import Stratum
+from lsgm_jax.schema import Config
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler

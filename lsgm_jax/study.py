@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lsgm_jax.arrays import Key, Latents, State
-from lsgm_jax.build import ConfigError, build, build_sampler, look_up
+from lsgm_jax.build import build, build_sampler
 from lsgm_jax.config import override
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.sources import DataError
@@ -22,6 +22,7 @@ from lsgm_jax.evaluation.distances import energy_distance
 from lsgm_jax.files import replacing
 from lsgm_jax.models.network import Params
 from lsgm_jax.run import Run
+from lsgm_jax.schema import ConfigError, look_up
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise
 

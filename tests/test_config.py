@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lsgm_jax.build import MODELS, ConfigError, build, build_lsgm, build_sampler
+from lsgm_jax.build import build, build_lsgm, build_sampler
 from lsgm_jax.config import differences, load_config, override, read_config, save_config
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.objectives.weights import unweighted
+from lsgm_jax.schema import MODELS, ConfigError
 from lsgm_jax.solvers.grids import Quadratic
 from tests.tiny import CONFIG, model
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from lsgm_jax import cli, study
-from lsgm_jax.build import ConfigError
 from lsgm_jax.evaluation.distances import energy_distance
 from lsgm_jax.run import Run
+from lsgm_jax.schema import ConfigError
 from tests.tiny import ROOT
 
 TOY = f"--config={ROOT}/configs/cld_toy.py:quick"

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import Phase
-from lsgm_jax.build import ConfigError, build_model, build_optimiser
+from lsgm_jax.build import build_model, build_optimiser
 from lsgm_jax.config import load_config
 from lsgm_jax.diffusions.cld import velocity_eps
 from lsgm_jax.models.bound import Batch
+from lsgm_jax.schema import ConfigError
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler

@@ -15,7 +15,13 @@ from lsgm_jax.solvers.masked import PART, masked
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.terms import Problem, Reverse, times_like
 
-TOLERANCES = {"rtol": 1e-5, "single_rtol": 2e-5}  # shares of the largest entry
+# A trajectory's largest error as a share of its largest entry. In float32 the states' is up to 4e-6 (guided PLMS; 8e-7
+# without guidance) and in float64 still 1.5e-6, because the original ran in float32.
+SHARE = 1e-5
+
+
+def check_share(fixture, name, value, share=SHARE):
+    fixture.check_scaled(name, value, rtol=share, single_rtol=share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +108,12 @@ def check_ddim(fixture, name, method, eps_net, process, *, steps, spacing="unifo
     problem = Problem(process, eps_net, Recorded(draws))
     times = tuple(((int(i) + 1) / total) for i in (*timesteps, 0))
     states = trajectory(method, problem, times, fixture.input("in/x_T"))
-    fixture.check_scaled(f"{name}/x", states, **TOLERANCES)
-    # The original divides float32 numbers by alpha to get at the data.
+    check_share(fixture, f"{name}/x", states)
+    # The original divides float32 numbers by alpha to get at the data, which leaves an error of up to 1.5e-5 in float32
+    # and 1.1e-5 in float64 (guided DDIM), at alpha = 0.03.
     first = between(process, jnp.asarray(times[1]), jnp.asarray(times[0]))
-    rounding = {key: max(least, 1e-6 / float(first.alpha_t)) for key, least in TOLERANCES.items()}
-    fixture.check_scaled(f"{name}/pred_x0", predictions(method, problem, times, states, mask), **rounding)
+    rounding = max(SHARE, 1e-6 / float(first.alpha_t))
+    check_share(fixture, f"{name}/pred_x0", predictions(method, problem, times, states, mask), rounding)
 
 
 def predictions(method, problem, times, states, mask):
@@ -136,7 +143,7 @@ def check_ancestral(fixture, name, model, process, clip=None):
     times = tuple(i / total for i in range(total, -1, -1))
     start = fixture.input(f"out/{name}/x")[0]  # the clipped trajectory has a start of its own
     states = trajectory(METHODS["Ancestral"](clip=clip), problem, times, start)
-    fixture.check_scaled(f"{name}/x", states, **TOLERANCES)
+    check_share(fixture, f"{name}/x", states)
 
 
 def check_samplers(fixture):

@@ -295,14 +295,18 @@ def test_prior_is_the_marginal_at_the_end(x64, process):
 
 
 def test_what_is_added_to_data_is_normal(x64, process):
+    """With the variance of time 0 there, and later with that of the kernel."""
     z_0 = jnp.ones((4, 3))
-    state, log_prob = linear.add_auxiliary(process, jax.random.key(0), z_0)
-    first, *others = coordinates(state)
-    np.testing.assert_array_equal(first, z_0)
-    exact = jnp.zeros(4)
-    for value, variance in zip(others, process.initial_variance()[1:], strict=True):
-        exact += jax.scipy.stats.norm.logpdf(value, scale=jnp.sqrt(variance)).sum(-1)
-    np.testing.assert_allclose(log_prob, exact, rtol=1e-12)
+    for t in (0.0, 0.3):
+        state, log_prob = linear.add_auxiliary(process, jax.random.key(0), z_0, t)
+        first, *others = coordinates(state)
+        np.testing.assert_array_equal(first, z_0)
+        noise = linear.kernel(process, jnp.asarray(t)).noise
+        variances = process.initial_variance()[1:] if t == 0.0 else jnp.diag(noise @ noise.T)[1:]
+        exact = jnp.zeros(4)
+        for value, variance in zip(others, variances, strict=True):
+            exact += jax.scipy.stats.norm.logpdf(value, scale=jnp.sqrt(variance)).sum(-1)
+        np.testing.assert_allclose(log_prob, exact, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

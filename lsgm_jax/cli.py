@@ -239,6 +239,8 @@ def _print_scores(entries: dict[str, Any]) -> None:
     for unit, ending in (("nats per sample", ""), ("bits per dimension", "_bpd")):
         if f"nelbo_{columns[0]}{ending}" not in entries:
             continue  # continuous data have no bits
+        if ending and "sgm" in columns:
+            print("grey levels are dequantised uniformly")
         print(f"{unit:20s}" + "".join(f"{COLUMNS[name]:>20s}" for name in columns))
         for row in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
             if not any(entries[f"{row}_{name}{ending}"] for name in columns):
@@ -252,7 +254,8 @@ def _print_scores(entries: dict[str, Any]) -> None:
     print(f"steps chosen by validation: {', '.join(steps)}")
     if "nelbo_ode_nfe" in entries:
         ode = cell(f"nelbo_{columns[0]}_ode").strip()
-        print(f"NELBO by the ODE {ode} nats, NFE {entries['nelbo_ode_nfe']}")
+        cost = f"NFE {entries['nelbo_ode_nfe']}, products with the Jacobian {entries['nelbo_ode_products']}"
+        print(f"NELBO by the ODE {ode} nats, {cost}")
     if "nelbo_iw_draws" in entries:
         weighted = cell(f"nelbo_{columns[0]}_iw").strip()
         print(f"importance-weighted bound of {entries['nelbo_iw_draws']} latents {weighted} nats")

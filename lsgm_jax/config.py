@@ -228,7 +228,8 @@ def _no_such_key(section: str, field: str, allowed: Any) -> str:
     if not field:
         return f"config.{section} is a section: set one of {', '.join(allowed)}"
     near = did_you_mean(field, allowed)
-    return f"config.{section}.{field} does not exist: {section} takes {', '.join(allowed)}{near}"
+    names = ", ".join(allowed) or "no fields"
+    return f"config.{section}.{field} does not exist: {section} takes {names}{near}"
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

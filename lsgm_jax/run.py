@@ -196,8 +196,17 @@ def evaluate(run: Run, seed: int, metrics: Collection[str]) -> dict[str, Any]:
     Returns:
         Entries of report.json: terms in nats per sample and, ending in `_bpd`, in bits per dimension, each with the
         standard error of its mean over samples.
+
+    Raises:
+        ConfigError: if a metric needs an ODE and the solver integrates none.
     """
     data, settings, model = build("data", run.config), build("eval", run.config), run.model
+    sampler = build_sampler(run.config)
+    if {"ode", "iw"} & set(metrics) and sampler.method.dynamics != "ode":
+        raise ConfigError(
+            f"solver {sampler.method.name!r} integrates no ODE, which the metrics ode and iw need: "
+            "use one such as Tsit5, or leave them out"
+        )
     x, key, name = whole_split(data, "test"), jax.random.key(seed), run.config.model
     params, step = run.best()
 
@@ -224,7 +233,7 @@ def evaluate(run: Run, seed: int, metrics: Collection[str]) -> dict[str, Any]:
             vae = score("VAE", vae_terms(model), vae_params)
             report |= described("vae", vae)
             report |= _entries("improvement", estimate(vae["nelbo"] - scores["nelbo"]))
-    terms = _ode_terms(model, build_sampler(run.config), build("divergence", run.config))
+    terms = _ode_terms(model, sampler, build("divergence", run.config))
     if "iw" in metrics:
         bound = importance_bound(
             jax.jit(terms),
@@ -241,6 +250,7 @@ def evaluate(run: Run, seed: int, metrics: Collection[str]) -> dict[str, Any]:
         density = score("ODE", terms, params, draws=1)
         report |= _entries(f"nelbo_{name}_ode", estimate(density["nelbo"]))
         report["nelbo_ode_nfe"] = int(density["nfe"].max())
+        report["nelbo_ode_products"] = int(density["products"].max())
         report["nelbo_ode_failed"] = int((density["success"] < 1).sum())
     return report
 
@@ -251,9 +261,8 @@ def _entries(name: str, value: Estimate) -> dict[str, float]:
 
 def _ode_terms(model: LSGM | SGM, sampler: Sampler, divergence: Divergence) -> PerImage:
     def terms(params: Params, batch: Batch, key: Key, stratum: Stratum) -> dict[str, jax.Array]:
-        nelbo, log_weight, nfe, success = model.ode_bound(params, batch, key, sampler, divergence)
-        nfe = jnp.full(len(nelbo), nfe)
-        return {"nelbo": nelbo, "log_weight": log_weight, "nfe": nfe, "success": success}
+        bound = model.ode_bound(params, batch, key, sampler, divergence)
+        return {name: jnp.broadcast_to(value, len(batch.x)) for name, value in bound._asdict().items()}
 
     return terms
 

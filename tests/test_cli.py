@@ -125,7 +125,13 @@ def test_more_latents_tighten_the_bound(trained):
     assert cli.main(["evaluate", f"--workdir={trained}", "--metrics=ode,iw", *few]) == 0
     report = json.loads((trained / "report.json").read_text())
     assert report["nelbo_iw_draws"] == 2
+    assert (report["nelbo_ode_nfe"], report["nelbo_ode_products"]) == (8, 8)
     assert report["nelbo_lsgm_iw"] < report["nelbo_lsgm_ode"]
+
+
+def test_a_likelihood_by_a_solver_of_no_ode_is_refused(trained, capsys):
+    assert cli.main(["evaluate", f"--workdir={trained}", "--solver=DDIM", "--steps=4"]) == 2
+    assert "'DDIM' integrates no ODE" in one_line(capsys)
 
 
 def test_params_prints_json_and_allocates_nothing(capsys):

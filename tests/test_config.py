@@ -53,6 +53,7 @@ from tests.tiny import CONFIG, model
         ("--config.steps.name=linear", "config.steps.steps is missing"),
         ("--config.steps.per=image", "config.steps: per='image' is none of sample, batch, hardest"),
         ("--config.sampling.denoise=once", "config.sampling: denoise='once' is none of"),
+        ("--config.solver.eta=0.5", "config.solver.eta does not exist: solver takes name"),
         ("--config.divergence.probes=0", "config.divergence: probes=0"),
     ],
 )

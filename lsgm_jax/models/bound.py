@@ -37,5 +37,6 @@ class ODEBound(NamedTuple):
 
     nelbo: PerSample  # nats
     log_weight: PerSample  # log p(x, z) - log q(z | x) of the draw, nats; the mean of its exponential is p(x)
-    nfe: Int[Array, ""]  # evaluations of network and divergence on the batch
+    nfe: Int[Array, ""]  # evaluations of the network on the batch
+    products: Int[Array, ""]  # of vectors with its Jacobian, on the batch
     success: Bool[Array, "batch"]  # whether the solver arrived

@@ -134,7 +134,7 @@ class LSGM:
         z_0, entropy, _, rest, log_q = encoded.latent
         prior = log_density(sampler, self.process, self.eps_net(params), k_probe, z_0, divergence)
         joint = prior.log_prob - encoded.reconstruction - rest
-        return ODEBound(-entropy - joint, joint - log_q, prior.nfe, prior.success)
+        return ODEBound(-entropy - joint, joint - log_q, prior.nfe, prior.products, prior.success)
 
     def sample(self, params: Params, key: Key, count: int, sampler: Sampler) -> tuple[Images, Solution]:
         """Expected images of `count` latents drawn from the prior."""

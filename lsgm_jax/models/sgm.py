@@ -106,7 +106,7 @@ class SGM:
         z_0 = self._dequantise(batch.x, k_bin)
         density = log_density(sampler, self.process, self.eps_net(params), k_probe, z_0, divergence)
         nelbo = self._bound(-density.log_prob).nelbo
-        return ODEBound(nelbo, -nelbo, density.nfe, density.success)
+        return ODEBound(nelbo, -nelbo, density.nfe, density.products, density.success)
 
     def sample(self, params: Params, key: Key, count: int, sampler: Sampler) -> tuple[Latents, Solution]:
         """`count` samples drawn from the prior."""

@@ -78,7 +78,7 @@ def main() -> None:
     plot(rows, folder / "study.png")
     shutil.copy(folder / "study.png", folder / options.picture)
     page = PAGE.format(
-        command=f"python experiments/solver_study.py --workdir={options.workdir.name}",
+        command="python experiments/solver_study.py",
         count=options.count,
         seed=options.seed,
         hardware=options.hardware,

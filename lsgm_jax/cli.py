@@ -156,7 +156,8 @@ def _interpolate(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     pictures.save_png(options.workdir / "interpolation.png", picture)
-    print(f"wrote {options.workdir}/interpolation.png: {options.pairs} rows between {options.between}")
+    what = {"noise": "draws of noise", "test": "test images"}[options.between]
+    print(f"wrote {options.workdir}/interpolation.png: {options.pairs} rows between {what}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -200,52 +200,27 @@ def evaluate(run: Run, seed: int, metrics: Collection[str]) -> dict[str, Any]:
     Raises:
         ConfigError: if a metric needs an ODE and the solver integrates none.
     """
-    data, settings, model = build("data", run.config), build("eval", run.config), run.model
-    sampler = build_sampler(run.config)
+    settings, sampler = build("eval", run.config), build_sampler(run.config)
     if {"ode", "iw"} & set(metrics) and sampler.method.dynamics != "ode":
         raise ConfigError(
             f"solver {sampler.method.name!r} integrates no ODE, which the metrics ode and iw need: "
             "use one such as Tsit5, or leave them out"
         )
-    x, key, name = whole_split(data, "test"), jax.random.key(seed), run.config.model
+    x, key = whole_split(build("data", run.config), "test"), jax.random.key(seed)
     params, step = run.best()
 
     def score(label: str, terms: PerImage, params: Params, draws: int = settings.draws) -> Scores:
         batch_size = settings.batch_size
         return score_images(jax.jit(terms), params, x, key, draws=draws, batch_size=batch_size, label=label)
 
-    def described(name: str, scores: Scores) -> dict[str, float]:
-        entries = {}
-        for term in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
-            entries |= _entries(f"{term}_{name}", estimate(scores[term]))
-            if model.pixel_values:
-                bits = bits_per_dimension(scores[term], model.pixel_values)
-                entries |= _entries(f"{term}_{name}_bpd", estimate(bits))
-        return entries
-
-    scores = score(name.upper(), model_terms(model), params)
-    report: dict[str, Any] = {"test_images": len(x), "chosen_step": step, **described(name, scores)}
-    if isinstance(model, LSGM):
-        normal = score("LSGM's VAE, Normal prior", vae_terms(model), params["vae"])
-        report |= _entries("nelbo_lsgm_vae_normal_prior", estimate(normal["nelbo"]))
-        if run.has_vae_stage:
-            vae_params, report["chosen_step_vae"] = run.best("vae")
-            vae = score("VAE", vae_terms(model), vae_params)
-            report |= described("vae", vae)
-            report |= _entries("improvement", estimate(vae["nelbo"] - scores["nelbo"]))
-    terms = _ode_terms(model, sampler, build("divergence", run.config))
+    report: dict[str, Any] = {"test_images": len(x), "chosen_step": step, **_bounds(run, params, score)}
+    terms, name = _ode_terms(run.model, sampler, build("divergence", run.config)), run.config.model
     if "iw" in metrics:
+        draws, size = settings.importance_draws, settings.batch_size
         bound = importance_bound(
-            jax.jit(terms),
-            params,
-            x,
-            key,
-            draws=settings.importance_draws,
-            batch_size=settings.batch_size,
-            label="importance",
+            jax.jit(terms), params, x, key, draws=draws, batch_size=size, label="importance"
         )
-        report |= _entries(f"nelbo_{name}_iw", estimate(bound))
-        report["nelbo_iw_draws"] = settings.importance_draws
+        report |= _entries(f"nelbo_{name}_iw", estimate(bound)) | {"nelbo_iw_draws": draws}
     if "ode" in metrics:
         density = score("ODE", terms, params, draws=1)
         report |= _entries(f"nelbo_{name}_ode", estimate(density["nelbo"]))
@@ -253,6 +228,33 @@ def evaluate(run: Run, seed: int, metrics: Collection[str]) -> dict[str, Any]:
         report["nelbo_ode_products"] = int(density["products"].max())
         report["nelbo_ode_failed"] = int((density["success"] < 1).sum())
     return report
+
+
+def _bounds(run: Run, params: Params, score: Callable[..., Scores]) -> dict[str, Any]:
+    """The model's bound by terms; for an LSGM also that of its VAE, alone and as the first stage left it."""
+    model, name = run.model, run.config.model
+    scores = score(name.upper(), model_terms(model), params)
+    report: dict[str, Any] = _by_terms(name, scores, model.pixel_values)
+    if isinstance(model, LSGM):
+        normal = score("LSGM's VAE, Normal prior", vae_terms(model), params["vae"])
+        report |= _entries("nelbo_lsgm_vae_normal_prior", estimate(normal["nelbo"]))
+        if run.has_vae_stage:
+            vae_params, report["chosen_step_vae"] = run.best("vae")
+            vae = score("VAE", vae_terms(model), vae_params)
+            report |= _by_terms("vae", vae, model.pixel_values)
+            report |= _entries("improvement", estimate(vae["nelbo"] - scores["nelbo"]))
+    return report
+
+
+def _by_terms(name: str, scores: Scores, pixel_values: int) -> dict[str, float]:
+    """In nats, and in bits per dimension if the data have grey levels."""
+    entries = {}
+    for term in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
+        entries |= _entries(f"{term}_{name}", estimate(scores[term]))
+        if pixel_values:
+            bits = bits_per_dimension(scores[term], pixel_values)
+            entries |= _entries(f"{term}_{name}_bpd", estimate(bits))
+    return entries
 
 
 def _entries(name: str, value: Estimate) -> dict[str, float]:

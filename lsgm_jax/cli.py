@@ -215,9 +215,10 @@ def _ends(options: argparse.Namespace) -> dict[str, Any]:
 
 def _sampler_overrides(options: argparse.Namespace) -> list[str]:
     """The short options as overrides of the config. A number of steps without a grid means equal ones."""
-    grid = options.grid or ("linear" if options.steps else None)
+    grid = options.grid or (None if options.steps is None else "linear")
     # A tolerance given alone is meant for both, as in the literature.
-    adaptive = "adaptive" if options.rtol or options.atol else None
+    atol = options.rtol if options.atol is None else options.atol
+    adaptive = None if atol is None else "adaptive"
     if grid and adaptive:
         raise UsageError("give either a number of steps or tolerances")
     named = {
@@ -225,7 +226,7 @@ def _sampler_overrides(options: argparse.Namespace) -> list[str]:
         "steps.name": grid or adaptive,
         "steps.steps": options.steps,
         "steps.rtol": options.rtol,
-        "steps.atol": options.atol or options.rtol,
+        "steps.atol": atol,
         **{f"sampling.{name}": value for name, value in _ends(options).items()},
     }
     return [f"--config.{key}={value}" for key, value in named.items() if value is not None]
@@ -249,10 +250,8 @@ def _print_scores(entries: dict[str, Any]) -> None:
             print(f"  {row:18s}" + "".join(f"{cell(f'{row}_{name}{ending}'):>20s}" for name in columns))
     if "improvement" in entries:
         print(f"LSGM below VAE by {cell('improvement').strip()} nats, paired over samples")
-    steps = [f"{entries['chosen_step']}"] + [
-        f"VAE {entries[k]}" for k in ("chosen_step_vae",) if k in entries
-    ]
-    print(f"steps chosen by validation: {', '.join(steps)}")
+    vae = f", VAE {entries['chosen_step_vae']}" if "chosen_step_vae" in entries else ""
+    print(f"steps chosen by validation: {entries['chosen_step']}{vae}")
     if "nelbo_ode_nfe" in entries:
         ode = cell(f"nelbo_{columns[0]}_ode").strip()
         cost = f"NFE {entries['nelbo_ode_nfe']}, products with the Jacobian {entries['nelbo_ode_products']}"

@@ -40,8 +40,11 @@ def convert(config: Config, checkpoint: pathlib.Path, workdir: pathlib.Path, *, 
     check_other_sections(config)
     for section in ("data", "train"):
         build(section, config)
+    if holds_checkpoints(workdir):
+        raise ConfigError(f"{workdir} holds a run already: choose another --workdir")
+    content = read_torch(checkpoint)
     try:
-        parts = find_parts(read_torch(checkpoint))
+        parts = find_parts(content)
         if isinstance(model, LSGM) and parts.score_net is None:
             stage, step = "vae", config.train.vae_steps
             params = vae_params(parts.require_vae(), model.vae.backbone)
@@ -49,10 +52,7 @@ def convert(config: Config, checkpoint: pathlib.Path, workdir: pathlib.Path, *, 
             stage, step = last_stage(model), config.train.steps
             params = official_params(parts, model, averaged=averaged)
     except ConversionError as error:
-        # Whoever reads the file names it already.
-        raise error if str(checkpoint) in str(error) else ConversionError(f"{checkpoint}: {error}") from error
-    if holds_checkpoints(workdir):
-        raise ConfigError(f"{workdir} holds a run already: choose another --workdir")
+        raise ConversionError(f"{checkpoint}: {error}") from error
     claim(workdir, config)
     used_average = averaged and parts.score_net_average is not None
     meta = {"config": config.to_dict(), "converted": checkpoint.name, "counters": dict(parts.counters)}

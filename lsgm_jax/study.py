@@ -80,7 +80,7 @@ def make_settings(
                 settings.append(Setting(solver, f"tolerance {tolerance:g}", (chosen, *_adaptive(tolerance))))
     if not settings:
         raise ConfigError(f"--nfe={','.join(map(str, nfe))} buys no step of {', '.join(solvers)}: give more")
-    return settings
+    return list(dict.fromkeys(settings))  # two budgets may buy the same steps
 
 
 def _adaptive(tolerance: float) -> tuple[str, ...]:
@@ -100,12 +100,14 @@ def study(run: Run, settings: Sequence[Setting], count: int, seed: int, folder: 
         folder: gets study.csv, after every row.
 
     Raises:
-        ConfigError: if the folder holds a study with another count or seed, or of other parameters.
+        ConfigError: if the folder holds a study with another count, seed or sampler's ends, or of other parameters,
+            or if the reference does not converge.
     """
     params, step = run.best()
     k_prior, key = jax.random.split(jax.random.key(seed))
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, f"{count} samples, seed {seed}, parameters of step {step}")
+    ends = ", ".join(f"{name} {value}" for name, value in sorted(run.config.sampling.items()))
+    _claim(folder, f"{count} samples, seed {seed}, parameters of step {step}, {ends}")
     z_1 = draw_noise(build_sampler(run.config), run.model.process, k_prior, (count, *run.model.latent_shape))
     reference, test = _reference(run, params, z_1, key, folder), _test_split(run)
     rows = {(row.solver, row.setting): row for row in _read(folder / "study.csv")}
@@ -218,6 +220,10 @@ def _reference(run: Run, params: Params, z_1: State, key: Key, folder: pathlib.P
     overrides = [f"--config.solver.name={solver}", *_adaptive(tolerance)]
     sampler = build_sampler(override(run.config, [*overrides, "--config.sampling.denoise=none"]))
     x, solution, _ = _draw(run, params, z_1, key, sampler)
+    if not solution.success.all():
+        raise ConfigError(
+            f"the reference by {solver} at {tolerance:g} ran out of steps: raise --config.steps.max_steps"
+        )
     z_0 = np.asarray(solution.z_0)
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, z_0=z_0, x=x)
@@ -236,7 +242,8 @@ def _claim(folder: pathlib.Path, what: str) -> None:
     path = folder / "study.txt"
     if path.exists() and path.read_text() != what:
         raise ConfigError(f"{folder} holds a study of {path.read_text()}, not of {what}: delete or rename it")
-    path.write_text(what)
+    with replacing(path) as partial:
+        partial.write_text(what)
 
 
 def _rms(x: Any, y: np.ndarray) -> float:

@@ -184,7 +184,17 @@ def test_help_is_help(capsys):
 
 
 @pytest.mark.parametrize(
-    "option", ["--solver=Nope", "--count=0", "--solver=Euler", "--rtol=-1", "--grid=edm", "--config.seed=1"]
+    "option",
+    [
+        "--solver=Nope",
+        "--count=0",
+        "--solver=Euler",
+        "--rtol=-1",
+        "--rtol=0",
+        "--steps=0",
+        "--grid=edm",
+        "--config.seed=1",
+    ],
 )
 def test_sampling_refuses_bad_settings_and_keeps_what_is_there(trained, option, capsys):
     (trained / "samples.png").write_bytes(b"precious")

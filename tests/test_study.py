@@ -63,7 +63,7 @@ def test_a_study_measures_and_resumes(workdir, capsys, monkeypatch):
 
 def test_budgets_buy_the_steps_that_they_pay_for(workdir):
     run = Run.open(workdir, ["--config.sampling.denoise=mean"])
-    settings = study.make_settings(run, ["Heun", "Tsit5", "DDIM"], [8], [], "linear")
+    settings = study.make_settings(run, ["Heun", "Tsit5", "DDIM"], [8, 8], [], "linear")
     assert [(s.solver, s.name) for s in settings] == [
         ("Heun", "3 linear steps"),
         ("Tsit5", "1 linear steps"),
@@ -83,6 +83,8 @@ def test_what_cannot_be_studied_is_refused_in_one_line(workdir, capsys):
     assert "--nfe=few: give numbers" in capsys.readouterr().err
     assert command(workdir, "--nfe=4", "--seed=5") == 2
     assert "holds a study of 50 samples, seed 0" in capsys.readouterr().err
+    assert command(workdir, "--nfe=4", "--temperature=0.5") == 2
+    assert "not of 50 samples, seed 0" in capsys.readouterr().err
 
 
 def test_the_energy_distance_of_equal_distributions_is_zero():

@@ -28,8 +28,6 @@ SOLVERS = "Euler,Heun,Tsit5,Dopri5,DDIM,DEIS,DPMSolverPP,UniPC,EulerMaruyama,Anc
 METRICS = ("nelbo", "ode", "iw")
 CONFIGURED = ("train", "params", "convert")  # commands that take a config
 OVERRIDDEN = (*CONFIGURED, "sample", "evaluate", "study", "interpolate")  # and those that change one
-# What reports call the models they score, and what the table does.
-COLUMNS = {"lsgm": "LSGM", "sgm": "SGM", "vae": "VAE, Normal prior"}
 
 
 class UsageError(Exception):
@@ -171,7 +169,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     opened = run.Run.open(options.workdir, [*_sampler_overrides(options), *options.overrides])
     entries = run.evaluate(opened, options.seed, metrics)
     report.add_to_report(options.workdir, **entries, evaluate_seed=options.seed)
-    _print_scores(entries)
+    print(report.score_table(entries))
+    if entries.get("nelbo_ode_failed"):
+        print(f"lsgm: warning: {entries['nelbo_ode_failed']} ODE solves ran out of steps", file=sys.stderr)
     print(f"wrote {options.workdir}/report.json")
 
 
@@ -230,37 +230,6 @@ def _sampler_overrides(options: argparse.Namespace) -> list[str]:
         **{f"sampling.{name}": value for name, value in _ends(options).items()},
     }
     return [f"--config.{key}={value}" for key, value in named.items() if value is not None]
-
-
-def _print_scores(entries: dict[str, Any]) -> None:
-    def cell(name: str) -> str:
-        return f"{entries[name]:9.4f} ± {entries[name + '_stderr']:.4f}"
-
-    columns = [name for name in COLUMNS if f"nelbo_{name}" in entries]
-    print(f"test split, {entries['test_images']} samples, mean ± standard error over samples")
-    for unit, ending in (("nats per sample", ""), ("bits per dimension", "_bpd")):
-        if f"nelbo_{columns[0]}{ending}" not in entries:
-            continue  # continuous data have no bits
-        if ending and "sgm" in columns:
-            print("grey levels are dequantised uniformly")
-        print(f"{unit:20s}" + "".join(f"{COLUMNS[name]:>20s}" for name in columns))
-        for row in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
-            if not any(entries[f"{row}_{name}{ending}"] for name in columns):
-                continue  # data without an autoencoder have no such term
-            print(f"  {row:18s}" + "".join(f"{cell(f'{row}_{name}{ending}'):>20s}" for name in columns))
-    if "improvement" in entries:
-        print(f"LSGM below VAE by {cell('improvement').strip()} nats, paired over samples")
-    vae = f", VAE {entries['chosen_step_vae']}" if "chosen_step_vae" in entries else ""
-    print(f"steps chosen by validation: {entries['chosen_step']}{vae}")
-    if "nelbo_ode_nfe" in entries:
-        ode = cell(f"nelbo_{columns[0]}_ode").strip()
-        cost = f"NFE {entries['nelbo_ode_nfe']}, products with the Jacobian {entries['nelbo_ode_products']}"
-        print(f"NELBO by the ODE {ode} nats, {cost}")
-    if "nelbo_iw_draws" in entries:
-        weighted = cell(f"nelbo_{columns[0]}_iw").strip()
-        print(f"importance-weighted bound of {entries['nelbo_iw_draws']} latents {weighted} nats")
-    if entries.get("nelbo_ode_failed"):
-        print(f"lsgm: warning: {entries['nelbo_ode_failed']} ODE solves ran out of steps", file=sys.stderr)
 
 
 def _params(options: argparse.Namespace) -> None:

@@ -88,8 +88,8 @@ def _vae_of(workdir: pathlib.Path, config: Config) -> Params:
         ConfigError: if that run is of other images, or of another autoencoder than `config`'s.
     """
     other = Run.open(workdir)
-    changed = differences(other.config, config)
-    changed = [text for text in changed if text.startswith(("autoencoder.", "likelihood."))]
+    describes = ("data.image_shape=", "data.levels=", "autoencoder.", "likelihood.")
+    changed = [text for text in differences(other.config, config) if text.startswith(describes)]
     if changed:
         raise ConfigError(f"config.train.vae_from={str(workdir)!r} holds a run with {changed[0]}")
     if holds_checkpoints(workdir, last_stage(other.model)):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lsgm_jax.build import build, build_lsgm, build_sampler
+from lsgm_jax.build import build, build_lsgm, build_optimiser, build_sampler
 from lsgm_jax.config import differences, load_config, override, read_config, save_config
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.objectives.weights import unweighted
@@ -55,6 +55,20 @@ from tests.tiny import CONFIG, model
         ("--config.sampling.denoise=once", "config.sampling: denoise='once' is none of"),
         ("--config.solver.eta=0.5", "config.solver.eta does not exist: solver takes name"),
         ("--config.divergence.probes=0", "config.divergence: probes=0"),
+        (
+            "--config.joint_kl.balanced=True",
+            "config.joint_kl.balanced=True needs times of the encoder's own: set config.encoder_density.name",
+        ),
+        (
+            "--config.objective.encoder_meets_average=True",
+            "encoder_meets_average=True needs times of the encoder's own: set config.encoder_density.name",
+        ),
+        ("--config.objective.inactive_kl=-1.0", "inactive_kl=-1.0: give nats, or 0 to keep all channels"),
+        ("--config.train.vae_steps=0", "config.train: vae_steps=0: give a positive number of steps"),
+        ("--config.train.ema_decay=1.0", "config.train: ema_decay=1.0: an average needs a decay in"),
+        ("--config.joint_vae_penalty.weight=-1.0", "config.joint_vae_penalty: weight=-1.0: a penalty needs"),
+        ("--config.joint_kl.steps=-1", "config.joint_kl: constant=0, steps=-1: give numbers of steps"),
+        ("--config.joint_prior.clip=-1.0", "config.joint_prior: clip=-1.0: give the greatest norm"),
     ],
 )
 def test_mistakes_get_one_line(override, message):
@@ -64,8 +78,9 @@ def test_mistakes_get_one_line(override, message):
         build_lsgm(config)
         build("train", config)
         build_sampler(config)
-        build("divergence", config)
-        build("eval", config)
+        build_optimiser(config, "joint")
+        for section in ("divergence", "eval", "joint_kl", "joint_vae_penalty"):
+            build(section, config)
 
     with pytest.raises(ConfigError, match=message) as error:
         use()

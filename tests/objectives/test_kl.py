@@ -20,6 +20,45 @@ def test_coefficient_may_fall():
     np.testing.assert_allclose(schedule(75).coefficient, 0.75)
 
 
+def test_coefficient_may_be_constant():
+    for schedule in (kl.KLSchedule(start=0.3, end=0.3), kl.KLSchedule(start=0.1, end=0.3, steps=0)):
+        values = jax.vmap(lambda step, schedule=schedule: schedule(step).coefficient)(
+            jnp.arange(1, 2000, 100)
+        )
+        np.testing.assert_allclose(values, 0.3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"start": -0.1}, "start=-0.1, end=1.0: a KL coefficient is at least 0"),
+        ({"end": -1.0}, "a KL coefficient is at least 0"),
+        ({"constant": -1}, "constant=-1, steps=1000: give numbers of steps"),
+        ({"steps": -5}, "give numbers of steps"),
+    ],
+)
+def test_schedules_without_meaning_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        kl.KLSchedule(**fields)
+
+
+def test_groups_are_weighed_by_their_balance_until_the_coefficient_is_one():
+    """With what a group holds per pixel and group of its scale; from one on, and without balance, all count alike."""
+    divergence = jnp.asarray([[1.0, 3.0, 20.0], [2.0, -1.0, 12.0]])
+    # The third group is alone on a scale with four times the pixels.
+    held = (np.abs(divergence).mean(0) + 0.01) / np.array([1.0, 1.0, 8.0])
+    balanced = np.asarray(divergence) @ (held / held.mean())
+    plain = np.asarray(divergence).sum(1)
+    for coefficient, asked, expected in (
+        (0.99, True, 0.99 * balanced),
+        (1.0, True, plain),
+        (0.5, False, 0.5 * plain),
+        (0.0, True, 0.0 * plain),
+    ):
+        weighed = kl.weigh(divergence, kl.KLWeight(coefficient, asked), (2, 1))
+        np.testing.assert_allclose(weighed, expected, rtol=1e-5)
+
+
 def test_groups_are_shares_of_the_channels():
     values = jax.random.normal(jax.random.key(0), (3, 4, 5, 6))
     per_group = kl.sum_per_group(values, 2)

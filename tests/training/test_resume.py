@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from lsgm_jax import run
+from lsgm_jax.models.penalised import penalised
 from lsgm_jax.training import loop
 from lsgm_jax.training.checkpoint import CheckpointError, Checkpoints
 from tests import tiny
@@ -19,6 +20,11 @@ SHORT = (
     "--config.train.steps=6",
     "--config.train.log_every=1",
     "--config.train.eval_every=2",
+    # Singular vectors are carried as well: of one network all, of the other none.
+    "--config.vae_penalty.weight=1e-2",
+    "--config.joint_vae_penalty.weight=1e-2",
+    "--config.joint_prior_penalty.weight=1e-2",
+    "--config.joint_prior_penalty.spectral=False",
 )
 
 
@@ -66,6 +72,15 @@ def straight(tmp_path_factory, data_dir):
     workdir = tmp_path_factory.mktemp("straight")
     train(workdir, data_dir)
     return workdir
+
+
+def test_the_state_has_singular_vectors(straight):
+    """What resumption has to bring back: one pair for each convolution of the VAE, none for the prior."""
+    memory, params = final_state(straight)[0]["memory"], final_state(straight)[0]["params"]
+    assert memory["vae"].keys() == penalised(params["vae"]).kernels.keys()
+    assert not memory.get("prior")
+    for pair in memory["vae"].values():
+        np.testing.assert_allclose([np.linalg.norm(pair["u"]), np.linalg.norm(pair["v"])], 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("die_at", [("vae", 4), ("joint", 1), ("joint", 6)], ids=str)

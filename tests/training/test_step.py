@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from lsgm_jax.models.network import Aux
 from lsgm_jax.training import optim, parallel
@@ -37,6 +38,51 @@ def test_a_step_is_optax_with_an_average(x64):
     np.testing.assert_allclose(state.params["w"], expected, rtol=1e-12)
     np.testing.assert_allclose(state.ema["w"], average, rtol=1e-7)  # the decay itself is a float32 number
     assert int(state.step) == 3
+
+
+def test_without_warmup_the_average_has_its_decay_from_the_start(x64):
+    """The published average: 0.9999 from the first step on, and not of what is skipped."""
+    params, optimiser = {"vae": jnp.array([1.0]), "prior": jnp.array([2.0])}, optax.sgd(0.1)
+
+    def loss(params, batch, context):
+        return params["vae"][0] ** 2 + params["prior"][0] ** 2, Aux({}, {})
+
+    step = make_step(loss, optimiser, Average(0.9999, warmup=False, skip=("vae",)))
+    state, average = create_state(params, optimiser), 2.0
+    for _ in range(4):
+        state, _ = step(state, None, jax.random.key(0))
+        average = 0.9999 * average + 0.0001 * float(state.params["prior"][0])
+        np.testing.assert_allclose(state.ema["prior"], [average], rtol=1e-8)  # of a float32 decay
+        np.testing.assert_array_equal(state.ema["vae"], state.params["vae"])
+    assert abs(average - 2.0) < 1e-3 < abs(float(state.params["prior"][0]) - 2.0)
+
+
+def test_an_average_without_decay_is_the_parameters():
+    """Whether or not it warms up."""
+    params, optimiser = {"w": jnp.array([0.3, -1.7])}, optax.sgd(0.1)
+    for warmup in (True, False):
+        step = make_step(lambda p, b, c: (jnp.sum(p["w"] ** 3), Aux({}, {})), optimiser, Average(0.0, warmup))
+        state = create_state(params, optimiser)
+        for _ in range(2):
+            state, _ = step(state, None, jax.random.key(0))
+        np.testing.assert_array_equal(state.ema["w"], state.params["w"])
+
+
+def test_a_loss_sees_the_average_and_what_the_last_step_remembered():
+    def remembering(params, batch, context):
+        seen = jnp.stack([context.average["w"], context.memory, context.step.astype(jnp.float32)])
+        return params["w"] ** 2, Aux(
+            {"average": seen[0], "memory": seen[1], "step": seen[2]}, {}, memory=params["w"]
+        )
+
+    step = make_step(remembering, optax.sgd(0.1), Average(0.9, warmup=False))
+    state = create_state({"w": jnp.ones(())}, optax.sgd(0.1), jnp.asarray(7.0))
+    before = state
+    for number, memory in enumerate((7.0, 1.0)):
+        state, metrics = step(before, None, jax.random.key(0))
+        found = [float(metrics[name]) for name in ("average", "memory", "step")]
+        np.testing.assert_allclose(found, [before.ema["w"], memory, number], rtol=1e-6)
+        before = state
 
 
 def test_every_step_draws_its_own_noise():
@@ -124,3 +170,45 @@ def test_only_matrices_decay():
     updates, _ = optimiser.update(jax.tree.map(jnp.zeros_like, params), optimiser.init(params), params)
     assert np.all(np.asarray(updates["kernel"]) < 0)
     np.testing.assert_array_equal(updates["bias"], 0.0)
+
+
+def first_update(optimiser, gradient, params):
+    return optimiser.update(gradient, optimiser.init(params), params)[0]
+
+
+LEAVES = {"kernel": jnp.array([[3.0, -40.0], [0.1, 2.0]]), "bias": jnp.array([5.0, -1.0])}
+RATE = dict(steps=10, learning_rate=0.1, final=0.1, warmup=0)
+
+
+def test_published_runs_decay_biases_and_mixing_logits_too():
+    zero = jax.tree.map(jnp.zeros_like, LEAVES)
+    updates = first_update(optim.adamw(weight_decay=0.5, decay_all=True, **RATE), zero, LEAVES)
+    jax.tree.map(lambda u, p: np.testing.assert_allclose(u, -0.1 * 0.5 * p, rtol=1e-6), updates, LEAVES)
+
+
+def test_adamax_decays_in_the_gradient():
+    """Not as AdamW does: it is the optimiser of the loss with half the decay times all squares."""
+    gradient = jax.tree.map(lambda p: 0.1 * jnp.cos(p), LEAVES)
+    with_squares = jax.tree.map(lambda g, p: g + 0.01 * p, gradient, LEAVES)
+    decayed = first_update(optim.adamax(weight_decay=0.01, **RATE), gradient, LEAVES)
+    expected = first_update(optim.adamax(**RATE), with_squares, LEAVES)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), decayed, expected)
+    plain = first_update(optim.adamax(**RATE), gradient, LEAVES)
+    assert not np.allclose(plain["bias"], expected["bias"], rtol=1e-2)
+
+
+def test_a_gradient_is_clipped_to_its_norm_or_not_at_all():
+    """Seen in Adam's first moment; the step itself forgets the scale."""
+
+    def moment(clip):
+        optimiser = optim.adamw(clip=clip, **RATE)
+        _, state = optimiser.update(LEAVES, optimiser.init(LEAVES), LEAVES)
+        return optax.tree.get(state, "mu")
+
+    norm = float(optax.tree.norm(LEAVES))
+    assert norm > 2.0
+    np.testing.assert_allclose(optax.tree.norm(moment(2.0)), 0.1 * 2.0, rtol=1e-5)
+    for clip in (0.0, 2.0 * norm):
+        np.testing.assert_allclose(optax.tree.norm(moment(clip)), 0.1 * norm, rtol=1e-5)
+    with pytest.raises(ValueError, match="give the greatest norm of the gradient, or 0 for no limit"):
+        optim.adamax(clip=-1.0, **RATE)

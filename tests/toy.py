@@ -1,0 +1,112 @@
+"""An LSGM whose networks are a few matrices: everything the stages do, and nothing for the compiler to chew on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from lsgm_jax.arrays import Times, expand, sum_per_sample
+from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.autoencoders.likelihoods import Bernoulli
+from lsgm_jax.diffusions.vp import VP
+from lsgm_jax.layers import Maps
+from lsgm_jax.models.backbones import Latent, Pass
+from lsgm_jax.models.bound import Batch
+from lsgm_jax.models.lsgm import LSGM
+from lsgm_jax.models.network import Network
+from lsgm_jax.models.penalised import Penalised
+from lsgm_jax.models.vae import VAE
+from lsgm_jax.objectives.elbo import Objective
+from lsgm_jax.objectives.times import Uniform
+from lsgm_jax.objectives.weights import unweighted
+
+SIDE, CHANNELS = 4, 4  # of images, and of latents, which have two groups
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Encoder and decoder are matrices between channels, with a running mean of the features in between.
+
+    Parameters: {"net", "carried"}, as NVAE has them.
+    """
+
+    @property
+    def groups_per_scale(self):
+        return (2,)
+
+    def init(self, key):
+        keys = jax.random.split(key, 2)
+        net = {
+            "encode": jax.random.normal(keys[0], (1, CHANNELS)),
+            "log_std": jnp.linspace(-1.0, 0.0, CHANNELS),
+            "decode": jax.random.normal(keys[1], (CHANNELS, 1)),
+        }
+        return {"net": net, "carried": {"mean": jnp.zeros(1)}}
+
+    def autoencode(self, params, x, key, *, train):
+        net, running = params["net"], params["carried"]["mean"]
+        mean = x @ net["encode"]
+        posterior = Normal(mean, jnp.broadcast_to(net["log_std"], mean.shape))
+        z_0 = posterior.sample(key)
+        features = z_0 @ net["decode"] + running
+        none = jnp.zeros((len(x), 0))
+        latent = Latent(
+            z_0,
+            posterior.entropy(),
+            posterior.cross_entropy_to_standard(),
+            none,
+            none,
+            sum_per_sample(posterior.log_density(z_0)),
+        )
+        moved = {"carried": {"mean": 0.9 * running + 0.1 * jnp.mean(features)[None]}}
+        held = Penalised({"decode": net["decode"]}, {"encode": net["encode"][0]})
+        return Pass(latent, features, moved if train else {}, held)
+
+    def decode(self, params, z_0, key):
+        return z_0 @ params["net"]["decode"] + params["carried"]["mean"]
+
+
+class Score(nn.Module):
+    """Every prediction sees all channels of its pixel, and the time."""
+
+    @nn.compact
+    def __call__(self, z_t: Maps, t: Times, *, deterministic: bool) -> Maps:
+        times = jnp.broadcast_to(expand(t, z_t), (*z_t.shape[:-1], 1))
+        h = jnp.tanh(nn.Conv(8, (1, 1), name="in")(jnp.concatenate([z_t, times], axis=-1)))
+        return nn.Dense(z_t.shape[-1], name="out")(nn.RMSNorm(name="norm")(h))
+
+
+def lsgm(inactive_kl=0.0, **objective):
+    """The model; `objective` are fields of the `Objective`."""
+    fields = dict(prior_weighting=unweighted, density=Uniform(t_min=0.01)) | objective
+    vae = VAE(
+        image_shape=(SIDE, SIDE, 1),
+        latent_shape=(SIDE, SIDE, CHANNELS),
+        backbone=Linear(),
+        likelihood=Bernoulli(),
+    )
+    return LSGM(
+        vae=vae,
+        process=VP(),
+        score_net=Network(Score()),
+        objective=Objective(**fields),
+        inactive_kl=inactive_kl,
+    )
+
+
+class Images(list):
+    """Samples, as the data pipeline has them."""
+
+    spec, in_memory = None, True
+
+
+def images(count=8, seed=0):
+    """Binary."""
+    on = np.random.default_rng(seed).random((count, SIDE, SIDE, 1)) < 0.5
+    return Images({"x": np.where(image, 1.0, -1.0).astype(np.float32)} for image in on)
+
+
+def batch(count=8, seed=0):
+    return Batch(jnp.stack([image["x"] for image in images(count, seed)]))

@@ -19,8 +19,8 @@ from lsgm_jax.autoencoders.likelihoods import (
 )
 from lsgm_jax.autoencoders.mixture import MixtureOfLogistics
 from lsgm_jax.autoencoders.nvae import NVAE
-from lsgm_jax.data.pipeline import DataSpec
 from lsgm_jax.data.points import PointSpec
+from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.diffusions.cld import CLD, velocity_eps
 from lsgm_jax.diffusions.linear import normal_eps
 from lsgm_jax.diffusions.ve import VE

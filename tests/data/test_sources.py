@@ -1,5 +1,6 @@
 """The digits are scikit-learn's, to the last grey level; folders and errors behave as documented."""
 
+import io
 import itertools
 import subprocess
 import sys
@@ -9,8 +10,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lsgm_jax.data.pipeline import DataSpec, Split, padded_batches, quantise, training_batches, whole_split
+from lsgm_jax.data.pipeline import padded_batches, split_labels, training_batches, whole_split
+from lsgm_jax.data.pixels import quantise
+from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.sources import DataError, FolderSource, open_split
+from lsgm_jax.data.spec import DataSpec, Split
 
 
 @pytest.fixture
@@ -35,13 +39,13 @@ def test_data_set_is_real_tfds(data_dir, spec):
     files = [path.name for path in (data_dir / "digits" / "1.0.0").iterdir()]
     assert any(".array_record-" in name for name in files)
     record = open_split("digits", "test[:1]", str(data_dir))[0]
-    assert record["image"].dtype == np.uint8
-    assert 0 <= record["label"] < 10
+    assert Image.open(io.BytesIO(record.image)).format == "PNG"
+    assert 0 <= record.label < 10
 
 
 def test_tensorflow_is_never_imported(data_dir):
     program = (
-        "import sys; from lsgm_jax.data.pipeline import *; import lsgm_jax.run;"
+        "import sys; from lsgm_jax.data.spec import *; from lsgm_jax.data.pipeline import *; import lsgm_jax.run;"
         f"spec = DataSpec(source='digits', image_shape=(8, 8, 1), data_dir={str(data_dir)!r});"
         "next(training_batches(Split(spec, 'train'), 0)); assert 'tensorflow' not in sys.modules"
     )
@@ -141,22 +145,10 @@ def test_prepared_sub_folders_are_the_splits(folder, tmp_path):
     assert [p.name for p in FolderSource(tmp_path / "split", "validation").files] == ["validation.png"]
 
 
-@pytest.mark.parametrize(
-    ("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 3), ("RGB", 3), ("RGBA", 3)]
-)
-def test_every_mode_becomes_grey_or_colour(tmp_path, mode, channels):
-    for split in ("train", "validation", "test"):
-        (tmp_path / split).mkdir()
-    Image.new(mode, (4, 4)).save(tmp_path / "train" / "a.png")
-    image = FolderSource(tmp_path, "train")[0]["image"]
-    assert image.shape == (4, 4, channels)
-    assert image.dtype == np.uint8
-
-
 def test_images_of_another_size_are_named(folder):
     Image.new("L", (9, 8)).save(FolderSource(folder, "train").files[0])
     spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=8)
-    with pytest.raises(DataError, match=r"\.png has shape \(8, 9, 1\), not \(8, 8, 1\): resize"):
+    with pytest.raises(DataError, match=r"\.png has 8 x 9 pixels, not 8 x 8: set config.data.image_shape"):
         training_batches(Split(spec, "train"), 0)
 
 
@@ -171,7 +163,9 @@ def test_a_broken_image_is_named(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mnist", r"not prepared in .*download_and_prepare\(\)"),
+        ("mnist", r"'mnist' is not prepared in .*: run  lsgm data prepare mnist --source=PATH"),
+        ("fashion_mnist", r"not prepared in .*download_and_prepare\(\)"),
+        ("images/mine", r"TFDS has no data set 'images/mine'"),
         ("nosuchdata", "TFDS has no data set 'nosuchdata'"),
         ("/no/such/folder", "no folder /no/such/folder: set config.data.source"),
     ],
@@ -197,3 +191,34 @@ def test_a_batch_larger_than_the_data_is_refused(folder):
 def test_bad_numbers_are_refused(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         DataSpec(source="digits", image_shape=(8, 8, 1), **fields)
+
+
+def test_labels_are_those_of_the_images(spec):
+    """The digits' labels, in the order of the images: whichever digit an image is in scikit-learn's file."""
+    digits = load_digits()
+    known = {
+        tuple(image.ravel().astype(int)): label
+        for image, label in zip(digits.images, digits.target, strict=True)
+    }
+    labels = split_labels(spec, "validation")
+    images = np.round((whole_split(spec, "validation") + 1) * 8).astype(int)
+    assert labels.dtype == np.int32
+    assert [known[tuple(image.ravel())] for image in images] == labels.tolist()
+    np.testing.assert_array_equal(split_labels(spec, "validation", limit=7), labels[:7])
+
+
+def test_labels_of_a_folder_are_its_sub_folders(folder):
+    """Of all splits alike: the classes are those of the whole folder."""
+    spec = DataSpec(source=str(folder), image_shape=(8, 8, 1))
+    for split in ("train", "validation", "test"):
+        files = FolderSource(folder, split).files
+        assert split_labels(spec, split).tolist() == [int(file.parent.name[-1]) for file in files]
+
+
+def test_images_of_one_folder_have_no_labels(tmp_path):
+    for index in range(20):
+        Image.new("L", (8, 8)).save(tmp_path / f"{index}.png")
+    with pytest.raises(DataError, match="has no labels: set config"):
+        split_labels(DataSpec(source=str(tmp_path), image_shape=(8, 8, 1)), "train")
+    with pytest.raises(DataError, match="swiss_roll has no labels"):
+        split_labels(PointSpec(source="swiss_roll"), "train")

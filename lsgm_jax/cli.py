@@ -1,4 +1,4 @@
-"""The `lsgm` command: train, sample, evaluate, study, params, convert. Parsing and printing; the work is in `run`."""
+"""The `lsgm` command: train, sample, evaluate, study, params, convert, data. Parsing and printing, no work."""
 
 import argparse
 import json
@@ -20,6 +20,8 @@ USAGE = """lsgm COMMAND [options]
   lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
   lsgm convert  --config=FILE[:ARG] --checkpoint=FILE.pt --workdir=DIR [--weights=average|last]
                 [--config.SECTION.KEY=VALUE ...]
+  lsgm data prepare mnist|omniglot|cifar10|celebahq256|imagenet32|imagenet64|folder --source=PATH
+                [--data_dir=DIR] [--name=NAME] [--size=N] [--skip_bad]
 
   SAMPLER: [--solver=NAME] [--steps=N [--grid=linear|quadratic|log_snr|edm] | --rtol=X [--atol=X]] [--t_min=X]
            [--denoise=none|euler|mean] [--temperature=X] [--config.solver.KEY=VALUE ...]
@@ -44,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        print("\nlsgm: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        goes_on = "starts again" if arguments[:1] == ["data"] else "continues from the last checkpoint"
+        print(f"\nlsgm: interrupted; the same command {goes_on}", file=sys.stderr)
         return 130
 
 
@@ -63,6 +66,7 @@ def _run(options: argparse.Namespace) -> int:
         "convert": _convert,
         "study": _study,
         "interpolate": _interpolate,
+        "data": _data,
     }[options.command]
     try:
         command(options)
@@ -260,6 +264,30 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"wrote {options.workdir}/config.json and checkpoints/{converted.stage}")
 
 
+def _data(options: argparse.Namespace) -> None:
+    from lsgm_jax.data.prepare import Job, prepare
+
+    job = Job(
+        kind=options.kind,
+        source=options.source.expanduser(),
+        data_dir=options.data_dir.expanduser(),
+        name=options.name,
+        size=options.size,
+        skip_bad=options.skip_bad,
+    )
+    outcome = prepare(job)
+    record = outcome.record
+    counted = ", ".join(f"{count} {split}" for split, count in record["images"].items())
+    print(f"{job.called} was prepared before: {counted}" if outcome.was_there else f"{job.called}: {counted}")
+    for name, sha256 in record["sha256"].items():
+        published = record["published"].get(name)
+        print(f"  {name}: {f'{published}, as published' if published else f'sha256 {sha256}'}")
+    if record["skipped"]:
+        print(f"left out {len(record['skipped'])} damaged images: {', '.join(record['skipped'])}")
+    if not outcome.was_there:
+        print(f"wrote {job.folder}; train on it with  --config.data.source={job.called}")
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports errors as one line, like every other error of the command."""
 
@@ -305,6 +333,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         each.add_argument("--grid")
     sample.add_argument("--count", type=int, default=64)
     evaluate.add_argument("--metrics", default="nelbo,ode")
+
+    data = command("data")
+    data.add_argument("action", choices=("prepare",))
+    data.add_argument("kind", metavar="NAME")
+    data.add_argument("--source", required=True, type=pathlib.Path)
+    data.add_argument("--data_dir", type=pathlib.Path, default=pathlib.Path("~/.cache/lsgm_jax"))
+    data.add_argument("--name")
+    data.add_argument("--size", type=int)
+    data.add_argument("--skip_bad", action="store_true")
 
     options, rest = parser.parse_known_args(arguments)
     options.overrides = [argument for argument in rest if argument.startswith("--config.")]

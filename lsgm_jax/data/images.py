@@ -12,6 +12,7 @@ from lsgm_jax.data.errors import DataError
 Pixels = UInt[np.ndarray, "height width channels"]  # uint8, or uint16 for label maps of many classes
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
+NPY = b"\x93NUMPY"
 FITS = ("exact", "crop", "resize")
 VALUES = ("grey", "classes")
 
@@ -54,7 +55,7 @@ def decode(encoded: bytes, layout: Layout, origin: str) -> Pixels:
                 # JPEG's decoder reduces by powers of two almost for nothing; twice the size leaves the filter its due.
                 image.draft(None, (2 * layout.width, 2 * layout.height))
             pixels = _classes(image, layout) if layout.values == "classes" else _levels(image, layout)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot decode {origin}: remove or replace the file ({error})") from error
     found, wanted = pixels.shape[:2], (layout.height, layout.width)
     if layout.height is not None and found != wanted:
@@ -72,8 +73,17 @@ def encode(pixels: Pixels) -> bytes:
     return png.getvalue()
 
 
+def as_file(encoded: bytes) -> bytes:
+    """An image that every library reads: an NPY file as PNG, others as they are."""
+    if not encoded.startswith(NPY):
+        return encoded
+    png = io.BytesIO()
+    _open(encoded).save(png, format="PNG")
+    return png.getvalue()
+
+
 def _open(encoded: bytes) -> Image.Image:
-    if not encoded.startswith(b"\x93NUMPY"):
+    if not encoded.startswith(NPY):
         return Image.open(io.BytesIO(encoded))
     array = np.load(io.BytesIO(encoded), allow_pickle=False)
     if array.ndim == 3 and array.shape[-1] == 1:

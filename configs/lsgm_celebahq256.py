@@ -6,6 +6,8 @@ Paper: 16 V100 (32 GB) in every stage.
     :quantitative        FID 7.22 at 23 evaluations, NELBO at most 0.70 bits per dimension
     :qualitative         the pictures of the paper: geometric VPSDE, second stage
     :qualitative_stage3  their prior trained anew on the frozen VAE, wider, VPSDE
+Data: lsgm data prepare celebahq256 --source=PATH; 27,000 images to train, 3,000 to validate and test, 5 bits. Half are
+mirrored in training.
 
 Networks, process, weighting and times are the published ones. Not part of the run yet: the penalties on weights, KL
 balancing and the KL ramp's end below one in the first stage, and freezing the VAE in stage 3.
@@ -30,11 +32,12 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
         dict(
             seed=1,
             data=dict(
-                source="celeb_a_hq/256",
+                source="celebahq256",
                 image_shape=(256, 256, 3),
                 levels=32,
+                flip=True,
                 batch_size=8 if quick else 96 if third else 64,
-                splits=("train[:90%]", "train[90%:]", "train[90%:]"),
+                splits=("train", "validation", "validation"),
             ),
             autoencoder=dict(
                 name="nvae",

@@ -6,6 +6,7 @@ Paper: 8 V100 (16 GB) for the VAE (4 for :nll), 16 V100 (32 GB) for the joint st
     :fid       FID 2.10 at 138 evaluations, NELBO at most 3.43 bits per dimension
     :nll       NELBO at most 2.87 bits per dimension, FID 6.89
     :balanced  FID 2.17, NELBO at most 2.95 bits per dimension
+Data: lsgm data prepare cifar10 --source=cifar-10-python.tar.gz. Half of the images are mirrored in training.
 
 Networks, process, weighting and times are the published ones. Not part of the run yet: the penalties on weights, KL
 balancing and the KL ramp's end below one in the first stage.
@@ -29,6 +30,7 @@ def get_config(arg: str = "fid") -> ConfigDict:
             data=dict(
                 source="cifar10",
                 image_shape=(32, 32, 3),
+                flip=True,
                 batch_size=16 if quick else 256,
                 splits=("train", "test", "test"),
             ),

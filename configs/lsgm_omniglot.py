@@ -2,12 +2,12 @@
 
 lsgm train --config=configs/lsgm_omniglot.py --workdir=runs/lsgm_omniglot
 
-Paper: 2 V100 (16 GB) for the VAE, 4 for the joint stage; NELBO at most 87.79 nats. The images are those of Burda's
-split (24,345 to train), as a folder or a TFDS data set.
+Paper: 2 V100 (16 GB) for the VAE, 4 for the joint stage; NELBO at most 87.79 nats.
+Data: lsgm data prepare omniglot --source=chardata.mat, Burda's split (24,345 to train). Padded to 32 x 32, binarised
+anew at every access in training; validation and test see one fixed draw per image (the published runs draw there anew, too).
 
 Networks, process, weighting and times are the published ones. Not part of the run yet: the penalties on weights, KL
-balancing and the KL ramp's end below one in the first stage, padding to 32 x 32,
-and binarising anew at every access.
+balancing and the KL ramp's end below one in the first stage.
 """
 
 from ml_collections import ConfigDict
@@ -25,6 +25,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 source="omniglot",
                 image_shape=(32, 32, 1),
                 levels=2,
+                pad=2,
+                binarise="dynamic",
                 batch_size=16 if quick else 128,
                 splits=("train", "test", "test"),
             ),

@@ -26,16 +26,14 @@ def get_config(arg: str = "") -> ConfigDict:
             objective=dict(weighting="unweighted", mixing_logit_init=0.0),
             density=dict(name="uniform", t_min=1e-3),
             vae_stage=dict(name="adamax", learning_rate=1e-2, final=2e-4),
+            vae_kl=dict(start=0.7, steps=20 if quick else 300),
+            # A low coefficient lets the latent fill up again before the score prior has to pay for it.
+            joint_kl=dict(start=0.4, steps=20 if quick else 800),
             joint_vae=dict(name="adamw", learning_rate=3e-4, final=3e-5),
             joint_prior=dict(name="adamw", learning_rate=1e-3, final=1e-4, clip=1.0),
             train=dict(
                 vae_steps=40 if quick else 1000,
                 steps=40 if quick else 1500,
-                vae_kl_start=0.7,
-                vae_kl_steps=20 if quick else 300,
-                # A low coefficient lets the latent fill up again before the score prior has to pay for it.
-                kl_start=0.4,
-                kl_steps=20 if quick else 800,
                 ema_decay=0.999,
                 log_every=20 if quick else 50,
                 eval_every=20 if quick else 250,

@@ -28,6 +28,7 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
     quick, quantitative, third = speed == "quick", variant == "quantitative", variant == "qualitative_stage3"
     geometric = variant == "qualitative"
     t_min = 0.0 if geometric else 0.01
+    decay = dict(clip=0.0, weight_decay=3e-4, decay_all=True)
     return ConfigDict(
         dict(
             seed=1,
@@ -68,13 +69,26 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
                 embedding_dim=128,
                 dropout=0.2,
             ),
-            objective=dict(weighting="reweighted", mixing_logit_init=-6.0, control_variate=False),
+            objective=dict(
+                weighting="reweighted",
+                mixing_logit_init=-6.0,
+                inactive_kl=0.1,
+                encoder_meets_average=geometric,
+                control_variate=False,
+            ),
             density=dict(name="optimal", weighting="reweighted", t_min=t_min),
             # Times of its own for the encoder: the paper's disjoint training.
             encoder_density=dict(name="optimal", weighting="likelihood", t_min=t_min),
-            vae_stage=dict(name="adamax", learning_rate=1e-2, final=1e-4),
+            vae_stage=dict(name="adamax", learning_rate=1e-2, final=1e-4, clip=0.0, weight_decay=3e-4),
+            vae_kl=dict(start=1e-4, end=1.0, constant=8, steps=84_400, balanced=True),
+            vae_penalty=dict(weight=3e-2),
             joint_vae=dict(
-                name="adamw", learning_rate=1e-4 if quantitative else 8e-5, final=1e-5, warmup=8440, eps=1e-3
+                name="adamw",
+                learning_rate=1e-4 if quantitative else 8e-5,
+                final=1e-5,
+                warmup=8440,
+                eps=1e-3,
+                **decay,
             ),
             joint_prior=dict(
                 name="adamw",
@@ -82,14 +96,19 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
                 final=6e-5 if third else 1e-4,
                 warmup=8440,
                 eps=1e-4,
+                **decay,
             ),
+            joint_kl=dict(start=0.7 if geometric else 1.0, steps=42_200),
+            joint_vae_penalty=dict(weight=1e-1),
+            joint_prior_penalty=dict(weight=1e-2),
             train=dict(
                 vae_steps=4 if quick else 84_400,
                 steps=4 if quick else 421_500 if third else 422_000,
-                vae_kl_start=1e-4,
-                vae_kl_steps=84_400,
-                kl_start=0.7 if geometric else 1.0,
-                kl_steps=42_200,
+                # The prior's weights are averaged, the VAE's are not.
+                ema_warmup=quick,
+                average_vae=False,
+                freeze_vae=third,
+                vae_from="runs/lsgm_celebahq256_qualitative" if third and not quick else "",
                 log_every=2 if quick else 100,
                 eval_every=2 if quick else 5000,
             ),

@@ -22,8 +22,9 @@ def get_config(arg: str = "fid") -> ConfigDict:
     variant, _, speed = arg.partition(",")
     if variant not in VARIANTS or speed not in ("", "quick"):
         raise ValueError(f"configs/lsgm_cifar10.py takes one of {VARIANTS}, also with ',quick', not {arg!r}")
-    quick, nll = speed == "quick", variant == "nll"
-    vae_steps = 117_000 if variant == "balanced" else 78_000
+    quick, nll, balanced = speed == "quick", variant == "nll", variant == "balanced"
+    vae_steps = 117_000 if balanced else 78_000
+    decay = dict(clip=0.0, weight_decay=3e-4, decay_all=True)
     return ConfigDict(
         dict(
             seed=1,
@@ -69,16 +70,27 @@ def get_config(arg: str = "fid") -> ConfigDict:
                 if nll
                 else dict(name="optimal", weighting="unweighted", t_min=0.01)
             ),
-            vae_stage=dict(name="adamax", learning_rate=1e-2, final=1e-4),
-            joint_vae=dict(name="adamw", learning_rate=1e-4, final=1e-5, warmup=975, eps=1e-3),
-            joint_prior=dict(name="adamw", learning_rate=1e-4, final=1e-4, warmup=975, eps=1e-4),
+            vae_stage=dict(name="adamax", learning_rate=1e-2, final=1e-4, clip=0.0, weight_decay=3e-4),
+            vae_kl=dict(
+                start=1e-4,
+                end=1.0 if balanced else 0.7,
+                constant=vae_steps // 10_000,
+                steps=vae_steps // 2 if balanced else vae_steps,
+                balanced=True,
+            ),
+            vae_penalty=dict(weight=1e-2),
+            joint_vae=dict(name="adamw", learning_rate=1e-4, final=1e-5, warmup=975, eps=1e-3, **decay),
+            joint_prior=dict(name="adamw", learning_rate=1e-4, final=1e-4, warmup=975, eps=1e-4, **decay),
+            joint_kl=dict(start=1.0 if balanced else 0.7, steps=36_562),
+            joint_vae_penalty=dict(weight=1e-2),
+            # The published penalty did not find the convolutions of these two runs' score networks.
+            joint_prior_penalty=dict(weight=1e-2, spectral=nll),
             train=dict(
                 vae_steps=20 if quick else vae_steps,
                 steps=20 if quick else 365_625,
-                vae_kl_start=1e-4,
-                vae_kl_steps=vae_steps // 2 if variant == "balanced" else vae_steps,
-                kl_start=1.0 if variant == "balanced" else 0.7,
-                kl_steps=36_562,
+                # The prior's weights are averaged, the VAE's are not.
+                ema_warmup=quick,
+                average_vae=False,
                 log_every=10 if quick else 100,
                 eval_every=10 if quick else 5000,
             ),

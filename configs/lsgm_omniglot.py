@@ -18,6 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg not in ("", "quick"):
         raise ValueError(f"configs/lsgm_omniglot.py takes no argument or 'quick', not {arg!r}")
     quick = arg == "quick"
+    decay = dict(clip=0.0, weight_decay=3e-4, decay_all=True)
     return ConfigDict(
         dict(
             seed=1,
@@ -57,18 +58,24 @@ def get_config(arg: str = "") -> ConfigDict:
                 embedding_dim=128,
                 dropout=0.2,
             ),
-            objective=dict(weighting="likelihood", mixing_logit_init=-6.0, control_variate=False),
+            objective=dict(
+                weighting="likelihood", mixing_logit_init=-6.0, inactive_kl=0.1, control_variate=False
+            ),
             density=dict(name="optimal", weighting="likelihood", t_min=0.01),
-            vae_stage=dict(name="adamax", learning_rate=1e-2, final=1e-4),
-            joint_vae=dict(name="adamw", learning_rate=1e-4, final=1e-5, warmup=3800, eps=1e-3),
-            joint_prior=dict(name="adamw", learning_rate=3e-4, final=3e-4, warmup=3800, eps=1e-4),
+            vae_stage=dict(name="adamax", learning_rate=1e-2, final=1e-4, clip=0.0, weight_decay=3e-4),
+            vae_kl=dict(start=1e-4, end=1.0, constant=3, steps=38_000, balanced=True),
+            vae_penalty=dict(weight=1e-2),
+            joint_vae=dict(name="adamw", learning_rate=1e-4, final=1e-5, warmup=3800, eps=1e-3, **decay),
+            joint_prior=dict(name="adamw", learning_rate=3e-4, final=3e-4, warmup=3800, eps=1e-4, **decay),
+            joint_kl=dict(start=0.7, steps=28_500),
+            joint_vae_penalty=dict(weight=1e-2),
+            joint_prior_penalty=dict(weight=1e-3),
             train=dict(
                 vae_steps=20 if quick else 38_000,
                 steps=20 if quick else 285_000,
-                vae_kl_start=1e-4,
-                vae_kl_steps=38_000,
-                kl_start=0.7,
-                kl_steps=28_500,
+                # The prior's weights are averaged, the VAE's are not.
+                ema_warmup=quick,
+                average_vae=False,
                 log_every=10 if quick else 100,
                 eval_every=10 if quick else 5000,
             ),

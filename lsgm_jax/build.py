@@ -25,6 +25,7 @@ from lsgm_jax.schema import (
     WEIGHTINGS,
     Config,
     ConfigError,
+    ObjectiveSpec,
     look_up,
     schema,
     section_target,
@@ -113,6 +114,8 @@ def build_lsgm(config: Config) -> LSGM:
     _check_noise("density", process, density)
     if encoder_density is not None:
         _check_noise("encoder_density", process, encoder_density)
+    if encoder_density is None:
+        _refuse_shared_times(config, spec)
     return LSGM(
         vae=vae,
         process=process,
@@ -121,11 +124,26 @@ def build_lsgm(config: Config) -> LSGM:
             prior_weighting=weighting,
             density=density,
             encoder_density=encoder_density,
+            encoder_meets_average=spec.encoder_meets_average,
             spread=look_up(SPREADS, spec.spread, "objective.spread"),
             control_variate=spec.control_variate,
         ),
         mixing_logit_init=spec.mixing_logit_init,
+        inactive_kl=spec.inactive_kl,
     )
+
+
+def _refuse_shared_times(config: Config, spec: ObjectiveSpec) -> None:
+    """What one pass for prior and encoder cannot do."""
+    asked = {
+        "config.joint_kl.balanced": config.joint_kl.balanced,
+        "config.objective.encoder_meets_average": spec.encoder_meets_average,
+    }
+    for key, value in asked.items():
+        if value:
+            raise ConfigError(
+                f"{key}=True needs times of the encoder's own: set config.encoder_density.name, to 'optimal' say"
+            )
 
 
 def build_sgm(config: Config) -> SGM:
@@ -209,4 +227,6 @@ def build_optimiser(config: Config, stage: str) -> optax.GradientTransformation:
         return build("vae_stage", config, steps=config.train.vae_steps)
     if stage == "score":
         return build("optimiser", config, steps=steps)
-    return per_part(build("joint_vae", config, steps=steps), build("joint_prior", config, steps=steps))
+    prior = build("joint_prior", config, steps=steps)
+    vae = optax.set_to_zero() if config.train.freeze_vae else build("joint_vae", config, steps=steps)
+    return per_part(vae, prior)

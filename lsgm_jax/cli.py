@@ -57,6 +57,7 @@ def _run(options: argparse.Namespace) -> int:
     from lsgm_jax.interop.errors import ConversionError
     from lsgm_jax.schema import ConfigError
     from lsgm_jax.training.checkpoint import CheckpointError
+    from lsgm_jax.training.loop import TrainingError
 
     command = {
         "train": _train,
@@ -70,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
     }[options.command]
     try:
         command(options)
-    except (ConfigError, DataError, ConversionError, CheckpointError, UsageError) as error:
+    except (ConfigError, DataError, ConversionError, CheckpointError, TrainingError, UsageError) as error:
         return _fail(error)
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")

@@ -33,16 +33,23 @@ from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, slerp
-from lsgm_jax.stages import last_stage, make_stages, model_terms, vae_terms
+from lsgm_jax.stages import Images, last_stage, make_stages, model_terms, vae_terms
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import run_stage
 
 Scores = dict[str, np.ndarray]
+RATES = ("learning_rate", "final")
 # What a run may change when it is continued; everything else has to stay as it was.
 MAY_CHANGE = (
     "data.data_dir",
     "train.log_every",
     "train.eval_every",
+    # Smaller ones are the remedy for a training that diverged.
+    *(
+        f"{section}.{rate}"
+        for section in ("vae_stage", "joint_vae", "joint_prior", "optimiser")
+        for rate in RATES
+    ),
     *(f"{section}." for section in SAMPLING_SECTIONS),
 )
 
@@ -62,15 +69,32 @@ def train(config: Config, workdir: pathlib.Path) -> None:
     refuse_another_run(workdir, config)
     if _is_finished(workdir / "checkpoints" / last_stage(model), settings.steps):
         return
-    training, stages = data.open("train"), make_stages(config, model, whole_split(data, "validation"))
+    params = _vae_of(pathlib.Path(settings.vae_from), config) if getattr(settings, "vae_from", "") else None
+    training = data.open("train")
+    stages = make_stages(config, model, Images(training, whole_split(data, "validation")))
     batches = [training_batches(training, config.seed + index) for index in range(len(stages))]
     claim(workdir, config)
     keys = jax.random.split(jax.random.key(config.seed), 2 * len(stages))
-    params = None
     for index, stage in enumerate(stages):
         k_init, k_stage = keys[index], keys[len(stages) + index]
         fresh = jax.jit(stage.init)(k_init, params)
         params = run_stage(stage, settings, fresh, batches[index], k_stage, workdir, config.to_dict())
+
+
+def _vae_of(workdir: pathlib.Path, config: Config) -> Params:
+    """The VAE that another run has trained, in its last stage as far as there is one.
+
+    Raises:
+        ConfigError: if that run is of other images, or of another autoencoder than `config`'s.
+    """
+    other = Run.open(workdir)
+    changed = differences(other.config, config)
+    changed = [text for text in changed if text.startswith(("autoencoder.", "likelihood."))]
+    if changed:
+        raise ConfigError(f"config.train.vae_from={str(workdir)!r} holds a run with {changed[0]}")
+    if holds_checkpoints(workdir, last_stage(other.model)):
+        return other.best()[0]["vae"]
+    return other.best("vae")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,9 +293,9 @@ def _ode_terms(model: LSGM | SGM, sampler: Sampler, divergence: Divergence) -> P
     return terms
 
 
-def holds_checkpoints(workdir: pathlib.Path) -> bool:
-    """Whether anything has been trained or converted there."""
-    return any((workdir / "checkpoints").glob("*/[0-9]*"))
+def holds_checkpoints(workdir: pathlib.Path, stage: str = "*") -> bool:
+    """Whether anything has been trained or converted there, of one stage or of any."""
+    return any((workdir / "checkpoints").glob(f"{stage}/[0-9]*"))
 
 
 def _is_finished(folder: pathlib.Path, steps: int) -> bool:

@@ -27,6 +27,7 @@ from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
 from lsgm_jax.models.sgm import FixedPart
 from lsgm_jax.objectives import times, weights
+from lsgm_jax.objectives.kl import KLSchedule
 from lsgm_jax.objectives.times import Defensive, Optimal, Uniform
 from lsgm_jax.scores.mlp import MLP
 from lsgm_jax.scores.ncsnpp import NCSNpp
@@ -36,6 +37,7 @@ from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.training.loop import TrainSpec, TwoStageSpec
 from lsgm_jax.training.optim import adamax, adamw
+from lsgm_jax.training.penalty import Penalty
 
 Target = Callable[..., Any]
 Config = Any  # an ml_collections.ConfigDict, whose attributes have no static types
@@ -81,7 +83,13 @@ class ObjectiveSpec:
     weighting: str = "likelihood"
     spread: str = "stratified"
     control_variate: bool = True
+    encoder_meets_average: bool = False
     mixing_logit_init: float = -3.0
+    inactive_kl: float = 0.0
+
+    def __post_init__(self):
+        if self.inactive_kl < 0.0:
+            raise ValueError(f"inactive_kl={self.inactive_kl}: give nats, or 0 to keep all channels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,8 +213,13 @@ MODELS: dict[str, Sections] = {
         "objective": ObjectiveSpec,
         "encoder_density": {"shared": shared, **DENSITIES},
         "vae_stage": OPTIMISERS,
+        "vae_kl": KLSchedule,
+        "vae_penalty": Penalty,
         "joint_vae": OPTIMISERS,
         "joint_prior": OPTIMISERS,
+        "joint_kl": KLSchedule,
+        "joint_vae_penalty": Penalty,
+        "joint_prior_penalty": Penalty,
         "train": TwoStageSpec,
     },
     "sgm": {
@@ -214,6 +227,7 @@ MODELS: dict[str, Sections] = {
         **SHARED,
         "objective": SGMObjectiveSpec,
         "optimiser": OPTIMISERS,
+        "penalty": Penalty,
         "train": TrainSpec,
     },
 }

@@ -1,35 +1,45 @@
 """What a run trains, one stage after the other: an LSGM its VAE and then everything, an SGM its score."""
 
-import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
 from lsgm_jax.arrays import Key, Latents, Scalar
 from lsgm_jax.build import build, build_optimiser
+from lsgm_jax.data.pipeline import Samples, padded_batches
 from lsgm_jax.evaluation.nelbo import PerImage, score_images
 from lsgm_jax.evaluation.pictures import picture
 from lsgm_jax.models.bound import Batch, Bound
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Aux, Params
 from lsgm_jax.models.sgm import SGM
-from lsgm_jax.objectives.kl import annealed
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.schema import Config
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler
-from lsgm_jax.training.loop import Stage
+from lsgm_jax.training.loop import Stage, TrainSpec
+from lsgm_jax.training.penalty import Penalty, first_memory, penalise
+from lsgm_jax.training.step import Average, Context, Loss
 
 PREVIEW = 64  # samples in TensorBoard's pictures
 VALIDATION_DRAWS = 4
 # A preview needs to look right, not to be exact: twenty evaluations instead of a hundred.
 PREVIEW_SAMPLER = Sampler(method=METHODS["Heun"](), steps=Linear(steps=10), t_min=1e-3)
 
+INACTIVE_IMAGES = 4096  # on which is found what the channels of the latent hold
+
 Named = dict[str, jax.Array]
-Count = Int[Array, ""]
+
+
+class Images(NamedTuple):
+    """What the stages see of the data beside their batches."""
+
+    training: Samples
+    validation: np.ndarray  # on which checkpoints are judged, [n, ...]
 
 
 def last_stage(model: LSGM | SGM) -> str:
@@ -37,67 +47,127 @@ def last_stage(model: LSGM | SGM) -> str:
     return "joint" if isinstance(model, LSGM) else "score"
 
 
-def make_stages(config: Config, model: LSGM | SGM, validation: np.ndarray) -> list[Stage]:
-    """The stages of a run, in order.
-
-    Args:
-        validation: the samples on which checkpoints are judged, [n, ...].
-    """
+def make_stages(config: Config, model: LSGM | SGM, images: Images) -> list[Stage]:
+    """The stages of a run, in order."""
     if isinstance(model, SGM):
-        return [_score_stage(config, model, validation)]
-    return [_vae_stage(config, model, validation), _joint_stage(config, model, validation)]
+        return [_score_stage(config, model, images)]
+    joint = (_frozen_stage if config.train.freeze_vae else _joint_stage)(config, model, images)
+    return [joint] if config.train.vae_from else [_vae_stage(config, model, images), joint]
 
 
-def _vae_stage(config: Config, model: LSGM, validation: np.ndarray) -> Stage:
-    settings, vae = build("train", config), model.vae
-    coefficient = functools.partial(annealed, start=settings.vae_kl_start, ramp=settings.vae_kl_steps)
+def _vae_stage(config: Config, model: LSGM, images: Images) -> Stage:
+    settings, vae, kl = build("train", config), model.vae, build("vae_kl", config)
 
-    def loss(params: Params, batch: Batch, key: Key, step: Count) -> tuple[Scalar, Aux]:
-        return vae.loss(params, batch, key, coefficient(step))
+    def loss(params: Params, batch: Batch, context: Context) -> tuple[Scalar, Aux]:
+        return vae.loss(params, batch, context.key, kl(context.step))
 
     return Stage(
         name="vae",
         init=lambda key, before: vae.init(key),
-        loss=loss,
         optimiser=build_optimiser(config, "vae"),
+        average=_average(settings, decay=settings.ema_decay if settings.average_vae else 0.0),
         steps=settings.vae_steps,
-        validate=_validator(vae_terms(model), validation, config.data.batch_size),
+        validate=_validator(vae_terms(model), images.validation, config.data.batch_size),
         draw=_drawer(lambda params, key: vae.sample(params, key, PREVIEW)),
+        **_penalised(loss, {"vae": build("vae_penalty", config)}, model),
     )
 
 
-def _joint_stage(config: Config, model: LSGM, validation: np.ndarray) -> Stage:
-    settings = build("train", config)
-    coefficient = functools.partial(annealed, start=settings.kl_start, ramp=settings.kl_steps)
+def _joint_stage(config: Config, model: LSGM, images: Images) -> Stage:
+    settings, kl = build("train", config), build("joint_kl", config)
 
-    def loss(params: Params, batch: Batch, key: Key, step: Count) -> tuple[Scalar, Aux]:
-        return model.loss(params, batch, key, coefficient(step))
+    def loss(params: Params, batch: Batch, context: Context) -> tuple[Scalar, Aux]:
+        return model.loss(params, batch, context.key, kl(context.step), context.average)
+
+    penalties = {
+        "vae": build("joint_vae_penalty", config),
+        "prior": build("joint_prior_penalty", config),
+    }
+    return Stage(
+        name="joint",
+        average=_average(settings, skip=() if settings.average_vae else ("vae",)),
+        **_of_an_lsgm(config, model, images),
+        **_penalised(loss, penalties, model),
+    )
+
+
+def _frozen_stage(config: Config, model: LSGM, images: Images) -> Stage:
+    """The second stage with the VAE as it is: the published third stage, and two-stage training."""
+
+    def loss(params: Params, batch: Batch, context: Context) -> tuple[Scalar, Aux]:
+        return model.prior_loss(params, batch, context.key)
 
     return Stage(
         name="joint",
+        average=_average(build("train", config), skip=("vae",)),
+        **_of_an_lsgm(config, model, images),
+        **_penalised(loss, {"prior": build("joint_prior_penalty", config)}, model),
+    )
+
+
+def _of_an_lsgm(config: Config, model: LSGM, images: Images) -> dict[str, Any]:
+    """What the second stage is, whether or not it trains the VAE."""
+
+    def adapt(params: Params) -> Params:
+        if not model.inactive_kl:
+            return params
+        kl = _kl_per_channel(model, params["vae"], images.training, config.data.batch_size)
+        return model.leave_inactive(params, jnp.asarray(kl, jnp.float32))
+
+    return dict(
         init=lambda key, before: {"vae": before, **model.init_prior(key)},
-        loss=loss,
+        adapt=adapt,
         optimiser=build_optimiser(config, "joint"),
-        steps=settings.steps,
-        validate=_validator(model_terms(model), validation, config.data.batch_size),
+        steps=config.train.steps,
+        validate=_validator(model_terms(model), images.validation, config.data.batch_size),
         draw=_drawer(lambda params, key: model.sample(params, key, PREVIEW, PREVIEW_SAMPLER)[0]),
     )
 
 
-def _score_stage(config: Config, model: SGM, validation: np.ndarray) -> Stage:
-    def loss(params: Params, batch: Batch, key: Key, step: Count) -> tuple[Scalar, Aux]:
-        return model.loss(params, batch, key)
+def _score_stage(config: Config, model: SGM, images: Images) -> Stage:
+    def loss(params: Params, batch: Batch, context: Context) -> tuple[Scalar, Aux]:
+        return model.loss(params, batch, context.key)
 
     count = PREVIEW if len(model.data_shape) > 1 else 8 * PREVIEW
     return Stage(
         name="score",
         init=lambda key, before: model.init(key),
-        loss=loss,
         optimiser=build_optimiser(config, "score"),
+        average=_average(build("train", config)),
         steps=config.train.steps,
-        validate=_validator(model_terms(model), validation, config.data.batch_size),
+        validate=_validator(model_terms(model), images.validation, config.data.batch_size),
         draw=_drawer(lambda params, key: model.sample(params, key, count, PREVIEW_SAMPLER)[0]),
+        **_penalised(loss, {"prior": build("penalty", config)}, model),
     )
+
+
+def _average(settings: TrainSpec, decay: float | None = None, skip: tuple[str, ...] = ()) -> Average:
+    decay = settings.ema_decay if decay is None else decay
+    return Average(decay, settings.ema_warmup, skip)
+
+
+def _penalised(loss: Loss, penalties: dict[str, Penalty], model: LSGM | SGM) -> dict[str, Any]:
+    """A stage's loss and what it finds in the first step."""
+    example = jax.eval_shape(lambda: Batch(jnp.zeros((1, *model.data_shape))))
+    return dict(loss=penalise(loss, penalties), memory=first_memory(loss, penalties, example))
+
+
+def _kl_per_channel(model: LSGM, params: Params, training: Samples, batch_size: int) -> np.ndarray:
+    """KL(q || N(0, I)) of each channel of z_0, nats, mean over training images."""
+
+    @jax.jit
+    def held(params: Params, x: Latents, key: Key) -> Latents:
+        latent = model.vae.autoencode(params, x, key, train=False).latent
+        kl = latent.normal_cross_entropy - latent.entropy
+        return jnp.sum(kl, axis=tuple(range(1, kl.ndim - 1)))
+
+    count = min(len(training), INACTIVE_IMAGES)
+    x = np.stack([training[index]["x"] for index in range(count)])
+    total = np.zeros(model.latent_shape[-1])
+    for number, (rows, real) in enumerate(padded_batches(x, batch_size)):
+        k_batch = jax.random.fold_in(jax.random.key(0), number)
+        total += np.asarray(held(params, jnp.asarray(rows), k_batch)[:real], np.float64).sum(axis=0)
+    return total / count
 
 
 # What is averaged over images

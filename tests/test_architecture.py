@@ -26,7 +26,17 @@ MAY_IMPORT = {
     "schema": {"models", "training", "data", "objectives", "solvers", *PARTS},
     "build": {"arrays", "schema", "models", "training", "objectives", "solvers", *PARTS},
     "config": {"schema", "files"},
-    "stages": {"schema", "arrays", "build", "evaluation", "models", "objectives", "solvers", "training"},
+    "stages": {
+        "schema",
+        "arrays",
+        "build",
+        "data",
+        "evaluation",
+        "models",
+        "objectives",
+        "solvers",
+        "training",
+    },
     "run": {
         "schema",
         "arrays",

@@ -37,7 +37,7 @@ def batch(count=16, seed=0):
 
 def at_full_kl(loss):
     """A model's loss as a training step calls it, with KL coefficient one at every step."""
-    return lambda params, batch, key, step: loss(params, batch, key)
+    return lambda params, batch, context: loss(params, batch, context.key)
 
 
 def assert_trees_equal(left, right):

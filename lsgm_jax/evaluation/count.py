@@ -14,7 +14,7 @@ from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params, trainable
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import make_step
+from lsgm_jax.training.step import Average, make_step
 
 
 def count_parameters(tree: Any) -> int:
@@ -68,7 +68,7 @@ def describe(model: LSGM | SGM, optimiser: optax.GradientTransformation, batch_s
         parts = {"autoencoder": params["vae"], **parts}
     batch = jax.eval_shape(lambda: Batch(jnp.zeros((batch_size, *model.data_shape))))
     step = make_step(
-        lambda params, batch, key, step: model.loss(params, batch, key), optimiser, ema_decay=0.9999
+        lambda params, batch, context: model.loss(params, batch, context.key), optimiser, Average(0.9999)
     )
     state = jax.eval_shape(lambda params: create_state(params, optimiser), params)
     forward = _forward_passes(model, params, key)

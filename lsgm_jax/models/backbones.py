@@ -14,16 +14,38 @@ from lsgm_jax.autoencoders.gaussian import LOG_2PI, Normal
 from lsgm_jax.autoencoders.likelihoods import Features
 from lsgm_jax.autoencoders.nvae import NVAE, GroupSample, join_groups, split_groups
 from lsgm_jax.models.network import Network, Params, StatefulNetwork, split_or_none
+from lsgm_jax.models.penalised import Penalised, by_layer, penalised
+from lsgm_jax.objectives.kl import PerGroup, sum_per_group
 
 
 class Latent(NamedTuple):
     """What an encoder drew, nats: expectations where they are known, and otherwise those of the draw."""
 
     z_0: Latents  # what the score prior describes
-    entropy: PerSample  # of q, all latents
-    normal_cross_entropy: PerSample  # CE(q || N(0, I)), all latents
-    rest: PerSample  # the part of it that is not z_0's: latents that keep their Normal prior
+    entropy: Latents  # of q, per dimension of z_0
+    normal_cross_entropy: Latents  # CE(q || N(0, I)), per dimension of z_0
+    other_entropy: PerGroup  # of the groups beside z_0, which keep their Normal prior
+    other_cross_entropy: PerGroup
     log_q: PerSample  # log q of the draw, all latents
+
+    @property
+    def total_entropy(self) -> PerSample:
+        """Of all latents."""
+        return sum_per_sample(self.entropy) + sum_per_sample(self.other_entropy)
+
+    @property
+    def rest(self) -> PerSample:
+        """CE(q || N(0, I)) of the latents beside z_0."""
+        return sum_per_sample(self.other_cross_entropy)
+
+    def divergence(self, cross_entropy: Latents, groups: int) -> PerGroup:
+        """KL(q || p) per group, the `groups` of z_0 first.
+
+        Args:
+            cross_entropy: of z_0 with its prior, per dimension.
+        """
+        of_z_0 = sum_per_group(cross_entropy - self.entropy, groups)
+        return jnp.concatenate([of_z_0, self.other_cross_entropy - self.other_entropy], axis=1)
 
 
 class Pass(NamedTuple):
@@ -32,11 +54,17 @@ class Pass(NamedTuple):
     latent: Latent
     features: Features
     carried: Params  # see `network.Aux`
+    penalised: Penalised  # in training
 
 
 @runtime_checkable
 class Backbone(Protocol):
     """The networks of a VAE."""
+
+    @property
+    def groups_per_scale(self) -> tuple[int, ...]:
+        """Groups of latents on each scale, from that of z_0 up."""
+        ...
 
     def init(self, key: Key) -> Params:
         """Fresh parameters."""
@@ -60,6 +88,11 @@ class Flat:
     encoder: Network
     decoder: Network
 
+    @property
+    def groups_per_scale(self) -> tuple[int, ...]:
+        """One: z_0."""
+        return (1,)
+
     def init(self, key: Key) -> Params:
         """Fresh parameters."""
         k_encoder, k_decoder = jax.random.split(key)
@@ -79,10 +112,15 @@ class Flat:
         posterior = self.encode(params, x, dropout_key=k_encoder)
         z_0 = posterior.sample(k_posterior)
         features = self.decoder.apply(params["decoder"], z_0, dropout_key=k_decoder)
-        cross_entropy = posterior.cross_entropy_to_standard()
-        log_q = sum_per_sample(posterior.log_density(z_0))
-        latent = Latent(z_0, posterior.entropy(), cross_entropy, jnp.zeros_like(cross_entropy), log_q)
-        return Pass(latent, features, carried={})
+        latent = Latent(
+            z_0,
+            posterior.entropy(),
+            posterior.cross_entropy_to_standard(),
+            jnp.zeros((len(x), 0)),
+            jnp.zeros((len(x), 0)),
+            sum_per_sample(posterior.log_density(z_0)),
+        )
+        return Pass(latent, features, {}, penalised(params))
 
     def decode(self, params: Params, z_0: Latents, key: Key) -> Features:
         """Features for z_0; nothing else is drawn."""
@@ -112,6 +150,11 @@ class Hierarchical:
         height, width, channels = self.latent_shapes()[0]
         return height, width, channels * self.net.groups_per_scale
 
+    @property
+    def groups_per_scale(self) -> tuple[int, ...]:
+        """Groups of latents on each scale, from that of z_0 up."""
+        return (self.net.groups_per_scale,) * self.net.scales
+
     def init(self, key: Key) -> Params:
         """Fresh parameters and running statistics."""
         noises = [jnp.zeros((1, *shape)) for shape in self.latent_shapes()]
@@ -120,8 +163,10 @@ class Hierarchical:
     def autoencode(self, params: Params, x: Images, key: Key, *, train: bool) -> Pass:
         """Draws all groups from the smallest scale up, and decodes them."""
         noises = _normal(key, [(len(x), *shape) for shape in self.latent_shapes()])
-        output, carried = StatefulNetwork(self.net).apply(params, x, noises, train=train)
-        return Pass(self._latent(output.groups), output.features, carried)
+        output, carried, kernels = StatefulNetwork(self.net).apply(params, x, noises, train=train)
+        # Its kernels are normalised and masked on the way: those that count are the ones that were applied.
+        weights = Penalised(by_layer(kernels, "effective"), by_layer(params, "scale"))
+        return Pass(self._latent(output.groups), output.features, carried, weights)
 
     def decode(self, params: Params, z_0: Latents, key: Key) -> Features:
         """Features for z_0 and a draw of the larger scales."""
@@ -132,12 +177,22 @@ class Hierarchical:
 
     def _latent(self, groups: tuple[GroupSample, ...]) -> Latent:
         """Entropies of the draw: the flows leave nothing else."""
-        top, zero = self.net.groups_per_scale, jnp.zeros(len(groups[0].eps))
-        logs = [sum_per_sample(group.posterior.log_density(group.before_flow)) for group in groups]
-        normal = [0.5 * sum_per_sample(group.eps**2 + LOG_2PI) for group in groups]
-        z_0 = join_groups([group.eps for group in groups[:top]])
-        log_q = sum(logs, start=zero)
-        return Latent(z_0, -log_q, sum(normal, start=zero), sum(normal[top:], start=zero), log_q)
+        top = self.net.groups_per_scale
+        entropy = [-group.posterior.log_density(group.before_flow) for group in groups]
+        normal = [0.5 * (group.eps**2 + LOG_2PI) for group in groups]
+        return Latent(
+            join_groups([group.eps for group in groups[:top]]),
+            join_groups(entropy[:top]),
+            join_groups(normal[:top]),
+            _sums(entropy)[:, top:],
+            _sums(normal)[:, top:],
+            -jnp.sum(_sums(entropy), axis=1),
+        )
+
+
+def _sums(groups: list[Latents]) -> PerGroup:
+    """Of every sample and group."""
+    return jnp.stack([sum_per_sample(group) for group in groups], axis=1)
 
 
 def _normal(key: Key, shapes: list[tuple[int, ...]]) -> list[Latents]:

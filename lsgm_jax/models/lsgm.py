@@ -4,13 +4,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import EpsNet, Images, Key, Latents, Scalar, State, Times
+from lsgm_jax.arrays import EpsNet, Images, Key, Latents, PerSample, Scalar, State, Times, sum_per_sample
 from lsgm_jax.autoencoders.likelihoods import scored_values
 from lsgm_jax.diffusions.linear import Process, normal_eps, sample_prior
 from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.models.network import Aux, Network, Params, constants
-from lsgm_jax.models.vae import VAE
+from lsgm_jax.models.penalised import penalised
+from lsgm_jax.models.vae import VAE, Encoded
 from lsgm_jax.objectives.elbo import (
     Draw,
     Objective,
@@ -19,22 +21,33 @@ from lsgm_jax.objectives.elbo import (
     sample_draw,
     score_cross_entropy,
 )
+from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.times import Stratum, TimeDensity
 from lsgm_jax.scores.parameterise import in_channels, mix
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
 
+PerChannel = Float[Array, "channels"]
+# The share of the network in the prediction of an inactive channel: 3e-7.
+INACTIVE_LOGIT = -15.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LSGM:
-    """VAE, forward process and score network. Parameters: {"vae", "score_net", "mixing_logit"}."""
+    """VAE, forward process and score network. Parameters: {"vae", "score_net", "mixing_logit"}.
+
+    Attributes:
+        inactive_kl: channels of z_0 that hold no more than this under a trained VAE, in nats, are left to the Normal
+            prior (see `leave_inactive`), and the parameters say under "carried" which are "active". 0 keeps all.
+    """
 
     vae: VAE
     process: Process
     score_net: Network
     objective: Objective
     mixing_logit_init: float = -3.0
+    inactive_kl: float = 0.0
 
     @property
     def data_shape(self) -> tuple[int, ...]:
@@ -59,28 +72,49 @@ class LSGM:
     def init_prior(self, key: Key) -> Params:
         """Fresh parameters of the prior alone, to be joined with those of a trained VAE."""
         z_t = sample_prior(self.process, key, (1, *self.vae.latent_shape))
+        channels = self.vae.latent_shape[-1]
+        active = {"carried": {"active": jnp.ones(channels, jnp.float32)}} if self.inactive_kl else {}
         return {
             "score_net": self.score_net.init(key, in_channels(z_t), jnp.zeros(1)),
-            "mixing_logit": jnp.full(self.vae.latent_shape[-1], self.mixing_logit_init, jnp.float32),
+            "mixing_logit": jnp.full(channels, self.mixing_logit_init, jnp.float32),
+            **active,
         }
+
+    def leave_inactive(self, params: Params, kl: PerChannel) -> Params:
+        """Leaves channels to the Normal prior: the network neither sees them nor has a share in their prediction.
+
+        Args:
+            kl: what each channel of z_0 holds, KL(q || N(0, I)), nats, mean over images.
+        """
+        active = jnp.asarray(kl > self.inactive_kl, jnp.float32)
+        logit = jnp.where(active > 0.0, params["mixing_logit"], INACTIVE_LOGIT)
+        return params | {"mixing_logit": logit, "carried": {"active": active}}
 
     def eps_net(self, params: Params, dropout_key: Key | None = None) -> EpsNet:
         """The mixed noise prediction (z_t, t) -> eps_hat."""
 
         def predict(z_t: State, t: Times) -> Latents:
-            net_eps = self.score_net.apply(params["score_net"], in_channels(z_t), t, dropout_key=dropout_key)
+            active = params["carried"]["active"] if self.inactive_kl else 1.0
+            seen = in_channels(jax.tree.map(lambda z: active * z, z_t))
+            net_eps = self.score_net.apply(params["score_net"], seen, t, dropout_key=dropout_key)
             return mix(params["mixing_logit"], normal_eps(self.process, z_t, t), net_eps)
 
         return predict
 
     def loss(
-        self, params: Params, batch: Batch, key: Key, kl_coefficient: float | Scalar = 1.0
+        self,
+        params: Params,
+        batch: Batch,
+        key: Key,
+        kl: KLWeight = KLWeight(),
+        average: Params | None = None,
     ) -> tuple[Scalar, Aux]:
         """One scalar whose gradient trains the VAE on the bound and the prior on its own weighting.
 
         Args:
             batch: images in [-1, 1].
-            kl_coefficient: weight of KL(q || p) in the VAE's objective; the prior's loss does not see it.
+            kl: weight of KL(q || p) in the VAE's objective; the prior's loss does not see it.
+            average: parameters whose prior the encoder meets if the objective says so; None for `params`.
 
         Returns:
             The scalar to differentiate (its value means little: it mixes weightings) and metrics, means over the
@@ -88,33 +122,51 @@ class LSGM:
         """
         k_vae, k_prior, k_encoder, k_dropout = jax.random.split(key, 4)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=True)
-        z_0, entropy, _, rest, _ = encoded.latent
+        z_0 = encoded.latent.z_0
         eps_net = self.eps_net(params, dropout_key=k_dropout)
         draw = self._draw(self.objective.density, k_prior, z_0)
 
         if self.objective.encoder_density is None:
-            matching = denoise(self.objective, self.process, eps_net, z_0, draw, kl_coefficient)
+            matching = denoise(self.objective, self.process, eps_net, z_0, draw, kl.coefficient)
+            others = kl.coefficient * (encoded.latent.rest - encoded.latent.total_entropy)
+            loss = encoded.reconstruction + others + matching.loss
+            prior_loss, cross_entropy = matching.prior_loss, matching.cross_entropy
         else:
+            met = params if average is None or not self.objective.encoder_meets_average else average
+            frozen = self.eps_net(jax.lax.stop_gradient(met), dropout_key=k_dropout)
             encoder_draw = self._draw(self.objective.encoder_density, k_encoder, z_0)
-            frozen = self.eps_net(jax.lax.stop_gradient(params), dropout_key=k_dropout)
-            matching = denoise_separately(
+            separate = denoise_separately(
                 self.objective, self.process, eps_net, frozen, z_0, draw, encoder_draw
-            ).weighed(kl_coefficient)
+            )
+            divergence = self.vae.divergence(encoded, separate.cross_entropy, kl)
+            loss = encoded.reconstruction + divergence + separate.prior_loss
+            prior_loss, cross_entropy = separate.prior_loss, sum_per_sample(separate.cross_entropy)
 
-        loss = jnp.mean(encoded.reconstruction + kl_coefficient * (rest - entropy) + matching.loss)
-        bound = Bound(encoded.reconstruction, entropy, matching.cross_entropy + rest)
-        metrics = bound_metrics(bound) | {"prior_loss": jnp.mean(matching.prior_loss)}
-        carried = {"vae": encoded.carried, "score_net": constants(params["score_net"])}
-        return loss, Aux(metrics, carried)
+        metrics = _metrics(encoded, cross_entropy, prior_loss)
+        carried = {"vae": encoded.carried, **self._constants(params)}
+        weights = {"vae": encoded.penalised, "prior": penalised(params["score_net"])}
+        return jnp.mean(loss), Aux(metrics, carried, weights)
+
+    def prior_loss(self, params: Params, batch: Batch, key: Key) -> tuple[Scalar, Aux]:
+        """The prior's loss alone: the VAE is frozen, and encodes as it does for scoring. Otherwise as `loss`."""
+        k_vae, k_prior, k_dropout = jax.random.split(key, 3)
+        encoded = self.vae.autoencode(jax.lax.stop_gradient(params["vae"]), batch.x, k_vae, train=False)
+        z_0, eps_net = encoded.latent.z_0, self.eps_net(params, dropout_key=k_dropout)
+        draw = self._draw(self.objective.density, k_prior, z_0)
+        matching = denoise(self.objective, self.process, eps_net, z_0, draw)
+        metrics = _metrics(encoded, matching.cross_entropy, matching.prior_loss)
+        # Nothing of the VAE moves, not even by the optimiser's weight decay.
+        carried = {"vae": params["vae"], **self._constants(params)}
+        weights = {"prior": penalised(params["score_net"])}
+        return jnp.mean(matching.prior_loss), Aux(metrics, carried, weights)
 
     def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
         """Terms of the NELBO per image, without dropout, one draw of z_0, t and eps each; see `score_cross_entropy`."""
         k_vae, k_draw = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-        z_0, entropy, _, rest, _ = encoded.latent
-        t_min, eps_net = self.objective.density.t_min, self.eps_net(params)
-        cross_entropy = score_cross_entropy(self.process, eps_net, z_0, t_min, k_draw, stratum)
-        return Bound(encoded.reconstruction, entropy, cross_entropy + rest)
+        latent, t_min, eps_net = encoded.latent, self.objective.density.t_min, self.eps_net(params)
+        cross_entropy = score_cross_entropy(self.process, eps_net, latent.z_0, t_min, k_draw, stratum)
+        return _bound(encoded, cross_entropy)
 
     def ode_bound(
         self,
@@ -131,10 +183,11 @@ class LSGM:
         """
         k_vae, k_probe = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-        z_0, entropy, _, rest, log_q = encoded.latent
-        prior = log_density(sampler, self.process, self.eps_net(params), k_probe, z_0, divergence)
-        joint = prior.log_prob - encoded.reconstruction - rest
-        return ODEBound(-entropy - joint, joint - log_q, prior.nfe, prior.products, prior.success)
+        latent, eps_net = encoded.latent, self.eps_net(params)
+        prior = log_density(sampler, self.process, eps_net, k_probe, latent.z_0, divergence)
+        joint = prior.log_prob - encoded.reconstruction - latent.rest
+        nelbo, log_weight = -latent.total_entropy - joint, joint - latent.log_q
+        return ODEBound(nelbo, log_weight, prior.nfe, prior.products, prior.success)
 
     def sample(self, params: Params, key: Key, count: int, sampler: Sampler) -> tuple[Images, Solution]:
         """Expected images of `count` latents drawn from the prior."""
@@ -155,5 +208,19 @@ class LSGM:
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
         return solve_to_noise(sampler, self.process, self.eps_net(params), k_solve, encoded.latent.z_0)
 
+    def _constants(self, params: Params) -> Params:
+        """What of the prior never changes, as `Aux.carried`."""
+        return {"score_net": constants(params["score_net"]), **constants(params)}
+
     def _draw(self, density: TimeDensity, key: Key, z_0: Latents) -> Draw:
         return sample_draw(density, self.objective.spread, self.process, key, z_0)
+
+
+def _bound(encoded: Encoded, cross_entropy: PerSample) -> Bound:
+    """The terms of the NELBO, of which the prior gives the cross entropy of z_0."""
+    latent = encoded.latent
+    return Bound(encoded.reconstruction, latent.total_entropy, cross_entropy + latent.rest)
+
+
+def _metrics(encoded: Encoded, cross_entropy: PerSample, prior_loss: PerSample) -> dict[str, Scalar]:
+    return bound_metrics(_bound(encoded, cross_entropy)) | {"prior_loss": jnp.mean(prior_loss)}

@@ -1,6 +1,8 @@
 """The one boundary between Flax and everything else: a module becomes a pair of pure functions."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -19,6 +21,10 @@ class Aux(NamedTuple):
     # Parts of the parameters that no gradient moves and the loss has renewed: a tree that holds only these, in their
     # places, such as {"vae": {"batch_stats": ...}}.
     carried: Params
+    # The weights that penalties may be about, by the network's name: see `penalised.Penalised`.
+    penalised: Mapping[str, Any] = MappingProxyType({})
+    # What the next step's loss wants to see of this one: see `step.Context`.
+    memory: Any = ()
 
 
 def constants(params: Params) -> Params:
@@ -63,14 +69,19 @@ class StatefulNetwork:
 
     def apply(
         self, params: Params, *inputs: Any, train: bool, method: str | None = None
-    ) -> tuple[Any, Params]:
-        """The output and what it carries on (see `Aux`): the statistics that training has moved, else nothing."""
+    ) -> tuple[Any, Params, Params]:
+        """The output; what it carries on (see `Aux`); and the kernels that it has applied, by the module's names.
+
+        Of the last two there is nothing but in training.
+        """
         variables = {"params": params["net"], **params["carried"]}
         if not train:
-            return self.module.apply(variables, *inputs, train=False, method=method), {}
-        mutable = list(params["carried"])
-        output, carried = self.module.apply(variables, *inputs, train=True, method=method, mutable=mutable)
-        return output, {"carried": carried}
+            return self.module.apply(variables, *inputs, train=False, method=method), {}, {}
+        mutable = [*params["carried"], "kernels"]
+        output, moved = self.module.apply(variables, *inputs, train=True, method=method, mutable=mutable)
+        moved = dict(moved)
+        kernels = moved.pop("kernels", {})
+        return output, {"carried": moved}, kernels
 
 
 def trainable(params: Params) -> Params:

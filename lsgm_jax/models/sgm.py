@@ -15,6 +15,7 @@ from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times
 from lsgm_jax.diffusions.linear import Process, sample_prior
 from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.models.network import Aux, Network, Params, constants
+from lsgm_jax.models.penalised import penalised
 from lsgm_jax.objectives.elbo import Objective, denoise, sample_draw, score_cross_entropy
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.scores.parameterise import in_channels
@@ -80,7 +81,8 @@ class SGM:
         draw = sample_draw(objective.density, objective.spread, self.process, k_draw, z_0)
         matching = denoise(objective, self.process, self.eps_net(params, k_dropout), z_0, draw)
         metrics = bound_metrics(self._bound(matching.cross_entropy))
-        return jnp.mean(matching.prior_loss), Aux(metrics, {"score_net": constants(params["score_net"])})
+        carried = {"score_net": constants(params["score_net"])}
+        return jnp.mean(matching.prior_loss), Aux(metrics, carried, {"prior": penalised(params["score_net"])})
 
     def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
         """Terms of a bound on -log p(x), without dropout, one draw per sample; see `score_cross_entropy`."""

@@ -6,11 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Images, Key, Latents, PerSample, Scalar
+from lsgm_jax.arrays import Images, Key, Latents, PerSample, Scalar, sum_per_sample
 from lsgm_jax.autoencoders.likelihoods import Likelihood
 from lsgm_jax.models.backbones import Backbone, Latent
 from lsgm_jax.models.bound import Batch, Bound, bound_metrics
 from lsgm_jax.models.network import Aux, Params
+from lsgm_jax.models.penalised import Penalised
+from lsgm_jax.objectives.kl import KLWeight, weigh
 
 
 class Encoded(NamedTuple):
@@ -19,6 +21,7 @@ class Encoded(NamedTuple):
     latent: Latent
     reconstruction: PerSample  # -log p(x | z), nats
     carried: Params  # see `network.Aux`
+    penalised: Penalised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class VAE:
     def autoencode(self, params: Params, x: Images, key: Key, *, train: bool) -> Encoded:
         """Draws the latents of `x` and scores x under the decoder."""
         passed = self.backbone.autoencode(params, x, key, train=train)
-        return Encoded(passed.latent, -self.likelihood.log_prob(passed.features, x), passed.carried)
+        reconstruction = -self.likelihood.log_prob(passed.features, x)
+        return Encoded(passed.latent, reconstruction, passed.carried, passed.penalised)
 
     def decode(self, params: Params, z_0: Latents, key: Key) -> Images:
         """Expected image, [batch, h, w, c] in [-1, 1]; latents beside z_0 are drawn from their prior."""
@@ -47,14 +51,21 @@ class VAE:
         """Terms of the NELBO per image with the standard Normal prior, without dropout, one draw of the latents."""
         return _normal_bound(self.autoencode(params, batch.x, key, train=False))
 
-    def loss(
-        self, params: Params, batch: Batch, key: Key, kl_coefficient: float | Scalar = 1.0
-    ) -> tuple[Scalar, Aux]:
-        """E[-log p(x | z)] + kl_coefficient KL(q || N(0, I)), mean over the batch, and metrics in nats."""
+    def loss(self, params: Params, batch: Batch, key: Key, kl: KLWeight = KLWeight()) -> tuple[Scalar, Aux]:
+        """E[-log p(x | z)] + weighted KL(q || N(0, I)), mean over the batch, and metrics in nats."""
         encoded = self.autoencode(params, batch.x, key, train=True)
-        bound = _normal_bound(encoded)
-        loss = bound.reconstruction + kl_coefficient * (bound.cross_entropy - bound.entropy)
-        return jnp.mean(loss), Aux(bound_metrics(bound), encoded.carried)
+        loss = encoded.reconstruction + self.divergence(encoded, encoded.latent.normal_cross_entropy, kl)
+        metrics = bound_metrics(_normal_bound(encoded))
+        return jnp.mean(loss), Aux(metrics, encoded.carried, {"vae": encoded.penalised})
+
+    def divergence(self, encoded: Encoded, cross_entropy: Latents, kl: KLWeight) -> PerSample:
+        """KL(q || p) as the loss weighs it, nats.
+
+        Args:
+            cross_entropy: of z_0 with its prior, per dimension; other latents have a Normal prior.
+        """
+        groups = self.backbone.groups_per_scale
+        return weigh(encoded.latent.divergence(cross_entropy, groups[0]), kl, groups)
 
     def sample(self, params: Params, key: Key, count: int) -> Images:
         """Expected images of `count` latents drawn from the Normal prior."""
@@ -64,4 +75,5 @@ class VAE:
 
 def _normal_bound(encoded: Encoded) -> Bound:
     latent = encoded.latent
-    return Bound(encoded.reconstruction, latent.entropy, latent.normal_cross_entropy)
+    cross_entropy = sum_per_sample(latent.normal_cross_entropy) + latent.rest
+    return Bound(encoded.reconstruction, latent.total_entropy, cross_entropy)

@@ -56,11 +56,6 @@ class SeparateMatching(NamedTuple):
     prior_loss: PerSample  # differentiates with respect to the prior alone
     cross_entropy: Latents  # per dimension; differentiates with respect to z_0 alone
 
-    def weighed(self, encoder_scale: float | Scalar) -> Matching:
-        """The terms with one KL coefficient for all dimensions."""
-        cross_entropy = sum_per_sample(self.cross_entropy)
-        return Matching(self.prior_loss + encoder_scale * cross_entropy, self.prior_loss, cross_entropy)
-
 
 class Draw(NamedTuple):
     """Times and the noise that perturbs the latents there."""
@@ -78,6 +73,7 @@ class Objective:
         density: of the prior's times.
         encoder_density: of the encoder's times; None to share the prior's, which needs one evaluation of the
             network less (LSGM Algorithm 3 and 2).
+        encoder_meets_average: whether the encoder, with times of its own, meets the moving average of the prior.
         spread: how evenly the times of a batch are drawn.
         control_variate: estimate only what the network adds to the Normal prior, whose cross entropy is known
             (O9). It leaves the prior's gradient alone, and takes from the encoder's the more noise the
@@ -87,6 +83,7 @@ class Objective:
     prior_weighting: Weighting
     density: TimeDensity
     encoder_density: TimeDensity | None = None
+    encoder_meets_average: bool = False
     spread: Spread = stratified
     control_variate: bool = True
 

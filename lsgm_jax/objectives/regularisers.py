@@ -33,12 +33,14 @@ def as_matrix(kernel: Kernel) -> Matrix:
     return kernel.reshape(-1, kernel.shape[-1]).T
 
 
-def first_vectors(key: Key, matrices: Mapping[str, Matrix]) -> dict[str, SingularVectors]:
-    """Random directions; the first penalty should take more iterations than the later ones (LSGM: 40, then 4)."""
-    keys = jax.random.split(key, len(matrices))
-    return {
-        name: _random_vectors(k, matrix) for k, (name, matrix) in zip(keys, matrices.items(), strict=True)
-    }
+def first_vectors(key: Key, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, SingularVectors]:
+    """Random directions; the first penalty should take more iterations than the later ones (LSGM: 40, then 4).
+
+    Args:
+        shapes: of the matrices.
+    """
+    keys = jax.random.split(key, len(shapes))
+    return {name: _random_vectors(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
 
 
 def spectral_penalty(
@@ -66,9 +68,9 @@ def scale_penalty(scales: Iterable[Float[Array, "_"]]) -> Scalar:
     return sum((jnp.max(jnp.abs(scale)) for scale in scales), start=jnp.zeros(()))
 
 
-def _random_vectors(key: Key, matrix: Matrix) -> SingularVectors:
+def _random_vectors(key: Key, shape: tuple[int, ...]) -> SingularVectors:
     keys = jax.random.split(key)
-    u, v = (_unit(jax.random.normal(k, (size,))) for k, size in zip(keys, matrix.shape, strict=True))
+    u, v = (_unit(jax.random.normal(k, (size,))) for k, size in zip(keys, shape, strict=True))
     return SingularVectors(u, v)
 
 

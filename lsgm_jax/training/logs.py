@@ -21,6 +21,8 @@ COLUMNS: tuple[str, ...] = (
     "entropy",
     "cross_entropy",
     "prior_loss",
+    "vae_penalty",
+    "prior_penalty",
     "loss",
     "gradient_norm",
     "images_per_second",

@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.models.bound import Batch
@@ -17,8 +20,8 @@ from lsgm_jax.models.network import Params
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.logs import MetricsLog, progress_bar
 from lsgm_jax.training.parallel import compile_step, data_mesh, put_batch, replicated
-from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import Loss, Metrics, make_step
+from lsgm_jax.training.state import TrainState, create_state
+from lsgm_jax.training.step import Average, Loss, Metrics, make_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,8 @@ class Stage:
 
     Attributes:
         init: fresh parameters from a key and the best ones of the stage before, which the first stage lacks.
+        adapt: changes fresh parameters by what the data say.
+        memory: what the loss finds in the first step, from parameters and a key (see `Aux.memory`).
         validate: scores averaged parameters on the validation split; must return "nelbo", in nats.
         draw: a picture [h, w, c], uint8, of what averaged parameters generate.
     """
@@ -35,9 +40,16 @@ class Stage:
     init: Callable[[Key, Params | None], Params]
     loss: Loss
     optimiser: optax.GradientTransformation
+    average: Average
     steps: int
     validate: Callable[[Params], dict[str, float]]
     draw: Callable[[Params], np.ndarray]
+    adapt: Callable[[Params], Params] = lambda params: params
+    memory: Callable[[Params, Key], Any] = lambda params, key: ()
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the message says what was saved and what to do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,12 +58,14 @@ class TrainSpec:
 
     Attributes:
         ema_decay: of the averaged parameters, which are the ones validated, sampled and kept as best.
+        ema_warmup: see `Average`.
         log_every: scalars; reading them waits for the device.
         eval_every: validation, picture and checkpoint.
     """
 
     steps: int
     ema_decay: float = 0.9999
+    ema_warmup: bool = True
     log_every: int = 50
     eval_every: int = 1000
 
@@ -69,15 +83,15 @@ class TwoStageSpec(TrainSpec):
 
     Attributes:
         vae_steps: first stage, the VAE with its Normal prior.
-        vae_kl_start, vae_kl_steps: KL coefficient of the first stage, linear from start to 1.
-        kl_start, kl_steps: the same for the second stage.
+        vae_from: folder of another run whose VAE is taken in place of a first stage; "" for none.
+        freeze_vae: train the prior alone in the second stage.
+        average_vae: whether the VAE is averaged like the prior; the published runs average the prior alone.
     """
 
     vae_steps: int
-    vae_kl_start: float = 0.7
-    vae_kl_steps: int = 1000
-    kl_start: float = 0.7
-    kl_steps: int = 1000
+    vae_from: str = ""
+    freeze_vae: bool = False
+    average_vae: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -105,16 +119,12 @@ def run_stage(
         config: what each checkpoint remembers of the run.
     """
     mesh = data_mesh()
-    step = compile_step(make_step(stage.loss, stage.optimiser, train.ema_decay), mesh)
-    state = jax.device_put(create_state(params, stage.optimiser), replicated(mesh))
-    key = jax.device_put(key, replicated(mesh))
-
     with Checkpoints(workdir / "checkpoints" / stage.name) as checkpoints:
         if checkpoints.latest_step == stage.steps:
             return checkpoints.restore_best(params)[0]
-        if checkpoints.latest_step is not None:
-            state, meta = checkpoints.restore(state)
-            batches.set_state(meta["data"])
+        state = _begin_or_resume(stage, params, batches, key, checkpoints, mesh)
+        step = compile_step(make_step(stage.loss, stage.optimiser, stage.average), mesh)
+        key = jax.device_put(key, replicated(mesh))
         first = int(state.step)
         speed = _Speed(first)
         with (
@@ -125,15 +135,19 @@ def run_stage(
                 batch = put_batch(mesh, Batch(next(batches)["x"]))
                 state, metrics = step(state, batch, key)
                 bar.update()
-                if number % train.log_every == 0:
-                    values = _to_host(metrics)
+                to_log = number % train.log_every == 0
+                to_save = number % train.eval_every == 0 or number == stage.steps
+                values = _to_host(metrics) if to_log or to_save else {}
+                _require_finite(stage, number, values, checkpoints)
+                if to_log:
                     values["images_per_second"] = speed.read(number) * len(batch.x)
                     log.scalars(number, "train", values)
                     shown = "loss {loss:.2f}, NELBO {nelbo:.2f}, {images_per_second:.0f} images/s"
                     bar.set_postfix_str(shown.format(**values), refresh=False)
-                if number % train.eval_every == 0 or number == stage.steps:
+                if to_save:
                     with speed.paused():
                         scores = stage.validate(state.ema)
+                        _require_finite(stage, number, scores, checkpoints)
                         log.scalars(number, "validation", scores)
                         log.image(number, "samples", stage.draw(state.ema))
                         checkpoints.save(
@@ -142,8 +156,39 @@ def run_stage(
         return checkpoints.restore_best(params)[0]
 
 
+def _begin_or_resume(
+    stage: Stage,
+    params: Params,
+    batches: grain.DatasetIterator,
+    key: Key,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+) -> TrainState:
+    """The state before the next step on every device, with `batches` where it left off."""
+    begin = checkpoints.latest_step is None
+    params = stage.adapt(params) if begin else params
+    memory = stage.memory(params, jax.random.fold_in(key, stage.steps))  # a number that no step folds in
+    state = jax.device_put(create_state(params, stage.optimiser, memory), replicated(mesh))
+    if not begin:
+        state, meta = checkpoints.restore(state)
+        batches.set_state(meta["data"])
+    return state
+
+
 def _to_host(metrics: Metrics) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _require_finite(stage: Stage, step: int, values: dict[str, float], checkpoints: Checkpoints) -> None:
+    """Stops before anything that is not a number is saved."""
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        saved = checkpoints.latest_step
+        goes_on = f"goes on from step {saved}, which is saved" if saved else "starts this stage again"
+        raise TrainingError(
+            f"{broken[0]}={values[broken[0]]} at step {step} of stage {stage.name}: training has diverged; "
+            f"with smaller learning rates the same command {goes_on}"
+        )
 
 
 class _Speed:

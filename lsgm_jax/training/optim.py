@@ -13,16 +13,25 @@ def schedule(peak: float, final: float, warmup: int, steps: int) -> optax.Schedu
 
 
 def adamax(
-    *, steps: int, learning_rate: float, final: float, warmup: int = 100, clip: float = 50.0
+    *,
+    steps: int,
+    learning_rate: float,
+    final: float,
+    warmup: int = 100,
+    clip: float = 50.0,
+    weight_decay: float = 0.0,
+    eps: float = 1e-3,
 ) -> optax.GradientTransformation:
-    """Adamax with eps 1e-3 and a clipped gradient norm: the optimiser of LSGM's first stage.
+    """Adamax: the optimiser of LSGM's first stage.
 
     Args:
         steps: length of the stage, at whose end the learning rate is `final`.
-        clip: greatest norm of the gradient.
+        clip: greatest norm of the gradient; 0 for no limit.
+        weight_decay: times all parameters, is added to the gradient: a penalty on their squares.
     """
     rate = schedule(learning_rate, final, warmup, steps)
-    return optax.chain(optax.clip_by_global_norm(clip), optax.adamax(rate, eps=1e-3))
+    decay = optax.add_decayed_weights(weight_decay)
+    return optax.chain(_clip(clip), decay, optax.adamax(rate, eps=eps))
 
 
 def adamw(
@@ -34,11 +43,17 @@ def adamw(
     clip: float = 50.0,
     weight_decay: float = 1e-2,
     eps: float = 1e-8,
+    decay_all: bool = False,
 ) -> optax.GradientTransformation:
-    """AdamW with a clipped gradient norm; arguments as in `adamax`. Biases, scales and mixing logits do not decay."""
+    """AdamW; other arguments as in `adamax`.
+
+    Args:
+        weight_decay: times the learning rate, is how much of a parameter is lost in a step.
+        decay_all: whether biases, scales and mixing logits decay as well, as in the published runs.
+    """
     rate = schedule(learning_rate, final, warmup, steps)
-    decayed = optax.adamw(rate, eps=eps, weight_decay=weight_decay, mask=_is_matrix)
-    return optax.chain(optax.clip_by_global_norm(clip), decayed)
+    mask = None if decay_all else _is_matrix
+    return optax.chain(_clip(clip), optax.adamw(rate, eps=eps, weight_decay=weight_decay, mask=mask))
 
 
 def per_part(
@@ -50,6 +65,12 @@ def per_part(
         return {name: "vae" if name == "vae" else "prior" for name in params}
 
     return optax.multi_transform({"vae": vae, "prior": prior}, label)
+
+
+def _clip(norm: float) -> optax.GradientTransformation:
+    if norm < 0.0:
+        raise ValueError(f"clip={norm}: give the greatest norm of the gradient, or 0 for no limit")
+    return optax.clip_by_global_norm(norm) if norm else optax.identity()
 
 
 def _is_matrix(params: Params) -> Params:

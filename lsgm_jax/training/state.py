@@ -11,22 +11,27 @@ from lsgm_jax.models.network import Params
 
 
 class TrainState(struct.PyTreeNode):
-    """Step counter, parameters, their exponential moving average, and the optimiser's state."""
+    """Step counter, parameters, their moving average, the optimiser's state, and what the loss remembers."""
 
     step: Any  # int32, scalar; like every leaf a mere shape under `jax.eval_shape`
     params: Params
     ema: Params
     opt_state: optax.OptState
+    memory: Any = ()  # `Aux.memory` of the last step
 
 
-def create_state(params: Params, optimiser: optax.GradientTransformation) -> TrainState:
+def create_state(params: Params, optimiser: optax.GradientTransformation, memory: Any = ()) -> TrainState:
     """State before the first step; the average starts at the parameters.
 
     Both are copies: a compiled step reuses the memory of the state it is given, never that of the caller.
+
+    Args:
+        memory: what the loss finds in the first step.
     """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=jax.tree.map(jnp.copy, params),
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimiser.init(params),
+        memory=memory,
     )

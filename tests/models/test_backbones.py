@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lsgm_jax.arrays import sum_per_sample
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.models import backbones
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.vae import VAE
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import make_step
+from lsgm_jax.training.step import Average, make_step
 from tests import tiny
 from tests.parity.cld import channels_last
 from tests.parity.fixture import load
@@ -48,8 +49,12 @@ def test_the_bound_has_the_published_terms(monkeypatch):
     out = {name: fixture.arrays[f"out/eval/{name}"] for name in ("recon_loss", "log_q_total", "log_p_total")}
     latent = encoded.latent
     np.testing.assert_allclose(encoded.reconstruction, out["recon_loss"], rtol=2e-5)
-    np.testing.assert_allclose(latent.entropy, -out["log_q_total"], rtol=2e-5)
-    np.testing.assert_allclose(latent.normal_cross_entropy, -out["log_p_total"], rtol=2e-5)
+    np.testing.assert_allclose(latent.total_entropy, -out["log_q_total"], rtol=2e-5)
+    normal = sum_per_sample(latent.normal_cross_entropy) + latent.rest
+    np.testing.assert_allclose(normal, -out["log_p_total"], rtol=2e-5)
+    groups = vae.backbone.groups_per_scale
+    divergence = latent.divergence(latent.normal_cross_entropy, groups[0])
+    np.testing.assert_allclose(divergence, fixture.arrays["out/eval/kl_per_group"], rtol=1e-4, atol=1e-4)
     top, larger = (channels_last(fixture.arrays[f"out/eval/eps_scale{scale}"]) for scale in (0, 1))
     np.testing.assert_allclose(latent.z_0, top, atol=2e-5 * abs(top).max())
     normal = -jax.scipy.stats.norm.logpdf(larger).sum((1, 2, 3))
@@ -59,7 +64,7 @@ def test_the_bound_has_the_published_terms(monkeypatch):
 def test_a_training_step_carries_the_published_statistics(monkeypatch):
     """A step whose learning rate is zero moves nothing but the running statistics, in parameters and average."""
     fixture, vae, params, x = published(monkeypatch)
-    step = make_step(tiny.at_full_kl(vae.loss), optax.sgd(0.0), 0.5)
+    step = make_step(tiny.at_full_kl(vae.loss), optax.sgd(0.0), Average(0.5))
     # From step 8 on the average's decay is the full 1/2, with which the mean of a number with itself is exact.
     start = dataclasses.replace(create_state(params, optax.sgd(0.0)), step=jnp.asarray(8))
     state, _ = jax.jit(step)(start, Batch(x), jax.random.key(0))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lsgm_jax.models.network import Network
+from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.scores.unet import UNet
 from lsgm_jax.solvers.grids import Linear
@@ -116,7 +117,7 @@ def test_every_parameter_learns(params, gradient):
     """One backward pass reaches encoder, decoder, network and mixing logit."""
     # Zero-initialised output layers block the gradient of what lies before them; nudge them off zero.
     params = jax.tree.map(lambda leaf: leaf + 0.01, params)
-    grads = gradient(params, tiny.batch(), jax.random.key(4), 1.0)[0]
+    grads = gradient(params, tiny.batch(), jax.random.key(4), KLWeight(1.0))[0]
     dead = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
@@ -128,8 +129,8 @@ def test_every_parameter_learns(params, gradient):
 def test_kl_coefficient_concerns_the_vae_alone(params, gradient):
     """The prior's and the decoder's gradients do not see it, control variate included; the encoder's does."""
     params = jax.tree.map(lambda leaf: leaf + 0.01, params)  # off the zeros that would block gradients
-    full = gradient(params, tiny.batch(), jax.random.key(5), 1.0)[0]
-    half = gradient(params, tiny.batch(), jax.random.key(5), 0.5)[0]
+    full = gradient(params, tiny.batch(), jax.random.key(5), KLWeight(1.0))[0]
+    half = gradient(params, tiny.batch(), jax.random.key(5), KLWeight(0.5))[0]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         full["score_net"],

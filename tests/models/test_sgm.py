@@ -17,7 +17,8 @@ from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import make_step
+from lsgm_jax.training.step import Average, make_step
+from tests import tiny
 from tests.tiny import ROOT
 
 TOY = str(ROOT / "configs" / "cld_toy.py") + ":quick"
@@ -90,7 +91,7 @@ def test_training_moves_the_network_but_not_its_frequencies():
     frequencies = params["score_net"]["carried"]["constants"]["FourierFeatures_0"]["frequencies"]
     config = load_config(TOY, ["--config.optimiser.weight_decay=0.1"])
     optimiser = build_optimiser(config, "score")
-    step = jax.jit(make_step(lambda params, batch, key, _: model.loss(params, batch, key), optimiser, 0.9))
+    step = jax.jit(make_step(tiny.at_full_kl(model.loss), optimiser, Average(0.9)))
     state = create_state(params, optimiser)
     batch = Batch(jax.random.uniform(jax.random.key(1), (4, 8, 8, 3), minval=-1.0))
     for _ in range(2):

@@ -86,11 +86,10 @@ def test_separate_samples_reach_their_own_parameters(x64, process, control_varia
     def loss(phi, theta):
         net = lambda theta: lambda z_t, t: two_layer_net(theta, z_t, t)
         frozen = net(jax.lax.stop_gradient(theta))
-        return (
-            denoise_separately(objective, process, net(theta), frozen, x @ phi, prior_draw, encoder_draw)
-            .weighed(0.7)
-            .loss.mean()
+        separate = denoise_separately(
+            objective, process, net(theta), frozen, x @ phi, prior_draw, encoder_draw
         )
+        return (separate.prior_loss + 0.7 * sum_per_sample(separate.cross_entropy)).mean()
 
     prior_loss = weighted_error(process, weights.unweighted, objective.density, prior_draw)
     encoder_loss = weighted_error(process, weights.likelihood, objective.encoder_density, encoder_draw)

@@ -10,12 +10,14 @@ from lsgm_jax.objectives import kl
 
 def test_coefficient_waits_then_climbs_then_stays():
     steps = jnp.asarray([0, 9, 10, 35, 60, 1000])
-    values = jax.vmap(lambda step: kl.annealed(step, start=0.2, end=0.7, constant=10, ramp=50))(steps)
+    schedule = kl.KLSchedule(start=0.2, end=0.7, constant=10, steps=50)
+    values = jax.vmap(lambda step: schedule(step).coefficient)(steps)
     np.testing.assert_allclose(values, [0.2, 0.2, 0.2, 0.45, 0.7, 0.7], rtol=1e-6)
 
 
 def test_coefficient_may_fall():
-    np.testing.assert_allclose(kl.annealed(75, start=1.0, end=0.5, constant=50, ramp=50), 0.75)
+    schedule = kl.KLSchedule(start=1.0, end=0.5, constant=50, steps=50)
+    np.testing.assert_allclose(schedule(75).coefficient, 0.75)
 
 
 def test_groups_are_shares_of_the_channels():

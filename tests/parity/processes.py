@@ -1,7 +1,5 @@
 """LSGM's processes, weightings, time densities and KL schedule."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,14 +132,15 @@ def rescaled_quirk(process, mode, t):
 def check_klsched(fixture):
     h = fixture.spec["hyper_parameters"]
     for i, schedule in enumerate(h["schedules"]):
-        coefficient = functools.partial(
-            kl.annealed,
+        schedule = kl.KLSchedule(
             start=schedule["min_kl_coeff"],
             end=schedule["max_kl_coeff"],
             constant=int(schedule["constant_step"]),
-            ramp=int(schedule["total_step"]),
+            steps=int(schedule["total_step"]),
         )
-        values = jax.vmap(coefficient)(fixture.input("in/steps"))
+        values = jax.vmap(lambda step, schedule=schedule: schedule(step).coefficient)(
+            fixture.input("in/steps")
+        )
         fixture.check(f"schedule{i}", values, rtol=1e-12)
     for i, structure in enumerate(h["balancer"]):
         groups = structure["groups_per_scale"]

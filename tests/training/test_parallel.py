@@ -9,7 +9,7 @@ import jax, numpy as np, optax
 from jax.sharding import AxisType
 from lsgm_jax.training import parallel
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import make_step
+from lsgm_jax.training.step import Average, make_step
 from tests import tiny
 
 assert jax.device_count() == 8
@@ -18,7 +18,7 @@ optimiser = optax.sgd(1e-3)  # Adam would blow rounding up to the size of the le
 params, results = model.init(jax.random.key(0)), []
 for count in (1, 8):
     mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
-    step = make_step(tiny.at_full_kl(model.loss), optimiser, 0.9)
+    step = make_step(tiny.at_full_kl(model.loss), optimiser, Average(0.9))
     step = parallel.compile_step(step, mesh)
     state = jax.device_put(create_state(params, optimiser), parallel.replicated(mesh))
     key = jax.device_put(jax.random.key(1), parallel.replicated(mesh))

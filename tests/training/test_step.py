@@ -8,13 +8,13 @@ import optax
 from lsgm_jax.models.network import Aux
 from lsgm_jax.training import optim, parallel
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import make_step
+from lsgm_jax.training.step import Average, Context, make_step
 from tests import tiny
 
 
-def quadratic(params, batch, key, step):
+def quadratic(params, batch, context):
     """A noise-free loss with a metric, and a penalty that grows from zero to one over two steps."""
-    penalty = jnp.minimum(step / 2.0, 1.0) * jnp.sum(params["w"] ** 2)
+    penalty = jnp.minimum(context.step / 2.0, 1.0) * jnp.sum(params["w"] ** 2)
     error = jnp.mean((batch @ params["w"] - 1.0) ** 2) + penalty
     return error, Aux({"error": error}, {})
 
@@ -22,11 +22,13 @@ def quadratic(params, batch, key, step):
 def test_a_step_is_optax_with_an_average(x64):
     params, batch = {"w": jnp.array([0.5, -1.0])}, jnp.array([[1.0, 2.0], [0.3, 0.1]])
     optimiser = optax.sgd(0.1)
-    step = make_step(quadratic, optimiser, ema_decay=0.05)
+    step = make_step(quadratic, optimiser, Average(0.05))
     state = create_state(params, optimiser)
     expected, average = params["w"], params["w"]
     for number in range(3):
-        gradient = jax.grad(lambda w, number=number: quadratic({"w": w}, batch, None, number)[0])(expected)
+        gradient = jax.grad(
+            lambda w, number=number: quadratic({"w": w}, batch, Context(None, number, None, ()))[0]
+        )(expected)
         expected = expected - 0.1 * gradient
         decay = min(0.05, (1 + number) / (10 + number))
         average = decay * average + (1 - decay) * expected
@@ -38,11 +40,11 @@ def test_a_step_is_optax_with_an_average(x64):
 
 
 def test_every_step_draws_its_own_noise():
-    def noisy(params, batch, key, step):
-        noise = jax.random.normal(key)
+    def noisy(params, batch, context):
+        noise = jax.random.normal(context.key)
         return params["w"] * 0.0, Aux({"noise": noise}, {})
 
-    step = make_step(noisy, optax.sgd(0.1), 0.9)
+    step = make_step(noisy, optax.sgd(0.1), Average(0.9))
     state = create_state({"w": jnp.zeros(())}, optax.sgd(0.1))
     state, first = step(state, None, jax.random.key(0))
     _, second = step(state, None, jax.random.key(0))
@@ -53,7 +55,7 @@ def test_the_callers_parameters_survive_donation():
     params = {"w": jnp.ones(2)}
     optimiser = optax.sgd(0.1)
     mesh = parallel.data_mesh()
-    step = parallel.compile_step(make_step(quadratic, optimiser, 0.9), mesh)
+    step = parallel.compile_step(make_step(quadratic, optimiser, Average(0.9)), mesh)
     state = jax.device_put(create_state(params, optimiser), parallel.replicated(mesh))
     key = jax.device_put(jax.random.key(0), parallel.replicated(mesh))
     step(state, parallel.put_batch(mesh, np.ones((8, 2), np.float32)), key)
@@ -71,7 +73,7 @@ def test_the_step_compiles_once():
         traced.append(1)
         return tiny.at_full_kl(model.loss)(*args)
 
-    step = parallel.compile_step(make_step(loss, optimiser, 0.9), mesh)
+    step = parallel.compile_step(make_step(loss, optimiser, Average(0.9)), mesh)
     params = jax.eval_shape(model.init, jax.random.key(0))
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(params))
     state = jax.device_put(create_state(model.init(jax.random.key(0)), optimiser), parallel.replicated(mesh))
@@ -83,13 +85,13 @@ def test_the_step_compiles_once():
 def test_what_a_loss_carries_replaces_its_place_and_nothing_else():
     """Running statistics: no gradient, no weight decay, no averaging; the weights beside them are optimised."""
 
-    def counting(params, batch, key, step):
+    def counting(params, batch, context):
         carried = {"net": {"statistics": {"count": params["net"]["statistics"]["count"] + 1.0}}}
         return jnp.sum(params["net"]["w"] ** 2), Aux({}, carried)
 
     params = {"net": {"w": jnp.ones((2, 2)), "statistics": {"count": jnp.zeros((2, 2))}}}
     optimiser = optim.adamw(steps=10, learning_rate=0.1, final=0.1, warmup=0, weight_decay=0.5)
-    step = make_step(counting, optimiser, 0.9)
+    step = make_step(counting, optimiser, Average(0.9))
     state = create_state(params, optimiser)
     for _ in range(3):
         state, _ = step(state, None, jax.random.key(0))

@@ -4,7 +4,8 @@ lsgm train --config=configs/lsgm_omniglot.py --workdir=runs/lsgm_omniglot
 
 Paper: 2 V100 (16 GB) for the VAE, 4 for the joint stage; NELBO at most 87.79 nats.
 Data: lsgm data prepare omniglot --source=chardata.mat, Burda's split (24,345 to train). Padded to 32 x 32, binarised
-anew at every access in training; validation and test see one fixed draw per image (the published runs draw there anew, too).
+anew at every access in training; validation and test see one fixed draw per image (the published runs
+draw there anew, too).
 
 Networks, process, weighting and times are the published ones. Not part of the run yet: the penalties on weights, KL
 balancing and the KL ramp's end below one in the first stage.

@@ -162,7 +162,7 @@ def _kl_per_channel(model: LSGM, params: Params, training: Samples, batch_size: 
         return jnp.sum(kl, axis=tuple(range(1, kl.ndim - 1)))
 
     count = min(len(training), INACTIVE_IMAGES)
-    x = np.stack([training[index]["x"] for index in range(count)])
+    x = training.batch(np.arange(count))["x"]
     total = np.zeros(model.latent_shape[-1])
     for number, (rows, real) in enumerate(padded_batches(x, batch_size)):
         k_batch = jax.random.fold_in(jax.random.key(0), number)

@@ -267,11 +267,12 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _data(options: argparse.Namespace) -> None:
     from lsgm_jax.data.prepare import Job, prepare
+    from lsgm_jax.data.sources import DATA_DIR
 
     job = Job(
         kind=options.kind,
         source=options.source.expanduser(),
-        data_dir=options.data_dir.expanduser(),
+        data_dir=(options.data_dir or pathlib.Path(DATA_DIR)).expanduser(),
         name=options.name,
         size=options.size,
         skip_bad=options.skip_bad,
@@ -339,7 +340,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     data.add_argument("action", choices=("prepare",))
     data.add_argument("kind", metavar="NAME")
     data.add_argument("--source", required=True, type=pathlib.Path)
-    data.add_argument("--data_dir", type=pathlib.Path, default=pathlib.Path("~/.cache/lsgm_jax"))
+    data.add_argument("--data_dir", type=pathlib.Path)
     data.add_argument("--name")
     data.add_argument("--size", type=int)
     data.add_argument("--skip_bad", action="store_true")

@@ -1,5 +1,6 @@
 """From samples to batches: shuffled, sharded by process, resumable; and whole splits with their labels."""
 
+import os
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
@@ -12,7 +13,8 @@ from tqdm import tqdm
 from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.spec import Batch
 
-READ_AHEAD = 4  # batches, and the threads that make them, where images are decoded as they are read
+# Batches, and the threads that make them, where images are decoded as they are read; decoders let Python go on.
+READ_AHEAD = min(16, 2 * (os.cpu_count() or 1))
 
 
 @runtime_checkable

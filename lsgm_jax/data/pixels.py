@@ -20,13 +20,14 @@ def class_values(levels: int) -> Float32[np.ndarray, "levels"]:
 
 def quantise(image: UInt[np.ndarray, "..."], levels: int) -> Float32[np.ndarray, "..."]:
     """Reduces uint8 values to `levels` grey levels and maps them to [-1, 1]."""
-    return np.take(grey_values(levels), image)
+    return grey_values(levels)[image]
 
 
 def flip_half(images: Stored, rng: np.random.Generator) -> Stored:
     """A copy in which every image is mirrored, left for right, with probability 1/2."""
-    mirrored = rng.random(len(images)) < 0.5
-    return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    mirrored, flipped = rng.random(len(images)) < 0.5, images.copy()
+    flipped[mirrored] = images[mirrored, :, ::-1]
+    return flipped
 
 
 def draw_bits(images: Stored, rng: np.random.Generator) -> Stored:

@@ -15,6 +15,7 @@ from lsgm_jax.data.folders import (
     split_by_name,
 )
 
+DATA_DIR = "~/.cache/lsgm_jax"  # unless someone says otherwise
 PREPARED = "prepared"  # where `lsgm data prepare` leaves its sets, in data_dir
 VERSION = "1.0.0"  # of their layout
 PUBLISHED = (

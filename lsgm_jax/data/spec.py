@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lsgm_jax.data import pixels
 from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.images import FITS, VALUES, Layout, decode
-from lsgm_jax.data.sources import SPLIT_NAMES, open_split
+from lsgm_jax.data.sources import DATA_DIR, SPLIT_NAMES, open_split
 
 IN_MEMORY_BYTES = 512 * 2**20
 BINARISE = ("none", "dynamic")
@@ -47,7 +47,7 @@ class DataSpec:
     levels: int = 256
     batch_size: int = 64
     splits: tuple[str, ...] = ("train", "validation", "test")
-    data_dir: str = "~/.cache/lsgm_jax"
+    data_dir: str = DATA_DIR
     pad: int = 0
     binarise: str = "none"
     flip: bool = False
@@ -152,7 +152,7 @@ class Split:
             images = pixels.flip_half(images, rng)
         if self.spec.binarise == "dynamic":
             images = pixels.fixed_bits(images, indices) if rng is None else pixels.draw_bits(images, rng)
-        return {"x": np.take(self._values, pixels.pad(images, self.spec.pad))}
+        return {"x": self._values[pixels.pad(images, self.spec.pad)]}
 
     def label(self, index: int) -> int | None:
         """The class of an image; None if the source knows none."""

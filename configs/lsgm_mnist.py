@@ -7,8 +7,8 @@ Paper: 2 V100 (16 GB) for the VAE, 4 for the joint stage; NELBO at most 78.47 na
 Data: lsgm data prepare mnist --source=FOLDER, which has the IDX files. Padded to 32 x 32, binarised anew at every
 access in training; validation and test see one fixed draw per image (the published runs draw there anew, too).
 
-The first stage's batches are of 128 images, not of 200. ":small" has narrow networks, and trains as the demo on the
-digits does: unweighted, at uniform times, from equal shares of network and Normal prior.
+The recipe is the published one; docs/howto/lsgm.md lists what differs. ":small" has narrow networks and trains its
+prior as the demo on the digits does: unweighted, at uniform times, from equal shares of network and Normal prior.
 """
 
 from ml_collections import ConfigDict

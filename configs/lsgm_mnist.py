@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     small = arg == "small"
     decay = dict(clip=0.0, weight_decay=3e-4, decay_all=True)
-    vae_steps, steps = pick(60_000, 5000, 20), pick(374_400, 7000, 20)
+    vae_steps, steps = pick(60_000, 8000, 20), pick(374_400, 8000, 20)
     return ConfigDict(
         dict(
             seed=1,
@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 levels=2,
                 pad=2,
                 binarise="dynamic",
-                batch_size=pick(128, 64, 16),
+                batch_size=pick(128, 32, 16),
                 splits=("train", "test", "test"),
             ),
             autoencoder=dict(
@@ -56,9 +56,9 @@ def get_config(arg: str = "") -> ConfigDict:
             process=dict(name="vp"),
             score=dict(
                 name="ncsnpp",
-                channels=pick(256, 64, 8),
+                channels=pick(256, 48, 8),
                 channel_mult=(1,) if small else (1, 1),
-                blocks=pick(8, 2, 1),
+                blocks=pick(8, 1, 1),
                 fir=None,
                 attention=(16,),
                 embedding_dim=128,
@@ -82,7 +82,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 start=1e-4,
                 end=1.0 if small else 0.7,
                 constant=6,
-                steps=pick(60_000, 2000, 60_000),
+                steps=pick(60_000, 3000, 60_000),
                 balanced=True,
             ),
             vae_penalty=dict(weight=1e-2),
@@ -113,7 +113,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 ema_warmup=bool(arg),
                 average_vae=small,
                 log_every=pick(100, 50, 10),
-                eval_every=pick(5000, 500, 10),
+                eval_every=pick(5000, 1000, 10),
             ),
             solver=dict(name="Dopri5"),
             steps=dict(name="adaptive", rtol=1e-5, atol=1e-5, per="batch"),

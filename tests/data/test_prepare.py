@@ -77,6 +77,17 @@ def test_it_is_a_data_set_of_tfds_and_in_no_ones_way(mnist):
     assert sorted(path.name for path in mnist.data_dir.iterdir()) == ["prepared"]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tfds_reads_a_folder_as_grey_or_colour(tmp_path, channels):
+    images = grey(20, side=6)[..., None] if channels == 1 else colour(20, side=6)
+    for index, image in enumerate(images):
+        write(tmp_path / "files" / "train" / f"{index:02}.png", published.image_file(image.squeeze()))
+    job = Job(kind="folder", source=tmp_path / "files", data_dir=tmp_path / "data", name="mine")
+    prepare(job)
+    records = tfds.builder_from_directory(job.folder).as_data_source("train")
+    np.testing.assert_array_equal([record["image"] for record in records], images)
+
+
 def test_splits_that_are_not_there_are_named(mnist):
     prepare(mnist)
     for expression in ("train", "test[:", "nothing[:5]"):
@@ -144,6 +155,11 @@ def test_other_files_or_sizes_are_refused(mnist, pictures, tmp_path):
         prepare(Job(**vars(pictures) | dict(size=16)))
     with pytest.raises(DataError, match="was made from kind=folder: remove it"):
         prepare(Job(**vars(mnist) | dict(name="pictures")))
+    (pictures.folder / "metadata.json").write_text("{")
+    with pytest.raises(
+        DataError, match=rf"metadata.json cannot be read: remove it with  rm -r {pictures.folder.parent}"
+    ):
+        prepare(pictures)
 
 
 def test_checksums_are_of_contents(tmp_path):
@@ -210,6 +226,18 @@ def test_a_damaged_image_is_refused_or_left_out(pictures):
     record = prepare(Job(**vars(pictures) | dict(skip_bad=True))).record
     assert sorted(record["skipped"]) == [f"a/{index}.jpg in {pictures.source}" for index in (2, 4)]
     assert sum(record["images"].values()) == 28
+
+
+def test_a_label_without_a_class_is_named(mnist):
+    """Letters, say, in MNIST's format."""
+    write(
+        mnist.source.with_name("t10k-labels-idx1-ubyte.gz"), published.idx(np.arange(4, 14, dtype=np.uint8))
+    )
+    with pytest.raises(
+        DataError, match=r"image 6 of t10k-images-idx3-ubyte.gz has the label 10: mnist has 10 classes"
+    ):
+        prepare(mnist)
+    assert left(mnist) == []
 
 
 def test_a_set_of_damaged_images_alone_is_refused(pictures):

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from lsgm_jax.data.readers.archives import TAR_SUFFIXES, reading
+from lsgm_jax.data.readers.archives import CHUNK, TAR_SUFFIXES, reading
 
 LISTED = 16  # more files than these are summed up in one line
-CHUNK = 2**22
 # sha256 of what was published, MNIST's without its compression -> what it is.
 KNOWN = {
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db": "MNIST, images to train",
@@ -43,9 +42,8 @@ def _sha256(path: pathlib.Path, bar: tqdm) -> str:
     with path.open("rb") as raw, reading(path):
         packed = path.suffix == ".gz" and not path.name.endswith(TAR_SUFFIXES)
         file = gzip.open(raw) if packed else raw  # noqa: SIM115  # `raw` is closed
-        before = 0
+        before = bar.n
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-            bar.update(raw.tell() - before)
-            before = raw.tell()
+            bar.update(before + raw.tell() - bar.n)
     return digest.hexdigest()

@@ -6,12 +6,7 @@ from collections.abc import Iterable, Sequence
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".npy"}
 SPLIT_NAMES = ("train", "validation", "test")
-SPLIT_OF_FOLDER = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-} | {"test": "test"}
+SPLIT_OF_FOLDER = {name: name for name in SPLIT_NAMES} | {"val": "validation", "valid": "validation"}
 
 
 def image_names(names: Iterable[str]) -> list[str]:

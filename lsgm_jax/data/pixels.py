@@ -49,7 +49,7 @@ def _bits(images: Stored, draws: Stored) -> Stored:
     return np.where(draws < images, np.uint8(255), np.uint8(0))
 
 
-def pad(images: Stored, border: int) -> Stored:
+def pad(images: Stored, border: int) -> UInt[np.ndarray, "batch padded_height padded_width channels"]:
     """Adds a border of zeros on every side."""
     if not border:
         return images

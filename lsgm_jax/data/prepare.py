@@ -119,13 +119,15 @@ def _check(job: Job) -> None:
 
 def _same(job: Job, record: dict[str, Any]) -> dict[str, Any]:
     """The record of the set that is there, if it is of the same files."""
-    there = json.loads((job.folder / "metadata.json").read_text())
+    remedy = f"remove it with  rm -r {job.folder.parent}  or give another --name"
+    try:
+        there = json.loads((job.folder / "metadata.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(f"{job.folder} is damaged, its metadata.json cannot be read: {remedy}") from error
     for key in ("kind", "size", "sha256"):
         if there.get(key) != record[key]:
             made = "other files" if key == "sha256" else f"{key}={there.get(key)}"
-            raise DataError(
-                f"{job.folder} was made from {made}: remove it with  rm -r {job.folder.parent}  or give another --name"
-            )
+            raise DataError(f"{job.folder} was made from {made}: {remedy}")
     return there
 
 
@@ -159,10 +161,9 @@ def _write(job: Job, contents: Contents, record: dict[str, Any]) -> None:
 
     total = sum(stream.count for stream in contents.splits.values())
     with tqdm(total=total, desc=f"preparing {job.called}", unit=" images", delay=1, leave=False) as bar:
-        shape = contents.shape or (job.size, job.size, 3)
         config = PreparedConfig(
             name=job.called,
-            image_shape=shape,
+            image_shape=contents.shape or (job.size, job.size, _channels(contents)),
             classes=contents.classes,
             splits={
                 split: functools.partial(_encoded, job, contents, split, stream, record, bar)
@@ -174,6 +175,15 @@ def _write(job: Job, contents: Contents, record: dict[str, Any]) -> None:
         # TFDS wants a place for downloads, of which there are none.
         with silence(), tempfile.TemporaryDirectory() as downloads:
             builder.download_and_prepare(download_dir=downloads)
+
+
+def _channels(contents: Contents) -> int:
+    """1 or 3: what files are that say nothing else of the first image."""
+    first = next(next(iter(contents.splits.values())).read())
+    assert isinstance(first.image, bytes)
+    with contextlib.suppress(DataError):
+        return decode(first.image, Layout(height=None, width=None, channels=None), first.origin).shape[-1]
+    return 3
 
 
 def _encoded(
@@ -190,6 +200,10 @@ def _encoded(
                 raise DataError(f"{error}; --skip_bad leaves damaged images out") from error
             record["skipped"].append(example.origin)
             continue
+        if example.label is not None and example.label >= len(contents.classes):
+            raise DataError(
+                f"{example.origin} has the label {example.label}: {job.kind} has {len(contents.classes)} classes"
+            )
         record["images"][split] += 1
         yield image, example.label
     if not record["images"][split]:

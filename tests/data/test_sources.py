@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lsgm_jax.data.pipeline import padded_batches, split_labels, training_batches, whole_split
-from lsgm_jax.data.pixels import quantise
+from lsgm_jax.data.pipeline import split_labels, training_batches, whole_split
 from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.sources import DataError, FolderSource, open_split
 from lsgm_jax.data.spec import DataSpec, Split
@@ -52,63 +51,6 @@ def test_tensorflow_is_never_imported(data_dir):
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.parametrize("levels", [2, 17, 32, 256])
-def test_quantise_covers_all_levels_evenly(levels):
-    values = np.arange(256, dtype=np.uint8)
-    steps = (quantise(values, levels) + 1) / 2 * (levels - 1)
-    np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
-    counts = np.bincount(np.round(steps).astype(int), minlength=levels)
-    assert counts.max() - counts.min() <= 1
-    assert quantise(values, levels)[[0, -1]].tolist() == [-1.0, 1.0]
-
-
-def test_five_bits_are_an_integer_shift():
-    values = np.arange(256, dtype=np.uint8)
-    np.testing.assert_allclose((quantise(values, 32) + 1) / 2 * 31, values >> 3, atol=1e-5)
-
-
-def test_position_resumes_exactly(spec):
-    batches = training_batches(Split(spec, "train"), seed=3)
-    for _ in range(30):  # past the first epoch of 22 batches
-        next(batches)
-    state, expected = batches.get_state(), [next(batches)["x"] for _ in range(3)]
-    again = training_batches(Split(spec, "train"), seed=3)
-    again.set_state(state)
-    np.testing.assert_array_equal(expected, [next(again)["x"] for _ in range(3)])
-
-
-def test_an_epoch_shows_every_image_once_in_a_new_order(spec):
-    images = whole_split(spec, "train")
-    size = 479  # 1437 = 3 * 479
-    batches = training_batches(Split(DataSpec(**{**vars(spec), "batch_size": size}), "train"), seed=0)
-    epochs = [np.concatenate([next(batches)["x"] for _ in range(3)]) for _ in range(2)]
-    for epoch in epochs:
-        assert rows(epoch * 8 + 8) == rows(images * 8 + 8)
-    assert not np.array_equal(*epochs)
-    assert not np.array_equal(epochs[0], images)
-
-
-def test_processes_share_the_images_without_overlap(spec, monkeypatch):
-    size, seen = 718, []
-    for index in range(2):
-        monkeypatch.setattr("jax.process_index", lambda index=index: index)
-        monkeypatch.setattr("jax.process_count", lambda: 2)
-        half = DataSpec(**{**vars(spec), "batch_size": 2 * size})
-        seen.append(next(training_batches(Split(half, "train"), seed=0))["x"])
-    both = rows(np.concatenate(seen) * 8 + 8)
-    everything = rows(whole_split(spec, "train") * 8 + 8)
-    assert len(both) == 2 * size
-    for image in set(both):
-        assert both.count(image) <= everything.count(image)
-
-
-def test_padded_batches_have_one_size_and_every_row():
-    x = np.arange(10.0)[:, None]
-    batches = list(padded_batches(x, 4))
-    assert [len(rows) for rows, _ in batches] == [4, 4, 4]
-    np.testing.assert_array_equal(np.concatenate([rows[:count] for rows, count in batches]), x)
-
-
 @pytest.fixture
 def folder(tmp_path):
     rng = np.random.default_rng(0)
@@ -145,13 +87,6 @@ def test_prepared_sub_folders_are_the_splits(folder, tmp_path):
     assert [p.name for p in FolderSource(tmp_path / "split", "validation").files] == ["validation.png"]
 
 
-def test_images_of_another_size_are_named(folder):
-    Image.new("L", (9, 8)).save(FolderSource(folder, "train").files[0])
-    spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=8)
-    with pytest.raises(DataError, match=r"\.png has 8 x 9 pixels, not 8 x 8: set config.data.image_shape"):
-        training_batches(Split(spec, "train"), 0)
-
-
 def test_a_broken_image_is_named(folder):
     broken = FolderSource(folder, "train").files[2]
     broken.write_bytes(broken.read_bytes()[:40])
@@ -178,33 +113,6 @@ def test_missing_data_says_what_to_do(name, message, tmp_path):
 def test_an_empty_folder_says_what_it_looked_for(tmp_path):
     with pytest.raises(DataError, match=r"no images for the split 'train' in .*\.png"):
         open_split(str(tmp_path), "train", "")
-
-
-def test_a_batch_larger_than_the_data_is_refused(folder):
-    spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=64)
-    count = len(FolderSource(folder, "train"))
-    with pytest.raises(DataError, match=f"{count} training samples .* at most {count}"):
-        training_batches(Split(spec, "train"), 0)
-
-
-@pytest.mark.parametrize("fields", [{"levels": 1}, {"levels": 300}, {"batch_size": 0}])
-def test_bad_numbers_are_refused(fields):
-    with pytest.raises(ValueError, match=next(iter(fields))):
-        DataSpec(source="digits", image_shape=(8, 8, 1), **fields)
-
-
-def test_labels_are_those_of_the_images(spec):
-    """The digits' labels, in the order of the images: whichever digit an image is in scikit-learn's file."""
-    digits = load_digits()
-    known = {
-        tuple(image.ravel().astype(int)): label
-        for image, label in zip(digits.images, digits.target, strict=True)
-    }
-    labels = split_labels(spec, "validation")
-    images = np.round((whole_split(spec, "validation") + 1) * 8).astype(int)
-    assert labels.dtype == np.int32
-    assert [known[tuple(image.ravel())] for image in images] == labels.tolist()
-    np.testing.assert_array_equal(split_labels(spec, "validation", limit=7), labels[:7])
 
 
 def test_labels_of_a_folder_are_its_sub_folders(folder):

@@ -1,4 +1,4 @@
-"""Folders, zip files and tar files, as names with their bytes. Nothing is unpacked to disk."""
+"""Folders, zip files and tar files, as names with their bytes."""
 
 import contextlib
 import gzip
@@ -6,14 +6,18 @@ import pathlib
 import pickle
 import re
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from tqdm import tqdm
 
 from lsgm_jax.data.errors import DataError
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+CHUNK = 2**22
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -21,6 +25,7 @@ DAMAGE = (
     zlib.error,
     EOFError,
     pickle.UnpicklingError,
+    RuntimeError,  # of zip files that are encrypted
 )
 
 
@@ -94,7 +99,10 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """What a file holds."""
-        return (self.path / name).read_bytes()
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {self.path / name}: {error.strerror or error}") from error
 
     def files(self, names: Sequence[str]) -> list[pathlib.Path]:
         """Themselves."""
@@ -122,10 +130,11 @@ class Zip:
 
 
 class Tar:
-    """A tar file, compressed or not."""
+    """A tar file; a compressed one is decompressed to a temporary file, for its members are not read in their order."""
 
     def __init__(self, path: pathlib.Path):
-        self.path, self._file = path, tarfile.open(path)  # noqa: SIM115  # as long as the command runs
+        plain = path.open("rb") if path.suffix == ".tar" else _decompressed(path)
+        self.path, self._file = path, tarfile.open(fileobj=plain)  # noqa: SIM115  # as long as the command runs
         self._members = {member.name: member for member in self._file.getmembers() if member.isfile()}
 
     def names(self) -> list[str]:
@@ -142,6 +151,20 @@ class Tar:
     def files(self, names: Sequence[str]) -> list[pathlib.Path]:
         """The tar file."""
         return [self.path]
+
+
+def _decompressed(path: pathlib.Path) -> BinaryIO:
+    plain, size = tempfile.TemporaryFile(), path.stat().st_size  # noqa: SIM115  # it is gone once it is closed
+    with (
+        path.open("rb") as raw,
+        gzip.open(raw) as packed,
+        tqdm(total=size, unit="B", unit_scale=True, desc=f"reading {path.name}", delay=1, leave=False) as bar,
+    ):
+        while chunk := packed.read(CHUNK):
+            plain.write(chunk)
+            bar.update(raw.tell() - bar.n)
+    plain.seek(0)
+    return plain
 
 
 def matching(archive: Archive, pattern: str) -> list[str]:

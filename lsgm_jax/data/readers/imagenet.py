@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.readers.archives import Archive, matching, open_archive
@@ -35,7 +36,7 @@ def read_imagenet(source: pathlib.Path, *, side: int) -> Contents:
     }
     splits = {
         split: Stream(
-            count=sum(len(_load(place, side)[1]) for place in found),
+            count=_count(found, side),
             read=functools.partial(_all, found, side),
         )
         for split, found in places.items()
@@ -48,6 +49,12 @@ def read_imagenet(source: pathlib.Path, *, side: int) -> Contents:
     files = [archive.files([name])[0] for found in places.values() for archive, name in found]
     classes = [str(index) for index in range(CLASSES)]
     return Contents(shape=(side, side, 3), splits=splits, classes=classes, files=list(dict.fromkeys(files)))
+
+
+def _count(places: list[Place], side: int) -> int:
+    """By looking into all of them, which also finds what is wrong before anything is written."""
+    bar = tqdm(places, desc="checking batches", delay=1, leave=False)
+    return sum(len(_load(place, side)[1]) for place in bar)
 
 
 def _all(places: list[Place], side: int) -> Iterator[Example]:

@@ -159,7 +159,7 @@ def _interpolate(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from lsgm_jax import run
+    from lsgm_jax import run, scoring
     from lsgm_jax.evaluation import report
 
     metrics = options.metrics.split(",")
@@ -167,7 +167,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if unknown:
         raise UsageError(f"--metrics={options.metrics}: {unknown[0]!r} is none of {', '.join(METRICS)}")
     opened = run.Run.open(options.workdir, [*_sampler_overrides(options), *options.overrides])
-    entries = run.evaluate(opened, options.seed, metrics)
+    entries = scoring.evaluate(opened, options.seed, metrics)
     report.add_to_report(options.workdir, **entries, evaluate_seed=options.seed)
     print(report.score_table(entries))
     if entries.get("nelbo_ode_failed"):

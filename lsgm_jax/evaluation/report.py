@@ -26,7 +26,7 @@ def add_to_report(workdir: pathlib.Path, **entries: Any) -> dict[str, Any]:
 
 
 def score_table(entries: dict[str, Any]) -> str:
-    """The scores of `run.evaluate` as `lsgm evaluate` prints them."""
+    """The scores of `scoring.evaluate` as `lsgm evaluate` prints them."""
 
     def cell(name: str) -> str:
         return f"{entries[name]:9.4f} ± {entries[name + '_stderr']:.4f}"

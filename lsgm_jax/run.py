@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -112,17 +113,23 @@ class Samples:
 
 def sample(run: Run, params: Params, sampler: Sampler, count: int, seed: int) -> Samples:
     """Draws `count` samples in one compiled call."""
+    draw, compile_seconds = compile_draw(run, params, sampler, count)
+    start = time.monotonic()
+    x, solution = jax.block_until_ready(draw(params, jax.random.key(seed)))
+    return Samples(np.asarray(x), solution, time.monotonic() - start, compile_seconds)
+
+
+def compile_draw(
+    run: Run, params: Params, sampler: Sampler, count: int
+) -> tuple[Callable[[Params, Key], tuple[Latents, Solution]], float]:
+    """The compiled call that draws `count` samples, and the seconds that compiling it took."""
 
     def draw(params: Params, key: Key) -> tuple[Latents, Solution]:
         return run.model.sample(params, key, count, sampler)
 
-    key = jax.random.key(seed)
     start = time.monotonic()
-    compiled = jax.jit(draw).lower(params, key).compile()
-    compiled_at = time.monotonic()
-    x, solution = jax.block_until_ready(compiled(params, key))
-    done = time.monotonic()
-    return Samples(np.asarray(x), solution, done - compiled_at, compiled_at - start)
+    compiled = jax.jit(draw).lower(params, jax.random.key(0)).compile()
+    return compiled, time.monotonic() - start
 
 
 def interpolate(

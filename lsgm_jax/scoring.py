@@ -1,6 +1,7 @@
-"""The scores of a run: bounds on the log-likelihood of a whole split, by terms, by the ODE, importance-weighted."""
+"""Bounds on the log-likelihood of a run's data: by terms, by the ODE, importance-weighted."""
 
-from collections.abc import Callable, Collection
+import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -9,7 +10,9 @@ import numpy as np
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.build import build, build_sampler
+from lsgm_jax.config import SAMPLING_SECTIONS
 from lsgm_jax.data.pipeline import whole_split
+from lsgm_jax.evaluation.kept import Arrays, Kept, digest
 from lsgm_jax.evaluation.nelbo import (
     Estimate,
     PerImage,
@@ -24,27 +27,31 @@ from lsgm_jax.models.network import Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.run import Run
-from lsgm_jax.schema import ConfigError
+from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.stages import model_terms, vae_terms
+from lsgm_jax.training.parallel import data_mesh, over_devices, place
 
-Scores = dict[str, np.ndarray]
+BOUNDS = ("nelbo", "ode", "iw")
+ODE_SECTIONS = ("solver", "steps", "sampling", "divergence")
 
 
-def evaluate(run: Run, seed: int, metrics: Collection[str]) -> dict[str, Any]:
-    """Scores the model on the test split, and beside an LSGM the VAE of its first stage.
+def evaluate(run: Run, metrics: Collection[str], *, split: str = "test", seed: int = 0) -> dict[str, Any]:
+    """Scores the model on a split, over all devices, and beside an LSGM the VAE of its first stage.
+
+    What has been scored is kept in the run's folder `evaluation`: a call that was interrupted goes on there.
 
     Args:
-        metrics: "ode" integrates the probability flow for log p(z_0), "iw" does so for several latents per image and
-            gives the importance-weighted bound, which is tighter. The NELBO comes with either.
+        metrics: of `BOUNDS`. "ode" integrates the probability flow for log p(z_0), "iw" does so for several latents
+            per image and gives the importance-weighted bound, which is tighter. The NELBO comes with either.
 
     Returns:
-        Entries of report.json: terms in nats per sample and, ending in `_bpd`, in bits per dimension, each with the
+        Entries for a report: terms in nats per sample and, ending in `_bpd`, in bits per dimension, each with the
         standard error of its mean over samples.
 
     Raises:
-        ConfigError: if a metric needs an ODE and the solver integrates none.
+        ConfigError: if a metric needs an ODE and the solver integrates none, or devices cannot share a batch.
     """
     settings, sampler = build("eval", run.config), build_sampler(run.config)
     if {"ode", "iw"} & set(metrics) and sampler.method.dynamics != "ode":
@@ -52,23 +59,18 @@ def evaluate(run: Run, seed: int, metrics: Collection[str]) -> dict[str, Any]:
             f"solver {sampler.method.name!r} integrates no ODE, which the metrics ode and iw need: "
             "use one such as Tsit5, or leave them out"
         )
-    x, key = whole_split(build("data", run.config), "test"), jax.random.key(seed)
-    params, step = run.best()
-
-    def score(label: str, terms: PerImage, params: Params, draws: int = settings.draws) -> Scores:
-        batch_size = settings.batch_size
-        return score_images(jax.jit(terms), params, x, key, draws=draws, batch_size=batch_size, label=label)
-
-    report: dict[str, Any] = {"test_images": len(x), "chosen_step": step, **_bounds(run, params, score)}
+    check_devices(settings.batch_size)
+    scorer = Scorer(run, split, whole_split(build("data", run.config), split), seed)
+    params, step = best_on_devices(run)
+    report: dict[str, Any] = {f"{split}_images": len(scorer.x), "chosen_step": step}
+    report |= _bounds(scorer, params)
     terms, name = _ode_terms(run.model, sampler, build("divergence", run.config)), run.config.model
     if "iw" in metrics:
-        draws, size = settings.importance_draws, settings.batch_size
-        bound = importance_bound(
-            jax.jit(terms), params, x, key, draws=draws, batch_size=size, label="importance"
-        )
-        report |= _entries(f"nelbo_{name}_iw", estimate(bound)) | {"nelbo_iw_draws": draws}
+        draws = report["nelbo_iw_draws"] = settings.importance_draws
+        bound = scorer.weigh(f"nelbo_{name}_iw", terms, params, draws=draws)
+        report |= _entries(f"nelbo_{name}_iw", estimate(bound))
     if "ode" in metrics:
-        density = score("ODE", terms, params, draws=1)
+        density = scorer.score(f"nelbo_{name}_ode", terms, params, draws=1, sections=ODE_SECTIONS)
         report |= _entries(f"nelbo_{name}_ode", estimate(density["nelbo"]))
         report["nelbo_ode_nfe"] = int(density["nfe"].max())
         report["nelbo_ode_products"] = int(density["products"].max())
@@ -76,23 +78,90 @@ def evaluate(run: Run, seed: int, metrics: Collection[str]) -> dict[str, Any]:
     return report
 
 
-def _bounds(run: Run, params: Params, score: Callable[..., Scores]) -> dict[str, Any]:
+def check_devices(batch_size: int) -> None:
+    """Raises ConfigError if the devices cannot share a batch evenly."""
+    if batch_size % jax.device_count():
+        raise ConfigError(
+            f"config.eval.batch_size={batch_size} does not divide over {jax.device_count()} devices: choose a multiple"
+        )
+
+
+def best_on_devices(run: Run, stage: str | None = None) -> tuple[Params, int]:
+    """`Run.best`, with a whole copy of the parameters on every device."""
+    params, step = run.best(stage)
+    return place(data_mesh(), params), step
+
+
+def what_is_scored(config: Config, params: Params, sections: Collection[str]) -> dict[str, Any]:
+    """What a number of a run depends on, as JSON has it.
+
+    Args:
+        sections: those of `SAMPLING_SECTIONS` that it depends on; the rest of the config always counts.
+    """
+    left_out = set(SAMPLING_SECTIONS) - set(sections)
+    return {
+        "config": {name: value for name, value in config.to_dict().items() if name not in left_out},
+        "parameters": digest(params),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """Scores the samples `x` of a split; what is called `name` goes to a file of that name."""
+
+    run: Run
+    split: str
+    x: np.ndarray
+    seed: int
+
+    def score(
+        self,
+        name: str,
+        terms: PerImage,
+        params: Params,
+        *,
+        draws: int | None = None,
+        sections: Collection[str] = (),
+    ) -> Arrays:
+        """Means over draws of (z_0, t, eps), by default as many as the config says; see `score_images`.
+
+        Args:
+            sections: as for `what_is_scored`.
+        """
+        how = self._how(name, params, draws or build("eval", self.run.config).draws, sections)
+        return score_images(over_devices(terms), params, self.x, **how)
+
+    def weigh(self, name: str, terms: PerImage, params: Params, *, draws: int) -> np.ndarray:
+        """See `importance_bound`."""
+        how = self._how(name, params, draws, ODE_SECTIONS)
+        return importance_bound(over_devices(terms), params, self.x, **how)
+
+    def _how(self, name: str, params: Params, draws: int, sections: Collection[str]) -> dict[str, Any]:
+        batch_size = build("eval", self.run.config).batch_size
+        of = what_is_scored(self.run.config, params, sections)
+        of |= {"seed": self.seed, "draws": draws, "batch_size": batch_size, "images": digest(self.x)}
+        kept = Kept(self.run.workdir / "evaluation" / f"{name}-{self.split}.npz", of)
+        key = jax.random.key(self.seed)
+        return {"key": key, "draws": draws, "batch_size": batch_size, "kept": kept, "label": name}
+
+
+def _bounds(scorer: Scorer, params: Params) -> dict[str, Any]:
     """The model's bound by terms; for an LSGM also that of its VAE, alone and as the first stage left it."""
-    model, name = run.model, run.config.model
-    scores = score(name.upper(), model_terms(model), params)
+    model, name = scorer.run.model, scorer.run.config.model
+    scores = scorer.score(f"nelbo_{name}", model_terms(model), params)
     report: dict[str, Any] = _by_terms(name, scores, model.pixel_values)
     if isinstance(model, LSGM):
-        normal = score("LSGM's VAE, Normal prior", vae_terms(model), params["vae"])
+        normal = scorer.score("nelbo_lsgm_vae_normal_prior", vae_terms(model), params["vae"])
         report |= _entries("nelbo_lsgm_vae_normal_prior", estimate(normal["nelbo"]))
-        if run.has_vae_stage:
-            vae_params, report["chosen_step_vae"] = run.best("vae")
-            vae = score("VAE", vae_terms(model), vae_params)
+        if scorer.run.has_vae_stage:
+            vae_params, report["chosen_step_vae"] = best_on_devices(scorer.run, "vae")
+            vae = scorer.score("nelbo_vae", vae_terms(model), vae_params)
             report |= _by_terms("vae", vae, model.pixel_values)
             report |= _entries("improvement", estimate(vae["nelbo"] - scores["nelbo"]))
     return report
 
 
-def _by_terms(name: str, scores: Scores, pixel_values: int) -> dict[str, float]:
+def _by_terms(name: str, scores: Arrays, pixel_values: int) -> dict[str, float]:
     """In nats, and in bits per dimension if the data have grey levels."""
     entries = {}
     for term in ("nelbo", "reconstruction", "entropy", "cross_entropy"):

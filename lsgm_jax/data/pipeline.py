@@ -197,3 +197,16 @@ def padded_batches(x: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray,
     for start in range(0, len(x), batch_size):
         part = x[start : start + batch_size]
         yield np.resize(part, (batch_size, *x.shape[1:])), len(part)
+
+
+def split_labels(data: Data, split: str, limit: int | None = None) -> np.ndarray:
+    """Class labels of all samples (or the first `limit`) of "train", "validation" or "test", int32 [n].
+
+    Raises:
+        DataError: if the data set knows none.
+    """
+    source = getattr(data.open(split, decode=False), "source", None)
+    if source is None or "label" not in source[0]:
+        raise DataError(f"{data.source} has no labels: use a data set that has")
+    count = len(source) if limit is None else min(limit, len(source))
+    return np.array([source[index]["label"] for index in range(count)], np.int32)

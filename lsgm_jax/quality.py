@@ -23,8 +23,8 @@ from lsgm_jax.evaluation.kept import Kept, digest
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
 from lsgm_jax.run import Run, compile_draw
-from lsgm_jax.schema import ConfigError
-from lsgm_jax.scoring import best_on_devices, check_devices, what_is_scored
+from lsgm_jax.schema import FEWEST_SAMPLES, ConfigError
+from lsgm_jax.scoring import check_devices, what_is_scored
 from lsgm_jax.solvers.sampler import Sampler, draw_noise
 from lsgm_jax.training.parallel import over_devices
 
@@ -38,11 +38,12 @@ def choose_extractor(run: Run, inception: pathlib.Path | None) -> Extractor:
     """Inception with the weights of a file, or else a classifier of the run's data set.
 
     Raises:
-        ConfigError: if the run's data are no images.
+        ConfigError: if the run's data are no images, or the section `eval` is refused.
         ConversionError: if the file is not to be read.
         DataError: if there is no file and the data set has no labels.
     """
     data = _images(run)
+    check_devices(build("eval", run.config).batch_size)  # now, for to train a classifier takes a while
     if inception is not None:
         if data.shape[-1] not in (1, 3):
             raise ConfigError(f"images of shape {data.shape} are neither grey nor RGB, which Inception needs")
@@ -71,6 +72,7 @@ def compare_with_data(
 
     Raises:
         ConfigError: if the data are no images, or devices cannot share a batch.
+        DataError: if the reference split has too few images.
     """
     settings, sampler, data = build("eval", run.config), build_sampler(run.config), _images(run)
     check_devices(settings.batch_size)
@@ -100,7 +102,7 @@ def _distances(name: str, metrics: Collection[str], reference: ImageSet, drawn: 
     if "fid" in metrics:
         entries[f"fid_{name}"] = frechet_distance(reference.moments, drawn.moments)
     if "kid" in metrics:
-        kid = kernel_distance(reference.features, drawn.features)
+        kid = kernel_distance(reference.features, drawn.features, label=f"kid_{name}")
         entries |= {f"kid_{name}": kid.mean, f"kid_{name}_std": kid.std}
         entries |= {"kid_subsets": kid.subsets, "kid_subset": kid.size}
     if "pr" in metrics:
@@ -156,7 +158,7 @@ class Generator:
 def model_generator(run: Run, sampler: Sampler) -> Generator:
     """The run's model."""
     model, batch_size = run.model, build("eval", run.config).batch_size
-    params, step = best_on_devices(run)
+    params, step = run.best(everywhere=True)
     shape = (batch_size, *model.latent_shape)
 
     def decode(params: Params, z_1: State, key: Key) -> tuple[Images, dict[str, jax.Array]]:
@@ -176,7 +178,7 @@ def vae_generator(run: Run) -> Generator:
     """The VAE of an LSGM's first stage, with its Normal prior."""
     assert isinstance(run.model, LSGM)
     vae, batch_size = run.model.vae, build("eval", run.config).batch_size
-    params, step = best_on_devices(run, "vae")
+    params, step = run.best("vae", everywhere=True)
     return Generator(
         params=params,
         step=step,
@@ -201,6 +203,10 @@ def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extr
 
 def _describe_split(data: DataSpec, split: str, extractor: Extractor) -> ImageSet:
     samples = data.open(split)
+    if len(samples) < FEWEST_SAMPLES:
+        raise DataError(
+            f"{len(samples)} images in the {split} split of {data.source}: distances take {FEWEST_SAMPLES} at least"
+        )
     order = np.random.default_rng(0).permutation(len(samples))  # the features that are kept are a fair share
     batch_size = max(REFERENCE_BATCH // jax.device_count(), 1) * jax.device_count()
 

@@ -25,6 +25,7 @@ from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, slerp
 from lsgm_jax.stages import last_stage, make_stages
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import run_stage
+from lsgm_jax.training.parallel import data_mesh, replicated
 
 # What a run may change when it is continued; everything else has to stay as it was.
 MAY_CHANGE = (
@@ -82,15 +83,20 @@ class Run:
         config = override(read_config(workdir / "config.json"), overrides or [])
         return cls(workdir, config, build_model(config))
 
-    def best(self, stage: str | None = None) -> tuple[Params, int]:
+    def best(self, stage: str | None = None, *, everywhere: bool = False) -> tuple[Params, int]:
         """Averaged parameters that validation chose, and their step.
 
         Args:
             stage: "vae" for those of an LSGM's first stage; None for the model's.
+            everywhere: on every device of all processes, for `over_devices`, instead of on the first one.
         """
         init = self.model.vae.init if stage == "vae" and isinstance(self.model, LSGM) else self.model.init
         with Checkpoints(self._checkpoints(stage or last_stage(self.model)), read_only=True) as checkpoints:
-            return checkpoints.restore_best(jax.eval_shape(init, jax.random.key(0)))
+            like = jax.eval_shape(init, jax.random.key(0))
+            if everywhere:
+                whole = replicated(data_mesh())
+                like = jax.tree.map(lambda leaf: leaf.update(sharding=whole), like)
+            return checkpoints.restore_best(like)
 
     @property
     def has_vae_stage(self) -> bool:

@@ -31,7 +31,7 @@ from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.stages import model_terms, vae_terms
-from lsgm_jax.training.parallel import data_mesh, over_devices, place
+from lsgm_jax.training.parallel import over_devices
 
 BOUNDS = ("nelbo", "ode", "iw")
 ODE_SECTIONS = ("solver", "steps", "sampling", "divergence")
@@ -61,7 +61,7 @@ def evaluate(run: Run, metrics: Collection[str], *, split: str = "test", seed: i
         )
     check_devices(settings.batch_size)
     scorer = Scorer(run, split, whole_split(build("data", run.config), split), seed)
-    params, step = best_on_devices(run)
+    params, step = run.best(everywhere=True)
     report: dict[str, Any] = {f"{split}_images": len(scorer.x), "chosen_step": step}
     report |= _bounds(scorer, params)
     terms, name = _ode_terms(run.model, sampler, build("divergence", run.config)), run.config.model
@@ -84,12 +84,6 @@ def check_devices(batch_size: int) -> None:
         raise ConfigError(
             f"config.eval.batch_size={batch_size} does not divide over {jax.device_count()} devices: choose a multiple"
         )
-
-
-def best_on_devices(run: Run, stage: str | None = None) -> tuple[Params, int]:
-    """`Run.best`, with a whole copy of the parameters on every device."""
-    params, step = run.best(stage)
-    return place(data_mesh(), params), step
 
 
 def what_is_scored(config: Config, params: Params, sections: Collection[str]) -> dict[str, Any]:
@@ -154,7 +148,7 @@ def _bounds(scorer: Scorer, params: Params) -> dict[str, Any]:
         normal = scorer.score("nelbo_lsgm_vae_normal_prior", vae_terms(model), params["vae"])
         report |= _entries("nelbo_lsgm_vae_normal_prior", estimate(normal["nelbo"]))
         if scorer.run.has_vae_stage:
-            vae_params, report["chosen_step_vae"] = best_on_devices(scorer.run, "vae")
+            vae_params, report["chosen_step_vae"] = scorer.run.best("vae", everywhere=True)
             vae = scorer.score("nelbo_vae", vae_terms(model), vae_params)
             report |= _by_terms("vae", vae, model.pixel_values)
             report |= _entries("improvement", estimate(vae["nelbo"] - scores["nelbo"]))

@@ -71,25 +71,33 @@ def classifier_of(data: Data, folder: pathlib.Path, training: Training = TRAININ
     Raises:
         DataError: if the data set has no labels.
     """
-    name = pathlib.Path(data.source).name
-    of = {
-        "training": dataclasses.asdict(training),
-        "images": fingerprint(data, "train"),
-        "labels": digest(split_labels(data, "train", limit=16)),
-    }
-    kept = Kept(folder / f"{name}-{digest(of)}.npz", of)
+    kept = kept_classifier(data, folder, training)
     _, trained = kept.read()
     if not trained:
-        trained = _train(data, training)
+        trained = train_classifier(data, training)
         kept.write(training.steps, trained)
     accuracy, classes = float(trained.pop("accuracy")), int(trained.pop("classes"))
     return Extractor(
-        name=f"a classifier of {name} (test accuracy {100 * accuracy:.1f} %; not comparable with Inception's)",
+        name=f"a classifier of {_name(data)} (test accuracy {100 * accuracy:.1f} %; not comparable with Inception's)",
         identity=digest(trained),
         width=FEATURES,
         params=unflatten_dict(trained, sep="/"),
         apply=functools.partial(_features, Classifier(classes)),
     )
+
+
+def kept_classifier(data: Data, folder: pathlib.Path, training: Training = TRAINING) -> Kept:
+    """Where the classifier of a data set is, and what it was trained on."""
+    of = {
+        "training": dataclasses.asdict(training),
+        "images": fingerprint(data, "train"),
+        "labels": digest(split_labels(data, "train", limit=16)),
+    }
+    return Kept(folder / f"{_name(data)}-{digest(of)}.npz", of)
+
+
+def _name(data: Data) -> str:
+    return pathlib.Path(data.source).name
 
 
 def _features(net: Classifier, params: Any, images: Bytes) -> Features:
@@ -101,7 +109,7 @@ def _apply(net: Classifier, params: Any, x: Images) -> Outputs:
     return cast(Outputs, net.apply({"params": params}, x, deterministic=True))
 
 
-def _train(data: Data, training: Training) -> Arrays:
+def train_classifier(data: Data, training: Training) -> Arrays:
     """Parameters by their paths, and beside them "accuracy", on the test split, and the number of "classes"."""
     labels = split_labels(data, "train")
     net = Classifier(int(labels.max()) + 1, training.dropout)
@@ -118,7 +126,8 @@ def fit(net: Classifier, samples: Samples, labels: np.ndarray, training: Trainin
     rng, key = np.random.default_rng(0), jax.random.key(0)
     rate = optax.cosine_decay_schedule(training.learning_rate, training.steps)
     optimiser = optax.adamw(rate, weight_decay=training.weight_decay)
-    params = net.init(key, samples[0]["x"][None], deterministic=True)["params"]
+    example = jnp.asarray(samples[0]["x"])[None]
+    params = jax.jit(lambda key: net.init(key, example, deterministic=True))(key)["params"]
     state, step = optimiser.init(params), _make_step(net, optimiser)
     for number in tqdm(range(training.steps), desc="classifier", leave=False):
         rows = rng.integers(0, len(samples), training.batch_size)

@@ -85,7 +85,7 @@ def describe_images(
         held[:] = rows[: len(held)]
         for name, values in known.items():
             total = so_far.get(f"total_{name}", np.zeros(()))
-            so_far[f"total_{name}"] = total + values[: count - start].sum(dtype=np.float64)
+            so_far[f"total_{name}"] = np.asarray(total + values[: count - start].sum(dtype=np.float64))
 
     begin = {"features": np.zeros((min(count, MOST_FEATURES), extractor.width), np.float32)}
     done = accumulate(begin, math.ceil(count / batch_size), advance, kept=kept, label=label)

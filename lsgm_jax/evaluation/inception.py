@@ -69,7 +69,7 @@ def chain(h: Maps, *layers: nn.Module) -> Pooled:
     return functools.reduce(lambda h, layer: cast(Array, layer(h)), layers, h)
 
 
-def side_by_side(*branches: Maps) -> Pooled:
+def side_by_side(*branches: Float[Array, "batch height width _"]) -> Pooled:
     """All channels."""
     return jnp.concatenate(branches, axis=-1)
 

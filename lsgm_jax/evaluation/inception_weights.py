@@ -4,6 +4,7 @@ It is `pt_inception-2015-12-05-6726825d.pth` of github.com/mseitzer/pytorch-fid,
 """
 
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -76,7 +77,7 @@ def _read(path: pathlib.Path) -> Mapping[str, np.ndarray]:
         try:
             with np.load(path) as file:
                 return dict(file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise ConversionError(f"{path}: cannot be read ({error})") from error
     state = read_torch(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, np.ndarray) for value in state.values()):

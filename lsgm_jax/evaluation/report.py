@@ -4,6 +4,8 @@ import json
 import pathlib
 from typing import Any
 
+import jax
+
 from lsgm_jax.files import write_json
 
 # What reports call the models they score, and what the table does.
@@ -26,9 +28,10 @@ def read_report(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def add_to_report(workdir: pathlib.Path, **entries: Any) -> dict[str, Any]:
-    """Merges `entries` into report.json and returns all of it."""
+    """Merges `entries` into report.json and returns all of it; of several processes the first one writes."""
     report = read_report(workdir) | entries
-    write_json(workdir / "report.json", report)
+    if jax.process_index() == 0:
+        write_json(workdir / "report.json", report)
     return report
 
 
@@ -89,7 +92,8 @@ def distance_table(entries: dict[str, Any]) -> str:
     columns = [name for name in COLUMNS if any(f"{row}_{name}" in entries for row, _, _ in DISTANCE_ROWS)]
     lines = [
         f"{entries['samples']} samples of step {entries['samples_step']} by {entries['samples_solver']}, "
-        f"NFE {entries['samples_nfe']:.1f}, against {entries['reference_images']} images of the {entries['reference']} split",
+        f"NFE {entries['samples_nfe']:.1f}, against "
+        f"{entries['reference_images']} images of the {entries['reference']} split",
         f"by {entries['features']}",
         " " * 22 + "".join(f"{COLUMNS[name]:>20s}" for name in columns),
     ]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -76,8 +77,20 @@ def over_devices(function: Callable[..., Any], mesh: Mesh | None = None) -> Call
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
-    """A whole copy of every array on every device."""
-    return jax.device_put(tree, replicated(mesh))
+    """A whole copy of every array on every device. What processes hand over has to be the same in all."""
+    whole = replicated(mesh)
+
+    def copy(leaf: Any) -> jax.Array:
+        if not isinstance(leaf, jax.Array):
+            return jax.device_put(leaf, whole)
+        if leaf.sharding == whole:
+            return leaf
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(leaf, whole)
+        data = jax.device_put(jax.random.key_data(leaf), whole)  # keys themselves do not cross processes
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+
+    return jax.tree.map(copy, tree)
 
 
 def _spread(mesh: Mesh, batch: Any) -> Any:

@@ -14,7 +14,7 @@ Pixels = UInt[np.ndarray, "height width channels"]  # uint8, or uint16 for label
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 NPY = b"\x93NUMPY"
 FITS = ("exact", "crop", "resize")
-VALUES = ("grey", "classes")
+KINDS = ("grey", "classes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Layout:
         channels: 1 or 3; None for grey images as grey, others as colour.
         fit: what is done with images of another size. "exact" refuses them; "crop" scales the image until it just
             covers the size and cuts off what reaches beyond, equally at both ends; "resize" gives up the proportions.
-        values: "grey" levels, or "classes" of a label map, which are never mixed: scaling takes the nearest pixel, and
+        kind: "grey" levels, or "classes" of a label map, which are never mixed: scaling takes the nearest pixel, and
             a palette's indices are the classes.
     """
 
@@ -34,7 +34,7 @@ class Layout:
     width: int | None
     channels: int | None
     fit: str = "exact"
-    values: str = "grey"
+    kind: str = "grey"
 
 
 def decode(encoded: bytes, layout: Layout, origin: str) -> Pixels:
@@ -54,7 +54,7 @@ def decode(encoded: bytes, layout: Layout, origin: str) -> Pixels:
             if layout.height is not None and layout.width is not None and layout.fit != "exact":
                 # JPEG's decoder reduces by powers of two almost for nothing; twice the size leaves the filter its due.
                 image.draft(None, (2 * layout.width, 2 * layout.height))
-            pixels = _classes(image, layout) if layout.values == "classes" else _levels(image, layout)
+            pixels = _classes(image, layout) if layout.kind == "classes" else _levels(image, layout)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot decode {origin}: remove or replace the file ({error})") from error
     found, wanted = pixels.shape[:2], (layout.height, layout.width)

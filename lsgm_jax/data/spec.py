@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lsgm_jax.data import pixels
 from lsgm_jax.data.errors import DataError
-from lsgm_jax.data.images import FITS, VALUES, Layout, decode
+from lsgm_jax.data.images import FITS, KINDS, Layout, decode
 from lsgm_jax.data.sources import DATA_DIR, SPLIT_NAMES, open_split
 
 IN_MEMORY_BYTES = 512 * 2**20
@@ -39,7 +39,7 @@ class DataSpec:
             once per image and for ever. Needs `levels` of 2.
         flip: whether training mirrors every image, left for right, with probability 1/2.
         fit: images of another size are refused ("exact"), scaled and cut ("crop"), or only scaled ("resize").
-        values: whether pixels are "grey" levels, or the "classes" of a label map, 0 to `levels` - 1.
+        kind: whether pixels are "grey" levels, or the "classes" of a label map, 0 to `levels` - 1.
     """
 
     source: str
@@ -52,21 +52,21 @@ class DataSpec:
     binarise: str = "none"
     flip: bool = False
     fit: str = "exact"
-    values: str = "grey"
+    kind: str = "grey"
 
     def __post_init__(self):
-        for name, options in (("binarise", BINARISE), ("fit", FITS), ("values", VALUES)):
+        for name, options in (("binarise", BINARISE), ("fit", FITS), ("kind", KINDS)):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(options)}")
         self._check_shape()
         if len(self.splits) != 3:
             raise ValueError(f"splits={self.splits}: give one each for training, validation and test")
-        most = 256 if self.values == "grey" else 2**16
+        most = 256 if self.kind == "grey" else 2**16
         if not 2 <= self.levels <= most:
-            raise ValueError(f"levels={self.levels}: with values={self.values!r} there are 2 to {most}")
-        if self.binarise != "none" and (self.levels, self.values) != (2, "grey"):
+            raise ValueError(f"levels={self.levels}: with kind={self.kind!r} there are 2 to {most}")
+        if self.binarise != "none" and (self.levels, self.kind) != (2, "grey"):
             raise ValueError(
-                f"binarise={self.binarise!r} makes two values of grey levels: set levels to 2, values to 'grey'"
+                f"binarise={self.binarise!r} makes two values of grey levels: set levels to 2, kind to 'grey'"
             )
         if self.batch_size < 1 or self.batch_size % jax.process_count():
             raise ValueError(
@@ -102,7 +102,7 @@ class DataSpec:
             width=width - 2 * self.pad,
             channels=channels,
             fit=self.fit,
-            values=self.values,
+            kind=self.kind,
         )
 
     def open(self, split: str, *, decode: bool = True) -> "Split":
@@ -160,13 +160,13 @@ class Split:
 
     @functools.cached_property
     def _values(self) -> Float32[np.ndarray, "stored"]:
-        table = pixels.grey_values if self.spec.values == "grey" else pixels.class_values
+        table = pixels.grey_values if self.spec.kind == "grey" else pixels.class_values
         return table(self.spec.levels)
 
     def _read(self, index: int) -> UInt[np.ndarray, "height width channels"]:
         record = self.source[index]
         image = decode(record.image, self.spec.layout, record.origin)
-        if self.spec.values == "classes" and image.max() >= self.spec.levels:
+        if self.spec.kind == "classes" and image.max() >= self.spec.levels:
             raise DataError(
                 f"{record.origin} has the class {image.max()}: config.data.levels={self.spec.levels} classes are "
                 f"0 to {self.spec.levels - 1}"

@@ -40,7 +40,7 @@ def test_pixels_are_those_of_the_file(form, image):
 @pytest.mark.parametrize("pixels", [GREY[..., None], COLOUR, GREY[..., None].astype(np.uint16) * 257])
 def test_what_is_encoded_is_decoded(pixels):
     values = "classes" if pixels.dtype == np.uint16 else "grey"
-    layout = Layout(height=None, width=None, channels=None, values=values)
+    layout = Layout(height=None, width=None, channels=None, kind=values)
     decoded = decode(encode(pixels), layout, "it")
     assert decoded.dtype == pixels.dtype
     np.testing.assert_array_equal(decoded, pixels)
@@ -112,11 +112,11 @@ def test_large_jpegs_are_reduced_as_others_are():
 def test_classes_are_never_mixed():
     """Scaled, a label map has no number it did not have; of a palette the indices count, not the colours."""
     labels = np.random.default_rng(4).choice([3, 200, 77], (30, 40)).astype(np.uint8)
-    layout = Layout(height=11, width=13, channels=1, fit="crop", values="classes")
+    layout = Layout(height=11, width=13, channels=1, fit="crop", kind="classes")
     assert set(np.unique(decode(saved(labels), layout, "it"))) <= {3, 77, 200}
     palette = Image.fromarray(labels, mode="P")
     palette.putpalette(np.random.default_rng(5).integers(0, 256, 768, dtype=np.uint8).tobytes())
-    exact = Layout(height=30, width=40, channels=1, values="classes")
+    exact = Layout(height=30, width=40, channels=1, kind="classes")
     np.testing.assert_array_equal(decode(saved(palette), exact, "it")[..., 0], labels)
 
 
@@ -134,8 +134,8 @@ def test_classes_are_never_mixed():
             Layout(height=7, width=5, channels=1),
             "it has 5 x 7 pixels, not 7 x 5: set config.data.image",
         ),
-        (saved(COLOUR), Layout(height=5, width=7, channels=1, values="classes"), "mode RGB is no label map"),
-        (saved(GREY), Layout(height=5, width=7, channels=3, values="classes"), "has one channel, not 3"),
+        (saved(COLOUR), Layout(height=5, width=7, channels=1, kind="classes"), "mode RGB is no label map"),
+        (saved(GREY), Layout(height=5, width=7, channels=3, kind="classes"), "has one channel, not 3"),
     ],
 )
 def test_what_is_no_such_image_is_named(file, layout, message):

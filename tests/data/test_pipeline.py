@@ -190,7 +190,7 @@ def test_label_maps_keep_their_numbers(folder):
     maps[0, 0, 0] = 999
     for suffix in (".png", ".npy"):
         spec = DataSpec(
-            source=folder(maps, suffix), image_shape=(4, 6, 1), levels=1000, values="classes", batch_size=9
+            source=folder(maps, suffix), image_shape=(4, 6, 1), levels=1000, kind="classes", batch_size=9
         )
         x = whole_split(spec, "train")
         found = np.round((x[..., 0].astype(np.float64) + 1) / spec.bin_width).astype(int)
@@ -200,7 +200,7 @@ def test_label_maps_keep_their_numbers(folder):
 def test_a_class_beyond_the_levels_is_named_with_its_file(folder):
     maps = np.zeros((3, 4, 4), np.uint8)
     maps[1, 2, 2] = 5
-    spec = DataSpec(source=folder(maps), image_shape=(4, 4, 1), levels=5, values="classes")
+    spec = DataSpec(source=folder(maps), image_shape=(4, 4, 1), levels=5, kind="classes")
     with pytest.raises(DataError, match=r"001\.png has the class 5: config.data.levels=5 classes are 0 to 4"):
         spec.open("train")
 
@@ -236,17 +236,17 @@ def test_a_batch_larger_than_the_data_is_refused(folder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"levels": 1}, "levels=1: with values='grey' there are 2 to 256"),
-        ({"levels": 300}, "levels=300: with values='grey' there are 2 to 256"),
-        ({"levels": 70_000, "values": "classes"}, "levels=70000: with values='classes' there are 2 to 65536"),
+        ({"levels": 1}, "levels=1: with kind='grey' there are 2 to 256"),
+        ({"levels": 300}, "levels=300: with kind='grey' there are 2 to 256"),
+        ({"levels": 70_000, "kind": "classes"}, "levels=70000: with kind='classes' there are 2 to 65536"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"pad": 4}, r"pad=4 leaves nothing of image_shape=\(8, 8, 1\)"),
         ({"pad": -1}, "pad=-1"),
         ({"binarise": "fixed"}, "binarise='fixed' is none of none, dynamic"),
         ({"binarise": "dynamic"}, "binarise='dynamic' makes two values of grey levels: set levels to 2"),
-        ({"binarise": "dynamic", "levels": 2, "values": "classes"}, "set levels to 2, values to 'grey'"),
+        ({"binarise": "dynamic", "levels": 2, "kind": "classes"}, "set levels to 2, kind to 'grey'"),
         ({"fit": "squash"}, "fit='squash' is none of exact, crop, resize"),
-        ({"values": "labels"}, "values='labels' is none of grey, classes"),
+        ({"kind": "labels"}, "kind='labels' is none of grey, classes"),
         ({"image_shape": (8, 8, 2)}, "images are grey .1 channel. or colour .3."),
         ({"splits": ("train", "test")}, "give one each for training, validation and test"),
     ],

@@ -53,7 +53,7 @@ def test_an_encoder_sees_grey_levels_as_they_are(label_maps):
 
 def test_an_lsgm_learns_label_maps_and_its_bound_stays_above_the_entropy(label_maps):
     model = tiny.model(
-        "--config.data.values=classes",
+        "--config.data.kind=classes",
         f"--config.data.levels={LABELS}",
         "--config.likelihood.ordered=False",
         "--config.autoencoder.dropout=0.0",

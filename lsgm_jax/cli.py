@@ -116,7 +116,7 @@ def _sample(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
 
-    pictures.save_png(options.workdir / "samples.png", pictures.picture(drawn.x))
+    pictures.save_png(options.workdir / "samples.png", pictures.picture(drawn.x, opened.model.labels))
     pictures.save_png(options.workdir / "comparison.png", run.compare(opened, drawn.x, options.seed))
     with replacing(options.workdir / "samples.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, x=drawn.x, z_0=np.asarray(drawn.solution.z_0))

@@ -193,7 +193,7 @@ def interpolate(
     )
     share = jnp.tile(jnp.linspace(0.0, 1.0, points), pairs)
     decode = jax.jit(lambda params, z_1: model.decode(params, z_1, k_decode, sampler)[0])
-    return pictures.grid(np.asarray(decode(params, slerp(first, last, share))), columns=points)
+    return pictures.grid(np.asarray(decode(params, slerp(first, last, share))), points, model.labels)
 
 
 def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:
@@ -207,7 +207,8 @@ def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:
     panels[run.config.model.upper()] = x
     with contextlib.suppress(DataError):  # a converted run may be sampled without its data
         panels["test split"] = whole_split(build("data", run.config), "test", limit=len(x))
-    return pictures.side_by_side({title: pictures.picture(panel) for title, panel in panels.items()})
+    drawn = {title: pictures.picture(panel, run.model.labels) for title, panel in panels.items()}
+    return pictures.side_by_side(drawn)
 
 
 def holds_checkpoints(workdir: pathlib.Path, stage: str = "*") -> bool:

@@ -69,7 +69,7 @@ def _vae_stage(config: Config, model: LSGM, images: Images) -> Stage:
         average=_average(settings, decay=settings.ema_decay if settings.average_vae else 0.0),
         steps=settings.vae_steps,
         validate=_validator(vae_terms(model), images.validation, config.data.batch_size),
-        draw=_drawer(lambda params, key: vae.sample(params, key, PREVIEW)),
+        draw=_drawer(model, lambda params, key: vae.sample(params, key, PREVIEW)),
         **_penalised(loss, {"vae": build("vae_penalty", config)}, model),
     )
 
@@ -121,7 +121,7 @@ def _of_an_lsgm(config: Config, model: LSGM, images: Images) -> dict[str, Any]:
         optimiser=build_optimiser(config, "joint"),
         steps=config.train.steps,
         validate=_validator(model_terms(model), images.validation, config.data.batch_size),
-        draw=_drawer(lambda params, key: model.sample(params, key, PREVIEW, PREVIEW_SAMPLER)[0]),
+        draw=_drawer(model, lambda params, key: model.sample(params, key, PREVIEW, PREVIEW_SAMPLER)[0]),
     )
 
 
@@ -137,7 +137,7 @@ def _score_stage(config: Config, model: SGM, images: Images) -> Stage:
         average=_average(build("train", config)),
         steps=config.train.steps,
         validate=_validator(model_terms(model), images.validation, config.data.batch_size),
-        draw=_drawer(lambda params, key: model.sample(params, key, count, PREVIEW_SAMPLER)[0]),
+        draw=_drawer(model, lambda params, key: model.sample(params, key, count, PREVIEW_SAMPLER)[0]),
         **_penalised(loss, {"prior": build("penalty", config)}, model),
     )
 
@@ -208,6 +208,6 @@ def _validator(per_image: PerImage, x: np.ndarray, batch_size: int) -> Callable[
     return validate
 
 
-def _drawer(generate: Callable[[Params, Key], Latents]) -> Callable[[Params], np.ndarray]:
+def _drawer(model: LSGM | SGM, generate: Callable[[Params, Key], Latents]) -> Callable[[Params], np.ndarray]:
     compiled = jax.jit(generate)
-    return lambda params: picture(np.asarray(compiled(params, jax.random.key(0))))
+    return lambda params: picture(np.asarray(compiled(params, jax.random.key(0))), model.labels)

@@ -270,6 +270,11 @@ def scored_values(likelihood: Likelihood, image_shape: tuple[int, int, int]) -> 
     return (height - 2 * border) * (width - 2 * border) * channels
 
 
+def label_count(likelihood: Likelihood) -> int:
+    """How many labels the values stand for; 0 if they are quantities."""
+    return likelihood.levels if isinstance(likelihood, Categorical) and not likelihood.ordered else 0
+
+
 def shown(likelihood: Likelihood, x: Images) -> Float[Array, "batch height width seen"]:
     """What an encoder sees of an image: labels as one-hot channels, everything else as it is."""
     if not isinstance(likelihood, Categorical) or likelihood.ordered:

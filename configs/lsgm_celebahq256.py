@@ -1,6 +1,8 @@
 """LSGM on CelebA-HQ-256 with 5 bits, as published (Vahdat, Kreis, Kautz 2021).
 
 lsgm train --config=configs/lsgm_celebahq256.py:quantitative --workdir=runs/lsgm_celebahq256
+lsgm train --config=configs/lsgm_celebahq256.py:qualitative --workdir=runs/lsgm_celebahq256_qualitative
+lsgm train --config=configs/lsgm_celebahq256.py:qualitative_stage3 --workdir=runs/lsgm_celebahq256_stage3
 
 Paper: 16 V100 (32 GB) in every stage.
     :quantitative        FID 7.22 at 23 evaluations, NELBO at most 0.70 bits per dimension
@@ -9,8 +11,8 @@ Paper: 16 V100 (32 GB) in every stage.
 Data: lsgm data prepare celebahq256 --source=PATH; 27,000 images to train, 3,000 to validate and test, 5 bits. Half are
 mirrored in training.
 
-Networks, process, weighting and times are the published ones. Not part of the run yet: the penalties on weights, KL
-balancing and the KL ramp's end below one in the first stage, and freezing the VAE in stage 3.
+The recipe is the published one; docs/howto/lsgm.md lists what differs. Stage 3 takes its VAE from the run in
+config.train.vae_from, which has to be there.
 """
 
 from ml_collections import ConfigDict

@@ -8,8 +8,7 @@ Paper: 8 V100 (16 GB) for the VAE (4 for :nll), 16 V100 (32 GB) for the joint st
     :balanced  FID 2.17, NELBO at most 2.95 bits per dimension
 Data: lsgm data prepare cifar10 --source=cifar-10-python.tar.gz. Half of the images are mirrored in training.
 
-Networks, process, weighting and times are the published ones. Not part of the run yet: the penalties on weights, KL
-balancing and the KL ramp's end below one in the first stage.
+The recipe is the published one; docs/howto/lsgm.md lists what differs.
 """
 
 from ml_collections import ConfigDict

@@ -7,8 +7,7 @@ Data: lsgm data prepare omniglot --source=chardata.mat, Burda's split (24,345 to
 anew at every access in training; validation and test see one fixed draw per image (the published runs
 draw there anew, too).
 
-Networks, process, weighting and times are the published ones. Not part of the run yet: the penalties on weights, KL
-balancing and the KL ramp's end below one in the first stage.
+The recipe is the published one; docs/howto/lsgm.md lists what differs.
 """
 
 from ml_collections import ConfigDict

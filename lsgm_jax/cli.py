@@ -238,15 +238,17 @@ def _sampler_overrides(options: argparse.Namespace) -> list[str]:
 
 
 def _params(options: argparse.Namespace) -> None:
-    from lsgm_jax.build import build_model, build_optimiser
+    import numpy as np
+
+    from lsgm_jax.build import build_model
     from lsgm_jax.config import load_config
     from lsgm_jax.evaluation.count import describe
-    from lsgm_jax.stages import last_stage
+    from lsgm_jax.stages import Images, make_stages
 
     config = load_config(options.config, options.overrides)
     model = build_model(config)
-    optimiser = build_optimiser(config, last_stage(model))
-    print(json.dumps(describe(model, optimiser, config.data.batch_size)))
+    stage = make_stages(config, model, Images(None, np.zeros((0, *model.data_shape))))[-1]
+    print(json.dumps(describe(model, stage, config.data.batch_size)))
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -38,7 +38,7 @@ Named = dict[str, jax.Array]
 class Images(NamedTuple):
     """What the stages see of the data beside their batches."""
 
-    training: Samples
+    training: Samples | None  # None to measure a stage without running it
     validation: np.ndarray  # on which checkpoints are judged, [n, ...]
 
 
@@ -109,7 +109,7 @@ def _of_an_lsgm(config: Config, model: LSGM, images: Images) -> dict[str, Any]:
     """What the second stage is, whether or not it trains the VAE."""
 
     def adapt(params: Params) -> Params:
-        if not model.inactive_kl:
+        if not model.inactive_kl or images.training is None:
             return params
         kl = _kl_per_channel(model, params["vae"], images.training, config.data.batch_size)
         return model.leave_inactive(params, jnp.asarray(kl, jnp.float32))

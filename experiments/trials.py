@@ -20,7 +20,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from lsgm_jax.scoring import evaluate
 from tqdm import tqdm
 
 from lsgm_jax.config import load_config
@@ -28,6 +27,7 @@ from lsgm_jax.evaluation.report import add_to_report, read_report
 from lsgm_jax.files import replacing
 from lsgm_jax.run import Run, train
 from lsgm_jax.schema import Config
+from lsgm_jax.scoring import evaluate
 from lsgm_jax.training.loop import TrainingError
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -14,7 +14,8 @@ USAGE = """lsgm COMMAND [options]
 
   lsgm train    --config=FILE[:ARG] --workdir=DIR [--config.SECTION.KEY=VALUE ...]
   lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N]
-  lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw] [--seed=N]
+  lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw,fid,kid,pr,time] [--split=test|validation] [--seed=N]
+                [--samples=N] [--inception=FILE.pth]
   lsgm interpolate --workdir=DIR [SAMPLER] [--between=noise|test] [--pairs=N] [--points=N] [--seed=N]
   lsgm study    --workdir=DIR [--solvers=NAME,...] [--nfe=N,...] [--rtol=X,...] [--grid=NAME] [--count=N] [--seed=N]
   lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
@@ -27,7 +28,7 @@ USAGE = """lsgm COMMAND [options]
            [--denoise=none|euler|mean] [--temperature=X] [--config.solver.KEY=VALUE ...]
 """
 SOLVERS = "Euler,Heun,Tsit5,Dopri5,DDIM,DEIS,DPMSolverPP,UniPC,EulerMaruyama,Ancestral"  # of a study
-METRICS = ("nelbo", "ode", "iw")
+METRICS = ("nelbo", "ode", "iw", "fid", "kid", "pr", "time")
 CONFIGURED = ("train", "params", "convert")  # commands that take a config
 OVERRIDDEN = (*CONFIGURED, "sample", "evaluate", "study", "interpolate")  # and those that change one
 
@@ -164,20 +165,38 @@ def _interpolate(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from lsgm_jax import run
+    from lsgm_jax import quality, run, scoring
     from lsgm_jax.evaluation import report
 
-    metrics = options.metrics.split(",")
+    metrics, workdir = options.metrics.split(","), options.workdir
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
         raise UsageError(f"--metrics={options.metrics}: {unknown[0]!r} is none of {', '.join(METRICS)}")
-    opened = run.Run.open(options.workdir, [*_sampler_overrides(options), *options.overrides])
-    entries = run.evaluate(opened, options.seed, metrics)
-    report.add_to_report(options.workdir, **entries, evaluate_seed=options.seed)
-    print(report.score_table(entries))
-    if entries.get("nelbo_ode_failed"):
-        print(f"lsgm: warning: {entries['nelbo_ode_failed']} ODE solves ran out of steps", file=sys.stderr)
-    print(f"wrote {options.workdir}/report.json")
+    samples = [] if options.samples is None else [f"--config.eval.samples={options.samples}"]
+    opened = run.Run.open(workdir, [*_sampler_overrides(options), *samples, *options.overrides])
+    distances = [name for name in metrics if name in quality.DISTANCES]
+    # Before anything that takes long, because it may be refused.
+    extractor = quality.choose_extractor(opened, options.inception) if distances else None
+    if any(name in scoring.BOUNDS for name in metrics):
+        entries = scoring.evaluate(opened, metrics, split=options.split, seed=options.seed)
+        report.add_scores(workdir, options.split, entries | {"evaluate_seed": options.seed})
+        print(report.score_table(entries, options.split))
+        _warn_of_failures(entries.get("nelbo_ode_failed", 0), "ODE solves")
+    if extractor is not None:
+        entries = quality.compare_with_data(opened, distances, extractor, seed=options.seed)
+        report.add_distances(workdir, entries | {"seed": options.seed})
+        print(report.distance_table(entries))
+        _warn_of_failures(entries["samples_failed"], "samples")
+    if "time" in metrics:
+        entries = quality.time_sampling(opened, seed=options.seed)
+        report.add_to_report(workdir, **entries)
+        print(report.time_line(entries))
+    print(f"wrote {workdir}/report.json")
+
+
+def _warn_of_failures(failed: int, what: str) -> None:
+    if failed:
+        print(f"lsgm: warning: {failed} {what} ran out of steps", file=sys.stderr)
 
 
 def _study(options: argparse.Namespace) -> None:
@@ -337,6 +356,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         each.add_argument("--grid")
     sample.add_argument("--count", type=int, default=64)
     evaluate.add_argument("--metrics", default="nelbo,ode")
+    evaluate.add_argument("--split", choices=("test", "validation"), default="test")
+    evaluate.add_argument("--samples", type=int)
+    evaluate.add_argument("--inception", type=pathlib.Path)
 
     data = command("data")
     data.add_argument("action", choices=("prepare",))

@@ -22,6 +22,7 @@ from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.training.loop import Stage, TrainSpec
+from lsgm_jax.training.parallel import over_devices
 from lsgm_jax.training.penalty import Penalty, first_memory, penalise
 from lsgm_jax.training.step import Average, Context, Loss
 
@@ -196,7 +197,7 @@ def _named(bound: Bound) -> Named:
 
 
 def _validator(per_image: PerImage, x: np.ndarray, batch_size: int) -> Callable[[Params], dict[str, float]]:
-    compiled = jax.jit(per_image)
+    compiled = over_devices(per_image)
 
     def validate(params: Params) -> dict[str, float]:
         # The same key every time: what changes between two validations is the model alone.

@@ -11,9 +11,14 @@ from lsgm_jax.files import replacing
 MINIMUM_SIDE = 48
 
 
+def to_bytes(x: np.ndarray) -> np.ndarray:
+    """Values in [-1, 1] as files store them, uint8."""
+    return np.round((np.clip(np.asarray(x, np.float32), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
 def to_pixels(x: np.ndarray) -> np.ndarray:
     """Images in [-1, 1] as uint8 with three channels."""
-    pixels = np.round((np.clip(np.asarray(x, np.float32), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+    pixels = to_bytes(x)
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 

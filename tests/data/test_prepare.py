@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from lsgm_jax import cli
+from lsgm_jax.config import load_config
 from lsgm_jax.data import prepare as preparing
 from lsgm_jax.data.checksums import checksums
 from lsgm_jax.data.errors import DataError
@@ -316,6 +318,24 @@ def test_a_set_that_is_not_prepared_says_how(tmp_path):
             DataError, match=f"'{name}' is not prepared .*: run  lsgm data prepare {name} --source"
         ):
             open_split(name, "train", str(tmp_path))
+
+
+def test_the_examples_of_the_howto_run(tmp_path, monkeypatch):
+    """The config for a folder, on a folder; and what is said of MNIST, prepared where sets live by themselves."""
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "howto" / "data.md").read_text()
+    config, example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(compile(config, "data.md", "exec"), names)
+    path = write(tmp_path / "folder.py", config.encode())
+    assert load_config(str(path), []).data.fit == names["get_config"]().data.fit == "crop"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for prefix in ("train", "t10k"):
+        write(tmp_path / f"{prefix}-images-idx3-ubyte.gz", published.idx(grey(64)))
+        write(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", published.idx(labels(64)))
+    assert cli.main(["data", "prepare", "mnist", f"--source={tmp_path}"]) == 0
+    exec(compile(example, "data.md", "exec"), names)
+    assert names["x"].shape == names["test"].shape == (64, 32, 32, 1)
+    np.testing.assert_array_equal(names["labels"], labels(64))
 
 
 def test_a_prepared_set_comes_before_a_folder_of_its_name(mnist, tmp_path, monkeypatch):

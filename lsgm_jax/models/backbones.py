@@ -13,6 +13,7 @@ from lsgm_jax.arrays import Images, Key, Latents, PerSample, sum_per_sample
 from lsgm_jax.autoencoders.gaussian import LOG_2PI, Normal
 from lsgm_jax.autoencoders.likelihoods import Features
 from lsgm_jax.autoencoders.nvae import NVAE, GroupSample, join_groups, split_groups
+from lsgm_jax.autoencoders.nvae_towers import Level
 from lsgm_jax.models.network import Network, Params, StatefulNetwork, split_or_none
 from lsgm_jax.models.penalised import Penalised, by_layer, penalised
 from lsgm_jax.objectives.kl import PerGroup, sum_per_group
@@ -190,11 +191,11 @@ class Hierarchical:
         )
 
 
-def _sums(groups: list[Latents]) -> PerGroup:
+def _sums(groups: list[Level]) -> PerGroup:
     """Of every sample and group."""
     return jnp.stack([sum_per_sample(group) for group in groups], axis=1)
 
 
-def _normal(key: Key, shapes: list[tuple[int, ...]]) -> list[Latents]:
+def _normal(key: Key, shapes: list[tuple[int, ...]]) -> list[Level]:
     """Standard Normal arrays of these shapes."""
     return [jax.random.normal(jax.random.fold_in(key, index), shape) for index, shape in enumerate(shapes)]

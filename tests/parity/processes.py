@@ -78,13 +78,7 @@ def check_inverses(fixture, process, t):
 
 def check_mode(fixture, process, mode):
     h, rho = fixture.spec["hyper_parameters"], fixture.input("in/rho")
-    weighting, t_min = MODES[mode.rsplit("_", 1)[0]], h["time_eps"]
-    # Quirk: "rescale_iw" samples uniformly; for the VPSDE that is optimal.
-    uniform = mode.endswith("_uniform") or mode == "rescale_iw"
-    density = times.Uniform(t_min=t_min) if uniform else times.Optimal(weighting=weighting, t_min=t_min)
-    # Quirk: the sub-VPSDE takes the importance densities of the VPSDE with the same betas.
-    borrowed = VP(beta_min=h["beta_start"], beta_max=h["beta_end"]) if isinstance(process, SubVP) else process
-
+    weighting, density, borrowed = weighting_of(mode), density_of(h, mode), process_of_times(h, process)
     drawn = density.quantile(borrowed, rho)
     fixture.check(f"iw/{mode}/t", drawn, atol=1e-12, single_atol=1e-5)
 
@@ -93,7 +87,7 @@ def check_mode(fixture, process, mode):
     fixture.check(f"iw/{mode}/var_t", noise**2, atol=1e-15, single_atol=1e-9)
     fixture.check(f"iw/{mode}/mean_coeff", signal, atol=1e-15, single_atol=1e-9)
     fixture.check(f"iw/{mode}/g2", process.diffusion(t) ** 2, atol=1e-14, single_atol=1e-9)
-    ratio = quirk(fixture, process, mode, noise**2) / density.density(borrowed, t)
+    ratio = weight_quirk(h, process, mode) / density.density(borrowed, t)
     # In float32 the original's t itself is too coarse where a density is steep; see test_times.py for ours.
     # The original has a variance to 1e-16, whatever its size.
     tolerance = {"rtol": 1e-10 + 1e-15 / float(jnp.min(noise**2))}
@@ -104,16 +98,36 @@ def check_mode(fixture, process, mode):
     fixture.check(f"iw/{mode}/weight_q", weights.likelihood(process, t) * ratio, **tolerance)
 
 
-def quirk(fixture, process, mode, variance):
+def weighting_of(mode):
+    """The prior's weighting in a mode of sampling times."""
+    return MODES[mode.rsplit("_", 1)[0]]
+
+
+def density_of(h, mode):
+    """The density of times in a mode."""
+    if is_uniform(mode):
+        return times.Uniform(t_min=h["time_eps"])
+    return times.Optimal(weighting=weighting_of(mode), t_min=h["time_eps"])
+
+
+def is_uniform(mode):
+    """Quirk: "rescale_iw" samples uniformly; for the VPSDE that is optimal."""
+    return mode.endswith("_uniform") or mode == "rescale_iw"
+
+
+def process_of_times(h, process):
+    """Quirk: the sub-VPSDE takes the importance densities of the VPSDE with the same betas."""
+    return VP(beta_min=h["beta_start"], beta_max=h["beta_end"]) if isinstance(process, SubVP) else process
+
+
+def weight_quirk(h, process, mode):
     """Factor by which both weights of the original differ from lambda / r."""
-    h = fixture.spec["hyper_parameters"]
-    if mode.endswith("_uniform") or mode == "rescale_iw":
+    if is_uniform(mode):
         return 1.0 / (1.0 - h["time_eps"])  # it estimates the average over time, not the integral
     if mode == "drop_all_iw" and isinstance(process, (VP, SubVP)):
         slope = h["beta_end"] - h["beta_start"]
-        return np.exp(
-            0.5 * (1.0 - h["beta_start"]) * h["beta_start"] / slope
-        )  # its normaliser lacks a beta_start
+        # Its normaliser lacks a beta_start.
+        return np.exp(0.5 * (1.0 - h["beta_start"]) * h["beta_start"] / slope)
     return 1.0
 
 

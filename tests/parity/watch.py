@@ -1,0 +1,64 @@
+"""The joint stage's loss with recorded draws, and a look at what its parts return."""
+
+import contextlib
+import functools
+
+import pytest
+
+from lsgm_jax.models import backbones, lsgm
+from lsgm_jax.models.network import Network
+from lsgm_jax.models.vae import VAE
+from lsgm_jax.objectives import elbo, matching
+from tests.parity.cld import channels_last
+from tests.parity.stage import SHARED
+
+
+@contextlib.contextmanager
+def recorded(fixture, h, group_count):
+    """Draws what the fixture recorded: noise of the groups, and rho and noise of the prior and then of the encoder."""
+    groups = [channels_last(fixture.input(f"in/noise/group{index}")) for index in range(group_count)]
+    noises = ("_p", "_q") if h["disjoint"] else ("", "")
+    eps = iter([channels_last(fixture.input(f"in/diffusion_noise{who}")) for who in noises])
+    rho_q = "in/rho_p" if h["iw_sample_q"] == SHARED else "in/rho_q"
+    rho = iter([fixture.input("in/rho_p"), fixture.input(rho_q)])
+    real = lsgm.sample_draw
+
+    def sample_draw(density, spread, *rest):
+        return real(density, lambda key, batch, stratum: next(rho), *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "_normal", lambda key, shapes: groups)
+        patch.setattr(lsgm, "sample_draw", sample_draw)
+        patch.setattr(elbo, "unit_noise", lambda process, key, shape: next(eps))
+        yield
+
+
+# What is noted down: by a name, the function and where the loss finds it.
+PARTS = {
+    "encoded": (VAE, "autoencode"),
+    "draws": (lsgm, "sample_draw"),
+    "shared": (lsgm, "denoise"),
+    "separate": (lsgm, "denoise_separately"),
+    "net_eps": (Network, "apply"),
+    "prior_errors": (matching, "squared_error"),
+    "errors": (elbo, "squared_error"),
+}
+
+
+@contextlib.contextmanager
+def watch():
+    """A list for each of `PARTS`, of what it returned, in the order of the calls."""
+    seen = {name: [] for name in PARTS}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, (owner, attribute) in PARTS.items():
+            patch.setattr(owner, attribute, _noting(seen[name], getattr(owner, attribute)))
+        yield seen
+
+
+def _noting(results, function):
+    @functools.wraps(function)
+    def noted(*args, **kwargs):
+        results.append(function(*args, **kwargs))
+        return results[-1]
+
+    return noted

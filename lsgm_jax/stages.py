@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Key, Latents, Scalar
 from lsgm_jax.build import build, build_optimiser
@@ -34,6 +35,7 @@ PREVIEW_SAMPLER = Sampler(method=METHODS["Heun"](), steps=Linear(steps=10), t_mi
 INACTIVE_IMAGES = 4096  # on which is found what the channels of the latent hold
 
 Named = dict[str, jax.Array]
+PerChannel = Float[Array, "batch channels"]
 
 
 class Images(NamedTuple):
@@ -157,8 +159,8 @@ def _kl_per_channel(model: LSGM, params: Params, training: Samples, batch_size: 
     """KL(q || N(0, I)) of each channel of z_0, nats, mean over training images."""
 
     @jax.jit
-    def held(params: Params, x: Latents, key: Key) -> Latents:
-        latent = model.vae.autoencode(params, x, key, train=False).latent
+    def held(params: Params, batch: Batch, key: Key) -> PerChannel:
+        latent = model.vae.autoencode(params, batch.x, key, train=False).latent
         kl = latent.normal_cross_entropy - latent.entropy
         return jnp.sum(kl, axis=tuple(range(1, kl.ndim - 1)))
 
@@ -167,7 +169,7 @@ def _kl_per_channel(model: LSGM, params: Params, training: Samples, batch_size: 
     total = np.zeros(model.latent_shape[-1])
     for number, (rows, real) in enumerate(padded_batches(x, batch_size)):
         k_batch = jax.random.fold_in(jax.random.key(0), number)
-        total += np.asarray(held(params, jnp.asarray(rows), k_batch)[:real], np.float64).sum(axis=0)
+        total += np.asarray(held(params, Batch(jnp.asarray(rows)), k_batch)[:real], np.float64).sum(axis=0)
     return total / count
 
 

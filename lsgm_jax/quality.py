@@ -13,6 +13,7 @@ import numpy as np
 
 from lsgm_jax.arrays import Images, Key, State
 from lsgm_jax.build import build, build_sampler
+from lsgm_jax.data.pixels import draw_bits, quantise
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.evaluation.classifier import classifier_of
@@ -20,6 +21,7 @@ from lsgm_jax.evaluation.distances import frechet_distance, kernel_distance, pre
 from lsgm_jax.evaluation.features import Extractor, ImageSet, describe_images, fingerprint
 from lsgm_jax.evaluation.inception_weights import read_inception
 from lsgm_jax.evaluation.kept import Kept, digest
+from lsgm_jax.evaluation.pictures import to_bytes
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
 from lsgm_jax.run import Run, compile_draw
@@ -48,12 +50,11 @@ def choose_extractor(run: Run, inception: pathlib.Path | None) -> Extractor:
         if data.shape[-1] not in (1, 3):
             raise ConfigError(f"images of shape {data.shape} are neither grey nor RGB, which Inception needs")
         return read_inception(inception)
-    try:
-        return classifier_of(data, _shared_folder(data))
-    except DataError as error:
+    if data.open("train", decode=False).label(0) is None:
         raise DataError(
-            f"{error}; distances need weights of Inception then: give --inception=FILE"
-        ) from error
+            f"{data.source} has no labels to train a classifier on: give weights of Inception by --inception=FILE"
+        )
+    return classifier_of(data, _shared_folder(data))
 
 
 def compare_with_data(
@@ -189,16 +190,22 @@ def vae_generator(run: Run) -> Generator:
 
 
 def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extractor, seed: int) -> ImageSet:
-    settings, key = build("eval", run.config), jax.random.key(seed)
+    settings, key, data = build("eval", run.config), jax.random.key(seed), _images(run)
 
     def batches(job: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         k_noise, k_decode = jax.random.split(jax.random.fold_in(key, job))
-        return generator.decode(generator.params, generator.noise(k_noise), k_decode)
+        x, known = generator.decode(generator.params, generator.noise(k_noise), k_decode)
+        return as_data(x, data, np.random.default_rng((seed, job))), known
 
     count, batch_size = settings.samples, settings.batch_size
     of = generator.of | {"seed": seed, "samples": count, "batch_size": batch_size, "by": extractor.identity}
     kept = Kept(run.workdir / "evaluation" / f"samples_{name}.npz", of)
     return describe_images(extractor, batches, count, batch_size, kept=kept, label=f"samples of {name}")
+
+
+def as_data(x: np.ndarray, data: DataSpec, rng: np.random.Generator) -> np.ndarray:
+    """Expected images as the data set has them: of binarised ones each pixel is drawn, grey would tell them apart."""
+    return quantise(draw_bits(to_bytes(x), rng), 2) if data.binarise == "dynamic" else x
 
 
 def _describe_split(data: DataSpec, split: str, extractor: Extractor) -> ImageSet:

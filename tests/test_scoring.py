@@ -8,10 +8,13 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
-from lsgm_jax import cli
+from lsgm_jax import cli, quality
 from lsgm_jax.build import build, build_lsgm
+from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.evaluation.classifier import Training, kept_classifier, train_classifier
 from lsgm_jax.run import claim
 from lsgm_jax.training.checkpoint import Checkpoints
@@ -115,6 +118,32 @@ def test_distances_say_what_they_are_of(fresh, judged, capsys):
     assert name in printed
     assert "100 samples of step 3 by Heun, NFE 6.0, against 1437 images of the train split" in printed
     assert "nats" not in printed
+
+
+def test_binarised_data_are_compared_with_drawn_pixels():
+    """The mean of the draws is the expected image; data of grey levels keep it as it is."""
+    x = np.tile(np.linspace(-1.0, 1.0, 16, dtype=np.float32).reshape(1, 4, 4, 1), (4000, 1, 1, 1))
+    grey, binary = (
+        DataSpec(source="digits", image_shape=(4, 4, 1), levels=2, binarise=kind)
+        for kind in ("none", "dynamic")
+    )
+    drawn = quality.as_data(x, binary, np.random.default_rng(0))
+    assert set(np.unique(drawn)) == {-1.0, 1.0}
+    assert np.abs(drawn.mean(axis=0) - x[0]).max() < 5 / np.sqrt(4000)
+    assert quality.as_data(x, grey, np.random.default_rng(0)) is x
+
+
+def test_images_without_labels_ask_for_inception(fresh, tmp_path, capsys):
+    for split in ("train", "validation", "test"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "images" / split / "a.png")
+    config = tiny.config(tmp_path, f"--config.data.source={tmp_path / 'images'}")
+    claim(tmp_path / "run", config)
+    assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", "--metrics=fid"]) == 2
+    assert (
+        "no labels to train a classifier on: give weights of Inception by --inception=FILE"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_time_is_of_sixteen_images(fresh, judged, capsys):

@@ -72,8 +72,8 @@ def main() -> None:
     latent, pixels = SIZES[options.size], PIXELS[options.size]
     budget, spent = training_flops(load(latent, {})), training_flops(load(pixels, {"train.steps": 1000}))
     steps = max(budget * 1000 // spent, 1)
-    rows = run_all([Trial("latent", {})], options, ("nelbo", "fid", "time"))
-    rows += run_all([Trial("pixels", {"train.steps": steps})], options, ("nelbo", "fid", "time"), pixels)
+    rows = run_all([Trial("latent", {})], options, ("nelbo", "fid"))
+    rows += run_all([Trial("pixels", {"train.steps": steps})], options, ("nelbo", "fid"), pixels)
     draw_by_trial(rows, KEYS, options.out / "table.png")
     lines = [
         f"Each trains for {budget:.3g} operations per run; the pixels' diffusion takes {steps} steps of it.",

@@ -30,6 +30,7 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
     quick, quantitative, third = speed == "quick", variant == "quantitative", variant == "qualitative_stage3"
     geometric = variant == "qualitative"
     t_min = 0.0 if geometric else 0.01
+    vae_steps, steps, warmup = (4, 4, 2) if quick else (84_400, 421_500 if third else 422_000, 8440)
     decay = dict(clip=0.0, weight_decay=3e-4, decay_all=True)
     return ConfigDict(
         dict(
@@ -82,13 +83,13 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
             # Times of its own for the encoder: the paper's disjoint training.
             encoder_density=dict(name="optimal", weighting="likelihood", t_min=t_min),
             vae_stage=dict(name="adamax", learning_rate=1e-2, final=1e-4, clip=0.0, weight_decay=3e-4),
-            vae_kl=dict(start=1e-4, end=1.0, constant=8, steps=84_400, balanced=True),
+            vae_kl=dict(start=1e-4, end=1.0, constant=vae_steps // 10_000, steps=vae_steps, balanced=True),
             vae_penalty=dict(weight=3e-2),
             joint_vae=dict(
                 name="adamw",
                 learning_rate=1e-4 if quantitative else 8e-5,
                 final=1e-5,
-                warmup=8440,
+                warmup=warmup,
                 eps=1e-3,
                 **decay,
             ),
@@ -96,16 +97,16 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
                 name="adamw",
                 learning_rate=6e-5 if third else 1e-4,
                 final=6e-5 if third else 1e-4,
-                warmup=8440,
+                warmup=warmup,
                 eps=1e-4,
                 **decay,
             ),
-            joint_kl=dict(start=0.7 if geometric else 1.0, steps=42_200),
+            joint_kl=dict(start=0.7 if geometric else 1.0, steps=steps // 10),
             joint_vae_penalty=dict(weight=1e-1),
             joint_prior_penalty=dict(weight=1e-2),
             train=dict(
-                vae_steps=4 if quick else 84_400,
-                steps=4 if quick else 421_500 if third else 422_000,
+                vae_steps=vae_steps,
+                steps=steps,
                 # The prior's weights are averaged, the VAE's are not.
                 ema_warmup=quick,
                 average_vae=False,

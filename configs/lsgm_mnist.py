@@ -25,6 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     small = arg == "small"
     decay = dict(clip=0.0, weight_decay=3e-4, decay_all=True)
     vae_steps, steps = pick(60_000, 8000, 20), pick(374_400, 8000, 20)
+    warmup = pick(9360, 200, 2)
     return ConfigDict(
         dict(
             seed=1,
@@ -81,8 +82,8 @@ def get_config(arg: str = "") -> ConfigDict:
             vae_kl=dict(
                 start=1e-4,
                 end=1.0 if small else 0.7,
-                constant=6,
-                steps=pick(60_000, 3000, 60_000),
+                constant=vae_steps // 10_000,
+                steps=3000 if small else vae_steps,
                 balanced=True,
             ),
             vae_penalty=dict(weight=1e-2),
@@ -90,7 +91,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 name="adamw",
                 learning_rate=pick(1e-4, 3e-4, 1e-4),
                 final=1e-5,
-                warmup=pick(9360, 200, 9360),
+                warmup=warmup,
                 eps=1e-3,
                 **decay,
             ),
@@ -98,11 +99,11 @@ def get_config(arg: str = "") -> ConfigDict:
                 name="adamw",
                 learning_rate=pick(3e-4, 1e-3, 3e-4),
                 final=pick(3e-4, 1e-4, 3e-4),
-                warmup=pick(9360, 200, 9360),
+                warmup=warmup,
                 eps=pick(1e-4, 1e-8, 1e-4),
                 **decay,
             ),
-            joint_kl=dict(start=pick(0.7, 0.5, 0.7), steps=pick(37_440, 3000, 37_440)),
+            joint_kl=dict(start=0.5 if small else 0.7, steps=3000 if small else steps // 10),
             joint_vae_penalty=dict(weight=1e-2),
             joint_prior_penalty=dict(weight=0.0),
             train=dict(

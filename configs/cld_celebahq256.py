@@ -27,10 +27,10 @@ def get_config(arg: str = "post_paper") -> ConfigDict:
             model="sgm",
             seed=0,
             data=dict(
-                source="celeb_a_hq/256",
+                source="celebahq256",
                 image_shape=(256, 256, 3),
                 batch_size=8 if quick else 64,
-                splits=("train[:90%]", "train[90%:]", "train[90%:]"),
+                splits=("train", "validation", "validation"),
             ),
             process=dict(
                 name="cld",

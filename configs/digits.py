@@ -41,6 +41,6 @@ def get_config(arg: str = "") -> ConfigDict:
             solver=dict(name="Tsit5"),
             steps=dict(name="adaptive", rtol=1e-3, atol=1e-3),
             sampling=dict(t_min=1e-3),
-            eval=dict(draws=16),
+            eval=dict(draws=16, samples=200 if quick else 2000),
         )
     )

@@ -1,14 +1,18 @@
 """LSGM on CelebA-HQ-256 with 5 bits, as published (Vahdat, Kreis, Kautz 2021).
 
 lsgm train --config=configs/lsgm_celebahq256.py:quantitative --workdir=runs/lsgm_celebahq256
+lsgm train --config=configs/lsgm_celebahq256.py:qualitative --workdir=runs/lsgm_celebahq256_qualitative
+lsgm train --config=configs/lsgm_celebahq256.py:qualitative_stage3 --workdir=runs/lsgm_celebahq256_stage3
 
 Paper: 16 V100 (32 GB) in every stage.
     :quantitative        FID 7.22 at 23 evaluations, NELBO at most 0.70 bits per dimension
     :qualitative         the pictures of the paper: geometric VPSDE, second stage
     :qualitative_stage3  their prior trained anew on the frozen VAE, wider, VPSDE
+Data: lsgm data prepare celebahq256 --source=PATH; 27,000 images to train, 3,000 to validate and test, 5 bits. Half are
+mirrored in training.
 
-Networks, process, weighting and times are the published ones. Not part of the run yet: the penalties on weights, KL
-balancing and the KL ramp's end below one in the first stage, and freezing the VAE in stage 3.
+The recipe is the published one; docs/howto/lsgm.md lists what differs. Stage 3 takes its VAE from the run in
+config.train.vae_from, which has to be there.
 """
 
 from ml_collections import ConfigDict
@@ -26,16 +30,18 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
     quick, quantitative, third = speed == "quick", variant == "quantitative", variant == "qualitative_stage3"
     geometric = variant == "qualitative"
     t_min = 0.0 if geometric else 0.01
+    vae_steps, steps, warmup = (4, 4, 2) if quick else (84_400, 421_500 if third else 422_000, 8440)
     decay = dict(clip=0.0, weight_decay=3e-4, decay_all=True)
     return ConfigDict(
         dict(
             seed=1,
             data=dict(
-                source="celeb_a_hq/256",
+                source="celebahq256",
                 image_shape=(256, 256, 3),
                 levels=32,
+                flip=True,
                 batch_size=8 if quick else 96 if third else 64,
-                splits=("train[:90%]", "train[90%:]", "train[90%:]"),
+                splits=("train", "validation", "validation"),
             ),
             autoencoder=dict(
                 name="nvae",
@@ -77,13 +83,13 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
             # Times of its own for the encoder: the paper's disjoint training.
             encoder_density=dict(name="optimal", weighting="likelihood", t_min=t_min),
             vae_stage=dict(name="adamax", learning_rate=1e-2, final=1e-4, clip=0.0, weight_decay=3e-4),
-            vae_kl=dict(start=1e-4, end=1.0, constant=8, steps=84_400, balanced=True),
+            vae_kl=dict(start=1e-4, end=1.0, constant=vae_steps // 10_000, steps=vae_steps, balanced=True),
             vae_penalty=dict(weight=3e-2),
             joint_vae=dict(
                 name="adamw",
                 learning_rate=1e-4 if quantitative else 8e-5,
                 final=1e-5,
-                warmup=8440,
+                warmup=warmup,
                 eps=1e-3,
                 **decay,
             ),
@@ -91,16 +97,16 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
                 name="adamw",
                 learning_rate=6e-5 if third else 1e-4,
                 final=6e-5 if third else 1e-4,
-                warmup=8440,
+                warmup=warmup,
                 eps=1e-4,
                 **decay,
             ),
-            joint_kl=dict(start=0.7 if geometric else 1.0, steps=42_200),
+            joint_kl=dict(start=0.7 if geometric else 1.0, steps=steps // 10),
             joint_vae_penalty=dict(weight=1e-1),
             joint_prior_penalty=dict(weight=1e-2),
             train=dict(
-                vae_steps=4 if quick else 84_400,
-                steps=4 if quick else 421_500 if third else 422_000,
+                vae_steps=vae_steps,
+                steps=steps,
                 # The prior's weights are averaged, the VAE's are not.
                 ema_warmup=quick,
                 average_vae=False,

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
-from lsgm_jax.autoencoders.likelihoods import (
-    Likelihood,
-)
+from lsgm_jax.autoencoders.likelihoods import Likelihood, shown
 from lsgm_jax.diffusions.cld import CLD
 from lsgm_jax.diffusions.linear import Process, sigma
 from lsgm_jax.models.backbones import Flat, Hierarchical
@@ -57,8 +55,9 @@ def build_vae(config: Config) -> VAE:
     image_shape = build("data", config).image_shape
     likelihood = build("likelihood", config, levels=config.data.levels)
     features = _count_features(likelihood, image_shape)
+    seen = jax.eval_shape(lambda: shown(likelihood, jnp.zeros((1, *image_shape))))
     make = _hierarchical if config.autoencoder.name == "nvae" else _flat
-    backbone = make(config, image_shape, features)
+    backbone = make(config, seen.shape[1:], features)
     return VAE(
         image_shape=image_shape, latent_shape=backbone.latent_shape, backbone=backbone, likelihood=likelihood
     )

@@ -1,4 +1,4 @@
-"""The `lsgm` command: train, sample, evaluate, study, params, convert. Parsing and printing; the work is in `run`."""
+"""The `lsgm` command: train, sample, evaluate, study, params, convert, data. Parsing and printing, no work."""
 
 import argparse
 import json
@@ -14,18 +14,21 @@ USAGE = """lsgm COMMAND [options]
 
   lsgm train    --config=FILE[:ARG] --workdir=DIR [--config.SECTION.KEY=VALUE ...]
   lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N]
-  lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw] [--seed=N]
+  lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw,fid,kid,pr,time] [--split=test|validation] [--seed=N]
+                [--samples=N] [--inception=FILE.pth]
   lsgm interpolate --workdir=DIR [SAMPLER] [--between=noise|test] [--pairs=N] [--points=N] [--seed=N]
   lsgm study    --workdir=DIR [--solvers=NAME,...] [--nfe=N,...] [--rtol=X,...] [--grid=NAME] [--count=N] [--seed=N]
   lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
   lsgm convert  --config=FILE[:ARG] --checkpoint=FILE.pt --workdir=DIR [--weights=average|last]
                 [--config.SECTION.KEY=VALUE ...]
+  lsgm data prepare mnist|omniglot|cifar10|celebahq256|imagenet32|imagenet64|folder --source=PATH
+                [--data_dir=DIR] [--name=NAME] [--size=N] [--skip_bad]
 
   SAMPLER: [--solver=NAME] [--steps=N [--grid=linear|quadratic|log_snr|edm] | --rtol=X [--atol=X]] [--t_min=X]
            [--denoise=none|euler|mean] [--temperature=X] [--config.solver.KEY=VALUE ...]
 """
 SOLVERS = "Euler,Heun,Tsit5,Dopri5,DDIM,DEIS,DPMSolverPP,UniPC,EulerMaruyama,Ancestral"  # of a study
-METRICS = ("nelbo", "ode", "iw")
+METRICS = ("nelbo", "ode", "iw", "fid", "kid", "pr", "time")
 CONFIGURED = ("train", "params", "convert")  # commands that take a config
 OVERRIDDEN = (*CONFIGURED, "sample", "evaluate", "study", "interpolate")  # and those that change one
 
@@ -44,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        print("\nlsgm: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        goes_on = "starts again" if arguments[:1] == ["data"] else "continues from the last checkpoint"
+        print(f"\nlsgm: interrupted; the same command {goes_on}", file=sys.stderr)
         return 130
 
 
@@ -64,6 +68,7 @@ def _run(options: argparse.Namespace) -> int:
         "convert": _convert,
         "study": _study,
         "interpolate": _interpolate,
+        "data": _data,
     }[options.command]
     try:
         command(options)
@@ -111,7 +116,7 @@ def _sample(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
 
-    pictures.save_png(options.workdir / "samples.png", pictures.picture(drawn.x))
+    pictures.save_png(options.workdir / "samples.png", pictures.picture(drawn.x, opened.model.labels))
     pictures.save_png(options.workdir / "comparison.png", run.compare(opened, drawn.x, options.seed))
     with replacing(options.workdir / "samples.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, x=drawn.x, z_0=np.asarray(drawn.solution.z_0))
@@ -160,20 +165,38 @@ def _interpolate(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from lsgm_jax import run
+    from lsgm_jax import quality, run, scoring
     from lsgm_jax.evaluation import report
 
-    metrics = options.metrics.split(",")
+    metrics, workdir = options.metrics.split(","), options.workdir
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
         raise UsageError(f"--metrics={options.metrics}: {unknown[0]!r} is none of {', '.join(METRICS)}")
-    opened = run.Run.open(options.workdir, [*_sampler_overrides(options), *options.overrides])
-    entries = run.evaluate(opened, options.seed, metrics)
-    report.add_to_report(options.workdir, **entries, evaluate_seed=options.seed)
-    print(report.score_table(entries))
-    if entries.get("nelbo_ode_failed"):
-        print(f"lsgm: warning: {entries['nelbo_ode_failed']} ODE solves ran out of steps", file=sys.stderr)
-    print(f"wrote {options.workdir}/report.json")
+    samples = [] if options.samples is None else [f"--config.eval.samples={options.samples}"]
+    opened = run.Run.open(workdir, [*_sampler_overrides(options), *samples, *options.overrides])
+    distances = [name for name in metrics if name in quality.DISTANCES]
+    # Before anything that takes long, because it may be refused.
+    extractor = quality.choose_extractor(opened, options.inception) if distances else None
+    if any(name in scoring.BOUNDS for name in metrics):
+        entries = scoring.evaluate(opened, metrics, split=options.split, seed=options.seed)
+        report.add_scores(workdir, options.split, entries | {"evaluate_seed": options.seed})
+        print(report.score_table(entries, options.split))
+        _warn_of_failures(entries.get("nelbo_ode_failed", 0), "ODE solves")
+    if extractor is not None:
+        entries = quality.compare_with_data(opened, distances, extractor, seed=options.seed)
+        report.add_distances(workdir, entries | {"seed": options.seed})
+        print(report.distance_table(entries))
+        _warn_of_failures(entries["samples_failed"], "samples")
+    if "time" in metrics:
+        entries = quality.time_sampling(opened, seed=options.seed)
+        report.add_to_report(workdir, **entries)
+        print(report.time_line(entries))
+    print(f"wrote {workdir}/report.json")
+
+
+def _warn_of_failures(failed: int, what: str) -> None:
+    if failed:
+        print(f"lsgm: warning: {failed} {what} ran out of steps", file=sys.stderr)
 
 
 def _study(options: argparse.Namespace) -> None:
@@ -234,15 +257,17 @@ def _sampler_overrides(options: argparse.Namespace) -> list[str]:
 
 
 def _params(options: argparse.Namespace) -> None:
-    from lsgm_jax.build import build_model, build_optimiser
+    import numpy as np
+
+    from lsgm_jax.build import build_model
     from lsgm_jax.config import load_config
     from lsgm_jax.evaluation.count import describe
-    from lsgm_jax.stages import last_stage
+    from lsgm_jax.stages import Images, make_stages
 
     config = load_config(options.config, options.overrides)
     model = build_model(config)
-    optimiser = build_optimiser(config, last_stage(model))
-    print(json.dumps(describe(model, optimiser, config.data.batch_size)))
+    stage = make_stages(config, model, Images(None, np.zeros((0, *model.data_shape))))[-1]
+    print(json.dumps(describe(model, stage, config.data.batch_size)))
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -259,6 +284,31 @@ def _convert(options: argparse.Namespace) -> None:
         weights = "moving average" if converted.averaged else "last step's weights"
         print(f"converted {options.checkpoint}{counted}; score network: {weights}")
     print(f"wrote {options.workdir}/config.json and checkpoints/{converted.stage}")
+
+
+def _data(options: argparse.Namespace) -> None:
+    from lsgm_jax.data.prepare import Job, prepare
+    from lsgm_jax.data.sources import DATA_DIR
+
+    job = Job(
+        kind=options.kind,
+        source=options.source.expanduser(),
+        data_dir=(options.data_dir or pathlib.Path(DATA_DIR)).expanduser(),
+        name=options.name,
+        size=options.size,
+        skip_bad=options.skip_bad,
+    )
+    outcome = prepare(job)
+    record = outcome.record
+    counted = ", ".join(f"{count} {split}" for split, count in record["images"].items())
+    print(f"{job.called} was prepared before: {counted}" if outcome.was_there else f"{job.called}: {counted}")
+    for name, sha256 in record["sha256"].items():
+        published = record["published"].get(name)
+        print(f"  {name}: {f'{published}, as published' if published else f'sha256 {sha256}'}")
+    if record["skipped"]:
+        print(f"left out {len(record['skipped'])} damaged images: {', '.join(record['skipped'])}")
+    if not outcome.was_there:
+        print(f"wrote {job.folder}; train on it with  --config.data.source={job.called}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -306,6 +356,18 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         each.add_argument("--grid")
     sample.add_argument("--count", type=int, default=64)
     evaluate.add_argument("--metrics", default="nelbo,ode")
+    evaluate.add_argument("--split", choices=("test", "validation"), default="test")
+    evaluate.add_argument("--samples", type=int)
+    evaluate.add_argument("--inception", type=pathlib.Path)
+
+    data = command("data")
+    data.add_argument("action", choices=("prepare",))
+    data.add_argument("kind", metavar="NAME")
+    data.add_argument("--source", required=True, type=pathlib.Path)
+    data.add_argument("--data_dir", type=pathlib.Path)
+    data.add_argument("--name")
+    data.add_argument("--size", type=int)
+    data.add_argument("--skip_bad", action="store_true")
 
     options, rest = parser.parse_known_args(arguments)
     options.overrides = [argument for argument in rest if argument.startswith("--config.")]

@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +16,17 @@ from lsgm_jax.config import SAMPLING_SECTIONS, differences, override, read_confi
 from lsgm_jax.data.pipeline import training_batches, whole_split
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.evaluation import pictures
-from lsgm_jax.evaluation.nelbo import (
-    Estimate,
-    PerImage,
-    bits_per_dimension,
-    estimate,
-    importance_bound,
-    score_images,
-)
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
 from lsgm_jax.models.sgm import SGM
-from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.schema import Config, ConfigError
-from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, slerp
-from lsgm_jax.stages import Images, last_stage, make_stages, model_terms, vae_terms
+from lsgm_jax.stages import Images, last_stage, make_stages
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import run_stage
+from lsgm_jax.training.parallel import data_mesh, replicated
 
-Scores = dict[str, np.ndarray]
 RATES = ("learning_rate", "final")
 # What a run may change when it is continued; everything else has to stay as it was.
 MAY_CHANGE = (
@@ -118,15 +107,20 @@ class Run:
         config = override(read_config(workdir / "config.json"), overrides or [])
         return cls(workdir, config, build_model(config))
 
-    def best(self, stage: str | None = None) -> tuple[Params, int]:
+    def best(self, stage: str | None = None, *, everywhere: bool = False) -> tuple[Params, int]:
         """Averaged parameters that validation chose, and their step.
 
         Args:
             stage: "vae" for those of an LSGM's first stage; None for the model's.
+            everywhere: on every device of all processes, for `over_devices`, instead of on the first one.
         """
         init = self.model.vae.init if stage == "vae" and isinstance(self.model, LSGM) else self.model.init
         with Checkpoints(self._checkpoints(stage or last_stage(self.model)), read_only=True) as checkpoints:
-            return checkpoints.restore_best(jax.eval_shape(init, jax.random.key(0)))
+            like = jax.eval_shape(init, jax.random.key(0))
+            if everywhere:
+                whole = replicated(data_mesh())
+                like = jax.tree.map(lambda leaf: leaf.update(sharding=whole), like)
+            return checkpoints.restore_best(like)
 
     @property
     def has_vae_stage(self) -> bool:
@@ -149,17 +143,23 @@ class Samples:
 
 def sample(run: Run, params: Params, sampler: Sampler, count: int, seed: int) -> Samples:
     """Draws `count` samples in one compiled call."""
+    draw, compile_seconds = compile_draw(run, params, sampler, count)
+    start = time.monotonic()
+    x, solution = jax.block_until_ready(draw(params, jax.random.key(seed)))
+    return Samples(np.asarray(x), solution, time.monotonic() - start, compile_seconds)
+
+
+def compile_draw(
+    run: Run, params: Params, sampler: Sampler, count: int
+) -> tuple[Callable[[Params, Key], tuple[Latents, Solution]], float]:
+    """The compiled call that draws `count` samples, and the seconds that compiling it took."""
 
     def draw(params: Params, key: Key) -> tuple[Latents, Solution]:
         return run.model.sample(params, key, count, sampler)
 
-    key = jax.random.key(seed)
     start = time.monotonic()
-    compiled = jax.jit(draw).lower(params, key).compile()
-    compiled_at = time.monotonic()
-    x, solution = jax.block_until_ready(compiled(params, key))
-    done = time.monotonic()
-    return Samples(np.asarray(x), solution, done - compiled_at, compiled_at - start)
+    compiled = jax.jit(draw).lower(params, jax.random.key(0)).compile()
+    return compiled, time.monotonic() - start
 
 
 def interpolate(
@@ -193,7 +193,7 @@ def interpolate(
     )
     share = jnp.tile(jnp.linspace(0.0, 1.0, points), pairs)
     decode = jax.jit(lambda params, z_1: model.decode(params, z_1, k_decode, sampler)[0])
-    return pictures.grid(np.asarray(decode(params, slerp(first, last, share))), columns=points)
+    return pictures.grid(np.asarray(decode(params, slerp(first, last, share))), points, model.labels)
 
 
 def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:
@@ -207,90 +207,8 @@ def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:
     panels[run.config.model.upper()] = x
     with contextlib.suppress(DataError):  # a converted run may be sampled without its data
         panels["test split"] = whole_split(build("data", run.config), "test", limit=len(x))
-    return pictures.side_by_side({title: pictures.picture(panel) for title, panel in panels.items()})
-
-
-def evaluate(run: Run, seed: int, metrics: Collection[str]) -> dict[str, Any]:
-    """Scores the model on the test split, and beside an LSGM the VAE of its first stage.
-
-    Args:
-        metrics: "ode" integrates the probability flow for log p(z_0), "iw" does so for several latents per image and
-            gives the importance-weighted bound, which is tighter. The NELBO comes with either.
-
-    Returns:
-        Entries of report.json: terms in nats per sample and, ending in `_bpd`, in bits per dimension, each with the
-        standard error of its mean over samples.
-
-    Raises:
-        ConfigError: if a metric needs an ODE and the solver integrates none.
-    """
-    settings, sampler = build("eval", run.config), build_sampler(run.config)
-    if {"ode", "iw"} & set(metrics) and sampler.method.dynamics != "ode":
-        raise ConfigError(
-            f"solver {sampler.method.name!r} integrates no ODE, which the metrics ode and iw need: "
-            "use one such as Tsit5, or leave them out"
-        )
-    x, key = whole_split(build("data", run.config), "test"), jax.random.key(seed)
-    params, step = run.best()
-
-    def score(label: str, terms: PerImage, params: Params, draws: int = settings.draws) -> Scores:
-        batch_size = settings.batch_size
-        return score_images(jax.jit(terms), params, x, key, draws=draws, batch_size=batch_size, label=label)
-
-    report: dict[str, Any] = {"test_images": len(x), "chosen_step": step, **_bounds(run, params, score)}
-    terms, name = _ode_terms(run.model, sampler, build("divergence", run.config)), run.config.model
-    if "iw" in metrics:
-        draws, size = settings.importance_draws, settings.batch_size
-        bound = importance_bound(
-            jax.jit(terms), params, x, key, draws=draws, batch_size=size, label="importance"
-        )
-        report |= _entries(f"nelbo_{name}_iw", estimate(bound)) | {"nelbo_iw_draws": draws}
-    if "ode" in metrics:
-        density = score("ODE", terms, params, draws=1)
-        report |= _entries(f"nelbo_{name}_ode", estimate(density["nelbo"]))
-        report["nelbo_ode_nfe"] = int(density["nfe"].max())
-        report["nelbo_ode_products"] = int(density["products"].max())
-        report["nelbo_ode_failed"] = int((density["success"] < 1).sum())
-    return report
-
-
-def _bounds(run: Run, params: Params, score: Callable[..., Scores]) -> dict[str, Any]:
-    """The model's bound by terms; for an LSGM also that of its VAE, alone and as the first stage left it."""
-    model, name = run.model, run.config.model
-    scores = score(name.upper(), model_terms(model), params)
-    report: dict[str, Any] = _by_terms(name, scores, model.pixel_values)
-    if isinstance(model, LSGM):
-        normal = score("LSGM's VAE, Normal prior", vae_terms(model), params["vae"])
-        report |= _entries("nelbo_lsgm_vae_normal_prior", estimate(normal["nelbo"]))
-        if run.has_vae_stage:
-            vae_params, report["chosen_step_vae"] = run.best("vae")
-            vae = score("VAE", vae_terms(model), vae_params)
-            report |= _by_terms("vae", vae, model.pixel_values)
-            report |= _entries("improvement", estimate(vae["nelbo"] - scores["nelbo"]))
-    return report
-
-
-def _by_terms(name: str, scores: Scores, pixel_values: int) -> dict[str, float]:
-    """In nats, and in bits per dimension if the data have grey levels."""
-    entries = {}
-    for term in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
-        entries |= _entries(f"{term}_{name}", estimate(scores[term]))
-        if pixel_values:
-            bits = bits_per_dimension(scores[term], pixel_values)
-            entries |= _entries(f"{term}_{name}_bpd", estimate(bits))
-    return entries
-
-
-def _entries(name: str, value: Estimate) -> dict[str, float]:
-    return {name: value.mean, f"{name}_stderr": value.stderr}
-
-
-def _ode_terms(model: LSGM | SGM, sampler: Sampler, divergence: Divergence) -> PerImage:
-    def terms(params: Params, batch: Batch, key: Key, stratum: Stratum) -> dict[str, jax.Array]:
-        bound = model.ode_bound(params, batch, key, sampler, divergence)
-        return {name: jnp.broadcast_to(value, len(batch.x)) for name, value in bound._asdict().items()}
-
-    return terms
+    drawn = {title: pictures.picture(panel, run.model.labels) for title, panel in panels.items()}
+    return pictures.side_by_side(drawn)
 
 
 def holds_checkpoints(workdir: pathlib.Path, stage: str = "*") -> bool:

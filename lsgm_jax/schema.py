@@ -19,8 +19,8 @@ from lsgm_jax.autoencoders.likelihoods import (
 )
 from lsgm_jax.autoencoders.mixture import MixtureOfLogistics
 from lsgm_jax.autoencoders.nvae import NVAE
-from lsgm_jax.data.pipeline import DataSpec
 from lsgm_jax.data.points import PointSpec
+from lsgm_jax.data.spec import SPLIT_NAMES, DataSpec
 from lsgm_jax.diffusions.cld import CLD, velocity_eps
 from lsgm_jax.diffusions.linear import normal_eps
 from lsgm_jax.diffusions.ve import VE
@@ -38,6 +38,8 @@ from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.training.loop import TrainSpec, TwoStageSpec
 from lsgm_jax.training.optim import adamax, adamw
 from lsgm_jax.training.penalty import Penalty
+
+FEWEST_SAMPLES = 4  # for a distance to the third neighbour
 
 Target = Callable[..., Any]
 Config = Any  # an ml_collections.ConfigDict, whose attributes have no static types
@@ -112,16 +114,31 @@ class SamplingSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSpec:
-    """What `lsgm evaluate` averages: draws of (z_0, t, eps) per image, and latents of the importance-weighted bound."""
+    """What `lsgm evaluate` averages and compares.
+
+    Attributes:
+        draws: of (z_0, t, eps) per image.
+        importance_draws: latents of the importance-weighted bound.
+        batch_size: images at a time, over all devices.
+        samples: of the model that distances compare with the data.
+        reference: the split that they are compared with; published FIDs take the training split.
+    """
 
     draws: int = 16
     importance_draws: int = 10
     batch_size: int = 64
+    samples: int = 50_000
+    reference: str = "train"
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name}={value}: give a positive number")
+        for name in ("draws", "importance_draws", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give a positive number")
+        if self.samples < FEWEST_SAMPLES:
+            raise ValueError(f"samples={self.samples}: distances take {FEWEST_SAMPLES} at least")
+        if self.reference not in SPLIT_NAMES:
+            near = did_you_mean(self.reference, SPLIT_NAMES)
+            raise ValueError(f"reference={self.reference!r} is none of {', '.join(SPLIT_NAMES)}{near}")
 
 
 def _check_network(channels: tuple[int, ...], blocks: int, dropout: float) -> None:

@@ -23,6 +23,7 @@ from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.training.loop import Stage, TrainSpec
+from lsgm_jax.training.parallel import over_devices
 from lsgm_jax.training.penalty import Penalty, first_memory, penalise
 from lsgm_jax.training.step import Average, Context, Loss
 
@@ -40,7 +41,7 @@ PerChannel = Float[Array, "batch channels"]
 class Images(NamedTuple):
     """What the stages see of the data beside their batches."""
 
-    training: Samples
+    training: Samples | None  # None to measure a stage without running it
     validation: np.ndarray  # on which checkpoints are judged, [n, ...]
 
 
@@ -70,7 +71,7 @@ def _vae_stage(config: Config, model: LSGM, images: Images) -> Stage:
         average=_average(settings, decay=settings.ema_decay if settings.average_vae else 0.0),
         steps=settings.vae_steps,
         validate=_validator(vae_terms(model), images.validation, config.data.batch_size),
-        draw=_drawer(lambda params, key: vae.sample(params, key, PREVIEW)),
+        draw=_drawer(model, lambda params, key: vae.sample(params, key, PREVIEW)),
         **_penalised(loss, {"vae": build("vae_penalty", config)}, model),
     )
 
@@ -111,7 +112,7 @@ def _of_an_lsgm(config: Config, model: LSGM, images: Images) -> dict[str, Any]:
     """What the second stage is, whether or not it trains the VAE."""
 
     def adapt(params: Params) -> Params:
-        if not model.inactive_kl:
+        if not model.inactive_kl or images.training is None:
             return params
         kl = _kl_per_channel(model, params["vae"], images.training, config.data.batch_size)
         return model.leave_inactive(params, jnp.asarray(kl, jnp.float32))
@@ -122,7 +123,7 @@ def _of_an_lsgm(config: Config, model: LSGM, images: Images) -> dict[str, Any]:
         optimiser=build_optimiser(config, "joint"),
         steps=config.train.steps,
         validate=_validator(model_terms(model), images.validation, config.data.batch_size),
-        draw=_drawer(lambda params, key: model.sample(params, key, PREVIEW, PREVIEW_SAMPLER)[0]),
+        draw=_drawer(model, lambda params, key: model.sample(params, key, PREVIEW, PREVIEW_SAMPLER)[0]),
     )
 
 
@@ -138,7 +139,7 @@ def _score_stage(config: Config, model: SGM, images: Images) -> Stage:
         average=_average(build("train", config)),
         steps=config.train.steps,
         validate=_validator(model_terms(model), images.validation, config.data.batch_size),
-        draw=_drawer(lambda params, key: model.sample(params, key, count, PREVIEW_SAMPLER)[0]),
+        draw=_drawer(model, lambda params, key: model.sample(params, key, count, PREVIEW_SAMPLER)[0]),
         **_penalised(loss, {"prior": build("penalty", config)}, model),
     )
 
@@ -164,7 +165,7 @@ def _kl_per_channel(model: LSGM, params: Params, training: Samples, batch_size: 
         return jnp.sum(kl, axis=tuple(range(1, kl.ndim - 1)))
 
     count = min(len(training), INACTIVE_IMAGES)
-    x = np.stack([training[index]["x"] for index in range(count)])
+    x = training.batch(np.arange(count))["x"]
     total = np.zeros(model.latent_shape[-1])
     for number, (rows, real) in enumerate(padded_batches(x, batch_size)):
         k_batch = jax.random.fold_in(jax.random.key(0), number)
@@ -198,7 +199,7 @@ def _named(bound: Bound) -> Named:
 
 
 def _validator(per_image: PerImage, x: np.ndarray, batch_size: int) -> Callable[[Params], dict[str, float]]:
-    compiled = jax.jit(per_image)
+    compiled = over_devices(per_image)
 
     def validate(params: Params) -> dict[str, float]:
         # The same key every time: what changes between two validations is the model alone.
@@ -209,6 +210,6 @@ def _validator(per_image: PerImage, x: np.ndarray, batch_size: int) -> Callable[
     return validate
 
 
-def _drawer(generate: Callable[[Params, Key], Latents]) -> Callable[[Params], np.ndarray]:
+def _drawer(model: LSGM | SGM, generate: Callable[[Params, Key], Latents]) -> Callable[[Params], np.ndarray]:
     compiled = jax.jit(generate)
-    return lambda params: picture(np.asarray(compiled(params, jax.random.key(0))))
+    return lambda params: picture(np.asarray(compiled(params, jax.random.key(0))), model.labels)

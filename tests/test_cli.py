@@ -161,7 +161,7 @@ def test_params_prints_json_and_allocates_nothing(capsys):
         (["sample", "--workdir=/nonexistent"], "no run in /nonexistent: .*lsgm train"),
         (["sample", "--workdir=x", "--steps=few"], "argument --steps: invalid int value: 'few'"),
         (["sample", "--workdir=x", "--confg.seed=1"], "lsgm sample does not know --confg.seed=1"),
-        (["evaluate", "--workdir=/nonexistent", "--metrics=fid"], "'fid' is none of nelbo, ode, iw"),
+        (["evaluate", "--workdir=/nonexistent", "--metrics=bleu"], "'bleu' is none of nelbo, ode, iw, fid"),
         (["train", f"--config={tiny.CONFIG}", "--workdir=/proc/nope"], "/proc/nope.*another --workdir"),
         (
             ["train", f"--config={tiny.CONFIG}", "--workdir={tmp}/w", "--config.data.source=/no/folder"],

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lsgm_jax.arrays import Images, Key, PerSample, sum_per_sample
 from lsgm_jax.autoencoders.gaussian import Normal
@@ -220,6 +220,49 @@ class Cropped:
         return values[:, self.border : height - self.border, self.border : width - self.border]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Categorical:
+    """One logit for every value: the most flexible choice where the values are few, and the only one for labels.
+
+    Attributes:
+        levels: how many values there are, on an equally spaced grid in [-1, 1].
+        ordered: whether values next to each other are alike, as grey levels are. If not, they are labels: an encoder is
+            shown them one-hot, and the "mean" is the most probable one.
+    """
+
+    levels: int = 17
+    ordered: bool = True
+
+    def channels(self, image_channels: int) -> int:
+        """`levels` logits per value."""
+        return self.levels * image_channels
+
+    def index(self, x: Images) -> Int[Array, "batch height width channels"]:
+        """Which value each entry has, from 0."""
+        return jnp.round((x + 1.0) * 0.5 * (self.levels - 1)).astype(jnp.int32)
+
+    def log_prob(self, features: Features, x: Images) -> PerSample:
+        """Log softmax at the value of each entry."""
+        log_p = jax.nn.log_softmax(self._logits(features))
+        return sum_per_sample(jnp.take_along_axis(log_p, self.index(x)[..., None], axis=-1))
+
+    def mean(self, features: Features) -> Images:
+        """Average grey level, or the most probable label."""
+        if not self.ordered:
+            return self._values()[jnp.argmax(self._logits(features), axis=-1)]
+        return jax.nn.softmax(self._logits(features)) @ self._values()
+
+    def sample(self, features: Features, key: Key) -> Images:
+        """Draws one level per value."""
+        return self._values()[jax.random.categorical(key, self._logits(features))]
+
+    def _values(self) -> Float[Array, "levels"]:
+        return jnp.linspace(-1.0, 1.0, self.levels)
+
+    def _logits(self, features: Features) -> Array:
+        return features.reshape(*features.shape[:-1], -1, self.levels)
+
+
 def scored_values(likelihood: Likelihood, image_shape: tuple[int, int, int]) -> int:
     """How many pixel values of an image `log_prob` is about: the dimensions in "bits per dimension"."""
     border = likelihood.border if isinstance(likelihood, Cropped) else 0
@@ -227,30 +270,14 @@ def scored_values(likelihood: Likelihood, image_shape: tuple[int, int, int]) -> 
     return (height - 2 * border) * (width - 2 * border) * channels
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Categorical:
-    """One logit for every grey level: the most flexible choice where the levels are few."""
+def label_count(likelihood: Likelihood) -> int:
+    """How many labels the values stand for; 0 if they are quantities."""
+    return likelihood.levels if isinstance(likelihood, Categorical) and not likelihood.ordered else 0
 
-    levels: int = 17
 
-    def channels(self, image_channels: int) -> int:
-        """`levels` logits per value."""
-        return self.levels * image_channels
-
-    def log_prob(self, features: Features, x: Images) -> PerSample:
-        """Log softmax at the grey level of each pixel."""
-        log_p = jax.nn.log_softmax(self._logits(features))
-        index = jnp.round((x + 1.0) * 0.5 * (self.levels - 1)).astype(jnp.int32)
-        return sum_per_sample(jnp.take_along_axis(log_p, index[..., None], axis=-1))
-
-    def mean(self, features: Features) -> Images:
-        """Average grey level."""
-        return jax.nn.softmax(self._logits(features)) @ jnp.linspace(-1.0, 1.0, self.levels)
-
-    def sample(self, features: Features, key: Key) -> Images:
-        """Draws one level per value."""
-        index = jax.random.categorical(key, self._logits(features))
-        return jnp.linspace(-1.0, 1.0, self.levels)[index]
-
-    def _logits(self, features: Features) -> Array:
-        return features.reshape(*features.shape[:-1], -1, self.levels)
+def shown(likelihood: Likelihood, x: Images) -> Float[Array, "batch height width seen"]:
+    """What an encoder sees of an image: labels as one-hot channels, everything else as it is."""
+    if not isinstance(likelihood, Categorical) or likelihood.ordered:
+        return x
+    one_hot = jax.nn.one_hot(likelihood.index(x), likelihood.levels, dtype=x.dtype)
+    return one_hot.reshape(*x.shape[:-1], -1)

@@ -98,5 +98,9 @@ class Points:
     def __len__(self) -> int:
         return len(self.points)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"x": self.points[index]}
+    def batch(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """{"x": [batch, 2]}."""
+        return {"x": self.points[indices]}
+
+    def label(self, index: int) -> None:
+        """Points have none."""

@@ -1,53 +1,80 @@
-"""Random access to the images of a data set: `len(source)` and `source[i]["image"]`, uint8 [h, w, c]."""
+"""Random access to the encoded images of a data set, with their labels where there are any."""
 
 import contextlib
-import hashlib
 import io
 import pathlib
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
+from lsgm_jax.data.errors import DataError
+from lsgm_jax.data.folders import (
+    IMAGE_SUFFIXES,
+    SPLIT_NAMES,
+    classes_by_name,
+    image_names,
+    split_by_name,
+)
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-SPLIT_NAMES = ("train", "validation", "test")
+DATA_DIR = "~/.cache/lsgm_jax"  # unless someone says otherwise
+PREPARED = "prepared"  # where `lsgm data prepare` leaves its sets, in data_dir
+VERSION = "1.0.0"  # of their layout
+PUBLISHED = (
+    "mnist",
+    "omniglot",
+    "cifar10",
+    "celebahq256",
+    "imagenet32",
+    "imagenet64",
+)  # what it knows to read
 
 
-class DataError(Exception):
-    """The data set cannot be read; the message says what to do."""
+class Record(NamedTuple):
+    """An image as it is stored."""
+
+    image: bytes
+    label: int | None
+    origin: str
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to records {"image": uint8 [h, w, c], ...}."""
+    """Random access to records."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int) -> Record: ...
+
+    def label(self, index: int) -> int | None:
+        """That of a record, without its image; None if there are none."""
+        ...
 
 
 def open_split(name: str, split: str, data_dir: str) -> Source:
-    """Opens one split of a TFDS data set or of a folder of images.
+    """Opens one split of a data set.
+
+    A path (an existing folder, or anything that begins with `/`, `~` or `.`) is a folder of images. Any other name is
+    that of a set which `lsgm data prepare` left in `data_dir`, or, if there is none, of a TFDS data set.
 
     Args:
-        name: a path (anything with a separator, or an existing folder), or the name of a TFDS data set.
-        split: for TFDS anything its syntax allows ("train[:90%]"); for a folder one of `SPLIT_NAMES`.
-        data_dir: where TFDS keeps prepared data sets.
+        name: a path or a name.
+        split: for a folder one of `SPLIT_NAMES`; otherwise anything that TFDS's syntax allows ("train[:90%]").
+        data_dir: where prepared data sets live.
 
     Raises:
         DataError: if there is nothing to read.
     """
-    if "/" in name or pathlib.Path(name).is_dir():
+    root = pathlib.Path(data_dir).expanduser()
+    if name.startswith(("/", "~", ".")):
         return FolderSource(pathlib.Path(name).expanduser(), split)
-    return _open_tfds(name, split, pathlib.Path(data_dir).expanduser())
+    if (prepared := root / PREPARED / name / VERSION).is_dir():
+        return TfdsSource(_builder_of(prepared), name, split)
+    if pathlib.Path(name).is_dir():
+        return FolderSource(pathlib.Path(name), split)
+    return TfdsSource(_tfds_builder(name, root), name, split)
 
 
 class FolderSource:
-    """Images of a folder and its sub-folders.
-
-    Sub-folders `train`, `validation` and `test`, where all three exist, are the splits. Otherwise a hash of each
-    file's relative path decides: 80 % train, 10 % validation, 10 % test, whatever else the folder holds.
-    """
+    """Images of a folder and its sub-folders; `split_by_name` and `classes_by_name` say how they are sorted."""
 
     def __init__(self, folder: pathlib.Path, split: str):
         if split not in SPLIT_NAMES:
@@ -56,36 +83,76 @@ class FolderSource:
             )
         if not folder.is_dir():
             raise DataError(
-                f"no folder {folder}: set config.data.source to a folder of images or a TFDS name"
+                f"no folder {folder}: set config.data.source to a folder of images or the name of a data set"
             )
-        prepared = all((folder / name).is_dir() for name in SPLIT_NAMES)
-        root = folder / split if prepared else folder
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        self.files = (
-            files if prepared else [p for p in files if _hashed_split(p.relative_to(folder)) == split]
-        )
-        if not self.files:
-            raise DataError(
-                f"no images for the split {split!r} in {folder}: looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+        names = image_names(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+        splits = split_by_name(names)
+        if split not in splits:
+            found = (
+                f"there are {', '.join(splits)}"
+                if splits
+                else f"looked for {' '.join(sorted(IMAGE_SUFFIXES))}"
             )
+            raise DataError(f"no images for the split {split!r} in {folder}: {found}")
+        self.classes, labels = classes_by_name(names)
+        label_of = dict(zip(names, labels, strict=True)) if labels else {}
+        self.files = [folder / name for name in splits[split]]
+        self._labels = [label_of.get(name) for name in splits[split]]
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        from PIL import Image, UnidentifiedImageError
-
+    def __getitem__(self, index: int) -> Record:
         path = self.files[index]
         try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"cannot decode {path}: remove or replace the file ({error})") from error
-        return {"image": pixels if pixels.ndim == 3 else pixels[..., None], "path": str(path)}
+            return Record(path.read_bytes(), self._labels[index], str(path))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+    def label(self, index: int) -> int | None:
+        """The index of its sub-folder."""
+        return self._labels[index]
+
+
+class TfdsSource:
+    """A split of a data set that TFDS has prepared as array_record."""
+
+    def __init__(self, builder: Any, name: str, split: str):
+        import tensorflow_datasets as tfds
+
+        features = builder.info.features
+        if not _is(tfds.features.Image, features, "image"):
+            raise DataError(f"data set {name!r} has no images: set config.data.source to one that has")
+        self._name, self._split = name, split
+        self._labelled = _is(tfds.features.ClassLabel, features, "label")
+        try:
+            # Left encoded, so that an image is decoded once, to what is wanted of it.
+            self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        except ValueError as error:
+            known = ", ".join(builder.info.splits)
+            raise DataError(
+                f"data set {name!r} has the splits {known}, which {split!r} does not name: set config.data.splits"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._records[index]
+        label = int(record["label"]) if self._labelled else None
+        return Record(record["image"], label, f"image {index} of {self._split!r} in {self._name}")
+
+    def label(self, index: int) -> int | None:
+        """As the data set says; None if it has none."""
+        return self[index].label if self._labelled else None
+
+
+def _is(kind: type, features: Any, name: str) -> bool:
+    return name in features and isinstance(features[name], kind)
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """TFDS prints a screenful for what takes a second here."""
     import tensorflow_datasets as tfds
 
@@ -94,12 +161,13 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _hashed_split(path: pathlib.Path) -> str:
-    tenth = int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:4], "big") % 10
-    return {8: "validation", 9: "test"}.get(tenth, "train")
+def _builder_of(folder: pathlib.Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(folder)
 
 
-def _open_tfds(name: str, split: str, data_dir: pathlib.Path) -> Source:
+def _tfds_builder(name: str, data_dir: pathlib.Path) -> Any:
     import tensorflow_datasets as tfds
 
     from lsgm_jax.data import digits
@@ -107,21 +175,27 @@ def _open_tfds(name: str, split: str, data_dir: pathlib.Path) -> Source:
     try:
         if name == "digits":
             builder: Any = digits.Digits(data_dir=data_dir, file_format="array_record")
-            with _silence():
+            with silence():
                 builder.download_and_prepare()
         else:
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        raise DataError(
-            f"TFDS has no data set {name!r}: set config.data.source to a TFDS name or a folder"
-        ) from error
+        raise DataError(_not_there(name, data_dir)) from error
     except OSError as error:
         raise DataError(f"cannot write the data set {name!r} to {data_dir}: {error.strerror}") from error
     if not builder.data_path.exists():
         where = f"data_dir={str(data_dir)!r}, file_format='array_record'"
-        prepare = f"tfds.builder({name!r}, {where}).download_and_prepare()"
-        raise DataError(
-            f"data set {name!r} is not prepared in {data_dir}: "
-            f'run  python -c "import tensorflow_datasets as tfds; {prepare}"'
-        )
-    return builder.as_data_source(split=split)
+        run = f"tfds.builder({name!r}, {where}).download_and_prepare()"
+        raise DataError(_not_there(name, data_dir, f'python -c "import tensorflow_datasets as tfds; {run}"'))
+    return builder
+
+
+def _not_there(name: str, data_dir: pathlib.Path, command: str | None = None) -> str:
+    if name in PUBLISHED:
+        command = f"lsgm data prepare {name} --source=PATH --data_dir={data_dir}"
+    if command:
+        return f"data set {name!r} is not prepared in {data_dir}: run  {command}"
+    return (
+        f"TFDS has no data set {name!r}, nor has {data_dir}: set config.data.source to a folder of images, or make one "
+        f"of them by  lsgm data prepare folder --source=PATH --name={name}"
+    )

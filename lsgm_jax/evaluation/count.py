@@ -1,20 +1,21 @@
 """Parameters and floating-point operations of a model, from shapes alone: nothing is allocated."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from lsgm_jax.diffusions.linear import sample_prior
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params, trainable
 from lsgm_jax.models.sgm import SGM
+from lsgm_jax.training.loop import Stage
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import Average, make_step
+from lsgm_jax.training.step import make_step
 
 
 def count_parameters(tree: Any) -> int:
@@ -54,8 +55,8 @@ def _count(program: Any) -> int:
     return total
 
 
-def describe(model: LSGM | SGM, optimiser: optax.GradientTransformation, batch_size: int) -> dict[str, Any]:
-    """What `lsgm params` prints.
+def describe(model: LSGM | SGM, stage: Stage, batch_size: int) -> dict[str, Any]:
+    """What `lsgm params` prints, of a model and its last stage.
 
     Parameters are those that are trained. Operations are per sample: those of one forward pass of each network as
     papers count them and by XLA (see `multiply_add_flops` and `flops`), and of the training step at the run's batch
@@ -67,10 +68,9 @@ def describe(model: LSGM | SGM, optimiser: optax.GradientTransformation, batch_s
     if "vae" in params:
         parts = {"autoencoder": params["vae"], **parts}
     batch = jax.eval_shape(lambda: Batch(jnp.zeros((batch_size, *model.data_shape))))
-    step = make_step(
-        lambda params, batch, context: model.loss(params, batch, context.key), optimiser, Average(0.9999)
-    )
-    state = jax.eval_shape(lambda params: create_state(params, optimiser), params)
+    step = make_step(stage.loss, stage.optimiser, stage.average)
+    memory = jax.eval_shape(stage.memory, params, key)
+    state = jax.eval_shape(functools.partial(create_state, optimiser=stage.optimiser), params, memory=memory)
     forward = _forward_passes(model, params, key)
     return {
         "parameters": {name: count_parameters(trainable(part)) for name, part in parts.items()},

@@ -1,7 +1,34 @@
-"""How far two sets of samples are apart, without a network that judges them."""
+"""How far two sets of vectors are apart: samples themselves, or features that a network makes of images."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 from scipy.spatial.distance import cdist
+from sklearn.metrics import pairwise_distances_chunked
+from tqdm import tqdm
+
+from lsgm_jax.evaluation.moments import Moments
+
+Vectors = Float[np.ndarray, "n d"]
+OtherVectors = Float[np.ndarray, "m d"]
+
+
+class Spread(NamedTuple):
+    """A mean over subsets and the standard deviation between them; how many there are, and of how many vectors."""
+
+    mean: float
+    std: float
+    subsets: int
+    size: int
+
+
+class PrecisionRecall(NamedTuple):
+    """Shares, in [0, 1]: of samples that look real, of real images that the samples reach."""
+
+    precision: float
+    recall: float
 
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -15,3 +42,98 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     x, y = (z.reshape(len(z), -1).astype(np.float64) for z in (x, y))
     within = sum(cdist(z, z).sum() / (len(z) * (len(z) - 1)) for z in (x, y))
     return float(2.0 * cdist(x, y).mean() - within)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)): the FID, if the vectors are Inception's (Heusel et al. 2017).
+
+    It is the squared Wasserstein distance of two Normal distributions (Dowson and Landau 1982). With C = R R^T the
+    trace of the root is the sum of the singular values of R_a^T R_b. So no product of covariances is formed, and
+    singular ones, of fewer vectors than dimensions, lose no digits.
+    """
+    root_a, root_b = (_root(moments.covariance) for moments in (a, b))
+    overlap = np.linalg.svd(root_a.T @ root_b, compute_uv=False).sum()
+    traces = (np.trace(moments.covariance) for moments in (a, b))
+    return float(np.sum((a.mean - b.mean) ** 2) + sum(traces) - 2.0 * overlap)
+
+
+def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    """R with R R^T = covariance."""
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors * np.sqrt(np.maximum(values, 0.0))  # rounding may take zeros below zero
+
+
+def kernel_mmd(x: Vectors, y: OtherVectors) -> float:
+    """The squared maximum mean discrepancy under the kernel (x . y / d + 1)^3, unbiased (Gretton et al. 2012, eq. 3).
+
+    Its expectation over independent sets is zero if the distributions are equal; single values may be negative.
+    """
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    within = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (_kernel(x, x), _kernel(y, y)))
+    return float(within - 2.0 * _kernel(x, y).mean())
+
+
+def _kernel(x: Vectors, y: OtherVectors) -> Float[np.ndarray, "n m"]:
+    base = x @ y.T / x.shape[1] + 1.0
+    return base * base * base  # a general power takes many times as long
+
+
+def kernel_distance(
+    x: Vectors,
+    y: OtherVectors,
+    *,
+    subsets: int = 100,
+    size: int = 1000,
+    seed: int = 0,
+    label: str | None = None,
+) -> Spread:
+    """`kernel_mmd` of random subsets of both: the KID, if the vectors are Inception's (Binkowski et al. 2018).
+
+    Args:
+        size: vectors of each subset, drawn without replacement; all there are, if there are fewer.
+        label: name of the progress bar; None shows none.
+    """
+    rng = np.random.default_rng(seed)
+    size = min(size, len(x), len(y))
+    draw = lambda z: z[rng.choice(len(z), size, replace=False)]
+    rounds = tqdm(range(subsets), desc=label, disable=label is None, leave=False)
+    values = [kernel_mmd(draw(x), draw(y)) for _ in rounds]
+    return Spread(float(np.mean(values)), float(np.std(values)), subsets, size)
+
+
+def precision_recall(
+    real: Vectors, generated: OtherVectors, *, k: int = 3, label: str | None = None
+) -> PrecisionRecall:
+    """Improved precision and recall (Kynkaanniemi et al. 2019, eqs. 1 and 2).
+
+    A set's manifold is the union of the balls around its vectors that reach to their k-th neighbours. Precision is the
+    share of generated vectors on the manifold of the real ones, recall that of real ones on the generated manifold.
+
+    Args:
+        real, generated: more than k vectors each.
+        label: name of the progress bar; None shows none.
+    """
+    real, generated = real.astype(np.float64), generated.astype(np.float64)
+    with tqdm(total=2 * (len(real) + len(generated)), desc=label, disable=label is None, leave=False) as bar:
+        precision = _on_manifold(real, generated, k, bar).mean()
+        recall = _on_manifold(generated, real, k, bar).mean()
+    return PrecisionRecall(float(precision), float(recall))
+
+
+def _on_manifold(of: Vectors, candidates: OtherVectors, k: int, bar: tqdm) -> Bool[np.ndarray, "m"]:
+    """Which candidates are no farther from a vector of `of` than its k-th neighbour is."""
+    # Each vector is its own zeroth neighbour.
+    radii = _reduced(of, of, lambda block: np.partition(block, k, axis=1)[:, k], bar)
+    return _reduced(candidates, of, lambda block: (block <= radii).any(axis=1), bar)
+
+
+def _reduced(
+    rows: np.ndarray, columns: np.ndarray, reduce: Callable[[np.ndarray], Any], bar: tqdm
+) -> np.ndarray:
+    """A function of each row of the matrix of distances, of which only blocks of rows exist at a time."""
+    same = None if columns is rows else columns  # then the diagonal is exactly zero
+    parts = []
+    for part in pairwise_distances_chunked(rows, same, reduce_func=lambda block, start: reduce(block)):
+        parts.append(part)
+        bar.update(len(part))
+    return np.concatenate(parts)

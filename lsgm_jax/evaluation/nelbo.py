@@ -1,21 +1,22 @@
 """Scores of a data split, image by image: the NELBO with its terms, and the ODE log-density of the latents."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.data.pipeline import padded_batches
+from lsgm_jax.evaluation.kept import Arrays, Kept, accumulate
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.network import Params
 from lsgm_jax.objectives.times import Stratum
 
-PerImage = Callable[[Params, Batch, Key, Stratum], dict[str, jax.Array]]
+PerImage = Callable[[Params, Batch, Key, Stratum], Mapping[str, jax.Array | np.ndarray]]
 
 
 class Estimate(NamedTuple):
@@ -33,22 +34,28 @@ def score_images(
     *,
     draws: int = 1,
     batch_size: int = 64,
+    kept: Kept | None = None,
     label: str | None = None,
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """Averages `per_image` over `draws` independent keys for every image of `x`.
 
     Args:
-        per_image: a jitted function to dictionaries of [batch] arrays; draw i of n gets the stratum (i, n).
+        per_image: a compiled function to dictionaries of [batch] arrays; draw i of n gets the stratum (i, n). One of
+            `over_devices` shares the batch among them.
+        kept: where partial averages are, so that an interrupted call goes on.
         label: name of the progress bar; None shows none.
 
     Returns:
-        The same names with arrays [len(x)].
+        The same names with arrays [len(x)], float64.
     """
-    totals: dict[str, np.ndarray] = {}
-    for part, values in _each_draw(per_image, params, x, key, draws, batch_size, label):
+    jobs = _Jobs(per_image, params, x, key, draws, batch_size)
+
+    def advance(job: int, totals: Arrays) -> None:
+        part, values = jobs.run(job)
         for name, value in values.items():
             totals.setdefault(name, np.zeros(len(x)))[part] += value / draws
-    return totals
+
+    return accumulate({}, len(jobs), advance, kept=kept, label=label)
 
 
 def importance_bound(
@@ -59,39 +66,53 @@ def importance_bound(
     *,
     draws: int,
     batch_size: int = 64,
+    kept: Kept | None = None,
     label: str | None = None,
 ) -> np.ndarray:
     """-log of the mean importance weight over `draws` latents, nats, [len(x)]: a bound on -log p(x), tighter with each.
 
     Args:
         per_image: as in `score_images`; must return "log_weight".
+        kept: as there.
     """
-    totals = np.full(len(x), -np.inf)
-    for part, values in _each_draw(per_image, params, x, key, draws, batch_size, label):
-        totals[part] = np.logaddexp(totals[part], values["log_weight"])
-    return math.log(draws) - totals
+    jobs = _Jobs(per_image, params, x, key, draws, batch_size)
+
+    def advance(job: int, totals: Arrays) -> None:
+        part, values = jobs.run(job)
+        totals["log_sum"][part] = np.logaddexp(totals["log_sum"][part], values["log_weight"])
+
+    start = {"log_sum": np.full(len(x), -np.inf)}
+    totals = accumulate(start, len(jobs), advance, kept=kept, label=label)
+    return math.log(draws) - totals["log_sum"]
 
 
-def _each_draw(
-    per_image: PerImage,
-    params: Params,
-    x: np.ndarray,
-    key: Key,
-    draws: int,
-    batch_size: int,
-    label: str | None,
-) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """Values of every draw and batch, float64, with the part of the images that they are of."""
-    jobs = [(draw, start) for draw in range(draws) for start in range(0, len(x), batch_size)]
-    batches = list(padded_batches(x, batch_size))
-    for draw, start in tqdm(jobs, desc=label, disable=label is None, leave=False):
-        rows, count = batches[start // batch_size]
-        k_batch = jax.random.fold_in(jax.random.fold_in(key, draw), start)
-        values = per_image(params, Batch(jnp.asarray(rows)), k_batch, Stratum(draw, draws))
-        yield (
-            slice(start, start + count),
-            {name: np.asarray(value[:count], np.float64) for name, value in values.items()},
-        )
+@dataclasses.dataclass(frozen=True)
+class _Jobs:
+    """Every draw of every batch, numbered; each with a key of its own, whatever has been run before."""
+
+    per_image: PerImage
+    params: Params
+    x: np.ndarray
+    key: Key
+    draws: int
+    batch_size: int
+
+    def __len__(self) -> int:
+        return self.draws * self._batches
+
+    @property
+    def _batches(self) -> int:
+        return math.ceil(len(self.x) / self.batch_size)
+
+    def run(self, job: int) -> tuple[slice, Arrays]:
+        """A part of the images, and the values of one draw for it, float64."""
+        draw, batch = divmod(job, self._batches)
+        start = batch * self.batch_size
+        rows, count = next(padded_batches(self.x[start : start + self.batch_size], self.batch_size))
+        k_batch = jax.random.fold_in(jax.random.fold_in(self.key, draw), start)
+        values = self.per_image(self.params, Batch(jnp.asarray(rows)), k_batch, Stratum(draw, self.draws))
+        part = slice(start, start + count)
+        return part, {name: np.asarray(value[:count], np.float64) for name, value in values.items()}
 
 
 def estimate(values: np.ndarray) -> Estimate:

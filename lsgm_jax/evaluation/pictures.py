@@ -1,5 +1,6 @@
 """Samples as PNG files: images in a grid, points of the plane as a density."""
 
+import colorsys
 import math
 import pathlib
 
@@ -11,20 +12,38 @@ from lsgm_jax.files import replacing
 MINIMUM_SIDE = 48
 
 
-def to_pixels(x: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] as uint8 with three channels."""
-    pixels = np.round((np.clip(np.asarray(x, np.float32), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+def to_bytes(x: np.ndarray) -> np.ndarray:
+    """Values in [-1, 1] as files store them, uint8."""
+    return np.round((np.clip(np.asarray(x, np.float32), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def to_pixels(x: np.ndarray, labels: int = 0) -> np.ndarray:
+    """Images in [-1, 1] as uint8 with three channels.
+
+    Args:
+        labels: how many labels the values stand for, each of which gets a colour; 0 for grey levels and colours.
+    """
+    if labels:
+        return _colours(labels)[np.round((x[..., 0] + 1.0) * 0.5 * (labels - 1)).astype(int)]
+    pixels = to_bytes(x)
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 
-def picture(x: np.ndarray) -> np.ndarray:
-    """Samples [n, h, w, c] or [n, 2] as one picture [H, W, 3], uint8."""
-    return density(x) if x.ndim == 2 else grid(x)
+def _colours(count: int) -> np.ndarray:
+    """Colours that are far from each other, [count, 3], uint8; the first is black."""
+    hues = [(0.618034 * index) % 1.0 for index in range(1, count)]
+    colours = [colorsys.hsv_to_rgb(hue, 0.55 + 0.4 * (index % 2), 0.95) for index, hue in enumerate(hues)]
+    return np.round(255.0 * np.array([(0.0, 0.0, 0.0), *colours])).astype(np.uint8)
 
 
-def grid(x: np.ndarray, columns: int | None = None) -> np.ndarray:
+def picture(x: np.ndarray, labels: int = 0) -> np.ndarray:
+    """Samples [n, h, w, c] or [n, 2] as one picture [H, W, 3], uint8; `labels` as in `to_pixels`."""
+    return density(x) if x.ndim == 2 else grid(x, labels=labels)
+
+
+def grid(x: np.ndarray, columns: int | None = None, labels: int = 0) -> np.ndarray:
     """Arranges images [n, h, w, c] in [-1, 1] as one picture [H, W, 3], uint8; small images are enlarged."""
-    pixels = to_pixels(x)
+    pixels = to_pixels(x, labels)
     count, height, width, channels = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

@@ -4,10 +4,19 @@ import json
 import pathlib
 from typing import Any
 
+import jax
+
 from lsgm_jax.files import write_json
 
 # What reports call the models they score, and what the table does.
 COLUMNS = {"lsgm": "LSGM", "sgm": "SGM", "vae": "VAE, Normal prior"}
+# Names in a report, in the table, and how values are written.
+DISTANCE_ROWS = (
+    ("fid", "FID", "{0:.3f}"),
+    ("kid", "KID", "{0:.5f} ± {1:.5f}"),
+    ("precision", "precision", "{0:.4f}"),
+    ("recall", "recall", "{0:.4f}"),
+)
 
 
 def read_report(workdir: pathlib.Path) -> dict[str, Any]:
@@ -19,21 +28,39 @@ def read_report(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def add_to_report(workdir: pathlib.Path, **entries: Any) -> dict[str, Any]:
-    """Merges `entries` into report.json and returns all of it."""
+    """Merges `entries` into report.json and returns all of it; of several processes the first one writes."""
     report = read_report(workdir) | entries
-    write_json(workdir / "report.json", report)
+    if jax.process_index() == 0:
+        write_json(workdir / "report.json", report)
     return report
 
 
-def score_table(entries: dict[str, Any]) -> str:
-    """The scores of `run.evaluate` as `lsgm evaluate` prints them."""
+def add_scores(workdir: pathlib.Path, split: str, entries: dict[str, Any]) -> None:
+    """Merges scores of the test split into report.json, those of another split into its part of that name."""
+    if split == "test":
+        add_to_report(workdir, **entries)
+    else:
+        add_to_report(workdir, **{split: read_report(workdir).get(split, {}) | entries})
+
+
+def add_distances(workdir: pathlib.Path, entries: dict[str, Any]) -> None:
+    """Puts distances into report.json's part "distances", under the features that they were made with.
+
+    They replace older ones of these features: what stands together was measured together.
+    """
+    older = read_report(workdir).get("distances", {})
+    add_to_report(workdir, distances=older | {entries["features"]: entries})
+
+
+def score_table(entries: dict[str, Any], split: str = "test") -> str:
+    """The scores of `scoring.evaluate` as `lsgm evaluate` prints them."""
 
     def cell(name: str) -> str:
         return f"{entries[name]:9.4f} ± {entries[name + '_stderr']:.4f}"
 
     lines: list[str] = []
     columns = [name for name in COLUMNS if f"nelbo_{name}" in entries]
-    lines.append(f"test split, {entries['test_images']} samples, mean ± standard error over samples")
+    lines.append(f"{split} split, {entries[f'{split}_images']} samples, mean ± standard error over samples")
     for unit, ending in (("nats per sample", ""), ("bits per dimension", "_bpd")):
         if f"nelbo_{columns[0]}{ending}" not in entries:
             continue  # continuous data have no bits
@@ -58,3 +85,36 @@ def score_table(entries: dict[str, Any]) -> str:
         weighted = cell(f"nelbo_{columns[0]}_iw").strip()
         lines.append(f"importance-weighted bound of {entries['nelbo_iw_draws']} latents {weighted} nats")
     return "\n".join(lines)
+
+
+def distance_table(entries: dict[str, Any]) -> str:
+    """The distances of `quality.compare_with_data` as `lsgm evaluate` prints them."""
+    columns = [name for name in COLUMNS if any(f"{row}_{name}" in entries for row, _, _ in DISTANCE_ROWS)]
+    lines = [
+        f"{entries['samples']} samples of step {entries['samples_step']} by {entries['samples_solver']}, "
+        f"NFE {entries['samples_nfe']:.1f}, against "
+        f"{entries['reference_images']} images of the {entries['reference']} split",
+        f"by {entries['features']}",
+        " " * 22 + "".join(f"{COLUMNS[name]:>20s}" for name in columns),
+    ]
+    for row, title, form in DISTANCE_ROWS:
+        if f"{row}_{columns[0]}" in entries:
+            cells = (
+                form.format(entries[f"{row}_{name}"], entries.get(f"{row}_{name}_std")) for name in columns
+            )
+            lines.append(f"  {title:20s}" + "".join(f"{cell:>20s}" for cell in cells))
+    if f"kid_{columns[0]}" in entries:
+        lines.append(
+            f"KID: mean ± standard deviation over {entries['kid_subsets']} subsets of {entries['kid_subset']}"
+        )
+    if "pr_images" in entries:
+        lines.append(f"precision and recall: {entries['pr_images']} of each, k = 3")
+    return "\n".join(lines)
+
+
+def time_line(entries: dict[str, Any]) -> str:
+    """The time of `quality.time_sampling` as `lsgm evaluate` prints it."""
+    return (
+        f"{entries['time_images']} samples by {entries['time_solver']}: {entries['time_seconds']:.3f} s, "
+        f"NFE {entries['time_nfe']:g}, on one {entries['time_device']}, median of 3"
+    )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import EpsNet, Images, Key, Latents, PerSample, Scalar, State, Times, sum_per_sample
-from lsgm_jax.autoencoders.likelihoods import scored_values
+from lsgm_jax.autoencoders.likelihoods import label_count, scored_values
 from lsgm_jax.diffusions.linear import Process, normal_eps, sample_prior
 from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.models.network import Aux, Network, Params, constants
@@ -63,6 +63,11 @@ class LSGM:
     def pixel_values(self) -> int:
         """How many values of a grid the bound is about."""
         return scored_values(self.vae.likelihood, self.vae.image_shape)
+
+    @property
+    def labels(self) -> int:
+        """How many labels the values of the data stand for; 0 if they are quantities."""
+        return label_count(self.vae.likelihood)
 
     def init(self, key: Key) -> Params:
         """Fresh parameters of VAE and prior."""

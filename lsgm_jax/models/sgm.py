@@ -57,6 +57,11 @@ class SGM:
         """How many values of a grid the bound is about; 0 if the data are continuous."""
         return math.prod(self.data_shape) if self.bin_width else 0
 
+    @property
+    def labels(self) -> int:
+        """None: what is diffused are quantities."""
+        return 0
+
     def init(self, key: Key) -> Params:
         """Fresh parameters."""
         z_t = sample_prior(self.process, key, (1, *self.data_shape))

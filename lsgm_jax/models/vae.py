@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Images, Key, Latents, PerSample, Scalar, sum_per_sample
-from lsgm_jax.autoencoders.likelihoods import Likelihood
+from lsgm_jax.autoencoders.likelihoods import Likelihood, shown
 from lsgm_jax.models.backbones import Backbone, Latent
 from lsgm_jax.models.bound import Batch, Bound, bound_metrics
 from lsgm_jax.models.network import Aux, Params
@@ -39,7 +39,7 @@ class VAE:
 
     def autoencode(self, params: Params, x: Images, key: Key, *, train: bool) -> Encoded:
         """Draws the latents of `x` and scores x under the decoder."""
-        passed = self.backbone.autoencode(params, x, key, train=train)
+        passed = self.backbone.autoencode(params, shown(self.likelihood, x), key, train=train)
         reconstruction = -self.likelihood.log_prob(passed.features, x)
         return Encoded(passed.latent, reconstruction, passed.carried, passed.penalised)
 

@@ -1,5 +1,6 @@
 """The digits are scikit-learn's, to the last grey level; folders and errors behave as documented."""
 
+import io
 import itertools
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from lsgm_jax.data.pipeline import DataSpec, Split, padded_batches, quantise, training_batches, whole_split
+from lsgm_jax.data.pipeline import split_labels, training_batches, whole_split
+from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.sources import DataError, FolderSource, open_split
+from lsgm_jax.data.spec import DataSpec, Split
 
 
 @pytest.fixture
@@ -35,74 +38,17 @@ def test_data_set_is_real_tfds(data_dir, spec):
     files = [path.name for path in (data_dir / "digits" / "1.0.0").iterdir()]
     assert any(".array_record-" in name for name in files)
     record = open_split("digits", "test[:1]", str(data_dir))[0]
-    assert record["image"].dtype == np.uint8
-    assert 0 <= record["label"] < 10
+    assert Image.open(io.BytesIO(record.image)).format == "PNG"
+    assert 0 <= record.label < 10
 
 
 def test_tensorflow_is_never_imported(data_dir):
     program = (
-        "import sys; from lsgm_jax.data.pipeline import *; import lsgm_jax.run;"
+        "import sys; from lsgm_jax.data.spec import *; from lsgm_jax.data.pipeline import *; import lsgm_jax.run;"
         f"spec = DataSpec(source='digits', image_shape=(8, 8, 1), data_dir={str(data_dir)!r});"
         "next(training_batches(Split(spec, 'train'), 0)); assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-@pytest.mark.parametrize("levels", [2, 17, 32, 256])
-def test_quantise_covers_all_levels_evenly(levels):
-    values = np.arange(256, dtype=np.uint8)
-    steps = (quantise(values, levels) + 1) / 2 * (levels - 1)
-    np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
-    counts = np.bincount(np.round(steps).astype(int), minlength=levels)
-    assert counts.max() - counts.min() <= 1
-    assert quantise(values, levels)[[0, -1]].tolist() == [-1.0, 1.0]
-
-
-def test_five_bits_are_an_integer_shift():
-    values = np.arange(256, dtype=np.uint8)
-    np.testing.assert_allclose((quantise(values, 32) + 1) / 2 * 31, values >> 3, atol=1e-5)
-
-
-def test_position_resumes_exactly(spec):
-    batches = training_batches(Split(spec, "train"), seed=3)
-    for _ in range(30):  # past the first epoch of 22 batches
-        next(batches)
-    state, expected = batches.get_state(), [next(batches)["x"] for _ in range(3)]
-    again = training_batches(Split(spec, "train"), seed=3)
-    again.set_state(state)
-    np.testing.assert_array_equal(expected, [next(again)["x"] for _ in range(3)])
-
-
-def test_an_epoch_shows_every_image_once_in_a_new_order(spec):
-    images = whole_split(spec, "train")
-    size = 479  # 1437 = 3 * 479
-    batches = training_batches(Split(DataSpec(**{**vars(spec), "batch_size": size}), "train"), seed=0)
-    epochs = [np.concatenate([next(batches)["x"] for _ in range(3)]) for _ in range(2)]
-    for epoch in epochs:
-        assert rows(epoch * 8 + 8) == rows(images * 8 + 8)
-    assert not np.array_equal(*epochs)
-    assert not np.array_equal(epochs[0], images)
-
-
-def test_processes_share_the_images_without_overlap(spec, monkeypatch):
-    size, seen = 718, []
-    for index in range(2):
-        monkeypatch.setattr("jax.process_index", lambda index=index: index)
-        monkeypatch.setattr("jax.process_count", lambda: 2)
-        half = DataSpec(**{**vars(spec), "batch_size": 2 * size})
-        seen.append(next(training_batches(Split(half, "train"), seed=0))["x"])
-    both = rows(np.concatenate(seen) * 8 + 8)
-    everything = rows(whole_split(spec, "train") * 8 + 8)
-    assert len(both) == 2 * size
-    for image in set(both):
-        assert both.count(image) <= everything.count(image)
-
-
-def test_padded_batches_have_one_size_and_every_row():
-    x = np.arange(10.0)[:, None]
-    batches = list(padded_batches(x, 4))
-    assert [len(rows) for rows, _ in batches] == [4, 4, 4]
-    np.testing.assert_array_equal(np.concatenate([rows[:count] for rows, count in batches]), x)
 
 
 @pytest.fixture
@@ -141,25 +87,6 @@ def test_prepared_sub_folders_are_the_splits(folder, tmp_path):
     assert [p.name for p in FolderSource(tmp_path / "split", "validation").files] == ["validation.png"]
 
 
-@pytest.mark.parametrize(
-    ("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 3), ("RGB", 3), ("RGBA", 3)]
-)
-def test_every_mode_becomes_grey_or_colour(tmp_path, mode, channels):
-    for split in ("train", "validation", "test"):
-        (tmp_path / split).mkdir()
-    Image.new(mode, (4, 4)).save(tmp_path / "train" / "a.png")
-    image = FolderSource(tmp_path, "train")[0]["image"]
-    assert image.shape == (4, 4, channels)
-    assert image.dtype == np.uint8
-
-
-def test_images_of_another_size_are_named(folder):
-    Image.new("L", (9, 8)).save(FolderSource(folder, "train").files[0])
-    spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=8)
-    with pytest.raises(DataError, match=r"\.png has shape \(8, 9, 1\), not \(8, 8, 1\): resize"):
-        training_batches(Split(spec, "train"), 0)
-
-
 def test_a_broken_image_is_named(folder):
     broken = FolderSource(folder, "train").files[2]
     broken.write_bytes(broken.read_bytes()[:40])
@@ -171,7 +98,9 @@ def test_a_broken_image_is_named(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mnist", r"not prepared in .*download_and_prepare\(\)"),
+        ("mnist", r"'mnist' is not prepared in .*: run  lsgm data prepare mnist --source=PATH"),
+        ("fashion_mnist", r"not prepared in .*download_and_prepare\(\)"),
+        ("images/mine", r"TFDS has no data set 'images/mine'"),
         ("nosuchdata", "TFDS has no data set 'nosuchdata'"),
         ("/no/such/folder", "no folder /no/such/folder: set config.data.source"),
     ],
@@ -186,14 +115,18 @@ def test_an_empty_folder_says_what_it_looked_for(tmp_path):
         open_split(str(tmp_path), "train", "")
 
 
-def test_a_batch_larger_than_the_data_is_refused(folder):
-    spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=64)
-    count = len(FolderSource(folder, "train"))
-    with pytest.raises(DataError, match=f"{count} training samples .* at most {count}"):
-        training_batches(Split(spec, "train"), 0)
+def test_labels_of_a_folder_are_its_sub_folders(folder):
+    """Of all splits alike: the classes are those of the whole folder."""
+    spec = DataSpec(source=str(folder), image_shape=(8, 8, 1))
+    for split in ("train", "validation", "test"):
+        files = FolderSource(folder, split).files
+        assert split_labels(spec, split).tolist() == [int(file.parent.name[-1]) for file in files]
 
 
-@pytest.mark.parametrize("fields", [{"levels": 1}, {"levels": 300}, {"batch_size": 0}])
-def test_bad_numbers_are_refused(fields):
-    with pytest.raises(ValueError, match=next(iter(fields))):
-        DataSpec(source="digits", image_shape=(8, 8, 1), **fields)
+def test_images_of_one_folder_have_no_labels(tmp_path):
+    for index in range(20):
+        Image.new("L", (8, 8)).save(tmp_path / f"{index}.png")
+    with pytest.raises(DataError, match="has no labels: set config"):
+        split_labels(DataSpec(source=str(tmp_path), image_shape=(8, 8, 1)), "train")
+    with pytest.raises(DataError, match="swiss_roll has no labels"):
+        split_labels(PointSpec(source="swiss_roll"), "train")

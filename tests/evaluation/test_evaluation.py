@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsgm_jax.build import build_optimiser
 from lsgm_jax.config import load_config
 from lsgm_jax.evaluation import pictures, report
 from lsgm_jax.evaluation.count import count_parameters, describe, flops, multiply_add_flops
 from lsgm_jax.evaluation.nelbo import bits_per_dimension, estimate, importance_bound, score_images
+from lsgm_jax.stages import Images, make_stages
 from tests import tiny
 
 
@@ -80,7 +80,8 @@ def test_flops_of_a_matrix_product():
 def test_description_counts_the_real_model():
     config = load_config(tiny.CONFIG, tiny.OVERRIDES)
     model = tiny.model()
-    described = describe(model, build_optimiser(config, "joint"), batch_size=16)
+    stage = make_stages(config, model, Images(None, np.zeros((0, *model.data_shape))))[-1]
+    described = describe(model, stage, batch_size=16)
     params = jax.jit(model.init)(jax.random.key(0))
     assert described["parameters"]["autoencoder"] == count_parameters(params["vae"])
     total = sum(described["parameters"].values())

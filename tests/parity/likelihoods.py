@@ -8,7 +8,7 @@ import numpy as np
 from lsgm_jax.autoencoders.gaussian import LOG_2PI, Normal
 from lsgm_jax.autoencoders.likelihoods import Bernoulli, Cropped, DiscretisedLogistic, NormalPixels
 from lsgm_jax.autoencoders.mixture import MixtureOfLogistics
-from lsgm_jax.data.pipeline import quantise
+from lsgm_jax.data.pixels import quantise
 
 # Quirk: the original replaces masses up to this by density times width.
 DENSITY_BELOW = 1e-5

@@ -1,0 +1,103 @@
+"""What the tolerance of the adaptive solver costs and buys: NFE, error and sample quality (LSGM's Figure on NFE).
+
+python -m experiments.tolerance --out=runs/tolerance --size=cpu --seeds=0,1,2
+
+For every seed one LSGM is trained and sampled by Dopri5 and Tsit5, with one step size for the batch as in the published
+code and with steps of its own for every sample. Writes table.csv, tolerance.png and table.md with a conclusion.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.trials import (
+    SIZES,
+    Trial,
+    command_line,
+    conclude,
+    figure,
+    over_seeds,
+    run_trial,
+    write_table,
+)
+from lsgm_jax.run import Run
+from lsgm_jax.study import make_settings, study
+
+SOLVERS = ("Dopri5", "Tsit5")
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+COUNT = {"quick": 32, "cpu": 1000, "gpu": 1000}
+
+
+def measure(options: argparse.Namespace, per: str) -> list[dict[str, Any]]:
+    """Every solver and tolerance, every seed."""
+    rows = []
+    for seed in options.seeds:
+        run_trial(Trial("lsgm", {}), SIZES[options.size], seed, options.out, metrics=("nelbo",))
+        workdir = options.out / f"seed{seed}" / "lsgm"
+        run = Run.open(workdir, ["--config.steps.name=adaptive", f"--config.steps.per={per}"])
+        settings = make_settings(run, SOLVERS, nfe=(), rtol=TOLERANCES, grid="quadratic")
+        for row in study(run, settings, COUNT[options.size], seed, workdir / f"tolerance_{per}"):
+            rows.append({"seed": seed, "steps_per": per, **row._asdict()})
+        write_table(options.out / f"table_{per}.csv", rows)
+    return rows
+
+
+def mean(rows: Sequence[dict[str, Any]], solver: str, setting: str, key: str) -> tuple[float, float]:
+    """Over the seeds."""
+    return over_seeds([row[key] for row in rows if (row["solver"], row["setting"]) == (solver, setting)])
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """In Markdown, one line per solver and tolerance."""
+    keys = {
+        "nfe": "NFE of the batch",
+        "nfe_mean": "NFE of a sample",
+        "rms_latent": "RMS to the exact latents",
+        "energy_distance": "energy distance to the test split",
+    }
+    lines = ["| solver, tolerance | " + " | ".join(keys.values()) + " |", "|---" * (len(keys) + 1) + "|"]
+    for solver, setting in dict.fromkeys((row["solver"], row["setting"]) for row in rows):
+        cells = ("{:.4g} ± {:.2g}".format(*mean(rows, solver, setting, key)) for key in keys)
+        lines.append(f"| {solver}, {setting} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, draws and concludes."""
+    options = command_line(__doc__, "runs/tolerance")
+    found = {per: measure(options, per) for per in ("batch", "sample")}
+    with figure(options.out / "tolerance.png", columns=2) as axes:
+        for per, rows in found.items():
+            for solver in SOLVERS:
+                settings = list(dict.fromkeys(row["setting"] for row in rows if row["solver"] == solver))
+                nfe = [mean(rows, solver, setting, "nfe")[0] for setting in settings]
+                for axis, key in zip(axes, ("rms_latent", "energy_distance"), strict=True):
+                    values = [mean(rows, solver, setting, key)[0] for setting in settings]
+                    axis.plot(nfe, values, "o-", label=f"{solver}, steps per {per}")
+        for axis, label in zip(
+            axes, ("RMS to the exact latents", "energy distance to the test split"), strict=True
+        ):
+            axis.set(xlabel="NFE", ylabel=label, xscale="log")
+            axis.legend()
+        axes[0].set_yscale("log")
+    lines = []
+    for solver in SOLVERS:
+        rows = found["batch"]
+        settings = list(dict.fromkeys(row["setting"] for row in rows if row["solver"] == solver))
+        loose, tight = settings[1], settings[-1]
+        costs = [mean(rows, solver, setting, "nfe")[0] for setting in (loose, tight)]
+        quality = [mean(rows, solver, setting, "energy_distance") for setting in (loose, tight)]
+        gap, error = quality[0][0] - quality[1][0], float(np.hypot(quality[0][1], quality[1][1]))
+        lines.append(
+            f"{solver}, {loose} against {tight}: {costs[1] / costs[0]:.1f} times fewer evaluations, energy distance to "
+            f"the data {gap:+.4f} ± {error:.4f} (the paper: a loose tolerance costs no quality)."
+        )
+    conclude(
+        options.out, "\n\n".join(f"Steps per {per}:\n\n{table(rows)}" for per, rows in found.items()), lines
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""What the ablations share: runs that differ in a few fields of one config, trained once, scored once, compared.
+
+A trial's folder is a run's: it is resumed and never repeated. Several processes may share the output if they take
+different seeds; the last one to finish reads what the others have left.
+"""
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import math
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from tqdm import tqdm
+
+from lsgm_jax.config import load_config
+from lsgm_jax.evaluation.report import add_to_report, read_report
+from lsgm_jax.files import replacing
+from lsgm_jax.quality import choose_extractor, compare_with_data
+from lsgm_jax.run import Run, train
+from lsgm_jax.schema import Config
+from lsgm_jax.scoring import evaluate
+from lsgm_jax.training.loop import TrainingError
+
+ROOT = pathlib.Path(__file__).parent.parent
+Setup = tuple[str, Mapping[str, Any]]  # a config and what is changed in it
+# What an ablation needs, not what a demo does.
+SIZES: dict[str, Setup] = {
+    "quick": (
+        "digits.py:quick",
+        {"autoencoder.channels": (8, 8), "score.channels": (8,), "eval.draws": 2, "eval.samples": 64},
+    ),
+    "cpu": (
+        "digits.py",
+        {
+            "autoencoder.channels": (16, 32),
+            "score.channels": (32,),
+            "train.vae_steps": 800,
+            "train.steps": 800,
+            "train.eval_every": 200,
+            "joint_kl.steps": 400,
+            "eval.draws": 8,
+            "eval.samples": 500,
+        },
+    ),
+    "gpu": (
+        "lsgm_cifar10.py:fid",
+        {
+            "autoencoder.groups_per_scale": 4,
+            "autoencoder.encoder_channels": 64,
+            "autoencoder.decoder_channels": 64,
+            "score.channels": 128,
+            "score.blocks": 2,
+            "train.vae_steps": 40_000,
+            "train.steps": 60_000,
+            "eval.samples": 10_000,
+        },
+    ),
+}
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One setting: how it is called and the config fields that make it."""
+
+    name: str
+    fields: Mapping[str, Any]
+
+
+def command_line(description: str | None, out: str) -> argparse.Namespace:
+    """The options of every ablation: where to, how large, which seeds."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out))
+    parser.add_argument("--size", choices=tuple(SIZES), default="cpu")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
+    options = parser.parse_args()
+    options.seeds = [int(seed) for seed in options.seeds.split(",")]
+    return options
+
+
+def run_all(
+    trials: Sequence[Trial], options: argparse.Namespace, metrics: Sequence[str], setup: Setup | None = None
+) -> list[Row]:
+    """Trains and scores every trial with every seed; table.csv grows with each.
+
+    Args:
+        setup: what all trials have in common; None for that of the size.
+    """
+    rows = []
+    jobs = [(trial, seed) for seed in options.seeds for trial in trials]
+    for trial, seed in tqdm(jobs, desc="runs"):
+        report = run_trial(trial, setup or SIZES[options.size], seed, options.out, metrics)
+        rows.append(_row(trial, seed, report))
+        write_table(options.out / "table.csv", rows)
+    return rows
+
+
+def run_trial(
+    trial: Trial, setup: Setup, seed: int, out: pathlib.Path, metrics: Sequence[str]
+) -> Mapping[str, Any]:
+    """The report of one trial, in which "diverged" says whether and why training broke off.
+
+    Trials of one seed start from the same VAE, that of the first one.
+    """
+    workdir, vae = out / f"seed{seed}" / trial.name, out / f"seed{seed}" / "vae"
+    config = load(setup, {**trial.fields, "seed": seed})
+    if config.model == "lsgm" and vae.is_dir() and not (workdir / "checkpoints" / "vae").is_dir():
+        shutil.copytree(vae, workdir / "checkpoints" / "vae")
+    begin = time.monotonic()
+    try:
+        train(config, workdir)
+    except TrainingError as error:
+        return add_to_report(workdir, diverged=str(error))
+    finally:
+        made = workdir / "checkpoints" / "vae"
+        if made.is_dir() and not vae.is_dir():
+            shutil.copytree(made, vae)
+    if "train_seconds" not in read_report(workdir):
+        add_to_report(workdir, train_seconds=time.monotonic() - begin, diverged="")
+    evaluation = [f"--config.{key}={value}" for key, value in setup[1].items() if key.startswith("eval.")]
+    run = Run.open(workdir, evaluation)
+    for metric in metrics:
+        add_to_report(workdir, **_score(run, metric, seed))  # what has been scored before costs nothing
+    return read_report(workdir)
+
+
+def _score(run: Run, metric: str, seed: int) -> dict[str, Any]:
+    if metric == "fid":
+        return compare_with_data(run, ["fid"], choose_extractor(run, inception=None), seed=seed)
+    return evaluate(run, [metric], seed=seed)
+
+
+def load(setup: Setup, fields: Mapping[str, Any]) -> Config:
+    """The config of a setup with fields of one's own."""
+    file, common = setup
+    overrides = [f"--config.{key}={value}" for key, value in {**common, **fields}.items()]
+    return load_config(str(ROOT / "configs" / file), overrides)
+
+
+def _row(trial: Trial, seed: int, report: Mapping[str, Any]) -> Row:
+    def first(*keys: str) -> float:
+        return next((report[key] for key in keys if key in report), math.nan)
+
+    return {
+        "trial": trial.name,
+        "seed": seed,
+        "nelbo": first("nelbo_lsgm", "nelbo_sgm"),
+        "nelbo_vae": first("nelbo_vae"),
+        "fid": first("fid_lsgm", "fid_sgm"),
+        "fid_vae": first("fid_vae"),
+        "nfe": first("samples_nfe"),
+        "train_seconds": first("train_seconds"),
+        "diverged": report["diverged"],
+    }
+
+
+def column(rows: Sequence[Row], trial: str, key: str) -> list[float]:
+    """One value per seed."""
+    return [row[key] for row in rows if row["trial"] == trial]
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error over the seeds that arrived."""
+    arrived = np.asarray([value for value in values if np.isfinite(value)], np.float64)
+    if not len(arrived):
+        return math.nan, math.nan
+    spread = arrived.std(ddof=1) / math.sqrt(len(arrived)) if len(arrived) > 1 else math.nan
+    return float(arrived.mean()), float(spread)
+
+
+def paired(rows: Sequence[Row], left: str, right: str, key: str) -> str:
+    """Left less right, seed by seed: mean, standard error and signs."""
+    difference = np.asarray(column(rows, left, key)) - np.asarray(column(rows, right, key))
+    mean, error = over_seeds(difference.tolist())
+    signs = "".join("+" if value > 0 else "-" if value < 0 else "?" for value in difference)
+    return f"{mean:+.2f} ± {error:.2f} ({signs})"
+
+
+def summary(rows: Sequence[Row], keys: Mapping[str, str]) -> str:
+    """A table in Markdown, one line per trial: means and standard errors over the seeds.
+
+    Args:
+        keys: columns of the rows and their headings.
+    """
+    lines = ["| trial | " + " | ".join(keys.values()) + " |", "|---" * (len(keys) + 1) + "|"]
+    for trial in dict.fromkeys(row["trial"] for row in rows):
+        cells = []
+        for key in keys:
+            values = column(rows, trial, key)
+            mean, error = over_seeds(values)
+            lost = sum(not math.isfinite(value) for value in values)
+            cells.append(f"{mean:.2f} ± {error:.2f}" + (f", {lost} of {len(values)} lost" if lost else ""))
+        lines.append(f"| {trial} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def conclude(out: pathlib.Path, table: str, lines: Sequence[str]) -> None:
+    """Writes table.md, the table and what it says, and prints it."""
+    page = table + "\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
+    with replacing(out / "table.md") as partial:
+        partial.write_text(page)
+    print(page)
+
+
+def write_table(path: pathlib.Path, rows: Sequence[Row]) -> None:
+    """Writes rows of one kind as CSV, in one step."""
+    with replacing(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@contextlib.contextmanager
+def figure(path: pathlib.Path, columns: int = 1, width: float = 5.0, height: float = 3.6) -> Iterator[Any]:
+    """A row of axes, saved when done."""
+    drawing, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False)
+    yield axes[0]
+    drawing.tight_layout()
+    with replacing(path) as partial:
+        drawing.savefig(partial, dpi=120, format="png")
+    plt.close(drawing)
+
+
+def draw_by_trial(rows: Sequence[Row], keys: Mapping[str, str], path: pathlib.Path) -> None:
+    """One panel per column of the rows: a point for every seed of every trial."""
+    names = list(dict.fromkeys(row["trial"] for row in rows))
+    with figure(path, columns=len(keys), width=max(4.0, 0.35 * len(names) + 2.0), height=4.5) as axes:
+        for axis, (key, heading) in zip(axes, keys.items(), strict=True):
+            axis.plot([names.index(row["trial"]) for row in rows], [row[key] for row in rows], "o", alpha=0.7)
+            axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
+            axis.set_ylabel(heading)

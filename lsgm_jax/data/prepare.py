@@ -1,0 +1,232 @@
+"""Makes a data set that a config can name from files that someone has: `lsgm data prepare`."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lsgm_jax.data.checksums import KNOWN, checksums
+from lsgm_jax.data.errors import DataError
+from lsgm_jax.data.images import Layout, as_file, decode, encode
+from lsgm_jax.data.readers.celebahq import read_celebahq256
+from lsgm_jax.data.readers.cifar10 import read_cifar10
+from lsgm_jax.data.readers.contents import Contents, Example, Stream
+from lsgm_jax.data.readers.folder import read_folder
+from lsgm_jax.data.readers.imagenet import read_imagenet
+from lsgm_jax.data.readers.mnist import read_mnist
+from lsgm_jax.data.readers.omniglot import read_omniglot
+from lsgm_jax.data.sources import PREPARED, VERSION, silence
+
+READERS: dict[str, Callable[[pathlib.Path], Contents]] = {
+    "mnist": read_mnist,
+    "omniglot": read_omniglot,
+    "cifar10": read_cifar10,
+    "celebahq256": read_celebahq256,
+    "imagenet32": functools.partial(read_imagenet, side=32),
+    "imagenet64": functools.partial(read_imagenet, side=64),
+    "folder": read_folder,
+}
+SCALABLE = {"folder": None, "celebahq256": 256}  # what --size may be; None: anything
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be prepared.
+
+    Attributes:
+        kind: a key of `READERS`.
+        source: the files.
+        data_dir: where prepared sets live.
+        name: what configs call the set; None for `kind`.
+        size: sides that images are scaled and cut to; None leaves the files as they are.
+        skip_bad: leave damaged images out, and list them, instead of refusing them.
+    """
+
+    kind: str
+    source: pathlib.Path
+    data_dir: pathlib.Path
+    name: str | None = None
+    size: int | None = None
+    skip_bad: bool = False
+
+    @property
+    def called(self) -> str:
+        """What configs call it."""
+        return self.name or self.kind
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where it will be."""
+        return self.data_dir / PREPARED / self.called / VERSION
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What has been prepared: `metadata.json` of the set, and whether it was there already."""
+
+    record: dict[str, Any]
+    was_there: bool
+
+
+def prepare(job: Job) -> Outcome:
+    """Writes the set, all of it or nothing.
+
+    A set that was made before from the same files is left alone.
+
+    Raises:
+        DataError: if the source cannot be read, or the name is that of a set made from other files.
+    """
+    _check(job)
+    contents = READERS[job.kind](job.source)
+    root = job.source if job.source.is_dir() else job.source.parent
+    record = {
+        "kind": job.kind,
+        "size": job.size,
+        "source": str(job.source.resolve()),
+        "sha256": checksums(contents.files, root),
+    }
+    if job.folder.exists():
+        return Outcome(record=_same(job, record), was_there=True)
+    record |= {"published": _published(record["sha256"]), "images": {}, "skipped": []}
+    with _nothing_half_done(job.folder):
+        _write(job, contents, record)
+    return Outcome(record=record, was_there=False)
+
+
+def _check(job: Job) -> None:
+    if job.kind not in READERS:
+        raise DataError(f"lsgm data prepare {job.kind}: there are {', '.join(READERS)}")
+    if job.kind == "folder" and job.name is None:
+        raise DataError("a folder of images needs a name for configs to find it: give --name=NAME")
+    if not re.fullmatch(r"[A-Za-z]\w*", job.called) or job.called == "digits":
+        raise DataError(
+            f"--name={job.called}: give letters, digits and _, and not the name of the built-in digits"
+        )
+    allowed = SCALABLE.get(job.kind, 0)
+    if job.size is not None and (job.size < 1 or allowed not in (None, job.size)):
+        whose = f"{job.kind} has images of one size" if not allowed else f"{job.kind} has --size={allowed}"
+        raise DataError(f"--size={job.size}: {'give a positive number' if job.size < 1 else whose}")
+
+
+def _same(job: Job, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of the set that is there, if it is of the same files."""
+    remedy = f"remove it with  rm -r {job.folder.parent}  or give another --name"
+    try:
+        there = json.loads((job.folder / "metadata.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(f"{job.folder} is damaged, its metadata.json cannot be read: {remedy}") from error
+    for key in ("kind", "size", "sha256"):
+        if there.get(key) != record[key]:
+            made = "other files" if key == "sha256" else f"{key}={there.get(key)}"
+            raise DataError(f"{job.folder} was made from {made}: {remedy}")
+    return there
+
+
+def _published(sums: dict[str, str]) -> dict[str, str]:
+    return {name: KNOWN[sum_] for name, sum_ in sums.items() if sum_ in KNOWN}
+
+
+@contextlib.contextmanager
+def _nothing_half_done(folder: pathlib.Path) -> Iterator[None]:
+    """Whatever ends the work before its end, no part of it stays: not even of earlier work that was killed."""
+    parent = folder.parent
+    try:
+        _remove_unfinished(parent)
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        _remove_unfinished(parent)
+        for empty in (parent, parent.parent):
+            with contextlib.suppress(OSError):
+                empty.rmdir()  # which refuses where there is anything
+
+
+def _remove_unfinished(parent: pathlib.Path) -> None:
+    for unfinished in parent.glob("incomplete.*"):  # where TFDS writes until all is done
+        shutil.rmtree(unfinished)
+
+
+def _write(job: Job, contents: Contents, record: dict[str, Any]) -> None:
+    from lsgm_jax.data.prepared import Prepared, PreparedConfig
+
+    total = sum(stream.count for stream in contents.splits.values())
+    with tqdm(total=total, desc=f"preparing {job.called}", unit=" images", delay=1, leave=False) as bar:
+        config = PreparedConfig(
+            name=job.called,
+            image_shape=contents.shape or (job.size, job.size, _channels(contents)),
+            classes=contents.classes,
+            splits={
+                split: functools.partial(_encoded, job, contents, split, stream, record, bar)
+                for split, stream in contents.splits.items()
+            },
+            record=record,
+        )
+        builder: Any = Prepared(data_dir=job.data_dir, config=config, file_format="array_record")
+        # TFDS wants a place for downloads, of which there are none.
+        with silence(), tempfile.TemporaryDirectory() as downloads:
+            builder.download_and_prepare(download_dir=downloads)
+
+
+def _channels(contents: Contents) -> int:
+    """1 or 3: what files are that say nothing else of the first image."""
+    first = next(next(iter(contents.splits.values())).read())
+    assert isinstance(first.image, bytes)
+    with contextlib.suppress(DataError):
+        return decode(first.image, Layout(height=None, width=None, channels=None), first.origin).shape[-1]
+    return 3
+
+
+def _encoded(
+    job: Job, contents: Contents, split: str, stream: Stream, record: dict[str, Any], bar: tqdm
+) -> Iterator[tuple[bytes, int | None]]:
+    """The images of a split as files; counts them, and what is left out."""
+    record["images"][split] = 0
+    for example in stream.read():
+        bar.update()
+        try:
+            image = _file(example, contents, job.size)
+        except BadImage as error:
+            if not job.skip_bad:
+                raise DataError(f"{error}; --skip_bad leaves damaged images out") from error
+            record["skipped"].append(example.origin)
+            continue
+        if example.label is not None and example.label >= len(contents.classes):
+            raise DataError(
+                f"{example.origin} has the label {example.label}: {job.kind} has {len(contents.classes)} classes"
+            )
+        record["images"][split] += 1
+        yield image, example.label
+    if not record["images"][split]:
+        raise DataError(f"no image for the split {split!r} in {job.source} can be read")
+
+
+class BadImage(DataError):
+    """An image that cannot be decoded."""
+
+
+def _file(example: Example, contents: Contents, size: int | None) -> bytes:
+    """The image as a file: as it came, if it came as one and nothing is to be changed."""
+    if isinstance(example.image, np.ndarray):
+        return encode(example.image)
+    fitted = Layout(height=size, width=size, channels=None, fit="crop")
+    try:
+        pixels = decode(example.image, fitted, example.origin)
+    except DataError as error:
+        raise BadImage(str(error)) from error
+    if contents.shape is not None and pixels.shape[:2] != contents.shape[:2]:
+        height, width = contents.shape[:2]
+        raise DataError(
+            f"{example.origin} has {pixels.shape[0]} x {pixels.shape[1]} pixels, not {height} x {width}: "
+            f"give --size={height} to scale the images"
+        )
+    return as_file(example.image) if size is None else encode(pixels)

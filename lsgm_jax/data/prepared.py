@@ -1,0 +1,60 @@
+"""The form in which prepared data sets are kept: a TFDS builder with one configuration per set.
+
+So they lie in `data_dir/prepared/NAME/1.0.0`, beside TFDS's own `data_dir/NAME/VERSION` and never in their way.
+"""
+
+import dataclasses
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from lsgm_jax.data.sources import VERSION
+
+Encoded = tuple[bytes, int | None]  # an image file, and its label
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class PreparedConfig(tfds.core.BuilderConfig):
+    """One set: its name, and how its images are made.
+
+    Attributes:
+        image_shape: None for what differs between images.
+        classes: names of the labels; empty if there are none.
+        splits: the images of each split.
+        record: what is kept beside them in metadata.json, read once all are written.
+    """
+
+    image_shape: tuple[int | None, int | None, int]
+    classes: Sequence[str]
+    splits: Mapping[str, Callable[[], Iterator[Encoded]]]
+    record: dict[str, Any]
+
+
+class Prepared(tfds.core.GeneratorBasedBuilder):
+    """A data set that `lsgm data prepare` has made; the order is that of the source."""
+
+    VERSION = tfds.core.Version(VERSION)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config: Any = self.builder_config
+        features: dict[str, Any] = {"image": tfds.features.Image(shape=config.image_shape)}
+        if config.classes:
+            features["label"] = tfds.features.ClassLabel(names=list(config.classes))
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{config.name}, prepared by lsgm-jax from files of its user.",
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(config.record),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        config: Any = self.builder_config
+        return {split: self._generate_examples(read) for split, read in config.splits.items()}
+
+    def _generate_examples(self, read: Callable[[], Iterator[Encoded]]) -> Iterator[tuple[int, dict]]:
+        for index, (image, label) in enumerate(read()):
+            named = {} if label is None else {"label": label}
+            yield index, {"image": io.BytesIO(image), **named}

@@ -1,0 +1,117 @@
+"""CelebA-HQ at 256 x 256 (Karras et al. 2018), which reaches people as image files, as one array, or as TFRecords.
+
+Where the source does not say what is for training and what for validation, the first nine tenths are for training:
+27,000 of 30,000.
+"""
+
+import functools
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from lsgm_jax.data.errors import DataError
+from lsgm_jax.data.folders import has_split_folders, image_names, split_by_name
+from lsgm_jax.data.readers.archives import Archive, by_number, open_archive
+from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
+from lsgm_jax.data.readers.folder import encoded
+from lsgm_jax.data.readers.tfrecord import count_records, parse_example, read_records
+
+SHAPE = (256, 256, 3)
+
+
+def read_celebahq256(source: pathlib.Path) -> Contents:
+    """An .npy file [n, 256, 256, 3], TFRecord files, or image files in a folder or a zip file.
+
+    Raises:
+        DataError: if it is none of them.
+    """
+    archive = open_archive(source)
+    records = [name for name in archive.names() if name.endswith((".tfrecord", ".tfrecords"))]
+    if source.suffix == ".npy":
+        splits, names = _of_array(source), [source.name]
+    elif records:
+        splits, names = _of_records(archive, records), records
+    else:
+        names = sorted(image_names(archive.names()), key=by_number)
+        splits = _of_files(archive, names)
+    return Contents(shape=SHAPE, splits=splits, classes=(), files=archive.files(names))
+
+
+def _of_files(archive: Archive, names: list[str]) -> dict[str, Stream]:
+    if not names:
+        raise DataError(f"no images, .npy or TFRecord files of CelebA-HQ in {archive.path}")
+    read = {split: functools.partial(encoded, archive, part) for split, part in _split(names).items()}
+    return {split: Stream(count=len(part), read=read[split]) for split, part in _split(names).items()}
+
+
+def _of_array(path: pathlib.Path) -> dict[str, Stream]:
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is damaged or incomplete ({error}): get it again") from error
+    if images.dtype != np.uint8 or images.shape[1:] != SHAPE:
+        raise DataError(f"{path} has {images.dtype} {list(images.shape)}, not uint8 {['n', *SHAPE]}")
+    cut = _training(len(images))
+    parts = {"train": slice(0, cut), "validation": slice(cut, None)}
+    return {
+        split: Stream(
+            count=len(images[part]),
+            read=functools.partial(arrays, images[part], None, f"{split} in {path.name}"),
+        )
+        for split, part in parts.items()
+    }
+
+
+def _of_records(archive: Archive, names: list[str]) -> dict[str, Stream]:
+    if not archive.path.is_dir():
+        raise DataError(f"{archive.path} has TFRecord files in it: unpack it and give the folder")
+    counts = {name: count_records(archive.files([name])[0]) for name in names}
+    if has_split_folders(names):
+        parts = split_by_name(names)
+        return {
+            split: Stream(count=sum(counts[n] for n in part), read=functools.partial(_records, archive, part))
+            for split, part in parts.items()
+        }
+    names, total = sorted(names, key=by_number), sum(counts.values())
+    cut = _training(total)
+    return {
+        split: Stream(count=stop - start, read=functools.partial(_records, archive, names, start, stop))
+        for split, start, stop in (("train", 0, cut), ("validation", cut, total))
+    }
+
+
+def _split(names: list[str]) -> dict[str, list[str]]:
+    if has_split_folders(names):
+        return split_by_name(names)
+    cut = _training(len(names))
+    return {"train": names[:cut], "validation": names[cut:]}
+
+
+def _training(count: int) -> int:
+    return count - count // 10
+
+
+def _records(
+    archive: Archive, names: Sequence[str], start: int = 0, stop: int | None = None
+) -> Iterator[Example]:
+    """Examples `start` to `stop` of all that the files hold."""
+    position = 0
+    for path in archive.files(names):
+        for index, data in enumerate(read_records(path)):
+            if position >= start and (stop is None or position < stop):
+                origin = f"record {index} of {path.name}"
+                yield Example(_pixels(data, origin), None, origin)
+            position += 1
+
+
+def _pixels(record: bytes, origin: str) -> np.ndarray:
+    """Raw bytes with their shape, whose channels may come first (Karras et al.) or last (Kingma and Dhariwal)."""
+    features = parse_example(record)
+    if "data" not in features or "shape" not in features:
+        raise DataError(f"{origin} has the features {', '.join(sorted(features))}, not 'data' and 'shape'")
+    shape, data = tuple(features["shape"]), features["data"][0]
+    if shape not in (SHAPE, (3, 256, 256)) or len(data) != 3 * 256 * 256:
+        raise DataError(f"{origin} has {len(data)} bytes of shape {list(shape)}, not 256 x 256 in colour")
+    pixels = np.frombuffer(data, np.uint8).reshape(shape)
+    return pixels if shape == SHAPE else pixels.transpose(1, 2, 0)

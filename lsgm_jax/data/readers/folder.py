@@ -1,0 +1,47 @@
+"""Any image files, in a folder, a zip file or a tar file; the folders they lie in are their splits and classes."""
+
+import functools
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from lsgm_jax.data.errors import DataError
+from lsgm_jax.data.folders import (
+    IMAGE_SUFFIXES,
+    classes_by_name,
+    image_names,
+    split_by_name,
+    without_common_folder,
+)
+from lsgm_jax.data.readers.archives import Archive, Folder, open_archive
+from lsgm_jax.data.readers.contents import Contents, Example, Stream
+
+
+def read_folder(source: pathlib.Path) -> Contents:
+    """All image files, sorted by name; `split_by_name` and `classes_by_name` say how they are sorted.
+
+    The one folder in which an archive has everything does not count.
+
+    Raises:
+        DataError: if there are none.
+    """
+    archive = open_archive(source)
+    names = image_names(archive.names())
+    if not names:
+        raise DataError(f"no images in {source}: looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
+    original = {name: name for name in names} if isinstance(archive, Folder) else without_common_folder(names)
+    short = sorted(original)
+    classes, labels = classes_by_name(short)
+    label_of = dict(zip(short, labels, strict=True)) if labels else {}
+    splits = {}
+    for split, part in split_by_name(short).items():
+        chosen = [label_of[name] for name in part] if labels else None
+        read = functools.partial(encoded, archive, [original[name] for name in part], chosen)
+        splits[split] = Stream(count=len(part), read=read)
+    return Contents(shape=None, splits=splits, classes=classes, files=archive.files(names))
+
+
+def encoded(archive: Archive, names: Sequence[str], labels: Sequence[int] | None = None) -> Iterator[Example]:
+    """The files as they are."""
+    for index, name in enumerate(names):
+        label = None if labels is None else labels[index]
+        yield Example(archive.read(name), label, f"{name} in {archive.path}")

@@ -1,0 +1,174 @@
+"""Which images, and how they become samples: the data section of a config."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int, UInt
+from tqdm import tqdm
+
+from lsgm_jax.data import pixels
+from lsgm_jax.data.errors import DataError
+from lsgm_jax.data.images import FITS, KINDS, Layout, decode
+from lsgm_jax.data.sources import DATA_DIR, SPLIT_NAMES, open_split
+
+IN_MEMORY_BYTES = 512 * 2**20
+BINARISE = ("none", "dynamic")
+
+Batch = dict[str, Float32[np.ndarray, "batch ..."]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Which images, on how many grey levels, in what batches.
+
+    Attributes:
+        source: a folder of images, or the name of a data set; see `open_split`.
+        image_shape: (height, width, channels) of an image as the model sees it, padding included; channels are 1 or 3,
+            and `decode` says what becomes of grey images as colour, and the other way round.
+        levels: grey levels the images are reduced to, 2 to 256; of a label map the number of classes, 2 to 65,536.
+        batch_size: images per step, over all processes.
+        splits: split expressions for training, validation and test.
+        data_dir: where prepared data sets live.
+        pad: zeros around the stored image, in pixels per side: black, or class 0. They are there before anything else
+            is done to the pixels.
+        binarise: "none", or "dynamic" for pixels that are 1 with the probability of their grey level: drawn anew at
+            every access in training, by the seed of the run and the position in it; in whole splits (validation, test)
+            once per image and for ever. Needs `levels` of 2.
+        flip: whether training mirrors every image, left for right, with probability 1/2.
+        fit: images of another size are refused ("exact"), scaled and cut ("crop"), or only scaled ("resize").
+        kind: whether pixels are "grey" levels, or the "classes" of a label map, 0 to `levels` - 1.
+    """
+
+    source: str
+    image_shape: tuple[int, ...]
+    levels: int = 256
+    batch_size: int = 64
+    splits: tuple[str, ...] = ("train", "validation", "test")
+    data_dir: str = DATA_DIR
+    pad: int = 0
+    binarise: str = "none"
+    flip: bool = False
+    fit: str = "exact"
+    kind: str = "grey"
+
+    def __post_init__(self):
+        for name, options in (("binarise", BINARISE), ("fit", FITS), ("kind", KINDS)):
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(options)}")
+        self._check_shape()
+        if len(self.splits) != 3:
+            raise ValueError(f"splits={self.splits}: give one each for training, validation and test")
+        most = 256 if self.kind == "grey" else 2**16
+        if not 2 <= self.levels <= most:
+            raise ValueError(f"levels={self.levels}: with kind={self.kind!r} there are 2 to {most}")
+        if self.binarise != "none" and (self.levels, self.kind) != (2, "grey"):
+            raise ValueError(
+                f"binarise={self.binarise!r} makes two values of grey levels: set levels to 2, kind to 'grey'"
+            )
+        if self.batch_size < 1 or self.batch_size % jax.process_count():
+            raise ValueError(
+                f"batch_size={self.batch_size} does not divide over {jax.process_count()} processes"
+            )
+
+    def _check_shape(self) -> None:
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise ValueError(f"image_shape={self.image_shape}: give (height, width, channels)")
+        if self.image_shape[2] not in (1, 3):
+            raise ValueError(f"image_shape={self.image_shape}: images are grey (1 channel) or colour (3)")
+        if not 0 <= 2 * self.pad < min(self.image_shape[:2]):
+            raise ValueError(
+                f"pad={self.pad} leaves nothing of image_shape={self.image_shape}, which includes it"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return self.image_shape
+
+    @property
+    def bin_width(self) -> float:
+        """Distance of the grey levels in [-1, 1]."""
+        return 2.0 / (self.levels - 1)
+
+    @property
+    def layout(self) -> Layout:
+        """What an image has to be before it is padded."""
+        height, width, channels = self.image_shape
+        return Layout(
+            height=height - 2 * self.pad,
+            width=width - 2 * self.pad,
+            channels=channels,
+            fit=self.fit,
+            kind=self.kind,
+        )
+
+    def open(self, split: str, *, decode: bool = True) -> "Split":
+        """The images of "train", "validation" or "test"; see `Split`."""
+        return Split(self, split, decode=decode)
+
+
+class Split:
+    """The images of "train", "validation" or "test".
+
+    With `decode` they are decoded at once into memory, if they fit; otherwise each when it is asked for.
+
+    Raises:
+        DataError: if there is nothing to read, or an image is broken or of another shape.
+    """
+
+    def __init__(self, spec: DataSpec, split: str, *, decode: bool = True):
+        self.spec = spec
+        expression = spec.splits[SPLIT_NAMES.index(split)]
+        self.source = open_split(spec.source, expression, spec.data_dir)
+        self.decoded = None
+        count = len(self.source)
+        if decode and count * math.prod(spec.image_shape) <= IN_MEMORY_BYTES:
+            # Small sets take no time to speak of; a bar would only flash.
+            indices = tqdm(range(count), desc=f"decoding {split}", disable=count < 5000, leave=False)
+            self.decoded = np.stack([self._read(index) for index in indices])
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are decoded."""
+        return self.decoded is not None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, indices: Int[np.ndarray, "batch"], rng: np.random.Generator | None = None) -> Batch:
+        """{"x": [batch, height, width, channels]} in [-1, 1].
+
+        Args:
+            rng: draws what is random in training; without it nothing is.
+        """
+        if self.decoded is None:
+            images = np.stack([self._read(int(index)) for index in indices])
+        else:
+            images = self.decoded[indices]
+        if self.spec.flip and rng is not None:
+            images = pixels.flip_half(images, rng)
+        if self.spec.binarise == "dynamic":
+            images = pixels.fixed_bits(images, indices) if rng is None else pixels.draw_bits(images, rng)
+        return {"x": self._values[pixels.pad(images, self.spec.pad)]}
+
+    def label(self, index: int) -> int | None:
+        """The class of an image; None if the source knows none."""
+        return self.source.label(index)
+
+    @functools.cached_property
+    def _values(self) -> Float32[np.ndarray, "stored"]:
+        table = pixels.grey_values if self.spec.kind == "grey" else pixels.class_values
+        return table(self.spec.levels)
+
+    def _read(self, index: int) -> UInt[np.ndarray, "height width channels"]:
+        record = self.source[index]
+        image = decode(record.image, self.spec.layout, record.origin)
+        if self.spec.kind == "classes" and image.max() >= self.spec.levels:
+            raise DataError(
+                f"{record.origin} has the class {image.max()}: config.data.levels={self.spec.levels} classes are "
+                f"0 to {self.spec.levels - 1}"
+            )
+        return image

@@ -1,0 +1,158 @@
+"""A classifier of a data set as a judge of images, where there are no weights of Inception.
+
+It is trained on the labels of the training split. Its features order models of that data set; they are not Inception's,
+and every figure made with them says so.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Int
+from tqdm import tqdm
+
+from lsgm_jax.arrays import Images, Key, Scalar
+from lsgm_jax.data.pipeline import Data, Samples, padded_batches, split_labels, whole_split
+from lsgm_jax.evaluation.features import Bytes, Extractor, Features, fingerprint
+from lsgm_jax.evaluation.kept import Arrays, Kept, digest
+from lsgm_jax.layers import ResBlock, downsample, group_norm
+
+FEATURES = 64
+Logits = Float[Array, "batch classes"]
+Labels = Int[Array, "batch"]
+Outputs = tuple[Features, Logits]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the classifier is trained: AdamW, its rate a cosine from `learning_rate` to 0."""
+
+    steps: int = 1000
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    dropout: float = 0.2
+
+
+TRAINING = Training()
+
+
+class Classifier(nn.Module):
+    """Residual blocks, each at half the side of the one before, down to two pixels; then means, features, classes."""
+
+    classes: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Images, *, deterministic: bool) -> Outputs:
+        width = 16
+        h = nn.Conv(width, (3, 3))(x)
+        while min(h.shape[1:3]) > 3:
+            width = min(2 * width, 128)
+            h = ResBlock(width, resample=downsample)(h, deterministic=deterministic)
+        h = nn.swish(group_norm(width)(h)).mean(axis=(1, 2))
+        h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
+        features = nn.swish(nn.Dense(FEATURES)(h))
+        return features, nn.Dense(self.classes)(features)
+
+
+def classifier_of(data: Data, folder: pathlib.Path, training: Training = TRAINING) -> Extractor:
+    """The data set's classifier, trained now or read from where an earlier call has left it in `folder`.
+
+    Raises:
+        DataError: if the data set has no labels.
+    """
+    kept = kept_classifier(data, folder, training)
+    _, trained = kept.read()
+    if not trained:
+        trained = train_classifier(data, training)
+        kept.write(training.steps, trained)
+    accuracy, classes = float(trained.pop("accuracy")), int(trained.pop("classes"))
+    return Extractor(
+        name=f"a classifier of {_name(data)} (test accuracy {100 * accuracy:.1f} %; not comparable with Inception's)",
+        identity=digest(trained),
+        width=FEATURES,
+        params=unflatten_dict(trained, sep="/"),
+        apply=functools.partial(_features, Classifier(classes)),
+    )
+
+
+def kept_classifier(data: Data, folder: pathlib.Path, training: Training = TRAINING) -> Kept:
+    """Where the classifier of a data set is, and what it was trained on."""
+    of = {
+        "training": dataclasses.asdict(training),
+        "images": fingerprint(data, "train"),
+        "labels": digest(split_labels(data, "train", limit=16)),
+    }
+    return Kept(folder / f"{_name(data)}-{digest(of)}.npz", of)
+
+
+def _name(data: Data) -> str:
+    return pathlib.Path(data.source).name
+
+
+def _features(net: Classifier, params: Any, images: Bytes) -> Features:
+    features, _ = _apply(net, params, images.astype(jnp.float32) / 127.5 - 1.0)
+    return features
+
+
+def _apply(net: Classifier, params: Any, x: Images) -> Outputs:
+    return cast(Outputs, net.apply({"params": params}, x, deterministic=True))
+
+
+def train_classifier(data: Data, training: Training) -> Arrays:
+    """Parameters by their paths, and beside them "accuracy", on the test split, and the number of "classes"."""
+    labels = split_labels(data, "train")
+    net = Classifier(int(labels.max()) + 1, training.dropout)
+    params = fit(net, data.open("train"), labels, training)
+    # Processes would agree but for rounding; judges have to be the same.
+    params = multihost_utils.broadcast_one_to_all(params) if jax.process_count() > 1 else params
+    right = accuracy(net, params, whole_split(data, "test"), split_labels(data, "test"))
+    paths = cast(Arrays, flatten_dict(jax.tree.map(np.asarray, params), sep="/"))
+    return {**paths, "accuracy": np.array(right), "classes": np.array(net.classes)}
+
+
+def fit(net: Classifier, samples: Samples, labels: np.ndarray, training: Training) -> Any:
+    """Parameters that minimise the cross entropy of the labels; the same on every call."""
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    rate = optax.cosine_decay_schedule(training.learning_rate, training.steps)
+    optimiser = optax.adamw(rate, weight_decay=training.weight_decay)
+    example = jnp.asarray(samples.batch(np.arange(1))["x"])
+    params = jax.jit(lambda key: net.init(key, example, deterministic=True))(key)["params"]
+    state, step = optimiser.init(params), _make_step(net, optimiser)
+    for number in tqdm(range(training.steps), desc="classifier", leave=False):
+        rows = rng.integers(0, len(samples), training.batch_size)
+        x = samples.batch(rows, rng)["x"]
+        params, state = step(params, state, x, labels[rows], jax.random.fold_in(key, number))
+    return params
+
+
+def _make_step(net: Classifier, optimiser: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
+    def loss(params: Any, x: Images, labels: Labels, key: Key) -> Scalar:
+        rngs = {"dropout": key}
+        _, logits = cast(Outputs, net.apply({"params": params}, x, deterministic=False, rngs=rngs))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @jax.jit
+    def step(params: Any, state: Any, x: Images, labels: Labels, key: Key) -> tuple[Any, Any]:
+        gradient = jax.grad(loss)(params, x, labels, key)
+        updates, state = optimiser.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def accuracy(net: Classifier, params: Any, x: np.ndarray, labels: np.ndarray) -> float:
+    """The share of samples whose label has the largest logit."""
+    classify = jax.jit(lambda params, x: _apply(net, params, x)[1].argmax(axis=-1))
+    found = [np.asarray(classify(params, rows))[:count] for rows, count in padded_batches(x, 128)]
+    return float((np.concatenate(found) == labels).mean())

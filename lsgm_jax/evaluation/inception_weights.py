@@ -1,0 +1,85 @@
+"""Weights of the published Inception, from the file that PyTorch users have of them.
+
+It is `pt_inception-2015-12-05-6726825d.pth` of github.com/mseitzer/pytorch-fid, a conversion of TensorFlow's network.
+"""
+
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from lsgm_jax.evaluation.features import Extractor
+from lsgm_jax.evaluation.inception import SIDE, Inception, features_of
+from lsgm_jax.evaluation.kept import digest
+from lsgm_jax.interop.errors import ConversionError
+from lsgm_jax.interop.tables import CONV, SAME, Entry, to_variables
+from lsgm_jax.interop.torch_file import read_torch
+
+FEATURES, CLASSES = 2048, 1008
+FILE = "pt_inception-2015-12-05-6726825d.pth"
+# Our names of a layer's variables -> the file's, and the layout.
+VARIABLES = {
+    "kernel": ("weight", CONV),
+    "scale": ("weight", SAME),
+    "bias": ("bias", SAME),
+    "mean": ("running_mean", SAME),
+    "var": ("running_var", SAME),
+}
+
+
+def table() -> list[Entry]:
+    """All tensors of the network: the file's names and ours."""
+    entries = []
+    for path in flatten_dict(shapes()):
+        name, layout = VARIABLES[path[-1]]
+        entries.append(Entry(".".join((*path[1:-1], name)), path, layout))
+    return entries
+
+
+def read_inception(path: pathlib.Path) -> Extractor:
+    """The network with the weights of a file: a `.pth` of `torch.save`, or an `.npz` of the same names.
+
+    Raises:
+        ConversionError: if it is not to be read, or is of another network; names it and what to give instead.
+    """
+    state = _read(path)
+    classes = state["fc.weight"].shape[0] if "fc.weight" in state else CLASSES
+    if classes != CLASSES or any(name.startswith("AuxLogits.") for name in state):
+        raise ConversionError(
+            f"{path}: torchvision's own InceptionV3, whose distances are none of the published ones: give {FILE}"
+        )
+    ignored = ("fc.", "num_batches_tracked")
+    tensors = {
+        name: np.asarray(value, np.float32)
+        for name, value in state.items()
+        if not (name.startswith(ignored[0]) or name.endswith(ignored[1]))
+    }
+    try:
+        variables = to_variables(table(), tensors, shapes())
+    except ConversionError as error:
+        raise ConversionError(f"{path}: not the InceptionV3 of FID, {error}: give {FILE}") from error
+    return Extractor("Inception", digest(variables), FEATURES, variables, features_of)
+
+
+def shapes() -> dict[str, Any]:
+    """Shapes of the network's variables."""
+    x = jnp.zeros((1, SIDE, SIDE, 3))
+    return cast(dict[str, Any], jax.eval_shape(lambda: Inception().init(jax.random.key(0), x)))
+
+
+def _read(path: pathlib.Path) -> Mapping[str, np.ndarray]:
+    if path.suffix == ".npz":
+        try:
+            with np.load(path) as file:
+                return dict(file)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ConversionError(f"{path}: cannot be read ({error})") from error
+    state = read_torch(path)
+    if not isinstance(state, Mapping) or not all(isinstance(value, np.ndarray) for value in state.values()):
+        raise ConversionError(f"{path}: no state dictionary of tensors: give {FILE}")
+    return state

@@ -1,0 +1,246 @@
+"""What a run's samples are worth: distances to the data by features of images, and the time that sampling takes."""
+
+import dataclasses
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lsgm_jax.arrays import Images, Key, State
+from lsgm_jax.build import build, build_sampler
+from lsgm_jax.data.pixels import draw_bits, quantise
+from lsgm_jax.data.sources import DataError
+from lsgm_jax.data.spec import DataSpec
+from lsgm_jax.evaluation.classifier import classifier_of
+from lsgm_jax.evaluation.distances import frechet_distance, kernel_distance, precision_recall
+from lsgm_jax.evaluation.features import Extractor, ImageSet, describe_images, fingerprint
+from lsgm_jax.evaluation.inception_weights import read_inception
+from lsgm_jax.evaluation.kept import Kept, digest
+from lsgm_jax.evaluation.pictures import to_bytes
+from lsgm_jax.models.lsgm import LSGM
+from lsgm_jax.models.network import Params
+from lsgm_jax.run import Run, compile_draw
+from lsgm_jax.schema import FEWEST_SAMPLES, ConfigError
+from lsgm_jax.scoring import check_devices, what_is_scored
+from lsgm_jax.solvers.sampler import Sampler, draw_noise
+from lsgm_jax.training.parallel import over_devices
+
+DISTANCES = ("fid", "kid", "pr")
+TIMED_BATCH = 16  # images, as the papers time it
+REFERENCE_BATCH = 64  # does not depend on the run, so that all runs find what is kept
+SAMPLING_CHOICES = ("solver", "steps", "sampling")
+
+
+def choose_extractor(run: Run, inception: pathlib.Path | None) -> Extractor:
+    """Inception with the weights of a file, or else a classifier of the run's data set.
+
+    Raises:
+        ConfigError: if the run's data are no images, or the section `eval` is refused.
+        ConversionError: if the file is not to be read.
+        DataError: if there is no file and the data set has no labels.
+    """
+    data = _images(run)
+    check_devices(build("eval", run.config).batch_size)  # now, for to train a classifier takes a while
+    if inception is not None:
+        if data.shape[-1] not in (1, 3):
+            raise ConfigError(f"images of shape {data.shape} are neither grey nor RGB, which Inception needs")
+        return read_inception(inception)
+    if data.open("train", decode=False).label(0) is None:
+        raise DataError(
+            f"{data.source} has no labels to train a classifier on: give weights of Inception by --inception=FILE"
+        )
+    return classifier_of(data, _shared_folder(data))
+
+
+def compare_with_data(
+    run: Run, metrics: Collection[str], extractor: Extractor, *, seed: int = 0
+) -> dict[str, Any]:
+    """Distances between samples of the model and the reference split, and beside an LSGM those of its first stage.
+
+    Samples are drawn and described in batches over all devices. Features of the reference are kept with the data sets
+    (`data_dir`), for all runs; those of samples in the run's folder `evaluation`, where an interrupted call goes on.
+
+    Args:
+        metrics: of `DISTANCES`.
+
+    Returns:
+        Entries for a report. `fid_` and `kid_` are distances, `precision_` and `recall_` shares.
+
+    Raises:
+        ConfigError: if the data are no images, or devices cannot share a batch.
+        DataError: if the reference split has too few images.
+    """
+    settings, sampler, data = build("eval", run.config), build_sampler(run.config), _images(run)
+    check_devices(settings.batch_size)
+    reference = _describe_split(data, settings.reference, extractor)
+    name, generator = run.config.model, model_generator(run, sampler)
+    drawn = _describe_samples(run, name, generator, extractor, seed)
+    report: dict[str, Any] = {
+        "features": extractor.name,
+        "features_identity": extractor.identity,
+        "reference": settings.reference,
+        "reference_images": reference.moments.size,
+        "samples": settings.samples,
+        "samples_step": generator.step,
+        "samples_solver": sampler.method.name,
+        "samples_nfe": drawn.means["nfe"],
+        "samples_failed": round(drawn.means["failed"] * settings.samples),
+    }
+    report |= _distances(name, metrics, reference, drawn)
+    if run.has_vae_stage:
+        baseline = _describe_samples(run, "vae", vae_generator(run), extractor, seed)
+        report |= _distances("vae", metrics, reference, baseline)
+    return report
+
+
+def _distances(name: str, metrics: Collection[str], reference: ImageSet, drawn: ImageSet) -> dict[str, float]:
+    entries: dict[str, float] = {}
+    if "fid" in metrics:
+        entries[f"fid_{name}"] = frechet_distance(reference.moments, drawn.moments)
+    if "kid" in metrics:
+        kid = kernel_distance(reference.features, drawn.features, label=f"kid_{name}")
+        entries |= {f"kid_{name}": kid.mean, f"kid_{name}_std": kid.std}
+        entries |= {"kid_subsets": kid.subsets, "kid_subset": kid.size}
+    if "pr" in metrics:
+        count = min(len(reference.features), len(drawn.features))  # a larger set would reach farther
+        shares = precision_recall(reference.features[:count], drawn.features[:count], label=f"pr_{name}")
+        entries |= {
+            f"precision_{name}": shares.precision,
+            f"recall_{name}": shares.recall,
+            "pr_images": count,
+        }
+    return entries
+
+
+def time_sampling(run: Run, *, seed: int = 0) -> dict[str, Any]:
+    """Seconds for a batch of 16 samples on one device, median of three with everything compiled, and evaluations."""
+    params, _ = run.best()
+    sampler = build_sampler(run.config)
+    draw, _ = compile_draw(run, params, sampler, TIMED_BATCH)
+    seconds, nfe = [], []
+    for key in jax.random.split(jax.random.key(seed), 4):  # the first warms up
+        start = time.monotonic()
+        _, solution = jax.block_until_ready(draw(params, key))
+        seconds.append(time.monotonic() - start)
+        nfe.append(int(solution.nfe))
+    return {
+        "time_images": TIMED_BATCH,
+        "time_seconds": statistics.median(seconds[1:]),
+        "time_nfe": statistics.median(nfe[1:]),
+        "time_solver": sampler.method.name,
+        "time_device": jax.devices()[0].device_kind,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """Images from noise.
+
+    Attributes:
+        params: what `decode` takes first.
+        step: of training, at which they were chosen.
+        of: what the images depend on, beside the noise.
+        noise: that of a batch, for a key.
+        decode: over all devices; images [batch, h, w, c] and what is known of each, [batch].
+    """
+
+    params: Params
+    step: int
+    of: dict[str, Any]
+    noise: Callable[[Key], State]
+    decode: Callable[[Params, State, Key], tuple[np.ndarray, dict[str, np.ndarray]]]
+
+
+def model_generator(run: Run, sampler: Sampler) -> Generator:
+    """The run's model."""
+    model, batch_size = run.model, build("eval", run.config).batch_size
+    params, step = run.best(everywhere=True)
+    shape = (batch_size, *model.latent_shape)
+
+    def decode(params: Params, z_1: State, key: Key) -> tuple[Images, dict[str, jax.Array]]:
+        x, solution = model.decode(params, z_1, key, sampler)
+        return x, {"nfe": jnp.full(len(x), solution.nfe), "failed": ~solution.success}
+
+    return Generator(
+        params=params,
+        step=step,
+        of=what_is_scored(run.config, params, SAMPLING_CHOICES),
+        noise=lambda key: draw_noise(sampler, model.process, key, shape),
+        decode=over_devices(decode),
+    )
+
+
+def vae_generator(run: Run) -> Generator:
+    """The VAE of an LSGM's first stage, with its Normal prior."""
+    assert isinstance(run.model, LSGM)
+    vae, batch_size = run.model.vae, build("eval", run.config).batch_size
+    params, step = run.best("vae", everywhere=True)
+    return Generator(
+        params=params,
+        step=step,
+        of=what_is_scored(run.config, params, ()),
+        noise=lambda key: jax.random.normal(key, (batch_size, *vae.latent_shape)),
+        decode=over_devices(lambda params, z_0, key: (vae.decode(params, z_0, key), {})),
+    )
+
+
+def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extractor, seed: int) -> ImageSet:
+    settings, key, data = build("eval", run.config), jax.random.key(seed), _images(run)
+
+    def batches(job: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        k_noise, k_decode = jax.random.split(jax.random.fold_in(key, job))
+        x, known = generator.decode(generator.params, generator.noise(k_noise), k_decode)
+        return as_data(x, data, np.random.default_rng((seed, job))), known
+
+    count, batch_size = settings.samples, settings.batch_size
+    of = generator.of | {"seed": seed, "samples": count, "batch_size": batch_size, "by": extractor.identity}
+    kept = Kept(run.workdir / "evaluation" / f"samples_{name}.npz", of)
+    return describe_images(extractor, batches, count, batch_size, kept=kept, label=f"samples of {name}")
+
+
+def as_data(x: np.ndarray, data: DataSpec, rng: np.random.Generator) -> np.ndarray:
+    """Expected images as the data set has them: of binarised ones each pixel is drawn, grey would tell them apart."""
+    return quantise(draw_bits(to_bytes(x), rng), 2) if data.binarise == "dynamic" else x
+
+
+def _describe_split(data: DataSpec, split: str, extractor: Extractor) -> ImageSet:
+    samples = data.open(split)
+    if len(samples) < FEWEST_SAMPLES:
+        raise DataError(
+            f"{len(samples)} images in the {split} split of {data.source}: distances take {FEWEST_SAMPLES} at least"
+        )
+    order = np.random.default_rng(0).permutation(len(samples))  # the features that are kept are a fair share
+    batch_size = max(REFERENCE_BATCH // jax.device_count(), 1) * jax.device_count()
+
+    def batches(job: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        rows = np.resize(order[job * batch_size : (job + 1) * batch_size], batch_size)
+        return samples.batch(rows)["x"], {}
+
+    of = {"images": fingerprint(data, split), "batch_size": batch_size, "by": extractor.identity}
+    name = f"{pathlib.Path(data.source).name}-{split}-{digest(of)}.npz"
+    kept = Kept(_shared_folder(data) / name, of)
+    return describe_images(extractor, batches, len(samples), batch_size, kept=kept, label=f"{split} split")
+
+
+def _images(run: Run) -> DataSpec:
+    """The run's data, if they are images.
+
+    Raises:
+        ConfigError: if not.
+    """
+    data = build("data", run.config)
+    if not isinstance(data, DataSpec):
+        raise ConfigError(
+            f"samples of shape {data.shape} are no images, which {', '.join(DISTANCES)} compare: leave these out"
+        )
+    return data
+
+
+def _shared_folder(data: DataSpec) -> pathlib.Path:
+    """Where all runs find what is known of a data set."""
+    return pathlib.Path(data.data_dir).expanduser() / "evaluation"

@@ -1,0 +1,72 @@
+"""Stored pixels to values: every level where it belongs, draws with the right probability, borders that stay black."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from lsgm_jax.data import pixels
+from lsgm_jax.data.pixels import quantise
+
+
+@pytest.mark.parametrize("levels", [2, 17, 32, 256])
+def test_quantise_covers_all_levels_evenly(levels):
+    values = np.arange(256, dtype=np.uint8)
+    steps = (quantise(values, levels) + 1) / 2 * (levels - 1)
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
+    counts = np.bincount(np.round(steps).astype(int), minlength=levels)
+    assert counts.max() - counts.min() <= 1
+    assert quantise(values, levels)[[0, -1]].tolist() == [-1.0, 1.0]
+
+
+def test_five_bits_are_an_integer_shift():
+    values = np.arange(256, dtype=np.uint8)
+    np.testing.assert_allclose((quantise(values, 32) + 1) / 2 * 31, values >> 3, atol=1e-5)
+
+
+def test_classes_are_the_steps_of_a_likelihood_over_levels():
+    """Class k of n is where the k-th of n grey levels is, whatever the stored grey value of that level."""
+    for count in (2, 17, 256):
+        greys = quantise(np.arange(256, dtype=np.uint8), count)
+        np.testing.assert_array_equal(pixels.class_values(count), np.unique(greys))
+
+
+def test_a_bit_is_one_with_the_probability_of_its_grey_level():
+    """256 pixels of each grey level, drawn 400 times: every frequency within five standard errors of value / 255."""
+    images = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 16, 16, 1))
+    rng, draws = np.random.default_rng(0), 400
+    ones = sum(pixels.draw_bits(images, rng).astype(int) // 255 for _ in range(draws)).sum(axis=(1, 2, 3))
+    trials, expected = draws * 256, np.arange(256) / 255
+    errors = np.sqrt(trials * expected * (1 - expected))
+    assert (np.abs(ones - trials * expected) <= 5 * errors).all()
+    assert ones[[0, -1]].tolist() == [0, trials]
+
+
+def test_fixed_bits_belong_to_the_image_not_to_the_batch():
+    images = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 1), dtype=np.uint8)
+    indices = np.arange(12)
+    together = pixels.fixed_bits(images, indices)
+    order = np.random.default_rng(1).permutation(12)
+    np.testing.assert_array_equal(pixels.fixed_bits(images[order], indices[order]), together[order])
+    grey = np.full((12, 6, 6, 1), 128, np.uint8)
+    draws = pixels.fixed_bits(grey, indices)
+    assert all(not np.array_equal(a, b) for a, b in itertools.combinations(draws, 2))
+
+
+def test_half_of_the_images_are_mirrored_and_the_others_untouched():
+    images = np.random.default_rng(0).integers(0, 256, (1000, 3, 5, 3), dtype=np.uint8)
+    before = images.copy()
+    flipped = pixels.flip_half(images, np.random.default_rng(0))
+    same = (flipped == images).all(axis=(1, 2, 3))
+    mirrored = (flipped == np.flip(images, axis=2)).all(axis=(1, 2, 3))
+    assert (same ^ mirrored).all()
+    assert abs(mirrored.sum() - 500) < 5 * np.sqrt(250)
+    np.testing.assert_array_equal(images, before)
+
+
+def test_padding_adds_zeros_around():
+    images = np.full((2, 3, 4, 1), 7, np.uint8)
+    padded = pixels.pad(images, 2)
+    assert padded.shape == (2, 7, 8, 1)
+    np.testing.assert_array_equal(padded[:, 2:-2, 2:-2], images)
+    assert padded.sum() == images.sum()

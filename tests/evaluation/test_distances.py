@@ -1,0 +1,173 @@
+"""Distances between sets of vectors against closed forms, enumeration and independent code."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.spatial
+from sklearn.metrics.pairwise import polynomial_kernel
+
+from lsgm_jax.evaluation.distances import (
+    frechet_distance,
+    kernel_distance,
+    kernel_mmd,
+    precision_recall,
+)
+from lsgm_jax.evaluation.moments import Moments, merge, moments_of
+
+RNG = np.random.default_rng(0)
+
+
+def normal(mean, covariance):
+    """Moments whose covariance is exactly this."""
+    return Moments(11, np.asarray(mean, float), 10.0 * np.asarray(covariance, float))
+
+
+def random_covariance(d, rng):
+    root = rng.normal(size=(d, d))
+    return root @ root.T
+
+
+# Moments
+
+
+def test_merged_moments_are_those_of_the_whole():
+    """Batches of unequal size and of unequal means: no average of statistics would give the whole's."""
+    x = RNG.normal(size=(37, 5)) @ RNG.normal(size=(5, 5)) + np.arange(37)[:, None]
+    whole = moments_of(x[:1])
+    for part in np.split(x, [1, 3, 20, 36])[1:]:
+        whole = merge(whole, moments_of(part))
+    assert whole.size == 37
+    np.testing.assert_allclose(whole.mean, x.mean(axis=0), rtol=1e-13)
+    np.testing.assert_allclose(whole.covariance, np.cov(x, rowvar=False), rtol=1e-12)
+
+
+def test_moments_of_float32_lose_no_digits_far_from_zero():
+    x = (1e4 + RNG.normal(size=(1000, 3))).astype(np.float32)
+    parts = [moments_of(part) for part in np.split(x, 10)]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = merge(whole, part)
+    np.testing.assert_allclose(whole.covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-10)
+
+
+# Frechet distance
+
+
+def test_frechet_distance_of_commuting_covariances():
+    """In common axes it is that of the means plus that of the standard deviations."""
+    axes, _ = np.linalg.qr(RNG.normal(size=(6, 6)))
+    a, b, difference = RNG.uniform(0.1, 3.0, 6), RNG.uniform(0.1, 3.0, 6), RNG.normal(size=6)
+    left = normal(np.zeros(6), axes @ np.diag(a**2) @ axes.T)
+    right = normal(difference, axes @ np.diag(b**2) @ axes.T)
+    expected = difference @ difference + np.sum((a - b) ** 2)
+    np.testing.assert_allclose(frechet_distance(left, right), expected, rtol=1e-12)
+
+
+def test_frechet_distance_of_covariances_that_do_not_commute():
+    """In the plane tr (C_a C_b)^(1/2) = sqrt(tr C_a C_b + 2 sqrt(det C_a C_b))."""
+    a, b = random_covariance(2, RNG), random_covariance(2, RNG)
+    assert np.abs(a @ b - b @ a).max() > 0.1
+    overlap = np.sqrt(np.trace(a @ b) + 2.0 * np.sqrt(np.linalg.det(a) * np.linalg.det(b)))
+    expected = np.trace(a + b) - 2.0 * overlap
+    zero = np.zeros(2)
+    np.testing.assert_allclose(frechet_distance(normal(zero, a), normal(zero, b)), expected, rtol=1e-11)
+
+
+def test_frechet_distance_agrees_with_the_root_of_the_product():
+    a, b, difference = random_covariance(20, RNG), random_covariance(20, RNG), RNG.normal(size=20)
+    root = scipy.linalg.sqrtm(a @ b).real
+    expected = difference @ difference + np.trace(a + b - 2.0 * root)
+    found = frechet_distance(normal(difference, a), normal(np.zeros(20), b))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_frechet_distance_of_singular_covariances():
+    """Of one direction each: |a|^2 + |b|^2 - 2 |a . b|, where roots of the product lose half their digits."""
+    a, b, zero = RNG.normal(size=50), RNG.normal(size=50), np.zeros(50)
+    found = frechet_distance(normal(zero, np.outer(a, a)), normal(zero, np.outer(b, b)))
+    np.testing.assert_allclose(found, a @ a + b @ b - 2.0 * abs(a @ b), rtol=1e-7)
+    few = moments_of(RNG.normal(size=(8, 50)))
+    assert abs(frechet_distance(few, few)) < 1e-12 * np.trace(few.covariance)
+
+
+def test_frechet_distance_is_squared_a_distance_and_does_not_see_rotations():
+    sets = [
+        moments_of(RNG.normal(size=(40, 4)) @ RNG.normal(size=(4, 4)) + RNG.normal(size=4)) for _ in range(3)
+    ]
+    turn, _ = np.linalg.qr(RNG.normal(size=(4, 4)))
+    shift = RNG.normal(size=4)
+    a, b, c = sets
+    np.testing.assert_allclose(frechet_distance(a, b), frechet_distance(b, a), rtol=1e-12)
+    turned = [Moments(m.size, m.mean @ turn + shift, turn.T @ m.scatter @ turn) for m in (a, b)]
+    np.testing.assert_allclose(frechet_distance(*turned), frechet_distance(a, b), rtol=1e-11)
+    ab, bc, ac = (np.sqrt(frechet_distance(*pair)) for pair in ((a, b), (b, c), (a, c)))
+    assert ac < ab + bc
+
+
+# Kernel distance
+
+
+def population_mmd(p, q):
+    """Between uniform distributions on these points."""
+    kernel = lambda x, y: polynomial_kernel(x, y, degree=3, gamma=1.0 / p.shape[1], coef0=1.0).mean()
+    return kernel(p, p) + kernel(q, q) - 2.0 * kernel(p, q)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_kernel_mmd_has_no_bias(same):
+    """Its mean over all sets that can be drawn is that of the distributions: exactly zero, if they are the same."""
+    p = RNG.normal(size=(3, 2))
+    q = p if same else RNG.normal(size=(4, 2))
+    draws = lambda points, count: itertools.product(range(len(points)), repeat=count)
+    values = [kernel_mmd(p[list(i)], q[list(j)]) for i in draws(p, 2) for j in draws(q, 3)]
+    np.testing.assert_allclose(np.mean(values), population_mmd(p, q), atol=1e-12)
+    assert np.std(values) > 0.1
+    assert (population_mmd(p, q) > 0.01) != same
+
+
+def test_kernel_distance_of_whole_sets_is_one_number():
+    x, y = RNG.normal(size=(9, 4)), RNG.normal(size=(9, 4)) + 1.0
+    whole = kernel_distance(x, y, subsets=3, size=1000)
+    np.testing.assert_allclose(whole.mean, kernel_mmd(x, y), rtol=1e-12)
+    assert whole.std < 1e-12
+    assert (whole.subsets, whole.size) == (3, 9)
+    parts = kernel_distance(x, y, subsets=50, size=5)
+    assert parts.std > 0.01
+    assert parts == kernel_distance(x, y, subsets=50, size=5)
+    assert parts != kernel_distance(x, y, subsets=50, size=5, seed=1)
+
+
+# Precision and recall
+
+
+def test_precision_and_recall_on_a_line():
+    """Real points 0, ..., 9 have third neighbours at 2, those at both ends at 3: they reach from -3 to 12."""
+    real = np.arange(10.0)[:, None]
+    # Four on it, which reach by 0.4, 0.3, 0.3 and 0.4: of what is real, 5 alone. Four far off, among themselves.
+    generated = np.array([4.8, 4.9, 5.1, 5.2, 2000.0, 2030.0, 2060.0, 2090.0])[:, None]
+    assert precision_recall(real, generated, k=3) == (0.5, 0.1)
+
+
+def test_precision_and_recall_of_known_sets():
+    cloud = RNG.normal(size=(30, 3))
+    assert precision_recall(cloud, cloud) == (1.0, 1.0)
+    assert precision_recall(cloud, cloud + 1e3) == (0.0, 0.0)
+    # One of two modes, faithfully: all samples look real, and half of what is real is reached.
+    modes = np.concatenate([cloud, cloud + 1e3])
+    assert precision_recall(modes, cloud + 1e-9) == (1.0, 0.5)
+    assert precision_recall(cloud, modes) == (0.5, 1.0)
+
+
+def test_precision_and_recall_agree_with_all_distances():
+    real, generated = RNG.normal(size=(40, 5)), 1.3 * RNG.normal(size=(33, 5))
+
+    def share(of, candidates, k):
+        radii = np.sort(scipy.spatial.distance.cdist(of, of), axis=1)[:, k]
+        return (scipy.spatial.distance.cdist(candidates, of) <= radii).any(axis=1).mean()
+
+    for k in (1, 3):
+        found = precision_recall(real, generated, k=k)
+        assert found == (share(real, generated, k), share(generated, real, k))
+        assert 0.0 < found.precision < 1.0

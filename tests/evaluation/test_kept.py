@@ -1,0 +1,151 @@
+"""Evaluations that are stopped end with the numbers of those that were not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsgm_jax.evaluation import kept as module
+from lsgm_jax.evaluation.features import Extractor, describe_images
+from lsgm_jax.evaluation.kept import Kept, accumulate, digest
+from lsgm_jax.evaluation.nelbo import importance_bound, score_images
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def save_every_job(monkeypatch):
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(module, "SHARE_OF_SAVING", np.inf)
+
+
+def stopping(function, after):
+    """The function, which is interrupted after so many calls; and how often it was called."""
+    calls = []
+
+    def call(*args):
+        if len(calls) == after:
+            raise Stopped
+        calls.append(args)
+        return function(*args)
+
+    return call, calls
+
+
+def square(job, results):
+    results["sum"] = np.asarray(results.get("sum", 0) + job**2)
+
+
+def test_jobs_go_on_where_they_were_stopped(tmp_path):
+    kept = Kept(tmp_path / "deeper" / "a.npz", {"seed": 0})
+    first, _ = stopping(square, 4)
+    with pytest.raises(Stopped):
+        accumulate({}, 10, first, kept=kept)
+    second, calls = stopping(square, 100)
+    assert accumulate({}, 10, second, kept=kept)["sum"] == 285
+    assert [job for job, _ in calls] == [4, 5, 6, 7, 8, 9]
+    third, calls = stopping(square, 0)
+    assert accumulate({}, 10, third, kept=kept)["sum"] == 285
+    assert [path.name for path in kept.path.parent.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.parametrize("of", [{"seed": 1}, {"seed": 0, "draws": 2}])
+def test_results_of_anything_else_are_not_taken_up(tmp_path, of):
+    path = tmp_path / "a.npz"
+    accumulate({}, 3, square, kept=Kept(path, {"seed": 0}))
+    assert Kept(path, of).read() == (0, {})
+    assert Kept(path, {"seed": 0}).read() == (3, {"sum": 5})
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x93NUMPY"])
+def test_a_damaged_file_counts_as_none(tmp_path, content):
+    kept = Kept(tmp_path / "a.npz", {})
+    kept.path.write_bytes(content)
+    assert kept.read() == (0, {})
+    assert accumulate({}, 3, square, kept=kept)["sum"] == 5
+
+
+def test_a_digest_sees_every_number_and_name():
+    tree = {"a": np.zeros((2, 3), np.float32), "b": jnp.ones(2)}
+    assert digest(tree) == digest(jax.tree.map(jnp.asarray, tree))
+    others = [
+        {"a": np.zeros((3, 2), np.float32), "b": jnp.ones(2)},
+        {"a": np.zeros((2, 3), np.float64), "b": jnp.ones(2)},
+        {"c": np.zeros((2, 3), np.float32), "b": jnp.ones(2)},
+        {"a": np.full((2, 3), 1e-30, np.float32), "b": jnp.ones(2)},
+    ]
+    assert len({digest(other) for other in (tree, *others)}) == 5
+
+
+# What is evaluated
+
+X = np.linspace(-1.0, 1.0, 10, dtype=np.float32)[:, None]
+KEY = jax.random.key(0)
+
+
+def noisy(params, batch, key, stratum):
+    noise = jax.random.normal(key, (len(batch.x),))
+    return {"nelbo": batch.x[:, 0] + noise + stratum.draw, "log_weight": noise}
+
+
+@pytest.mark.parametrize("score", [score_images, importance_bound])
+@pytest.mark.parametrize("after", [1, 4, 8])
+def test_interrupted_scores_equal_uninterrupted_ones(tmp_path, score, after):
+    """Stopped within the first draw, within the second, and before the last batch; bit for bit."""
+    how = {"draws": 3, "batch_size": 4}
+    kept = Kept(tmp_path / "scores.npz", {})
+    first, _ = stopping(noisy, after)
+    with pytest.raises(Stopped):
+        score(first, None, X, KEY, **how, kept=kept)
+    second, calls = stopping(noisy, 9 - after)
+    found = score(second, None, X, KEY, **how, kept=kept)
+    assert len(calls) == 9 - after
+    np.testing.assert_equal(found, score(noisy, None, X, KEY, **how))
+
+
+# Image sets
+
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (10, 4, 4, 1)).astype(np.float32)
+LINEAR = np.random.default_rng(1).normal(size=(16, 3)).astype(np.float32)
+EXTRACTOR = Extractor(
+    "a linear map", "1", 3, jnp.asarray(LINEAR), lambda w, x: x.reshape(len(x), -1).astype(jnp.float32) @ w
+)
+
+
+def batches(job):
+    rows = np.resize(np.arange(4 * job, min(4 * job + 4, 10)), 4)
+    return IMAGES[rows], {"row": rows}
+
+
+def test_an_image_set_is_described_as_a_whole_whatever_the_batches():
+    """The last batch is filled up by repetition, which must leave no trace; images count as 8-bit files have them."""
+    found = describe_images(EXTRACTOR, batches, 10, 4)
+    stored = np.round((IMAGES + 1) * 127.5).reshape(10, 16)
+    features = stored @ LINEAR.astype(np.float64)
+    assert found.moments.size == 10
+    np.testing.assert_allclose(found.features, features, rtol=1e-5)
+    np.testing.assert_allclose(found.moments.mean, features.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.moments.covariance, np.cov(features, rowvar=False), rtol=1e-5)
+    assert found.means == {"row": 4.5}
+
+
+def test_interrupted_descriptions_equal_uninterrupted_ones(tmp_path):
+    kept = Kept(tmp_path / "set.npz", {})
+    first, _ = stopping(batches, 2)
+    with pytest.raises(Stopped):
+        describe_images(EXTRACTOR, first, 10, 4, kept=kept)
+    second, calls = stopping(batches, 1)
+    np.testing.assert_equal(
+        describe_images(EXTRACTOR, second, 10, 4, kept=kept), describe_images(EXTRACTOR, batches, 10, 4)
+    )
+    assert len(calls) == 1
+
+
+def test_moments_are_of_all_images_however_many_features_are_held(monkeypatch):
+    whole = describe_images(EXTRACTOR, batches, 10, 4)
+    monkeypatch.setattr("lsgm_jax.evaluation.features.MOST_FEATURES", 5)
+    part = describe_images(EXTRACTOR, batches, 10, 4)
+    np.testing.assert_array_equal(part.features, whole.features[:5])
+    np.testing.assert_equal(part.moments, whole.moments)

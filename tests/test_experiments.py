@@ -1,0 +1,63 @@
+"""The ablations' configs exist, and their tables and conclusions say what the rows say."""
+
+import math
+
+import pytest
+
+from experiments import ablation, end_to_end, latent_or_pixels, trials
+from lsgm_jax.build import build_model, build_sampler
+
+TRIALS = [ablation.trial(process, *cell) for process in ablation.PROCESSES for cell in ablation.CELLS]
+
+
+def rows(values, key="nelbo"):
+    """A table of two seeds: what is not given is a constant."""
+    table = []
+    for trial, pair in values.items():
+        for seed, value in enumerate(pair):
+            row = {"trial": trial, "seed": seed, "nelbo": 1.0, "fid": 2.0, "diverged": ""}
+            table.append(row | {key: value})
+    return table
+
+
+@pytest.mark.parametrize("trial", [*TRIALS, *end_to_end.TRIALS], ids=lambda trial: trial.name)
+def test_trials_are_configs(trial):
+    config = trials.load(trials.SIZES["quick"], trial.fields)
+    model = build_model(config)
+    assert model.objective.control_variate == trial.fields.get("objective.control_variate", True)
+    build_sampler(config)
+
+
+@pytest.mark.parametrize("size", trials.SIZES)
+def test_every_size_is_a_config_of_both_kinds(size):
+    latent = trials.load(trials.SIZES[size], {})
+    pixels = trials.load(latent_or_pixels.PIXELS[size], {})
+    assert build_model(latent).data_shape == build_model(pixels).data_shape
+
+
+def test_means_leave_out_what_was_lost():
+    assert trials.over_seeds([1.0, math.nan, 3.0]) == (2.0, 1.0)
+    assert all(math.isnan(value) for value in trials.over_seeds([math.nan]))
+    table = trials.summary(rows({"a": (1.0, 3.0), "b": (math.nan, 5.0)}), {"nelbo": "NELBO"})
+    assert "| a | 2.00 ± 1.00 |" in table
+    assert "1 of 2 lost" in table
+
+
+def test_pairs_are_compared_seed_by_seed():
+    found = trials.paired(rows({"a": (1.0, 13.0), "b": (2.0, 12.0)}), "a", "b", "nelbo")
+    assert found == "+0.00 ± 1.00 (-+)"
+
+
+def test_claims_follow_the_rows():
+    values = {trial.name: (90.0, 91.0) for trial in TRIALS}
+    table = rows(values | {"vp-un-optimal-own": (80.0, 81.0), "vp-re-uniform-shared": (math.nan, 90.0)})
+    table[0]["diverged"] = "loss=nan at step 3"
+    lines = ablation.claims(table)
+    assert "The lowest NELBO has vp-un-optimal-own" in lines[0]
+    assert any(
+        "vp-ll-optimal-shared less vp-un-optimal-own: NELBO +10.00 ± 0.00 (++)" in line for line in lines
+    )
+    assert any(
+        "vp-re-optimal-shared less vp-re-uniform-shared, NELBO: +1.00 ± nan (?+)" in line for line in lines
+    )
+    assert f"Diverged: {table[0]['trial']}" in lines[-1]

@@ -8,7 +8,7 @@ Data: lsgm data prepare mnist --source=FOLDER, which has the IDX files. Padded t
 access in training; validation and test see one fixed draw per image (the published runs draw there anew, too).
 
 The recipe is the published one; docs/howto/lsgm.md lists what differs. ":small" has narrow networks and trains its
-prior as the demo on the digits does: unweighted, at uniform times, from equal shares of network and Normal prior.
+prior as the demo on the digits does: unweighted, at uniform times.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     small = arg == "small"
     decay = dict(clip=0.0, weight_decay=3e-4, decay_all=True)
-    vae_steps, steps = pick(60_000, 8000, 20), pick(374_400, 8000, 20)
+    vae_steps, steps = pick(60_000, 8000, 20), pick(374_400, 6000, 20)
     warmup = pick(9360, 200, 2)
     return ConfigDict(
         dict(
@@ -67,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 dropout=pick(0.2, 0.1, 0.2),
             ),
             objective=(
-                dict(weighting="unweighted", mixing_logit_init=0.0)
+                dict(weighting="unweighted", mixing_logit_init=-3.0)
                 if small
                 else dict(
                     weighting="likelihood", mixing_logit_init=-6.0, inactive_kl=0.1, control_variate=False
@@ -103,7 +103,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 eps=pick(1e-4, 1e-8, 1e-4),
                 **decay,
             ),
-            joint_kl=dict(start=0.5 if small else 0.7, steps=3000 if small else steps // 10),
+            joint_kl=dict(start=0.7, steps=2000 if small else steps // 10),
             joint_vae_penalty=dict(weight=1e-2),
             joint_prior_penalty=dict(weight=0.0),
             train=dict(

@@ -96,17 +96,24 @@ def lsgm(inactive_kl=0.0, **objective):
     )
 
 
-class Images(list):
-    """Samples, as the data pipeline has them."""
+class Samples:
+    """Binary images, as the data pipeline has them."""
 
     spec, in_memory = None, True
 
+    def __init__(self, count=8, seed=0):
+        on = np.random.default_rng(seed).random((count, SIDE, SIDE, 1)) < 0.5
+        self.x = np.where(on, 1.0, -1.0).astype(np.float32)
 
-def images(count=8, seed=0):
-    """Binary."""
-    on = np.random.default_rng(seed).random((count, SIDE, SIDE, 1)) < 0.5
-    return Images({"x": np.where(image, 1.0, -1.0).astype(np.float32)} for image in on)
+    def __len__(self):
+        return len(self.x)
+
+    def batch(self, indices, rng=None):
+        return {"x": self.x[indices]}
+
+    def label(self, index):
+        return None
 
 
 def batch(count=8, seed=0):
-    return Batch(jnp.stack([image["x"] for image in images(count, seed)]))
+    return Batch(jnp.asarray(Samples(count, seed).x))

@@ -20,7 +20,7 @@ KL = ("start=0.2", "end=0.6", "constant=10", "steps=20")
 def stages(*overrides, model=None, training=None):
     """By name; overrides without "--config."."""
     config = tiny.config("", *(f"--config.{override}" for override in overrides))
-    images = Images(training or toy.images(), np.zeros((0,)))
+    images = Images(training or toy.Samples(), np.zeros((0,)))
     return {stage.name: stage for stage in make_stages(config, model or toy.lsgm(), images)}
 
 
@@ -221,7 +221,7 @@ def partly_active():
     """Model, stage, parameters before and after the stage has looked at the data."""
     model = toy.lsgm(inactive_kl=0.1)
     params = quiet(fresh(model))
-    stage = stages("data.batch_size=8", model=model, training=toy.images(20))["joint"]
+    stage = stages("data.batch_size=8", model=model, training=toy.Samples(20))["joint"]
     return model, stage, params, stage.adapt(params)
 
 
@@ -237,13 +237,13 @@ def test_channels_that_hold_nothing_are_found(partly_active):
 def test_what_a_channel_holds_is_its_kl_in_nats(partly_active):
     """A threshold just above or below the closed form decides."""
     _, _, params, _ = partly_active
-    net, x = params["vae"]["net"], np.stack([image["x"] for image in toy.images(20)])
+    net, x = params["vae"]["net"], toy.Samples(20).x
     mean, log_std = x @ np.asarray(net["encode"]), np.asarray(net["log_std"])
     each = 0.5 * (mean**2 + np.exp(2 * log_std) - 1.0) - log_std
     held = np.sort(each.sum((1, 2)).mean(0))
     for index in range(1, toy.CHANNELS):
         model = toy.lsgm(inactive_kl=0.5 * float(held[index - 1] + held[index]))
-        stage = stages("data.batch_size=8", model=model, training=toy.images(20))["joint"]
+        stage = stages("data.batch_size=8", model=model, training=toy.Samples(20))["joint"]
         assert int(stage.adapt(params)["carried"]["active"].sum()) == toy.CHANNELS - index
 
 

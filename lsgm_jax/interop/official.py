@@ -142,10 +142,13 @@ def official_params(parts: Parts, model: LSGM | SGM, *, averaged: bool) -> Param
     score_net = {"score_net": score_params(state, model.score_net.module, shape)}
     if isinstance(model, SGM):
         return score_net
+    # The original forgets which channels are inactive when it samples and scores; their mixing logits remain.
+    active = {"carried": {"active": np.ones(channels, np.float32)}} if model.inactive_kl else {}
     return {
         "vae": vae_params(parts.require_vae(), model.vae.backbone),
         "mixing_logit": mixing_logits(state),
         **score_net,
+        **active,
     }
 
 

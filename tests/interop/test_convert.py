@@ -47,7 +47,9 @@ def lsgm():
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rng = np.random.default_rng(0)
     draw = lambda leaf: rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32)
-    both = [jax.tree.map(draw, shapes) for _ in range(2)]
+    # All channels are active: so the original has it when it scores.
+    active = {"carried": {"active": np.ones(model.latent_shape[-1], np.float32)}}
+    both = [jax.tree.map(draw, shapes) | active for _ in range(2)]
     return model, both, [official(model, params) for params in both]
 
 

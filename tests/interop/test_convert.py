@@ -93,7 +93,14 @@ def test_a_finished_stage_is_read_and_not_trained(tmp_path):
         checkpoints.save_finished(7, {"w": np.full(3, 2.0, np.float32)}, {})
     never = lambda *_: pytest.fail("the stage is finished")
     stage = Stage(
-        name="vae", init=never, loss=never, optimiser=optax.sgd(0.1), steps=7, validate=never, draw=never
+        name="vae",
+        init=never,
+        loss=never,
+        optimiser=optax.sgd(0.1),
+        average=Average(0.9),
+        steps=7,
+        validate=never,
+        draw=never,
     )
     batches = training_batches(PointSpec(source="swiss_roll").open("test"), seed=0)
     fresh = {"w": jnp.zeros(3)}

@@ -201,7 +201,7 @@ def test_a_second_stage_computes_what_it_did(tmp_path):
     groups = range(backbone.net.group_count)
     noises = tuple(channels_last(vae_fixture.input(f"in/noise/group{index}")) for index in groups)
     evaluate = jax.jit(functools.partial(StatefulNetwork(backbone.net).apply, train=False))
-    output, _ = evaluate(double(params), channels_last(vae_fixture.input("in/x")), noises)
+    output, *_ = evaluate(double(params), channels_last(vae_fixture.input("in/x")), noises)
     check_mode(vae_fixture, backbone.net, "eval", output)
 
     h = fixture.spec["hyper_parameters"]

@@ -19,6 +19,7 @@ from lsgm_jax.interop.nvae import nvae_state
 from lsgm_jax.run import Run
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import Stage, TrainSpec, run_stage
+from lsgm_jax.training.step import Average
 from tests.interop.test_official import listed, official_state, optimiser, wrapped
 from tests.interop.write_torch import write_zip
 from tests.tiny import ROOT, assert_trees_equal

@@ -1,12 +1,12 @@
 """LSGM's ablation: process x weighting of the prior x times of the prior x times of the encoder (LSGM Table 6).
 
-python -m experiments.ablation --out=runs/ablation --size=cpu --seeds=0,1,2
+python -m experiments.ablation --out=runs/trials --size=cpu --seeds=0,1,2
 
 Estimates are the published ones: independent times, no control variate, no clipping of gradients. A trial's name says
 process, weighting (ll likelihood, un unweighted, re reweighted), times (uniform, or optimal: importance-sampled) and
 the encoder's times (shared: the prior's, reweighted; own: importance-sampled for the likelihood). Cells that the paper
-leaves empty for want of a sampler of times are here as well. Writes table.csv, table.png and table.md with what the
-table says about each of the paper's claims. Sizes: quick (minutes), cpu (digits, an hour on two cores), gpu (CIFAR-10).
+leaves empty for want of a sampler of times are here as well. Writes ablation.csv, .png and .md with what the table says
+about each of the paper's claims. Sizes: quick (minutes), cpu (digits, an hour on two cores), gpu (CIFAR-10).
 """
 
 import math
@@ -20,6 +20,7 @@ from experiments.trials import (
     command_line,
     conclude,
     draw_by_trial,
+    file_of,
     over_seeds,
     paired,
     run_all,
@@ -97,11 +98,11 @@ def claims(rows: Sequence[Row]) -> list[str]:
 
 def main() -> None:
     """Runs the table."""
-    options = command_line(__doc__, "runs/ablation")
+    options = command_line(__doc__, "ablation")
     trials = [trial(process, *cell) for process in PROCESSES for cell in CELLS]
     rows = run_all(trials, options, metrics=("nelbo", "fid"))
-    draw_by_trial(rows, KEYS, options.out / "table.png")
-    conclude(options.out, summary(rows, KEYS), claims(rows))
+    draw_by_trial(rows, KEYS, file_of(options, "png"))
+    conclude(options, summary(rows, KEYS), claims(rows))
 
 
 if __name__ == "__main__":

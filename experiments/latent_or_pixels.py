@@ -1,10 +1,10 @@
 """Diffusion in a latent space, trained end to end, against diffusion of the pixels, at equal compute.
 
-python -m experiments.latent_or_pixels --out=runs/latent_or_pixels --size=cpu --seeds=0,1,2
+python -m experiments.latent_or_pixels --out=runs/trials --size=cpu --seeds=0,1,2
 
 Compute is XLA's count of the operations of all training steps: the LSGM's two stages set it, and the diffusion of
 pixels trains for as many steps as it buys, with a network of the same widths. Both NELBOs bound the log-likelihood of
-the same grey levels, the pixels' by uniform dequantisation. Writes table.csv, table.png and table.md.
+the same grey levels, the pixels' by uniform dequantisation. Writes latent_or_pixels.csv, .png and .md.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from experiments.trials import (
     command_line,
     conclude,
     draw_by_trial,
+    file_of,
     load,
     paired,
     run_all,
@@ -68,22 +69,22 @@ def training_flops(config: Config) -> int:
 
 def main() -> None:
     """Trains both and compares."""
-    options = command_line(__doc__, "runs/latent_or_pixels")
+    options = command_line(__doc__, "latent_or_pixels")
     latent, pixels = SIZES[options.size], PIXELS[options.size]
     budget, spent = training_flops(load(latent, {})), training_flops(load(pixels, {"train.steps": 1000}))
     steps = max(budget * 1000 // spent, 1)
-    rows = run_all([Trial("latent", {})], options, ("nelbo", "fid"))
+    rows = run_all([Trial("lsgm", {})], options, ("nelbo", "fid"))
     rows += run_all([Trial("pixels", {"train.steps": steps})], options, ("nelbo", "fid"), pixels)
-    draw_by_trial(rows, KEYS, options.out / "table.png")
+    draw_by_trial(rows, KEYS, file_of(options, "png"))
     lines = [
         f"Each trains for {budget:.3g} operations per run; the pixels' diffusion takes {steps} steps of it.",
         *(
-            f"latent less pixels, {heading}: {paired(rows, 'latent', 'pixels', key)}."
+            f"lsgm less pixels, {heading}: {paired(rows, 'lsgm', 'pixels', key)}."
             for key, heading in KEYS.items()
         ),
     ]
-    write_table(options.out / "table.csv", rows)
-    conclude(options.out, summary(rows, KEYS), lines)
+    write_table(file_of(options, "csv"), rows)
+    conclude(options, summary(rows, KEYS), lines)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What the tolerance of the adaptive solver costs and buys: NFE, error and sample quality (LSGM's Figure on NFE).
 
-python -m experiments.tolerance --out=runs/tolerance --size=cpu --seeds=0,1,2
+python -m experiments.tolerance --out=runs/trials --size=cpu --seeds=0,1,2
 
 For every seed one LSGM is trained and sampled by Dopri5 and Tsit5, with one step size for the batch as in the published
-code and with steps of its own for every sample. Writes table.csv, tolerance.png and table.md with a conclusion.
+code and with steps of its own for every sample. Writes tolerance_batch.csv, tolerance_sample.csv, tolerance.png and
+tolerance.md with a conclusion.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from experiments.trials import (
     command_line,
     conclude,
     figure,
+    file_of,
     over_seeds,
     run_trial,
     write_table,
@@ -40,7 +42,7 @@ def measure(options: argparse.Namespace, per: str) -> list[dict[str, Any]]:
         settings = make_settings(run, SOLVERS, nfe=(), rtol=TOLERANCES, grid="quadratic")
         for row in study(run, settings, COUNT[options.size], seed, workdir / f"tolerance_{per}"):
             rows.append({"seed": seed, "steps_per": per, **row._asdict()})
-        write_table(options.out / f"table_{per}.csv", rows)
+        write_table(options.out / f"{options.name}_{per}.csv", rows)
     return rows
 
 
@@ -66,9 +68,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measures, draws and concludes."""
-    options = command_line(__doc__, "runs/tolerance")
+    options = command_line(__doc__, "tolerance")
     found = {per: measure(options, per) for per in ("batch", "sample")}
-    with figure(options.out / "tolerance.png", columns=2) as axes:
+    with figure(file_of(options, "png"), columns=2) as axes:
         for per, rows in found.items():
             for solver in SOLVERS:
                 settings = list(dict.fromkeys(row["setting"] for row in rows if row["solver"] == solver))

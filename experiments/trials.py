@@ -1,7 +1,7 @@
 """What the ablations share: runs that differ in a few fields of one config, trained once, scored once, compared.
 
-A trial's folder is a run's: it is resumed and never repeated. Several processes may share the output if they take
-different seeds; the last one to finish reads what the others have left.
+A trial's folder is a run's: it is resumed and never repeated, and experiments that share an output share their trials.
+Several processes may share one if they take different seeds; the last one to finish reads what the others have left.
 """
 
 import argparse
@@ -78,15 +78,16 @@ class Trial:
     fields: Mapping[str, Any]
 
 
-def command_line(description: str | None, out: str) -> argparse.Namespace:
-    """The options of every ablation: where to, how large, which seeds."""
+def command_line(description: str | None, name: str) -> argparse.Namespace:
+    """The options of every ablation: where to, how large, which seeds; and what its files are called."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/trials"))
     parser.add_argument("--size", choices=tuple(SIZES), default="cpu")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
     options = parser.parse_args()
+    options.name = name
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     return options
 
@@ -94,7 +95,7 @@ def command_line(description: str | None, out: str) -> argparse.Namespace:
 def run_all(
     trials: Sequence[Trial], options: argparse.Namespace, metrics: Sequence[str], setup: Setup | None = None
 ) -> list[Row]:
-    """Trains and scores every trial with every seed; table.csv grows with each.
+    """Trains and scores every trial with every seed; NAME.csv grows with each.
 
     Args:
         setup: what all trials have in common; None for that of the size.
@@ -104,8 +105,13 @@ def run_all(
     for trial, seed in tqdm(jobs, desc="runs"):
         report = run_trial(trial, setup or SIZES[options.size], seed, options.out, metrics)
         rows.append(_row(trial, seed, report))
-        write_table(options.out / "table.csv", rows)
+        write_table(file_of(options, "csv"), rows)
     return rows
+
+
+def file_of(options: argparse.Namespace, kind: str) -> pathlib.Path:
+    """Where an experiment's table or picture goes."""
+    return options.out / f"{options.name}.{kind}"
 
 
 def run_trial(
@@ -207,10 +213,10 @@ def summary(rows: Sequence[Row], keys: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def conclude(out: pathlib.Path, table: str, lines: Sequence[str]) -> None:
-    """Writes table.md, the table and what it says, and prints it."""
+def conclude(options: argparse.Namespace, table: str, lines: Sequence[str]) -> None:
+    """Writes NAME.md, the table and what it says, and prints it."""
     page = table + "\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
-    with replacing(out / "table.md") as partial:
+    with replacing(file_of(options, "md")) as partial:
         partial.write_text(page)
     print(page)
 

@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     small = arg == "small"
     decay = dict(clip=0.0, weight_decay=3e-4, decay_all=True)
-    vae_steps, steps = pick(60_000, 4000, 20), pick(374_400, 4000, 20)
+    vae_steps, steps = pick(60_000, 4000, 20), pick(374_400, 8000, 20)
     warmup = pick(9360, 200, 2)
     return ConfigDict(
         dict(

@@ -123,17 +123,18 @@ def run_trial(
     """
     workdir, vae = out / f"seed{seed}" / trial.name, out / f"seed{seed}" / "vae"
     config = load(setup, {**trial.fields, "seed": seed})
-    if config.model == "lsgm" and vae.is_dir() and not (workdir / "checkpoints" / "vae").is_dir():
-        shutil.copytree(vae, workdir / "checkpoints" / "vae")
+    if (report := read_report(workdir)).get("diverged"):
+        return report
+    made = workdir / "checkpoints" / "vae"
+    if config.model == "lsgm":
+        _copy_once(vae, made)
     begin = time.monotonic()
     try:
         train(config, workdir)
     except TrainingError as error:
         return add_to_report(workdir, diverged=str(error))
     finally:
-        made = workdir / "checkpoints" / "vae"
-        if made.is_dir() and not vae.is_dir():
-            shutil.copytree(made, vae)
+        _copy_once(made, vae)
     if "train_seconds" not in read_report(workdir):
         add_to_report(workdir, train_seconds=time.monotonic() - begin, diverged="")
     evaluation = [f"--config.{key}={value}" for key, value in setup[1].items() if key.startswith("eval.")]
@@ -141,6 +142,17 @@ def run_trial(
     for metric in metrics:
         add_to_report(workdir, **_score(run, metric, seed))  # what has been scored before costs nothing
     return read_report(workdir)
+
+
+def _copy_once(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a folder if it is there and the copy is not, all of it or nothing."""
+    if not source.is_dir() or target.is_dir():
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, partial)
+    partial.rename(target)
 
 
 def _score(run: Run, metric: str, seed: int) -> dict[str, Any]:

@@ -61,3 +61,18 @@ def test_claims_follow_the_rows():
         "vp-re-optimal-shared less vp-re-uniform-shared, NELBO: +1.00 ± nan (?+)" in line for line in lines
     )
     assert f"Diverged: {table[0]['trial']}" in lines[-1]
+
+
+def test_a_copy_is_whole_and_made_once(tmp_path):
+    """What an interrupted copy left does not count, and a second copy changes nothing."""
+    source, target = tmp_path / "a", tmp_path / "b" / "vae"
+    trials._copy_once(source, target)
+    assert not target.exists()
+    source.mkdir()
+    (source / "weights").write_text("1")
+    (target.parent / ".vae.partial").mkdir(parents=True)
+    trials._copy_once(source, target)
+    (source / "weights").write_text("2")
+    trials._copy_once(source, target)
+    assert [(path.name, path.read_text()) for path in target.iterdir()] == [("weights", "1")]
+    assert [path.name for path in target.parent.iterdir()] == ["vae"]

@@ -96,9 +96,7 @@ def main() -> None:
             f"{solver}, {loose} against {tight}: {costs[1] / costs[0]:.1f} times fewer evaluations, energy distance to "
             f"the data {gap:+.4f} ± {error:.4f} (the paper: a loose tolerance costs no quality)."
         )
-    conclude(
-        options.out, "\n\n".join(f"Steps per {per}:\n\n{table(rows)}" for per, rows in found.items()), lines
-    )
+    conclude(options, "\n\n".join(f"Steps per {per}:\n\n{table(rows)}" for per, rows in found.items()), lines)
 
 
 if __name__ == "__main__":

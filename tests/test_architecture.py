@@ -100,8 +100,10 @@ MAY_IMPORT = {
         "solvers",
     },
     "convert": {"schema", "build", "interop", "models", "run", "stages", "training"},
+    "command_line": set(),
     "cli": {
         "schema",
+        "command_line",
         "files",
         "convert",
         "interop",

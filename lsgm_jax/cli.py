@@ -1,4 +1,4 @@
-"""The `lsgm` command: train, sample, evaluate, study, params, convert, data. Printing, no work."""
+"""The `lsgm` command: what each of its commands calls, and prints. No work."""
 
 import argparse
 import json
@@ -43,6 +43,7 @@ def _run(options: argparse.Namespace) -> int:
         "convert": _convert,
         "study": _study,
         "interpolate": _interpolate,
+        "animate": _animate,
         "data": _data,
     }[options.command]
     try:
@@ -137,6 +138,22 @@ def _interpolate(options: argparse.Namespace) -> None:
     pictures.save_png(options.workdir / "interpolation.png", picture)
     what = {"noise": "draws of noise", "test": "test images"}[options.between]
     print(f"wrote {options.workdir}/interpolation.png: {options.pairs} rows between {what}")
+
+
+def _animate(options: argparse.Namespace) -> None:
+    from lsgm_jax import run
+    from lsgm_jax.animate import animate
+    from lsgm_jax.build import build_sampler
+
+    opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    if options.frames < 2:
+        raise UsageError(f"--frames={options.frames}: give at least 2, one of noise and one of data")
+    if options.count is not None and options.count < 1:
+        raise UsageError(f"--count={options.count}: follow at least one sample")
+    params, _ = opened.best()
+    sampler = build_sampler(opened.config)
+    animate(opened, params, sampler, count=options.count, frames=options.frames, seed=options.seed)
+    print(f"wrote {options.workdir}/paths.gif and paths.png: from noise to data by {sampler.method.name}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

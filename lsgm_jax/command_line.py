@@ -11,6 +11,7 @@ USAGE = """lsgm COMMAND [options]
   lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw,fid,kid,pr,time] [--split=test|validation] [--seed=N]
                 [--samples=N] [--inception=FILE.pth]
   lsgm interpolate --workdir=DIR [SAMPLER] [--between=noise|test] [--pairs=N] [--points=N] [--seed=N]
+  lsgm animate  --workdir=DIR [SAMPLER] [--count=N] [--frames=N] [--seed=N]
   lsgm study    --workdir=DIR [--solvers=NAME,...] [--nfe=N,...] [--rtol=X,...] [--grid=NAME] [--count=N] [--seed=N]
   lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
   lsgm convert  --config=FILE[:ARG] --checkpoint=FILE.pt --workdir=DIR [--weights=average|last]
@@ -24,7 +25,14 @@ USAGE = """lsgm COMMAND [options]
 SOLVERS = "Euler,Heun,Tsit5,Dopri5,DDIM,DEIS,DPMSolverPP,UniPC,EulerMaruyama,Ancestral"  # of a study
 METRICS = ("nelbo", "ode", "iw", "fid", "kid", "pr", "time")
 CONFIGURED = ("train", "params", "convert")  # commands that take a config
-OVERRIDDEN = (*CONFIGURED, "sample", "evaluate", "study", "interpolate")  # and those that change one
+OVERRIDDEN = (
+    *CONFIGURED,
+    "sample",
+    "evaluate",
+    "study",
+    "interpolate",
+    "animate",
+)  # and those that change one
 
 
 class UsageError(Exception):
@@ -65,12 +73,14 @@ def _make_parser() -> _Parser:
     for name in CONFIGURED:
         command(name).add_argument("--config", required=True)
     train, convert = commands.choices["train"], commands.choices["convert"]
-    sample, evaluate, study, interpolate = map(command, ("sample", "evaluate", "study", "interpolate"))
-    for each in (train, convert, sample, evaluate, study, interpolate):
+    sample, evaluate, study, interpolate, animate = map(
+        command, ("sample", "evaluate", "study", "interpolate", "animate")
+    )
+    for each in (train, convert, sample, evaluate, study, interpolate, animate):
         each.add_argument("--workdir", required=True, type=pathlib.Path)
-    for each in (sample, evaluate, interpolate):
+    for each in (sample, evaluate, interpolate, animate):
         _add_sampler(each)
-    for each in (sample, evaluate, interpolate, study):
+    for each in (sample, evaluate, interpolate, animate, study):
         _add_ends(each)
         each.add_argument("--seed", type=int, default=0)
     convert.add_argument("--checkpoint", required=True, type=pathlib.Path)
@@ -83,6 +93,8 @@ def _make_parser() -> _Parser:
     interpolate.add_argument("--between", choices=("noise", "test"), default="noise")
     interpolate.add_argument("--pairs", type=int, default=6)
     interpolate.add_argument("--points", type=int, default=10)
+    animate.add_argument("--count", type=int)
+    animate.add_argument("--frames", type=int, default=48)
     study.add_argument("--solvers", default=SOLVERS)
     study.add_argument("--nfe", default="5,10,20,50")
     study.add_argument("--rtol", default="1e-2,1e-3,1e-4")

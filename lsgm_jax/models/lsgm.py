@@ -24,7 +24,9 @@ from lsgm_jax.objectives.elbo import (
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.times import Stratum, TimeDensity
 from lsgm_jax.scores.parameterise import in_channels, mix
+from lsgm_jax.solvers.integrate import KeptTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
+from lsgm_jax.solvers.path import Path, path_to_data
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
 
@@ -206,6 +208,19 @@ class LSGM:
         noise = KeyedNoise(k_solve)
         solution = solve_to_data(sampler, self.process, self.eps_net(params), z_1, noise)
         return self.vae.decode(params["vae"], solution.z_0, k_decoder), solution
+
+    def decode_path(
+        self, params: Params, z_1: State, key: Key, sampler: Sampler, times: KeptTimes
+    ) -> tuple[Array, Path]:
+        """Expected images of the latents at decreasing `times` on the way, [times, batch, h, w, c].
+
+        The last are those that `decode` gives for the same key.
+        """
+        k_solve, k_decoder = jax.random.split(key)
+        noise = KeyedNoise(k_solve)
+        path = path_to_data(sampler, self.process, self.eps_net(params), z_1, noise, times)
+        decode = lambda z: self.vae.decode(params["vae"], z, k_decoder)
+        return jax.lax.map(decode, path.positions), path
 
     def encode(self, params: Params, batch: Batch, key: Key, sampler: Sampler) -> State:
         """The noise z_1 whose way back passes a draw of q(z_0 | x)."""

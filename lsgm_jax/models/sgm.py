@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times
 from lsgm_jax.diffusions.linear import Process, sample_prior
@@ -19,7 +20,9 @@ from lsgm_jax.models.penalised import penalised
 from lsgm_jax.objectives.elbo import Objective, denoise, sample_draw, score_cross_entropy
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.scores.parameterise import in_channels
+from lsgm_jax.solvers.integrate import KeptTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
+from lsgm_jax.solvers.path import Path, path_to_data
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
 
@@ -125,6 +128,13 @@ class SGM:
         """Samples of given noise; the key is for what is drawn on the way."""
         solution = solve_to_data(sampler, self.process, self.eps_net(params), z_1, KeyedNoise(key))
         return solution.z_0, solution
+
+    def decode_path(
+        self, params: Params, z_1: State, key: Key, sampler: Sampler, times: KeptTimes
+    ) -> tuple[Array, Path]:
+        """The way to the samples that `decode` gives for the same key: [times, batch, ...], decreasing `times`."""
+        path = path_to_data(sampler, self.process, self.eps_net(params), z_1, KeyedNoise(key), times)
+        return path.positions, path
 
     def encode(self, params: Params, batch: Batch, key: Key, sampler: Sampler) -> State:
         """The noise z_1 whose way back passes the data."""

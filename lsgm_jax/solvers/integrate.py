@@ -102,11 +102,13 @@ def integrate_adaptively(
 
     if steps.per == "sample":
         solution = jax.vmap(lambda start, args: solve(_for_one_sample(term), start, args))(start, args)
-        final = jax.tree.map(lambda path: path[:, -1], solution.ys["end"])
-        kept = jax.tree.map(lambda path: jnp.swapaxes(path, 0, 1), solution.ys.get("kept"))
+        saved = cast(dict[str, Tree], solution.ys)
+        final = jax.tree.map(lambda path: path[:, -1], saved["end"])
+        kept = jax.tree.map(lambda path: jnp.swapaxes(path, 0, 1), saved.get("kept"))
     else:
         solution = solve(term, start, args)
-        final, kept = _last(solution.ys["end"]), solution.ys.get("kept")
+        saved = cast(dict[str, Tree], solution.ys)
+        final, kept = _last(saved["end"]), saved.get("kept")
     batch = len(jax.tree.leaves(start)[0])
     early = cast(EarlyRejections, solution.controller_state).early
     each = (jnp.broadcast_to(count, (batch,)) for count in (solution.stats["num_steps"], early))
@@ -136,7 +138,8 @@ def integrate_on(
     batch = len(jax.tree.leaves(start)[0])
     count = evaluations(method.cost, jnp.full(batch, steps), jnp.zeros(batch, jnp.int32))
     success = jnp.broadcast_to(solution.result == diffrax.RESULTS.successful, (batch,))
-    return Integral(_last(solution.ys["end"]), count, success, solution.ys.get("kept"))
+    saved = cast(dict[str, Tree], solution.ys)
+    return Integral(_last(saved["end"]), count, success, saved.get("kept"))
 
 
 def _saved(keep: KeptTimes | None, begin: Clock, end: Clock) -> dict[str, diffrax.SubSaveAt]:

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
-from lsgm_jax.arrays import EpsNet, Latents, State, coordinates
+from jaxtyping import Array
+
+from lsgm_jax.arrays import EpsNet, State, coordinates
 from lsgm_jax.diffusions.linear import Process
 from lsgm_jax.solvers.integrate import KeptTimes
 from lsgm_jax.solvers.sampler import Sampler, Solution, carry_to_data
@@ -17,8 +19,8 @@ class Path(NamedTuple):
     solution: Solution
 
     @property
-    def positions(self) -> Latents:
-        """The coordinate that becomes data, [times, batch, ...], and the samples at the last time."""
+    def positions(self) -> Array:
+        """The coordinate that becomes data, [times, batch, ...]; at the last time the samples themselves."""
         return coordinates(self.states)[0].at[-1].set(self.solution.z_0)
 
 

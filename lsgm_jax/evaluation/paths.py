@@ -141,7 +141,8 @@ def _shared_palette(frames: Sequence[np.ndarray]) -> Image.Image:
     some = np.concatenate([frames[index] for index in (0, len(frames) // 2, -1)])
     palette = Image.fromarray(some).quantize(256)
     colours = np.array(palette.getpalette(), np.uint8).reshape(-1, 3)
-    colours[np.argmax(colours.min(axis=1))] = 255
+    # Pillow looks colours up in boxes of four values a side: no other may lie near white.
+    colours[colours.min(axis=1) >= 244] = 255
     palette.putpalette(colours.tobytes())
     return palette
 

@@ -14,15 +14,17 @@ from lsgm_jax.arrays import Key, coordinates
 from lsgm_jax.build import build
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.sources import DataError
+from lsgm_jax.diffusions.linear import Process, kernel
 from lsgm_jax.evaluation import paths, pictures
 from lsgm_jax.models.network import Params
 from lsgm_jax.run import Run
 from lsgm_jax.schema import ConfigError
 from lsgm_jax.solvers.sampler import Sampler, draw_noise
 
-POINTS, IMAGES = 2000, 36  # followed if nothing else is asked for
+POINTS, IMAGES = 3000, 36  # followed if nothing else is asked for
 BATCHES = {"points": 500, "images": 12}  # solved at a time
 FINE = 400  # times at which points are known: enough for the roughness of stochastic paths to show
+LARGE = 2.0  # a standard deviation, where that of the data is one
 STRIP = 8  # times of a still of images, and samples
 SECONDS, PAUSE = 4.0, 2.0  # the way, and the samples at its end
 
@@ -47,7 +49,7 @@ def animate(run: Run, params: Params, sampler: Sampler, *, count: int | None, fr
     times = sampler.t_min + (1.0 - sampler.t_min) * rest
     x, v = follow(run, params, sampler, times, count or (POINTS if of_points else IMAGES), seed)
     if of_points:
-        way = paths.PlanePaths(times, x, v, _held_out(run))
+        way = _scaled(paths.PlanePaths(times, x, v, _held_out(run)), run.model.process)
         drawn, still = paths.plane_frames(way, frames), paths.plane_still(way)
     else:
         drawn, still = _draw_images(times, x, run.model.labels)
@@ -84,6 +86,13 @@ def follow(
     joined = lambda parts: np.concatenate(list(parts), axis=1)[:, :count]
     x = joined(x for x, _, _ in solved)
     return x, joined(v for _, (v,), _ in solved) if solved[0][1] else None
+
+
+def _scaled(way: paths.PlanePaths, process: Process) -> paths.PlanePaths:
+    """Where noise is far larger than the data, in units of the standard deviation at each time."""
+    signal, noise = kernel(process, jnp.asarray(way.times))
+    std = np.sqrt(np.asarray(signal[:, 0] ** 2 + jnp.sum(noise[:, 0] ** 2, axis=-1)))[:, None, None]
+    return way if std.max() < LARGE else way._replace(x=way.x / std, unit=" / standard deviation")
 
 
 def _draw_images(times: np.ndarray, x: np.ndarray, labels: int) -> tuple[Iterator[np.ndarray], np.ndarray]:

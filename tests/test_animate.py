@@ -9,6 +9,9 @@ from PIL import Image
 from lsgm_jax import animate, cli
 from lsgm_jax.arrays import coordinates
 from lsgm_jax.build import build_sampler
+from lsgm_jax.diffusions import linear
+from lsgm_jax.diffusions.ve import VE
+from lsgm_jax.diffusions.vp import VP
 from lsgm_jax.evaluation import paths
 from lsgm_jax.run import Run
 from lsgm_jax.solvers.grids import Linear
@@ -86,6 +89,19 @@ def test_images_of_an_lsgm_are_decoded_on_the_way(x64):
     for index in (0, 1):
         latents = coordinates(path.states)[0][index]
         np.testing.assert_allclose(images[index], model.vae.decode(params["vae"], latents, key), rtol=1e-10)
+
+
+def test_large_noise_is_shown_in_units_of_its_standard_deviation():
+    """VE's points have a variance of up to thousands, in the picture of one; those of VP are as they are."""
+    times, keys = np.array([1.0, 0.5, 0.1]), jax.random.split(jax.random.key(0), 2)
+    points = jax.random.normal(keys[0], (4000, 2))
+    for process, scaled in ((VE(sigma2_max=2500.0), True), (VP(), False)):
+        noise = jax.random.normal(keys[1], points.shape)
+        x = [linear.perturb(process, points, jnp.full(4000, t), noise) for t in times]
+        way = paths.PlanePaths(times, np.stack(x), None, None)
+        shown = animate._scaled(way, process)
+        np.testing.assert_allclose(shown.x.std(axis=(1, 2)), 1.0, atol=0.03)
+        assert (way.x[0].std() > 10.0) == scaled == (shown.unit != "")
 
 
 def test_frames_follow_the_points():

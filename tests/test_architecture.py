@@ -104,6 +104,7 @@ MAY_IMPORT = {
         "arrays",
         "build",
         "data",
+        "diffusions",
         "evaluation",
         "models",
         "run",

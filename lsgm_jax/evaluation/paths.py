@@ -1,10 +1,10 @@
 """Paths from noise to data as pictures: frames of an animation, and stills.
 
-Colours are Okabe and Ito's, and cividis: they can be told apart without seeing red or green.
+Colours are Okabe and Ito's: they can be told apart without seeing red or green.
 """
 
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +22,14 @@ COLOURS = (
     "#56B4E9",
     "#000000",
 )  # one per path followed
+BOLD = COLOURS[:3]  # of those, in a still
 CLOUD, FAINT = "#44546a", "#c3ccd6"
 RECENT = 0.12  # time that a path was followed in full colour
 LINES = 40  # of a still
 DPI = 100
 WIDEST = 800  # frames of images, in pixels
+
+GoTo = Callable[[int], None]  # moves what is drawn to an index of time
 
 
 class PlanePaths(NamedTuple):
@@ -36,6 +39,7 @@ class PlanePaths(NamedTuple):
     x: np.ndarray  # [times, n, 2]
     v: np.ndarray | None  # their velocities, if the process has them
     test: np.ndarray | None  # points of the data [m, 2], if they are at hand
+    unit: str = ""  # of x, as axes say it
 
 
 def plane_frames(paths: PlanePaths, count: int) -> Iterator[np.ndarray]:
@@ -44,54 +48,40 @@ def plane_frames(paths: PlanePaths, count: int) -> Iterator[np.ndarray]:
     That is against the velocity if there is one, otherwise against time.
     """
     figure, (plane, beside) = _figure(1, 2, (7.2, 3.75))
-    cloud, dots = _draw_plane(plane, paths)
-    if paths.v is None:
-        across, along = np.broadcast_to(paths.times[:, None], paths.x.shape[:2]), paths.x[..., 0]
-        _draw_time_axes(beside, paths)
-        points = None
-    else:
-        across, along = paths.x[..., 0], paths.v[..., 0]
-        points = _draw_phase_space(beside, across, along)
-    followed = range(min(len(COLOURS), paths.x.shape[1]))
-    trails = [beside.plot([], [], color=COLOURS[index], linewidth=0.7, alpha=0.25)[0] for index in followed]
-    curves = [beside.plot([], [], color=COLOURS[index], linewidth=1.4)[0] for index in followed]
-    heads = beside.scatter(
-        [0.0] * len(followed), [0.0] * len(followed), s=22, zorder=3, **_heads(len(followed))
-    )
-    for index in np.round(np.linspace(0, len(paths.times) - 1, count)).astype(int):
-        recent = int(np.argmax(paths.times <= paths.times[index] + RECENT))
-        cloud.set_offsets(paths.x[index])
-        dots.set_offsets(paths.x[index, : len(followed)])
-        if points is not None:
-            points.set_offsets(np.stack([across[index], along[index]], axis=-1))
-        for which, (trail, curve) in enumerate(zip(trails, curves, strict=True)):
-            trail.set_data(across[: index + 1, which], along[: index + 1, which])
-            curve.set_data(across[recent : index + 1, which], along[recent : index + 1, which])
-        heads.set_offsets(np.stack([across[index], along[index]], axis=-1)[: len(followed)])
+    draw_beside = _draw_over_time if paths.v is None else _draw_phase_space
+    panels = _draw_plane(plane, paths), draw_beside(beside, paths)
+    beside.set_box_aspect(1)
+    plane.set_title("t", fontsize=10)
+    for _ in range(2):  # the first time, labels find out how much room they need
+        figure.canvas.draw()
+    figure.set_layout_engine("none")  # axes that move by a pixel would tremble
+    for index in np.round(np.linspace(0, len(paths.times) - 1, count)).astype(int).tolist():
+        for go_to in panels:
+            go_to(index)
         plane.set_title(f"t = {paths.times[index]:.2f}", fontsize=10)
         yield _pixels(figure)
 
 
 def plane_still(paths: PlanePaths) -> np.ndarray:
     """One coordinate over time, and its velocity if there is one: thin lines from noise, left, to data, right."""
-    import matplotlib
-
-    kinds = [("position x", paths.x[..., 0])] + ([] if paths.v is None else [("velocity v", paths.v[..., 0])])
-    figure, rows = _figure(len(kinds), 2, (7.2, 0.8 + 2.2 * len(kinds)), width_ratios=(6, 1), sharex="col")
-    order = np.argsort(paths.x[-1, :LINES, 0])
-    shades = matplotlib.colormaps["cividis"](np.linspace(0.0, 0.92, len(order)))
-    for (name, values), (lines, margin) in zip(kinds, np.atleast_2d(rows), strict=True):
-        for shade, which in zip(shades, order, strict=True):
-            lines.plot(paths.times, values[:, which], color=shade, linewidth=0.6)
-        reach = 1.05 * np.abs(values[:, :LINES]).max()
+    kinds = [(f"position $x_1${paths.unit}", paths.x[:, :LINES, 0])]
+    if paths.v is not None:
+        kinds.append(("velocity $v_1$", paths.v[:, :LINES, 0]))
+    figure, axes = _figure(
+        len(kinds), 2, (7.2, 0.8 + 2.2 * len(kinds)), width_ratios=(7, 1), sharex="col", squeeze=False
+    )
+    for (name, values), (lines, margin) in zip(kinds, axes, strict=True):
+        lines.plot(paths.times, values[:, len(BOLD) :], color=FAINT, linewidth=0.6)
+        for index, colour in enumerate(BOLD[: values.shape[1]]):
+            lines.plot(paths.times, values[:, index], color=colour, linewidth=1.2)
+        reach = 1.05 * np.abs(values).max()
         lines.set(xlim=(1.0, 0.0), ylim=(-reach, reach), ylabel=name)
         margin.set(ylim=(-reach, reach))
         margin.axis("off")
-    last, margin = np.atleast_2d(rows)[-1, 0], np.atleast_2d(rows)[0, 1]
-    last.set_xlabel("time t: noise at 1, data at 0")
+    axes[-1, 0].set_xlabel("time t, from noise to data")
     if paths.test is not None:
-        margin.hist(paths.test[:, 0], bins=60, orientation="horizontal", color=FAINT, density=True)
-        margin.set_title("held-out data", fontsize=8)
+        axes[0, 1].hist(paths.test[:, 0], bins=50, orientation="horizontal", color=CLOUD, alpha=0.6)
+        axes[0, 1].set_title("held-out data", fontsize=8)
     return _pixels(figure)
 
 
@@ -158,35 +148,84 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **layout: Any) -
         return plt.subplots(rows, columns, figsize=size, dpi=DPI, layout="constrained", **layout)
 
 
-def _draw_plane(axes: Any, paths: PlanePaths) -> tuple[Any, Any]:
-    """Axes of the plane, with the cloud and the dots of the paths that are followed."""
+def _draw_plane(axes: Any, paths: PlanePaths) -> GoTo:
+    """The cloud, and in it the samples whose paths are followed."""
     reach = _reach(paths.x)
-    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
-    cloud = axes.scatter(*paths.x[0].T, s=1.2, color=CLOUD, linewidths=0)
-    followed = paths.x[0, : len(COLOURS)]
-    return cloud, axes.scatter(*followed.T, s=22, zorder=3, **_heads(len(followed)))
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    axes.set(xlabel=f"$x_1${paths.unit}", ylabel=f"$x_2${paths.unit}")
+    cloud, heads = _add_cloud(axes, paths.x, CLOUD), _add_heads(axes, paths.x)
+
+    def go_to(index: int) -> None:
+        cloud.set_offsets(paths.x[index])
+        heads.set_offsets(paths.x[index, : len(COLOURS)])
+
+    return go_to
 
 
-def _draw_phase_space(axes: Any, x: np.ndarray, v: np.ndarray) -> Any:
-    across, along = _reach(x), _reach(v)
-    axes.set(xlim=(-across, across), ylim=(-along, along), xlabel="position $x_1$", ylabel="velocity $v_1$")
+def _draw_phase_space(axes: Any, paths: PlanePaths) -> GoTo:
+    """A faint cloud, and paths that fade behind the samples: they turn around and around."""
+    assert paths.v is not None
+    states = np.stack([paths.x[..., 0], paths.v[..., 0]], axis=-1)
+    across, along = _reach(states[..., 0]), _reach(states[..., 1])
+    axes.set(xlim=(-across, across), ylim=(-along, along))
+    axes.set(xlabel=f"position $x_1${paths.unit}", ylabel="velocity $v_1$")
     axes.set_title("phase space", fontsize=10)
-    return axes.scatter(x[0], v[0], s=1.2, color=FAINT, linewidths=0)
+    cloud = _add_cloud(axes, states, FAINT)
+    recent = np.searchsorted(-paths.times, -(paths.times + RECENT))
+    lengthen = _add_curves(axes, states, recent)
+
+    def go_to(index: int) -> None:
+        cloud.set_offsets(states[index])
+        lengthen(index)
+
+    return go_to
 
 
-def _draw_time_axes(axes: Any, paths: PlanePaths) -> None:
+def _draw_over_time(axes: Any, paths: PlanePaths) -> GoTo:
+    """The paths alone."""
     reach = _reach(paths.x[..., 0])
-    axes.set(xlim=(paths.times[0], paths.times[-1]), ylim=(-reach, reach), xlabel="time t", ylabel="$x_1$")
-    axes.set_title("paths", fontsize=10)
+    axes.set(xlim=(1.02, -0.02), ylim=(-reach, reach), xlabel="time t, from noise to data")
+    axes.set_title(f"$x_1${paths.unit}", fontsize=10)
+    states = np.stack(np.broadcast_arrays(paths.times[:, None], paths.x[..., 0]), axis=-1)
+    return _add_curves(axes, states, np.zeros(len(paths.times), int))
 
 
-def _heads(count: int) -> dict[str, Any]:
-    return {"c": COLOURS[:count], "edgecolors": "white", "linewidths": 0.6}
+def _add_cloud(axes: Any, states: np.ndarray, colour: str) -> Any:
+    """Points [times, n, 2] as they are at first."""
+    return axes.scatter(*states[0].T, s=1.6, color=colour, linewidths=0)
+
+
+def _add_heads(axes: Any, states: np.ndarray) -> Any:
+    """Dots in colour for the samples that are followed."""
+    followed = states[0, : len(COLOURS)]
+    colours = COLOURS[: len(followed)]
+    return axes.scatter(*followed.T, s=22, zorder=3, c=colours, edgecolors="white", linewidths=0.6)
+
+
+def _add_curves(axes: Any, states: np.ndarray, recent: np.ndarray) -> GoTo:
+    """The paths of the samples that are followed, up to an index of time.
+
+    Args:
+        states: [times, n, 2].
+        recent: [times], the index from which on a path is drawn in full colour; what is before is faint.
+    """
+    heads = _add_heads(axes, states)
+    colours = COLOURS[: states.shape[1]]
+    old = [axes.plot([], [], color=colour, linewidth=0.7, alpha=0.25)[0] for colour in colours]
+    new = [axes.plot([], [], color=colour, linewidth=1.4)[0] for colour in colours]
+
+    def go_to(index: int) -> None:
+        for which, (before, since) in enumerate(zip(old, new, strict=True)):
+            before.set_data(*states[: index + 1, which].T)
+            since.set_data(*states[recent[index] : index + 1, which].T)
+        heads.set_offsets(states[index, : len(COLOURS)])
+
+    return go_to
 
 
 def _reach(values: np.ndarray) -> float:
     """Half the side of axes that hold all but a few values."""
-    return 1.05 * float(np.quantile(np.abs(values), 0.999))
+    return 1.05 * float(np.quantile(np.abs(values), 0.997))
 
 
 def _pixels(figure: Any) -> np.ndarray:

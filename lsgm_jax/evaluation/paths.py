@@ -140,12 +140,13 @@ def _shared_palette(frames: Sequence[np.ndarray]) -> Image.Image:
 def _figure(rows: int, columns: int, size: tuple[float, float], **layout: Any) -> tuple[Any, Any]:
     """A figure that needs no screen, and its axes."""
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        return plt.subplots(rows, columns, figsize=size, dpi=DPI, layout="constrained", **layout)
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        return figure, figure.subplots(rows, columns, **layout)
 
 
 def _draw_plane(axes: Any, paths: PlanePaths) -> GoTo:

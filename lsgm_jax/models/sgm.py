@@ -5,8 +5,6 @@ With `CLD` as the process it is CLD-SGM (Dockhorn, Vahdat, Kreis 2022); with `VP
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +22,10 @@ from lsgm_jax.objectives.elbo import (
 )
 from lsgm_jax.objectives.matching import noise_ratio
 from lsgm_jax.objectives.times import Stratum
-from lsgm_jax.scores.parameterise import in_channels
+from lsgm_jax.scores.parameterise import FixedPart, in_channels
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
-
-FixedPart = Callable[
-    [Any, Any, Times], Latents
-]  # of process, state and time; the state is the process's kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

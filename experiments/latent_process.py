@@ -28,6 +28,7 @@ from experiments.trials import (
 from lsgm_jax.run import Run
 from lsgm_jax.study import make_settings, study
 
+LSGM_CLD = {"quick": "digits.py:cld,quick", "cpu": "digits.py:cld", "gpu": "lsgm_cifar10.py:cld"}
 TRIALS = {"vp": Trial("lsgm", {}), "cld": Trial("lsgm-cld", {})}
 KEYS = {"nelbo": "test NELBO, nats", "fid": "FID", "nfe": "NFE of a sample", "train_seconds": "training, s"}
 NFE, TOLERANCES = (10, 20, 50, 100), (1e-1, 1e-2, 1e-3)
@@ -42,9 +43,7 @@ SOLVERS = {
 def setup(size: str, process: str) -> Setup:
     """The config of an LSGM with a process, at a size."""
     config, common = SIZES[size]
-    name, _, variant = config.partition(":")
-    arg = ",".join(part for part in ("cld" if process == "cld" else "", variant) if part)
-    return f"{name}:{arg}", common
+    return (LSGM_CLD[size] if process == "cld" else config), common
 
 
 def measure(options: argparse.Namespace, process: str) -> list[dict[str, Any]]:

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from experiments import ablation, end_to_end, latent_or_pixels, trials
+from experiments import ablation, end_to_end, latent_or_pixels, latent_process, trials
 from lsgm_jax.build import build_model, build_sampler
+from lsgm_jax.config import differences
 
 TRIALS = [ablation.trial(process, *cell) for process in ablation.PROCESSES for cell in ablation.CELLS]
 
@@ -33,6 +34,22 @@ def test_every_size_is_a_config_of_both_kinds(size):
     latent = trials.load(trials.SIZES[size], {})
     pixels = trials.load(latent_or_pixels.PIXELS[size], {})
     assert build_model(latent).data_shape == build_model(pixels).data_shape
+
+
+@pytest.mark.parametrize("size", trials.SIZES)
+def test_both_processes_have_a_config_of_the_same_autoencoder_and_network(size):
+    vp, cld = (trials.load(latent_process.setup(size, process), {}) for process in ("vp", "cld"))
+    changed = [text.split("=")[0] for text in differences(vp, cld)]
+    assert changed
+    assert all(key.startswith(("process.", "objective.mixed_score")) for key in changed)
+
+
+def test_curves_go_by_evaluations_over_seeds():
+    row = lambda seed, setting, nfe, distance: {
+        "process": "cld", "solver": "SSCS", "seed": seed, "setting": setting, "nfe": nfe, "energy_distance": distance
+    }  # fmt: skip
+    rows = [row(0, "b", 20, 0.1), row(1, "b", 20, 0.3), row(0, "a", 10, 0.4), row(1, "a", 10, 0.4)]
+    assert latent_process.curve(rows, "cld", "SSCS") == [(10.0, 0.4, 0.0), (20.0, 0.2, pytest.approx(0.1))]
 
 
 def test_means_leave_out_what_was_lost():

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +48,10 @@ def test_python_example_runs(tmp_path, data_dir, monkeypatch, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command):
     """Options exist, and so do the keys that are overridden."""
-    options = command_line.parse(command.split())
-    assert options.command == command.split()[0]
-    overrides = [word for word in command.split() if word.startswith("--config.")]
+    words = shlex.split(command)
+    options = command_line.parse(words)
+    assert options.command == words[0]
+    overrides = [word for word in words if word.startswith("--config.")]
     config = re.search(r"--config=(\S+)", command)
     if (
         overrides and config and (ROOT / config[1]).exists()

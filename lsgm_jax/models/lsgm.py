@@ -218,10 +218,7 @@ class LSGM:
     def decode_path(
         self, params: Params, z_1: State, key: Key, sampler: Sampler, times: KeptTimes
     ) -> tuple[Array, Path]:
-        """Expected images of the latents at decreasing `times` on the way, [times, batch, h, w, c].
-
-        The last are those that `decode` gives for the same key.
-        """
+        """Expected images of the latents on the way, [times, batch, h, w, c]; the last are those of `decode`."""
         k_solve, k_decoder = jax.random.split(key)
         noise = KeyedNoise(k_solve)
         path = path_to_data(sampler, self.process, self.eps_net(params), z_1, noise, times)

@@ -144,7 +144,7 @@ class SGM:
     def decode_path(
         self, params: Params, z_1: State, key: Key, sampler: Sampler, times: KeptTimes
     ) -> tuple[Array, Path]:
-        """The way to the samples that `decode` gives for the same key: [times, batch, ...], decreasing `times`."""
+        """Where the samples were on the way, [times, batch, ...]; the last are those of `decode`."""
         path = path_to_data(sampler, self.process, self.eps_net(params), z_1, KeyedNoise(key), times)
         return path.positions, path
 

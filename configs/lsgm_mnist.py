@@ -64,7 +64,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 arch="res_bnswish" if small else "res_mbconv",
             ),
             likelihood=dict(name="cropped_bernoulli"),
-            process=dict(name="cld" if cld else "vp"),
+            # A velocity that starts in equilibrium has the better likelihood.
+            process=dict(name="cld", v0_var_scale=1.0) if cld else dict(name="vp"),
             score=dict(
                 name="ncsnpp",
                 channels=pick(256, 64, 8),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from experiments import ablation, end_to_end, latent_or_pixels, latent_process, trials
+from experiments import ablation, end_to_end, latent_or_pixels, latent_process, tolerance, trials
 from lsgm_jax.build import build_model, build_sampler
 from lsgm_jax.config import differences
 
@@ -53,6 +53,16 @@ def test_curves_go_by_evaluations_over_seeds():
     }  # fmt: skip
     rows = [row(0, "b", 20, 0.1), row(1, "b", 20, 0.3), row(0, "a", 10, 0.4), row(1, "a", 10, 0.4)]
     assert latent_process.curve(rows, "cld", "SSCS") == [(10.0, 0.4, 0.0), (20.0, 0.2, pytest.approx(0.1))]
+
+
+def test_tolerances_are_compared_seed_by_seed():
+    row = lambda setting, nfe, distance: {
+        "solver": "Tsit5", "setting": setting, "nfe": nfe, "energy_distance": distance
+    }  # fmt: skip
+    rows = [row("tolerance 0.01", 20, 0.2), row("tolerance 0.01", 20, 0.5)]
+    rows += [row("tolerance 1e-05", 80, 0.1), row("tolerance 1e-05", 80, 0.4)]
+    found = tolerance.compare(rows, "Tsit5", 1e-2)
+    assert "4.0 times fewer evaluations, energy distance to the data +0.1000 ± 0.0000" in found
 
 
 def test_means_leave_out_what_was_lost():

@@ -19,11 +19,13 @@ from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.times import TimeDensity
 from lsgm_jax.schema import (
     FIXED_PARTS,
+    MATCHINGS,
     SPREADS,
     WEIGHTINGS,
     Config,
     ConfigError,
     ObjectiveSpec,
+    SGMObjectiveSpec,
     look_up,
     schema,
     section_target,
@@ -165,7 +167,21 @@ def build_sgm(config: Config) -> SGM:
         ),
         bin_width=data.bin_width,
         fixed_part=look_up(FIXED_PARTS, spec.mixed_score, "objective.mixed_score"),
+        start=_known_start(process, spec),
     )
+
+
+def _known_start(process: Process, spec: SGMObjectiveSpec) -> Process | None:
+    """What plain matching compares with; None for hybrid matching."""
+    start = look_up(MATCHINGS, spec.matching, "objective.matching")
+    if start is None:
+        return None
+    if not (isinstance(process, CLD) and process.v0_var_scale > 0.0):
+        raise ConfigError(
+            "config.objective.matching='plain' is for the process cld with v0_var_scale > 0, whose initial velocity "
+            "may be known: use 'hybrid'"
+        )
+    return start(process)
 
 
 def build_model(config: Config) -> LSGM | SGM:

@@ -28,6 +28,7 @@ from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
 from lsgm_jax.models.sgm import FixedPart
 from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.kl import KLSchedule
+from lsgm_jax.objectives.matching import known_start
 from lsgm_jax.objectives.times import Defensive, Optimal, Uniform
 from lsgm_jax.scores.mlp import MLP
 from lsgm_jax.scores.ncsnpp import NCSNpp
@@ -96,11 +97,15 @@ class ObjectiveSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SGMObjectiveSpec:
-    """How an `SGM` is trained; names as in `ObjectiveSpec`. `mixed_score` is a key of `FIXED_PARTS`."""
+    """How an `SGM` is trained; names as in `ObjectiveSpec`.
+
+    `mixed_score` is a key of `FIXED_PARTS`, `matching` one of `MATCHINGS`.
+    """
 
     weighting: str = "unweighted"
     spread: str = "stratified"
     mixed_score: str = "none"
+    matching: str = "hybrid"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,6 +168,8 @@ SPREADS = {
 }
 # The known part of an SGM's noise prediction.
 FIXED_PARTS: dict[str, FixedPart | None] = {"none": None, "normal": normal_eps, "velocity": velocity_eps}
+# What CLD's score is matched given, beside the data: nothing, or the velocity at time 0.
+MATCHINGS: dict[str, Callable[[CLD], CLD] | None] = {"hybrid": None, "plain": known_start}
 OPTIMISERS = {"adamax": adamax, "adamw": adamw}
 
 

@@ -11,12 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times
+from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times, expand
 from lsgm_jax.diffusions.linear import Process, sample_prior
 from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.models.network import Aux, Network, Params, constants
 from lsgm_jax.models.penalised import penalised
-from lsgm_jax.objectives.elbo import Objective, denoise, sample_draw, score_cross_entropy
+from lsgm_jax.objectives.elbo import (
+    Objective,
+    match_data,
+    match_data_and_velocity,
+    score_cross_entropy,
+)
+from lsgm_jax.objectives.matching import noise_ratio
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.scores.parameterise import in_channels
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
@@ -38,6 +44,8 @@ class SGM:
             is on the probability of the grey levels. 0 for continuous data.
         fixed_part: known part of the noise prediction, to which the network's output is added: the mixed score
             (CLD section 3.2). None leaves all to the network.
+        start: of CLD, `known_start(process)`: to match the score given data and initial velocity, plainly, and have the
+            network predict the noise of that kernel. None to match it given the data alone, hybridly (CLD section 3.1).
     """
 
     data_shape: tuple[int, ...]
@@ -46,6 +54,7 @@ class SGM:
     objective: Objective
     bin_width: float = 0.0
     fixed_part: FixedPart | None = None
+    start: Process | None = None
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -72,6 +81,8 @@ class SGM:
 
         def predict(z_t: State, t: Times) -> Latents:
             net_eps = self.score_net.apply(params["score_net"], in_channels(z_t), t, dropout_key=dropout_key)
+            if self.start is not None:
+                net_eps *= expand(noise_ratio(self.process, self.start, t), net_eps)
             return net_eps if self.fixed_part is None else self.fixed_part(self.process, z_t, t) + net_eps
 
         return predict
@@ -79,12 +90,19 @@ class SGM:
     def loss(self, params: Params, batch: Batch, key: Key) -> tuple[Scalar, Aux]:
         """Score matching under the objective's weighting, mean over the batch, nats.
 
-        For CLD this is hybrid score matching (CLD section 3.1). The data are taken as they are, without dequantisation.
+        The data are taken as they are, without dequantisation.
         """
         k_draw, k_dropout = jax.random.split(key)
-        objective, z_0 = self.objective, batch.x
-        draw = sample_draw(objective.density, objective.spread, self.process, k_draw, z_0)
-        matching = denoise(objective, self.process, self.eps_net(params, k_dropout), z_0, draw)
+        objective, process, eps_net, z_0 = (
+            self.objective,
+            self.process,
+            self.eps_net(params, k_dropout),
+            batch.x,
+        )
+        if self.start is None:
+            matching = match_data(objective, process, eps_net, z_0, k_draw)
+        else:
+            matching = match_data_and_velocity(objective, process, self.start, eps_net, z_0, k_draw)
         metrics = bound_metrics(self._bound(matching.cross_entropy))
         carried = {"score_net": constants(params["score_net"])}
         return jnp.mean(matching.prior_loss), Aux(metrics, carried, {"prior": penalised(params["score_net"])})

@@ -9,9 +9,18 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import EpsNet, Latents, PerSample, Phase, State, Times, coordinates, sum_per_sample
+from lsgm_jax.arrays import (
+    EpsNet,
+    Latents,
+    PerSample,
+    State,
+    Times,
+    coordinates,
+    expand,
+    sum_per_sample,
+)
 from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.linear import Process, move, perturb
+from lsgm_jax.diffusions.linear import Process, move, perturb, sigma
 from lsgm_jax.objectives.weights import Weighting
 
 
@@ -33,18 +42,30 @@ def score_matching(
 
 
 def phase_score_matching(
-    weighting: Weighting, process: CLD, eps_net: EpsNet, z_0: Phase, t: Times, eps: Phase
+    weighting: Weighting, process: Process, start: Process, eps_net: EpsNet, z_0: State, t: Times, eps: State
 ) -> PerSample:
-    """Plain denoising score matching for CLD: position and velocity at time 0 are both given.
+    """lambda(t) |eps - eps_hat|^2 given the whole state at time 0: plain denoising score matching for CLD (O12).
 
-    `eps_net` predicts the noise of the kernel that starts there, that of `known_start(process)`. Its variance is
-    smaller than the hybrid kernel's, so the target is noisier for the same score.
+    Args:
+        process: whose noise `eps_net` predicts, the velocity at time 0 averaged over.
+        start: `known_start(process)`. Its noise is smaller, and is what the prediction is compared with: the target is
+            noisier for the same score.
+        z_0: position and velocity.
     """
-    start = known_start(process)
+
+    def from_start(z_t: State, t: Times) -> Latents:
+        eps_hat = eps_net(z_t, t)
+        return expand(noise_ratio(start, process, t), eps_hat) * eps_hat
+
     z_t = move(start, z_0, jnp.zeros_like(t), t, eps)
-    return weighting(start, t) * sum_per_sample(squared_error(eps_net, z_t, t, eps))
+    return weighting(start, t) * sum_per_sample(squared_error(from_start, z_t, t, eps))
 
 
 def known_start(process: CLD) -> CLD:
     """The process given its initial velocity: `sigma`, weights and scores then are those of plain score matching."""
     return dataclasses.replace(process, v0_var_scale=0.0)
+
+
+def noise_ratio(process: Process, other: Process, t: Times) -> Times:
+    """What turns a prediction of the noise of `other` into one of the noise of `process`, for the same score (D2)."""
+    return sigma(process, t) / sigma(other, t)

@@ -11,6 +11,7 @@ from lsgm_jax.arrays import Phase
 from lsgm_jax.build import build_model, build_optimiser
 from lsgm_jax.config import load_config
 from lsgm_jax.diffusions.cld import velocity_eps
+from lsgm_jax.diffusions.linear import normal_eps
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.schema import ConfigError
 from lsgm_jax.solvers.integrate import Adaptive
@@ -77,6 +78,26 @@ def test_the_mixed_score_is_the_published_one():
 def test_a_mixed_score_of_the_velocity_needs_one():
     with pytest.raises(ConfigError, match=r"mixed_score='velocity' is for the process cld, not vp"):
         toy("--config.process.name=vp")
+
+
+def test_plain_matching_needs_a_velocity_to_know():
+    for process in ("--config.process.name=vp", "--config.process.v0_var_scale=0.0"):
+        with pytest.raises(
+            ConfigError, match=r"matching='plain' is for the process cld with v0_var_scale > 0"
+        ):
+            toy("--config.objective.matching=plain", "--config.objective.mixed_score=none", process)
+
+
+@pytest.mark.parametrize("matching", ["hybrid", "plain"])
+def test_matching_decides_about_training_and_not_about_samples(matching):
+    """A network that says nothing leaves the fixed part, in the noise of the process: samples do not see the kernel."""
+    model = toy(f"--config.objective.matching={matching}", "--config.objective.mixed_score=normal")
+    params, x = silent(model), jax.random.normal(jax.random.key(1), (64, 2))
+    z_t, t = Phase(x, -x), jnp.linspace(1e-3, 1.0, 64)
+    exact = normal_eps(model.process, z_t, t)
+    np.testing.assert_array_equal(model.eps_net(params)(z_t, t), exact)
+    loss = lambda params: model.loss(params, Batch(x), jax.random.key(2))[0]
+    assert np.isfinite(jax.jit(jax.grad(loss))(params)["score_net"]["Dense_0"]["kernel"]).all()
 
 
 def test_networks_are_for_their_kind_of_data():

@@ -5,12 +5,17 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from lsgm_jax.arrays import Phase, expand
 from lsgm_jax.diffusions import linear, matrices
 from lsgm_jax.diffusions.cld import CLD, velocity_eps
+from lsgm_jax.models.network import Network
+from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives import weights
+from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.matching import known_start, phase_score_matching, score_matching
+from lsgm_jax.objectives.times import Uniform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,42 +134,52 @@ def check_loss(fixture):
                 check_loss_case(fixture, h, case, objective, mixed)
 
 
+class Affine(nn.Module):
+    """The fixture's network: linear in the state and the time."""
+
+    @nn.compact
+    def __call__(self, z_t, t, *, deterministic):
+        w, b, c = (self.get_variable("params", name) for name in "Wbc")
+        return z_t @ w.T + expand(t, z_t) * b + c
+
+
 def check_loss_case(fixture, h, case, objective, mixed):
-    hybrid, kernel = cld_process(h), cld_process(h, objective)
+    process = cld_process(h)
+    start = known_start(process) if objective == "dsm" else None
     x, unit_v = (channels_last(fixture.input(f"in/{case}/{name}")) for name in ("x", "noise_v0"))
     eps = Phase(*jnp.split(channels_last(fixture.input(f"in/{case}/noise")), 2, axis=-1))
     t = fixture.input(f"in/{case}/uniform_t") * (1 - 1e-5) + 1e-5
-    z_0 = x if objective == "hsm" else Phase(x, jnp.sqrt(hybrid.initial_variance()[1]) * unit_v)
-    w, b, c = (fixture.input(f"param/{name}") for name in "Wbc")
+    phase = Phase(x, jnp.sqrt(process.initial_variance()[1]) * unit_v)
+    affine = {name: fixture.input(f"param/{name}") for name in "Wbc"}
     loose = {"rtol": 1e-6, "atol": 1e-9, "single_atol": 2e-5}
     fixture.check(f"{case}/t", t, rtol=1e-12)
+    model = SGM(
+        data_shape=x.shape[1:],
+        process=process,
+        score_net=Network(Affine()),
+        objective=Objective(prior_weighting=weights.unweighted, density=Uniform(t_min=1e-5)),
+        # Quirk: the velocity's variance in the mixed score is the hybrid kernel's, also under plain matching.
+        fixed_part=velocity_eps if mixed else None,
+        start=start,
+    )
+    eps_net = lambda w: model.eps_net({"score_net": {**affine, "W": w}})
 
-    def eps_net(w):
-        def predict(z_t, t):
-            stacked = jnp.concatenate(z_t, axis=-1)
-            output = stacked @ w.T + expand(t, stacked) * b + c
-            if not mixed:
-                return output
-            # Quirk: the velocity's variance in the mixed score is the hybrid kernel's, also under plain matching.
-            ratio = linear.sigma(kernel, t) / linear.sigma(hybrid, t)
-            return output + expand(ratio, z_t.v) * velocity_eps(hybrid, z_t, t)
-
-        return predict
-
-    if objective == "hsm":
-        z_t = linear.perturb(kernel, z_0, t, eps)
-    else:
-        z_t = linear.move(kernel, z_0, jnp.zeros_like(t), t, eps)
+    at_start = jnp.zeros_like(t)
+    z_t = linear.move(start, phase, at_start, t, eps) if start else linear.perturb(process, x, t, eps)
     folder = f"{case}/{objective}"
     fixture.check(f"{folder}/perturbed", channels_first(jnp.concatenate(z_t, axis=-1)), **loose)
     folder += "/mixed_score" if mixed else "/plain_score"
-    score = linear.score_of_eps(kernel, eps_net(w)(z_t, t), t)
+    score = linear.score_of_eps(process, eps_net(affine["W"])(z_t, t), t)
     fixture.check(f"{folder}/score", channels_first(score), **loose)
 
-    match = score_matching if objective == "hsm" else phase_score_matching
     for name, weighting in CLD_WEIGHTINGS.items():
-        loss = lambda w, weighting=weighting: match(weighting, hybrid, eps_net(w), z_0, t, eps)
-        losses, pull_back = jax.vjp(loss, w)
+
+        def loss(w, weighting=weighting):
+            if start is None:
+                return score_matching(weighting, process, eps_net(w), x, t, eps)
+            return phase_score_matching(weighting, process, start, eps_net(w), phase, t, eps)
+
+        losses, pull_back = jax.vjp(loss, affine["W"])
         fixture.check(f"{folder}/{name}/loss_per_sample", losses, **loose)
         (gradient,) = pull_back(jnp.full_like(losses, 1 / len(losses)))
         fixture.check(f"{folder}/{name}/grad_W_of_mean_loss", gradient, **loose)

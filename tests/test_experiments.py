@@ -2,10 +2,21 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from experiments import ablation, end_to_end, latent_or_pixels, trials
+from experiments import (
+    ablation,
+    cld_ablation,
+    cld_toys,
+    end_to_end,
+    latent_or_pixels,
+    mixture_likelihood,
+    trials,
+)
 from lsgm_jax.build import build_model, build_sampler
+from lsgm_jax.config import override
+from lsgm_jax.run import Run
 
 TRIALS = [ablation.trial(process, *cell) for process in ablation.PROCESSES for cell in ablation.CELLS]
 
@@ -76,3 +87,101 @@ def test_a_copy_is_whole_and_made_once(tmp_path):
     trials._copy_once(source, target)
     assert [(path.name, path.read_text()) for path in target.iterdir()] == [("weights", "1")]
     assert [path.name for path in target.parent.iterdir()] == ["vae"]
+
+
+# In the plane
+
+TOYS = [cld_toys.trial(toy, process) for toy in cld_toys.TOYS for process in cld_toys.PROCESSES]
+IN_THE_PLANE = [
+    *TOYS,
+    *mixture_likelihood.trials(steps=40),
+    *cld_ablation.CONSTANTS,
+    *cld_ablation.OBJECTIVES,
+]
+
+
+@pytest.mark.parametrize(
+    "trial", {trial.name: trial for trial in IN_THE_PLANE}.values(), ids=lambda trial: trial.name
+)
+def test_trials_in_the_plane_are_configs(trial):
+    model = build_model(trials.load(cld_toys.SIZES["quick"], trial.fields))
+    assert (model.start is not None) == trial.name.startswith("plain")
+    assert model.objective.density.t_min == 1e-5
+
+
+def test_trials_of_one_name_are_one_trial():
+    """Experiments that share an output share trials: of one name, one config."""
+    fields = {}
+    for trial in IN_THE_PLANE:
+        assert fields.setdefault(trial.name, trial.fields) == trial.fields
+
+
+@pytest.mark.parametrize("process", cld_toys.LINES)
+def test_every_line_spends_its_budget(process, tmp_path):
+    """All of it, but for what is less than a step; adaptive lines have tolerances in its place."""
+    config = trials.load(cld_toys.SIZES["cpu"], cld_toys.trial("gaussians", process).fields)
+    run = Run(tmp_path, config, build_model(config))
+    for line in cld_toys.LINES[process]:
+        for name, overrides in cld_toys.settings(run, line, (20, 51)):
+            sampler = build_sampler(override(config, overrides))
+            if name.startswith("NFE"):
+                cost = sampler.method.cost
+                spent = cost.first + cost.extra + cost.per_step * sampler.steps.steps
+                assert 0 <= int(name.removeprefix("NFE ")) - spent < cost.per_step
+            else:
+                assert f"{sampler.steps.rtol:g}" in name
+
+
+def toy_rows(value, seeds=(0, 1)):
+    """A table in which every line has `value(process, solver, nfe)` on all distributions and seeds."""
+    return [
+        cld_toys.make_row(toy, seed, process, line.name, setting, {"nfe": nfe, "failed": 0} | found)
+        for toy in cld_toys.TOYS
+        for seed in seeds
+        for process, lines in cld_toys.LINES.items()
+        for line in lines
+        for nfe in (20, 50)
+        for setting in [f"NFE {nfe}"]
+        for found in [dict.fromkeys(cld_toys.METRICS, value(process, line.name, nfe, seed))]
+    ]
+
+
+def test_solvers_are_compared_seed_by_seed():
+    """SSCS ahead of EM by 0.001 at 50 evaluations with seed 0, behind by 0.003 with seed 1; equal elsewhere."""
+
+    def value(process, solver, nfe, seed):
+        return 0.5 + (nfe == 50 and solver == "SSCS, quadratic") * (-0.001, 0.003)[seed]
+
+    rows = toy_rows(value)
+    table, (first, *_) = cld_toys.compare(rows, (20, 50)), cld_toys.conclusions(rows, (20, 50))
+    assert "| CLD, SSCS, quadratic less CLD, EM, quadratic | 50 | +1.00 ± 2.00 (-+) |" in table
+    assert "in 0 of 8 at 20 NFE, 4 of 8 at 50 NFE (CLD: below zero)" in first
+    line = cld_toys.table(rows, "diamonds", cld_toys.KEY, (20, 50)).splitlines()[5]
+    assert line == "| CLD, SSCS, quadratic | 500.0 ± 0.0 | 501.0 ± 2.0 |"
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    table = [{"name": "a, b", "count": 3, "value": 0.1, "lost": math.inf, "none": ""}]
+    assert trials.read_table(tmp_path / "t.csv") == []
+    trials.write_table(tmp_path / "t.csv", table)
+    (row,) = trials.read_table(tmp_path / "t.csv")
+    assert row == table[0]
+    assert [type(value) for value in row.values()] == [str, int, float, float, str]
+
+
+def test_stability_is_that_of_the_second_half(tmp_path):
+    logged = [(9.0, 90.0), (9.0, 80.0), (1.0, 2.0), (3.0, 5.0), (2.0, 3.0)]
+    lines = [f"train,{loss},{norm}" for loss, norm in logged] + ["validation,,"]
+    (tmp_path / "metrics.csv").write_text("\n".join(["split,loss,gradient_norm", *lines]))
+    found = cld_ablation.second_half(tmp_path / "metrics.csv")
+    np.testing.assert_allclose(found["loss_spread"], np.std([1.0, 3.0, 2.0]) / 2.0)
+    assert (found["gradient_median"], found["gradient_largest"]) == (3.0, 5.0)
+
+
+def test_verdicts_follow_the_mean_over_seeds():
+    values = {"near": (0.01, 0.02), "far": (0.01, 0.05)}
+    lines = mixture_likelihood.conclusions(rows(values, key="excess"))
+    assert lines == [
+        "near: +0.0150 nats above the truth on average, within 0.02.",
+        "far: +0.0300 nats above the truth on average, NOT within 0.02.",
+    ]

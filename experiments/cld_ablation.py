@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.cld_toys import COUNT, KEY, SIZES, distances, held_out, trial
+from experiments.toys import COUNT, KEY, SIZES, distances, held_out, trial
 from experiments.trials import (
     Row,
     Trial,

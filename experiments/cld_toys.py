@@ -10,50 +10,33 @@ which there are as many. Writes cld_toys.csv, cld_toys.png and cld_toys.md with 
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
+from experiments.toys import COUNT, KEY, METRICS, PROCESSES, SIZES, TOYS, distances, held_out, trial
 from experiments.trials import (
     Row,
-    Setup,
-    Trial,
     command_line,
     conclude,
     difference,
     figure,
     file_of,
-    load,
     over_seeds,
     read_table,
     run_trial,
     write_table,
 )
-from lsgm_jax.build import build, build_sampler
+from lsgm_jax.build import build_sampler
 from lsgm_jax.config import override
-from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.points import DISTRIBUTIONS
-from lsgm_jax.evaluation.distances import energy_distance, sliced_wasserstein
 from lsgm_jax.run import Run, compile_draw
 
-SIZES: dict[str, Setup] = {
-    "quick": ("cld_toy.py:quick", {}),
-    "cpu": ("cld_toy.py", {"train.steps": 6000, "eval.batch_size": 2500}),
-    "gpu": ("cld_toy.py", {"train.steps": 100_000, "eval.batch_size": 10_000}),
-}
-TOYS = ("gaussians", "checkerboard", "swiss_roll", "diamonds")
-PROCESSES: dict[str, dict[str, Any]] = {
-    "CLD": {},
-    "VP": {"process.name": "vp", "objective.mixed_score": "normal"},
-}
 BUDGETS = {"quick": (5, 10), "cpu": (20, 50, 150, 500), "gpu": (20, 50, 150, 500)}
 TOLERANCES = (1e-2, 1e-3, 1e-4)
-COUNT = {"quick": 200, "cpu": 5000, "gpu": 10_000}
 FLOOR = {"process": "data", "solver": "fresh draws"}
-KEY = "sliced_wasserstein"  # what conclusions are drawn from
-METRICS = {KEY: "sliced Wasserstein distance", "energy_distance": "energy distance"}
 
 
 class Line(NamedTuple):
@@ -95,11 +78,6 @@ CLAIMS = [
     ("CLD, EM, quadratic", "VP, EM, quadratic", "CLD: above zero at 50 and 150"),
     ("CLD, ODE by Heun, quadratic", "VP, ODE by Heun, quadratic", ""),
 ]
-
-
-def trial(toy: str, process: str) -> Trial:
-    """One process on one distribution."""
-    return Trial(f"{toy}-{process.lower()}", {"data.source": toy, **PROCESSES[process]})
 
 
 def settings(run: Run, line: Line, budgets: Sequence[int]) -> list[tuple[str, list[str]]]:
@@ -151,17 +129,6 @@ def make_row(
 def identity(row: Row) -> tuple[str, int, str, str, str]:
     """What no two rows share."""
     return row["toy"], row["seed"], row["process"], row["solver"], row["setting"]
-
-
-def held_out(options: argparse.Namespace, toy: str) -> np.ndarray:
-    """The test split."""
-    return whole_split(build("data", load(SIZES[options.size], {"data.source": toy})), "test")
-
-
-def distances(x: np.ndarray, test: np.ndarray) -> dict[str, int | float]:
-    """The `METRICS`; the energy distance to as many of the test split as there are samples."""
-    near = energy_distance(x, test[: len(x)])
-    return {KEY: sliced_wasserstein(x, test), "energy_distance": near}
 
 
 def add_floor(options: argparse.Namespace, rows: list[Row]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.cld_toys import PROCESSES, SIZES, trial
+from experiments.toys import PROCESSES, SIZES, trial
 from experiments.trials import (
     Row,
     Trial,

@@ -12,6 +12,7 @@ from experiments import (
     end_to_end,
     latent_or_pixels,
     mixture_likelihood,
+    toys,
     trials,
 )
 from lsgm_jax.build import build_model, build_sampler
@@ -91,7 +92,7 @@ def test_a_copy_is_whole_and_made_once(tmp_path):
 
 # In the plane
 
-TOYS = [cld_toys.trial(toy, process) for toy in cld_toys.TOYS for process in cld_toys.PROCESSES]
+TOYS = [toys.trial(toy, process) for toy in toys.TOYS for process in toys.PROCESSES]
 IN_THE_PLANE = [
     *TOYS,
     *mixture_likelihood.trials(steps=40),
@@ -104,7 +105,7 @@ IN_THE_PLANE = [
     "trial", {trial.name: trial for trial in IN_THE_PLANE}.values(), ids=lambda trial: trial.name
 )
 def test_trials_in_the_plane_are_configs(trial):
-    model = build_model(trials.load(cld_toys.SIZES["quick"], trial.fields))
+    model = build_model(trials.load(toys.SIZES["quick"], trial.fields))
     assert (model.start is not None) == trial.name.startswith("plain")
     assert model.objective.density.t_min == 1e-5
 
@@ -119,7 +120,7 @@ def test_trials_of_one_name_are_one_trial():
 @pytest.mark.parametrize("process", cld_toys.LINES)
 def test_every_line_spends_its_budget(process, tmp_path):
     """All of it, but for what is less than a step; adaptive lines have tolerances in its place."""
-    config = trials.load(cld_toys.SIZES["cpu"], cld_toys.trial("gaussians", process).fields)
+    config = trials.load(toys.SIZES["cpu"], toys.trial("gaussians", process).fields)
     run = Run(tmp_path, config, build_model(config))
     for line in cld_toys.LINES[process]:
         for name, overrides in cld_toys.settings(run, line, (20, 51)):
@@ -136,13 +137,13 @@ def toy_rows(value, seeds=(0, 1)):
     """A table in which every line has `value(process, solver, nfe)` on all distributions and seeds."""
     return [
         cld_toys.make_row(toy, seed, process, line.name, setting, {"nfe": nfe, "failed": 0} | found)
-        for toy in cld_toys.TOYS
+        for toy in toys.TOYS
         for seed in seeds
         for process, lines in cld_toys.LINES.items()
         for line in lines
         for nfe in (20, 50)
         for setting in [f"NFE {nfe}"]
-        for found in [dict.fromkeys(cld_toys.METRICS, value(process, line.name, nfe, seed))]
+        for found in [dict.fromkeys(toys.METRICS, value(process, line.name, nfe, seed))]
     ]
 
 
@@ -156,7 +157,7 @@ def test_solvers_are_compared_seed_by_seed():
     table, (first, *_) = cld_toys.compare(rows, (20, 50)), cld_toys.conclusions(rows, (20, 50))
     assert "| CLD, SSCS, quadratic less CLD, EM, quadratic | 50 | +1.00 ± 2.00 (-+) |" in table
     assert "in 0 of 8 at 20 NFE, 4 of 8 at 50 NFE (CLD: below zero)" in first
-    line = cld_toys.table(rows, "diamonds", cld_toys.KEY, (20, 50)).splitlines()[5]
+    line = cld_toys.table(rows, "diamonds", toys.KEY, (20, 50)).splitlines()[5]
     assert line == "| CLD, SSCS, quadratic | 500.0 ± 0.0 | 501.0 ± 2.0 |"
 
 

@@ -120,7 +120,9 @@ def conclusions(rows: list[Row]) -> list[str]:
     lines = []
     for weighting in WEIGHTINGS:
         names = [f"{name}-{weighting}" for name in MATCHINGS]
-        compared = ", ".join(f"{heading} {paired(rows, *names, key)}" for key, heading in KEYS.items())
+        compared = ", ".join(
+            f"{heading} {paired(rows, names[0], names[1], key)}" for key, heading in KEYS.items()
+        )
         lines.append(f"{names[0]} less {names[1]}: {compared}.")
     diverged = sorted({row["trial"] for row in rows if row["diverged"]})
     lines.append(

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.toys import COUNT, KEY, METRICS, PROCESSES, SIZES, TOYS, distances, held_out, trial
+from experiments.toys import COUNT, KEY, METRICS, PROCESSES, TOYS, distances, held_out, trained
 from experiments.trials import (
     Row,
     command_line,
@@ -26,7 +26,7 @@ from experiments.trials import (
     file_of,
     over_seeds,
     read_table,
-    run_trial,
+    thousandths,
     write_table,
 )
 from lsgm_jax.build import build_sampler
@@ -60,9 +60,7 @@ LINES = {
         Line("ODE by Tsit5, adaptive", "Tsit5", "adaptive"),
     ],
     "VP": [
-        Line("EM, uniform", "EulerMaruyama", "linear"),
         Line("EM, quadratic", "EulerMaruyama", "quadratic"),
-        Line("ancestral, quadratic", "Ancestral", "quadratic"),
         Line("DDIM, quadratic", "DDIM", "quadratic"),
         Line("ODE by Heun, quadratic", "Heun", "quadratic"),
         Line("ODE by Tsit5, adaptive", "Tsit5", "adaptive"),
@@ -96,17 +94,11 @@ def settings(run: Run, line: Line, budgets: Sequence[int]) -> list[tuple[str, li
 
 def measure(options: argparse.Namespace, process: str, rows: list[Row]) -> None:
     """Adds to `rows`, and to the CSV, what they lack: every line and budget on every distribution and seed."""
-    runs = {}
-    for seed in options.seeds:
-        for toy in TOYS:
-            run_trial(trial(toy, process), SIZES[options.size], seed, options.out, metrics=("nelbo",))
-            runs[toy, seed] = Run.open(options.out / f"seed{seed}" / trial(toy, process).name)
-    params = {where: run.best()[0] for where, run in runs.items()}
-    one = next(iter(runs.values()))  # all are the same model, with parameters of their own
+    one, params = trained(options, process)
     budgets, known = BUDGETS[options.size], {identity(row) for row in rows}
     todo = [(line.name, *setting) for line in LINES[process] for setting in settings(one, line, budgets)]
     for name, setting, overrides in tqdm(todo, desc=f"solvers of {process}"):
-        lacking = [where for where in runs if (*where, process, name, setting) not in known]
+        lacking = [where for where in params if (*where, process, name, setting) not in known]
         if not lacking:
             continue
         sampler = build_sampler(override(one.config, overrides))
@@ -172,11 +164,6 @@ def adaptive_cell(rows: Sequence[Row], key: str, where: dict[str, str]) -> str:
     """With its own NFE, which no budget fixes."""
     nfe, _ = over_seeds(by_seed(rows, "nfe", **where))
     return f"{thousandths(by_seed(rows, key, **where))} (NFE {nfe:.0f})"
-
-
-def thousandths(values: Sequence[float]) -> str:
-    """Mean and standard error."""
-    return "{:.1f} ± {:.1f}".format(*(1e3 * value for value in over_seeds(values))) if values else ""
 
 
 def compare(rows: Sequence[Row], budgets: Sequence[int]) -> str:

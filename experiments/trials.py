@@ -199,6 +199,11 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
     return float(arrived.mean()), float(spread)
 
 
+def thousandths(values: Sequence[float]) -> str:
+    """Mean and standard error over the seeds, times a thousand; nothing if there are none."""
+    return "{:.1f} ± {:.1f}".format(*(1e3 * value for value in over_seeds(values))) if values else ""
+
+
 def paired(rows: Sequence[Row], left: str, right: str, key: str) -> str:
     """Left less right, seed by seed: mean, standard error and signs."""
     return difference(column(rows, left, key), column(rows, right, key))

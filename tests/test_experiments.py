@@ -12,6 +12,7 @@ from experiments import (
     end_to_end,
     latent_or_pixels,
     mixture_likelihood,
+    sscs_or_em,
     toys,
     trials,
 )
@@ -159,6 +160,21 @@ def test_solvers_are_compared_seed_by_seed():
     assert "in 0 of 8 at 20 NFE, 4 of 8 at 50 NFE (CLD: below zero)" in first
     line = cld_toys.table(rows, "diamonds", toys.KEY, (20, 50)).splitlines()[5]
     assert line == "| CLD, SSCS, quadratic | 500.0 ± 0.0 | 501.0 ± 2.0 |"
+
+
+def test_fine_differences_follow_the_rows():
+    rows = [
+        {"toy": toy, "seed": seed, "grid": grid, "nfe": nfe, "EM": 0.02, "SSCS": sscs, "data": 0.005}
+        for toy in toys.TOYS
+        for grid in sscs_or_em.GRIDS
+        for nfe in sscs_or_em.BUDGETS
+        for seed, sscs in enumerate((0.019, 0.023) if grid == "linear" else (0.01, 0.01))
+    ]
+    uniform, quadratic = sscs_or_em.conclusions(rows)
+    assert "in 4 of 8 at 20 NFE" in uniform
+    assert "in 8 of 8 at 20 NFE, 8 of 8 at 50 NFE" in quadratic
+    expected = "| gaussians | linear | 20 | 20.0 ± 0.0 | 21.0 ± 2.0 | +1.00 ± 2.00 (-+) | 5.0 ± 0.0 |"
+    assert sscs_or_em.table(rows).splitlines()[2] == expected
 
 
 def test_tables_are_read_as_they_were_written(tmp_path):

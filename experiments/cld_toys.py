@@ -16,12 +16,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.toys import COUNT, KEY, METRICS, PROCESSES, TOYS, distances, held_out, trained
+from experiments.toys import COUNT, KEY, METRICS, PROCESSES, TOYS, by_seed, distances, held_out, trained
 from experiments.trials import (
     Row,
     command_line,
     conclude,
-    difference,
     figure,
     file_of,
     over_seeds,
@@ -36,6 +35,7 @@ from lsgm_jax.run import Run, compile_draw
 
 BUDGETS = {"quick": (5, 10), "cpu": (20, 50, 150, 500), "gpu": (20, 50, 150, 500)}
 TOLERANCES = (1e-2, 1e-3, 1e-4)
+NEAR = 1.5
 FLOOR = {"process": "data", "solver": "fresh draws"}
 
 
@@ -66,16 +66,6 @@ LINES = {
         Line("ODE by Tsit5, adaptive", "Tsit5", "adaptive"),
     ],
 }
-# Left, right, and what is said of left less right.
-CLAIMS = [
-    ("CLD, SSCS, quadratic", "CLD, EM, quadratic", "CLD: below zero"),
-    ("CLD, SSCS, uniform", "CLD, EM, uniform", ""),
-    ("CLD, SSCS, quadratic", "CLD, SSCS, uniform", "CLD: below zero"),
-    ("CLD, gDDIM, quadratic", "CLD, SSCS, quadratic", "gDDIM: below zero"),
-    ("CLD, SSCS, quadratic", "VP, EM, quadratic", "CLD: below zero"),
-    ("CLD, EM, quadratic", "VP, EM, quadratic", "CLD: above zero at 50 and 150"),
-    ("CLD, ODE by Heun, quadratic", "VP, ODE by Heun, quadratic", ""),
-]
 
 
 def settings(run: Run, line: Line, budgets: Sequence[int]) -> list[tuple[str, list[str]]]:
@@ -136,12 +126,6 @@ def add_floor(options: argparse.Namespace, rows: list[Row]) -> None:
     write_table(file_of(options, "csv"), rows)
 
 
-def by_seed(rows: Sequence[Row], key: str, **wanted: str) -> list[float]:
-    """One value per seed, in their order."""
-    chosen = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-    return [row[key] for row in sorted(chosen, key=lambda row: row["seed"])]
-
-
 def table(rows: Sequence[Row], toy: str, key: str, budgets: Sequence[int]) -> str:
     """In Markdown, one line per process and solver; thousandths, mean and standard error over the seeds."""
     lines = ["| solver | " + " | ".join(map(str, budgets)) + " |", "|---" * (len(budgets) + 1) + "|"]
@@ -166,43 +150,17 @@ def adaptive_cell(rows: Sequence[Row], key: str, where: dict[str, str]) -> str:
     return f"{thousandths(by_seed(rows, key, **where))} (NFE {nfe:.0f})"
 
 
-def compare(rows: Sequence[Row], budgets: Sequence[int]) -> str:
-    """The `CLAIMS` as a table in Markdown, paired by seed, in thousandths."""
-    lines = [
-        "| left less right | NFE | " + " | ".join(TOYS) + " | the papers |",
-        "|---" * (len(TOYS) + 3) + "|",
-    ]
-    for left, right, paper in CLAIMS:
-        for nfe in budgets:
-            pairs = [[at(rows, name, toy, nfe) for name in (left, right)] for toy in TOYS]
-            if all(values for pair in pairs for values in pair):
-                cells = [difference(*pair, unit=1e3) for pair in pairs]
-                lines.append(f"| {left} less {right} | {nfe} | " + " | ".join(cells) + f" | {paper} |")
-    return "\n".join(lines)
-
-
 def conclusions(rows: Sequence[Row], budgets: Sequence[int]) -> list[str]:
-    """How often left is ahead of right, of all distributions and seeds."""
-    lines = []
-    for left, right, paper in CLAIMS:
-        counts = []
-        for nfe in budgets:
-            pairs = [
-                pair
-                for toy in TOYS
-                for pair in zip(*(at(rows, name, toy, nfe) for name in (left, right)), strict=True)
-            ]
-            if pairs:
-                counts.append(f"{sum(a < b for a, b in pairs)} of {len(pairs)} at {nfe} NFE")
-        said = f" ({paper})" if paper else ""
-        lines.append(f"{left}, is nearer to the data than {right}, in {', '.join(counts)}{said}.")
-    return lines
-
-
-def at(rows: Sequence[Row], name: str, toy: str, nfe: int) -> list[float]:
-    """The values of a line, called "process, solver", at a budget."""
-    process, solver = name.split(", ", 1)
-    return by_seed(rows, KEY, toy=toy, process=process, solver=solver, setting=f"NFE {nfe}")
+    """The fewest evaluations that bring a line near to the data, on average over distributions and seeds."""
+    mean = lambda **wanted: over_seeds(by_seed(rows, KEY, **wanted))[0]
+    floor, lines = mean(**FLOOR), []
+    for process, of_process in LINES.items():
+        for line in of_process:
+            where = {"process": process, "solver": line.name}
+            if line.grid != "adaptive":
+                enough = [nfe for nfe in budgets if mean(**where, setting=f"NFE {nfe}") < NEAR * floor]
+                lines.append(f"{process}, {line.name}: {enough[0] if enough else 'more than tried'}")
+    return [f"Within {NEAR} times the mean distance of fresh draws, by NFE: {'; '.join(lines)}."]
 
 
 def draw(options: argparse.Namespace, rows: Sequence[Row]) -> None:
@@ -234,7 +192,7 @@ def main() -> None:
         measure(options, process, rows)
     add_floor(options, rows)
     draw(options, rows)
-    tables = [compare(rows, budgets)]
+    tables = []
     for key, title in METRICS.items():
         tables += [f"{toy}, {title} by NFE:\n\n{table(rows, toy, key, budgets)}" for toy in TOYS]
     conclude(options, "In thousandths.\n\n" + "\n\n".join(tables), conclusions(rows, budgets))

@@ -1,11 +1,12 @@
 """What the experiments with points in the plane share: sizes, distributions, processes, distances."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.trials import Setup, Trial, load, run_trial
+from experiments.trials import Row, Setup, Trial, load, run_trial
 from lsgm_jax.build import build
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.evaluation.distances import energy_distance, sliced_wasserstein
@@ -57,3 +58,9 @@ def distances(x: np.ndarray, test: np.ndarray) -> dict[str, int | float]:
     """The `METRICS`."""
     near = energy_distance(x[:FOR_ENERGY], test[:FOR_ENERGY])
     return {KEY: sliced_wasserstein(x, test), "energy_distance": near}
+
+
+def by_seed(rows: Sequence[Row], key: str, **wanted: Any) -> list[float]:
+    """One value per seed, in their order."""
+    chosen = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return [row[key] for row in sorted(chosen, key=lambda row: row["seed"])]

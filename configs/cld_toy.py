@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
             data=dict(
                 name="points",
                 source="swiss_roll",
-                batch_size=64 if quick else 512,
+                batch_size=64 if quick else 1024,
                 counts=(1000, 100, 200) if quick else (100_000, 2_000, 10_000),
             ),
             process=dict(name="cld", beta_min=4.0, beta_max=4.0, mass=0.25, v0_var_scale=0.04),
@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
             objective=dict(weighting="unweighted", mixed_score="velocity"),
             density=dict(name="uniform", t_min=1e-5),
             optimiser=dict(
-                name="adamw", learning_rate=2e-3, final=1e-5, weight_decay=0.0, warmup=100, clip=1.0
+                name="adamw", learning_rate=4e-3, final=1e-5, weight_decay=0.0, warmup=100, clip=1.0
             ),
             train=dict(
                 steps=40 if quick else 20_000,

@@ -96,7 +96,7 @@ def test_a_copy_is_whole_and_made_once(tmp_path):
 TOYS = [toys.trial(toy, process) for toy in toys.TOYS for process in toys.PROCESSES]
 IN_THE_PLANE = [
     *TOYS,
-    *mixture_likelihood.trials(steps=40),
+    *mixture_likelihood.trials("quick"),
     *cld_ablation.CONSTANTS,
     *cld_ablation.OBJECTIVES,
 ]

@@ -278,10 +278,13 @@ def figure(path: pathlib.Path, columns: int = 1, width: float = 5.0, height: flo
 
 
 def draw_by_trial(rows: Sequence[Row], keys: Mapping[str, str], path: pathlib.Path) -> None:
-    """One panel per column of the rows: a point for every seed of every trial."""
-    names = list(dict.fromkeys(row["trial"] for row in rows))
+    """One panel per column of the rows: a point for every trial, the seeds told apart by colour."""
+    names, seeds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("trial", "seed"))
     with figure(path, columns=len(keys), width=max(4.0, 0.35 * len(names) + 2.0), height=4.5) as axes:
         for axis, (key, heading) in zip(axes, keys.items(), strict=True):
-            axis.plot([names.index(row["trial"]) for row in rows], [row[key] for row in rows], "o", alpha=0.7)
+            for seed in seeds:
+                points = [(names.index(row["trial"]), row[key]) for row in rows if row["seed"] == seed]
+                axis.plot(*zip(*points, strict=True), "o", alpha=0.7, label=f"seed {seed}")
             axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
             axis.set_ylabel(heading)
+        axes[0].legend(fontsize=8)

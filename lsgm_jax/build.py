@@ -8,7 +8,7 @@ import optax
 
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.likelihoods import Likelihood, shown
-from lsgm_jax.diffusions.cld import CLD
+from lsgm_jax.diffusions.cld import CLD, velocity_eps
 from lsgm_jax.diffusions.linear import Process, sigma
 from lsgm_jax.models.backbones import Flat, Hierarchical
 from lsgm_jax.models.lsgm import LSGM
@@ -30,6 +30,7 @@ from lsgm_jax.schema import (
     schema,
     section_target,
 )
+from lsgm_jax.scores.parameterise import FixedPart
 from lsgm_jax.scores.unet import UNet
 from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.training.optim import per_part
@@ -129,6 +130,7 @@ def build_lsgm(config: Config) -> LSGM:
             spread=look_up(SPREADS, spec.spread, "objective.spread"),
             control_variate=spec.control_variate,
         ),
+        fixed_part=_fixed_part(process, spec.mixed_score),
         mixing_logit_init=spec.mixing_logit_init,
         inactive_kl=spec.inactive_kl,
     )
@@ -152,10 +154,6 @@ def build_sgm(config: Config) -> SGM:
     data, spec = build("data", config), build("objective", config)
     process, density = build("process", config), build("density", config)
     _check_noise("density", process, density)
-    if spec.mixed_score == "velocity" and not isinstance(process, CLD):
-        raise ConfigError(
-            f"config.objective.mixed_score='velocity' is for the process cld, not {config.process.name}: use 'normal'"
-        )
     return SGM(
         data_shape=data.shape,
         process=process,
@@ -166,9 +164,18 @@ def build_sgm(config: Config) -> SGM:
             spread=look_up(SPREADS, spec.spread, "objective.spread"),
         ),
         bin_width=data.bin_width,
-        fixed_part=look_up(FIXED_PARTS, spec.mixed_score, "objective.mixed_score"),
+        fixed_part=_fixed_part(process, spec.mixed_score),
         start=_known_start(process, spec),
     )
+
+
+def _fixed_part(process: Process, name: str) -> FixedPart | None:
+    part = look_up(FIXED_PARTS, name, "objective.mixed_score")
+    if part is velocity_eps and not isinstance(process, CLD):
+        raise ConfigError(
+            f"config.objective.mixed_score={name!r} is for the process cld, not {type(process).__name__}: use 'normal'"
+        )
+    return part
 
 
 def _known_start(process: Process, spec: SGMObjectiveSpec) -> Process | None:

@@ -1,4 +1,4 @@
-"""The `lsgm` command: train, sample, evaluate, study, params, convert, data. Parsing and printing, no work."""
+"""The `lsgm` command: what each of its commands calls, and prints. No work."""
 
 import argparse
 import json
@@ -8,33 +8,8 @@ import pathlib
 import sys
 import time
 import warnings
-from typing import Any, NoReturn
 
-USAGE = """lsgm COMMAND [options]
-
-  lsgm train    --config=FILE[:ARG] --workdir=DIR [--config.SECTION.KEY=VALUE ...]
-  lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N]
-  lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw,fid,kid,pr,time] [--split=test|validation] [--seed=N]
-                [--samples=N] [--inception=FILE.pth]
-  lsgm interpolate --workdir=DIR [SAMPLER] [--between=noise|test] [--pairs=N] [--points=N] [--seed=N]
-  lsgm study    --workdir=DIR [--solvers=NAME,...] [--nfe=N,...] [--rtol=X,...] [--grid=NAME] [--count=N] [--seed=N]
-  lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
-  lsgm convert  --config=FILE[:ARG] --checkpoint=FILE.pt --workdir=DIR [--weights=average|last]
-                [--config.SECTION.KEY=VALUE ...]
-  lsgm data prepare mnist|omniglot|cifar10|celebahq256|imagenet32|imagenet64|folder --source=PATH
-                [--data_dir=DIR] [--name=NAME] [--size=N] [--skip_bad]
-
-  SAMPLER: [--solver=NAME] [--steps=N [--grid=linear|quadratic|log_snr|edm] | --rtol=X [--atol=X]] [--t_min=X]
-           [--denoise=none|euler|mean] [--temperature=X] [--config.solver.KEY=VALUE ...]
-"""
-SOLVERS = "Euler,Heun,Tsit5,Dopri5,DDIM,DEIS,DPMSolverPP,UniPC,EulerMaruyama,Ancestral"  # of a study
-METRICS = ("nelbo", "ode", "iw", "fid", "kid", "pr", "time")
-CONFIGURED = ("train", "params", "convert")  # commands that take a config
-OVERRIDDEN = (*CONFIGURED, "sample", "evaluate", "study", "interpolate")  # and those that change one
-
-
-class UsageError(Exception):
-    """The command line is off; the message says what it should be."""
+from lsgm_jax.command_line import METRICS, UsageError, ends, numbers, parse, sampler_overrides
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     _quieten()
     try:
-        options = _parse(arguments)
+        options = parse(arguments)
         return _run(options)
     except UsageError as error:
         return _fail(error)
@@ -68,6 +43,7 @@ def _run(options: argparse.Namespace) -> int:
         "convert": _convert,
         "study": _study,
         "interpolate": _interpolate,
+        "animate": _animate,
         "data": _data,
     }[options.command]
     try:
@@ -102,7 +78,7 @@ def _sample(options: argparse.Namespace) -> None:
     from lsgm_jax.evaluation import pictures, report
     from lsgm_jax.files import replacing
 
-    opened = run.Run.open(options.workdir, [*_sampler_overrides(options), *options.overrides])
+    opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
     sampler = build_sampler(opened.config)
     if options.count < 1:
         raise UsageError(f"--count={options.count}: draw at least one sample")
@@ -143,7 +119,7 @@ def _interpolate(options: argparse.Namespace) -> None:
     from lsgm_jax.build import build_sampler
     from lsgm_jax.evaluation import pictures
 
-    opened = run.Run.open(options.workdir, [*_sampler_overrides(options), *options.overrides])
+    opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
     if options.pairs < 1 or options.points < 2:
         raise UsageError(f"--pairs={options.pairs} --points={options.points}: give at least 1 and 2")
     params, _ = opened.best()
@@ -164,6 +140,22 @@ def _interpolate(options: argparse.Namespace) -> None:
     print(f"wrote {options.workdir}/interpolation.png: {options.pairs} rows between {what}")
 
 
+def _animate(options: argparse.Namespace) -> None:
+    from lsgm_jax import run
+    from lsgm_jax.animate import animate
+    from lsgm_jax.build import build_sampler
+
+    opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    if options.frames < 2:
+        raise UsageError(f"--frames={options.frames}: give at least 2, one of noise and one of data")
+    if options.count is not None and options.count < 1:
+        raise UsageError(f"--count={options.count}: follow at least one sample")
+    params, _ = opened.best()
+    sampler = build_sampler(opened.config)
+    animate(opened, params, sampler, count=options.count, frames=options.frames, seed=options.seed)
+    print(f"wrote {options.workdir}/paths.gif and paths.png: from noise to data by {sampler.method.name}")
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from lsgm_jax import quality, run, scoring
     from lsgm_jax.evaluation import report
@@ -173,7 +165,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if unknown:
         raise UsageError(f"--metrics={options.metrics}: {unknown[0]!r} is none of {', '.join(METRICS)}")
     samples = [] if options.samples is None else [f"--config.eval.samples={options.samples}"]
-    opened = run.Run.open(workdir, [*_sampler_overrides(options), *samples, *options.overrides])
+    opened = run.Run.open(workdir, [*sampler_overrides(options), *samples, *options.overrides])
     distances = [name for name in metrics if name in quality.DISTANCES]
     # Before anything that takes long, because it may be refused.
     extractor = quality.choose_extractor(opened, options.inception) if distances else None
@@ -203,14 +195,14 @@ def _study(options: argparse.Namespace) -> None:
     from lsgm_jax import run, study
     from lsgm_jax.files import replacing
 
-    overrides = [f"--config.sampling.{key}={value}" for key, value in _ends(options).items()]
+    overrides = [f"--config.sampling.{key}={value}" for key, value in ends(options).items()]
     opened = run.Run.open(options.workdir, [*overrides, *options.overrides])
     if options.count < 2:
         raise UsageError(f"--count={options.count}: give at least two samples")
     solvers, nfe, rtol = (
         options.solvers.split(","),
-        _numbers(int, options, "nfe"),
-        _numbers(float, options, "rtol"),
+        numbers(int, options, "nfe"),
+        numbers(float, options, "rtol"),
     )
     settings = study.make_settings(opened, solvers, nfe, rtol, options.grid)
     folder = options.workdir / "study"
@@ -221,39 +213,6 @@ def _study(options: argparse.Namespace) -> None:
     study.plot(rows, folder / "study.png")
     print(table)
     print(f"wrote {folder}/study.csv, study.md and study.png")
-
-
-def _numbers(kind: type, options: argparse.Namespace, name: str) -> list[Any]:
-    text = getattr(options, name)
-    try:
-        return [kind(part) for part in text.split(",") if part]
-    except ValueError as error:
-        raise UsageError(f"--{name}={text}: give numbers, separated by commas") from error
-
-
-def _ends(options: argparse.Namespace) -> dict[str, Any]:
-    """How sampling starts and ends, as far as the options say."""
-    ends = {"t_min": options.t_min, "denoise": options.denoise, "temperature": options.temperature}
-    return {name: value for name, value in ends.items() if value is not None}
-
-
-def _sampler_overrides(options: argparse.Namespace) -> list[str]:
-    """The short options as overrides of the config. A number of steps without a grid means equal ones."""
-    grid = options.grid or (None if options.steps is None else "linear")
-    # A tolerance given alone is meant for both, as in the literature.
-    atol = options.rtol if options.atol is None else options.atol
-    adaptive = None if atol is None else "adaptive"
-    if grid and adaptive:
-        raise UsageError("give either a number of steps or tolerances")
-    named = {
-        "solver.name": options.solver,
-        "steps.name": grid or adaptive,
-        "steps.steps": options.steps,
-        "steps.rtol": options.rtol,
-        "steps.atol": atol,
-        **{f"sampling.{name}": value for name, value in _ends(options).items()},
-    }
-    return [f"--config.{key}={value}" for key, value in named.items() if value is not None]
 
 
 def _params(options: argparse.Namespace) -> None:
@@ -309,74 +268,6 @@ def _data(options: argparse.Namespace) -> None:
         print(f"left out {len(record['skipped'])} damaged images: {', '.join(record['skipped'])}")
     if not outcome.was_there:
         print(f"wrote {job.folder}; train on it with  --config.data.source={job.called}")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports errors as one line, like every other error of the command."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see  lsgm --help")
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="lsgm", usage=USAGE, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-
-    def command(name: str) -> _Parser:
-        return commands.add_parser(name, allow_abbrev=False)
-
-    for name in CONFIGURED:
-        command(name).add_argument("--config", required=True)
-    train, sample, evaluate = commands.choices["train"], command("sample"), command("evaluate")
-    convert = commands.choices["convert"]
-    convert.add_argument("--checkpoint", required=True, type=pathlib.Path)
-    convert.add_argument("--weights", choices=("average", "last"), default="average")
-    study, interpolate = command("study"), command("interpolate")
-    for each in (train, sample, evaluate, convert, study, interpolate):
-        each.add_argument("--workdir", required=True, type=pathlib.Path)
-    study.add_argument("--solvers", default=SOLVERS)
-    study.add_argument("--nfe", default="5,10,20,50")
-    study.add_argument("--rtol", default="1e-2,1e-3,1e-4")
-    study.add_argument("--grid", default="quadratic")
-    study.add_argument("--count", type=int, default=256)
-    interpolate.add_argument("--between", choices=("noise", "test"), default="noise")
-    interpolate.add_argument("--pairs", type=int, default=6)
-    interpolate.add_argument("--points", type=int, default=10)
-    for each in (sample, evaluate, study, interpolate):
-        each.add_argument("--t_min", type=float)
-        each.add_argument("--denoise")
-        each.add_argument("--temperature", type=float)
-    study.add_argument("--seed", type=int, default=0)
-    for each in (sample, evaluate, interpolate):
-        each.add_argument("--seed", type=int, default=0)
-        each.add_argument("--solver")
-        each.add_argument("--rtol", type=float)
-        each.add_argument("--atol", type=float)
-        each.add_argument("--steps", type=int)
-        each.add_argument("--grid")
-    sample.add_argument("--count", type=int, default=64)
-    evaluate.add_argument("--metrics", default="nelbo,ode")
-    evaluate.add_argument("--split", choices=("test", "validation"), default="test")
-    evaluate.add_argument("--samples", type=int)
-    evaluate.add_argument("--inception", type=pathlib.Path)
-
-    data = command("data")
-    data.add_argument("action", choices=("prepare",))
-    data.add_argument("kind", metavar="NAME")
-    data.add_argument("--source", required=True, type=pathlib.Path)
-    data.add_argument("--data_dir", type=pathlib.Path)
-    data.add_argument("--name")
-    data.add_argument("--size", type=int)
-    data.add_argument("--skip_bad", action="store_true")
-
-    options, rest = parser.parse_known_args(arguments)
-    options.overrides = [argument for argument in rest if argument.startswith("--config.")]
-    strangers = [argument for argument in rest if argument not in options.overrides]
-    if strangers or (options.overrides and options.command not in OVERRIDDEN):
-        raise UsageError(
-            f"lsgm {options.command} does not know {(strangers or options.overrides)[0]}; see  lsgm --help"
-        )
-    return options
 
 
 def _quieten() -> None:

@@ -25,13 +25,13 @@ from lsgm_jax.diffusions.cld import CLD, velocity_eps
 from lsgm_jax.diffusions.linear import normal_eps
 from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
-from lsgm_jax.models.sgm import FixedPart
 from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.kl import KLSchedule
 from lsgm_jax.objectives.matching import known_start
 from lsgm_jax.objectives.times import Defensive, Optimal, Uniform
 from lsgm_jax.scores.mlp import MLP
 from lsgm_jax.scores.ncsnpp import NCSNpp
+from lsgm_jax.scores.parameterise import FixedPart
 from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
@@ -81,12 +81,17 @@ class UNetSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
-    """The joint stage; see `Objective` and `LSGM`. `weighting` is a key of `WEIGHTINGS`, `spread` one of `SPREADS`."""
+    """The joint stage; see `Objective` and `LSGM`.
+
+    `weighting` is a key of `WEIGHTINGS`, `spread` one of `SPREADS`. `mixed_score`, one of `FIXED_PARTS`, is added to
+    the network's output before that is mixed with the Normal prediction.
+    """
 
     weighting: str = "likelihood"
     spread: str = "stratified"
     control_variate: bool = True
     encoder_meets_average: bool = False
+    mixed_score: str = "none"
     mixing_logit_init: float = -3.0
     inactive_kl: float = 0.0
 
@@ -166,7 +171,7 @@ SPREADS = {
     "equidistant": times.equidistant,
     "independent": times.independent,
 }
-# The known part of an SGM's noise prediction.
+# The known part of the network's noise prediction.
 FIXED_PARTS: dict[str, FixedPart | None] = {"none": None, "normal": normal_eps, "velocity": velocity_eps}
 # What CLD's score is matched given, beside the data: nothing, or the velocity at time 0.
 MATCHINGS: dict[str, Callable[[CLD], CLD] | None] = {"hybrid": None, "plain": known_start}

@@ -119,6 +119,20 @@ def test_images_go_to_noise_and_back(trained):
     assert np.asarray(Image.open(trained / "interpolation.png")).shape == (2 * 50 - 2, 3 * 50 - 2, 3)
 
 
+def test_images_are_animated_from_noise_to_sample(trained):
+    """The last frame and the last column of the still show the same images, which are not those of the noise."""
+    arguments = ["animate", f"--workdir={trained}", "--solver=Heun", "--steps=4", "--count=4", "--frames=3"]
+    assert cli.main(arguments) == 0
+    still = np.asarray(Image.open(trained / "paths.png"), float)[24:]
+    with Image.open(trained / "paths.gif") as animation:
+        assert animation.n_frames == 3
+        animation.seek(2)
+        last = np.asarray(animation.convert("RGB"), float)[24:]
+    first, final = still[:48, :48], still[:48, -48:]
+    assert np.abs(last[:48, :48] - final).max() < 12.0
+    assert np.abs(first - final).max() > 12.0
+
+
 def test_more_latents_tighten_the_bound(trained):
     """The importance-weighted bound of two latents is below the bound of one, on average."""
     few = ["--solver=Heun", "--steps=4", "--config.eval.importance_draws=2", "--config.eval.draws=1"]

@@ -12,12 +12,14 @@ from experiments import (
     end_to_end,
     few_steps,
     latent_or_pixels,
+    latent_process,
     mixture_likelihood,
+    tolerance,
     toys,
     trials,
 )
 from lsgm_jax.build import build_model, build_sampler
-from lsgm_jax.config import override
+from lsgm_jax.config import differences, override
 from lsgm_jax.run import Run
 
 TRIALS = [ablation.trial(process, *cell) for process in ablation.PROCESSES for cell in ablation.CELLS]
@@ -46,6 +48,35 @@ def test_every_size_is_a_config_of_both_kinds(size):
     latent = trials.load(trials.SIZES[size], {})
     pixels = trials.load(latent_or_pixels.PIXELS[size], {})
     assert build_model(latent).data_shape == build_model(pixels).data_shape
+
+
+@pytest.mark.parametrize("size", trials.SIZES)
+def test_both_processes_have_a_config_of_the_same_autoencoder_and_network(size):
+    vp, cld = (
+        trials.load(latent_process.setup(size, process), latent_process.TRIALS[process].fields)
+        for process in ("vp-normal", "cld")
+    )
+    changed = [text.split("=")[0] for text in differences(vp, cld)]
+    assert changed
+    assert all(key.startswith("process.") for key in changed)
+
+
+def test_curves_go_by_evaluations_over_seeds():
+    row = lambda seed, setting, nfe, distance: {
+        "process": "cld", "solver": "SSCS", "seed": seed, "setting": setting, "nfe": nfe, "energy_distance": distance
+    }  # fmt: skip
+    rows = [row(0, "b", 20, 0.1), row(1, "b", 20, 0.3), row(0, "a", 10, 0.4), row(1, "a", 10, 0.4)]
+    assert latent_process.curve(rows, "cld", "SSCS") == [(10.0, 0.4, 0.0), (20.0, 0.2, pytest.approx(0.1))]
+
+
+def test_tolerances_are_compared_seed_by_seed():
+    row = lambda setting, nfe, distance: {
+        "solver": "Tsit5", "setting": setting, "nfe": nfe, "energy_distance": distance
+    }  # fmt: skip
+    rows = [row("tolerance 0.01", 20, 0.2), row("tolerance 0.01", 20, 0.5)]
+    rows += [row("tolerance 1e-05", 80, 0.1), row("tolerance 1e-05", 80, 0.4)]
+    found = tolerance.compare(rows, "Tsit5", 1e-2)
+    assert "4.0 times fewer evaluations, energy distance to the data +0.1000 ± 0.0000" in found
 
 
 def test_means_leave_out_what_was_lost():

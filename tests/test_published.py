@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from lsgm_jax.build import build_lsgm, build_model
-from lsgm_jax.config import load_config
+from lsgm_jax.config import differences, load_config
+from lsgm_jax.diffusions.linear import normal_eps
 from lsgm_jax.evaluation.count import count_parameters
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.network import trainable
@@ -31,7 +32,18 @@ CLD = {
     "cld_celebahq256.py:paper": 65_466_371,
     "cld_celebahq256.py:post_paper": 103_073_795,
 }
-QUICK = ["lsgm_mnist.py:quick", "lsgm_cifar10.py:fid,quick", "lsgm_celebahq256.py:qualitative,quick"]
+QUICK = [
+    "lsgm_mnist.py:quick",
+    "lsgm_mnist.py:cld,quick",
+    "lsgm_cifar10.py:fid,quick",
+    "lsgm_celebahq256.py:qualitative,quick",
+]
+# LSGM-CLD, and the config with VPSDE that it comes from.
+LSGM_CLD = {
+    "digits.py:cld": "digits.py",
+    "lsgm_mnist.py:cld": "lsgm_mnist.py",
+    "lsgm_cifar10.py:cld": "lsgm_cifar10.py:fid",
+}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +67,7 @@ def test_published_cld_configs_have_the_published_size(config):
     assert count_parameters(trainable(params)) == CLD[config]
 
 
-@pytest.mark.parametrize("config", [*PUBLISHED, *CLD, "cld_toy.py", "digits.py"])
+@pytest.mark.parametrize("config", [*PUBLISHED, *CLD, *LSGM_CLD, "cld_toy.py", "digits.py"])
 def test_every_config_builds_and_has_a_quick_variant(config):
     """The quick one has the same model at other sizes, and trains for at most a hundred steps."""
     published = load_config(str(CONFIGS / config), [])
@@ -64,6 +76,18 @@ def test_every_config_builds_and_has_a_quick_variant(config):
     assert quick.train.steps <= 100 < published.train.steps
     for section in ("process", "density", "objective", "solver", "steps", "sampling"):
         assert quick[section].to_dict() == published[section].to_dict()
+
+
+@pytest.mark.parametrize(
+    ("config", "origin"), [*LSGM_CLD.items(), ("lsgm_mnist.py:cld,small", "lsgm_mnist.py:small")]
+)
+def test_lsgm_cld_differs_in_its_process_alone(config, origin):
+    """And in the fixed part that its network is given."""
+    config, origin = (load_config(str(CONFIGS / name), []) for name in (config, origin))
+    changed = {text.split("=")[0] for text in differences(origin, config)}
+    assert {"process.name", "objective.mixed_score"} <= changed
+    assert all(key.startswith(("process.", "objective.mixed_score")) for key in changed)
+    assert build_lsgm(config).fixed_part is normal_eps
 
 
 @pytest.mark.parametrize("config", ["cld_cifar10.py:quick", "cld_celebahq256.py:post_paper,quick"])

@@ -2,13 +2,14 @@
 
 import pathlib
 import re
+import shlex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax import cli
+from lsgm_jax import cli, command_line
 from lsgm_jax.build import build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.diffusions import linear
@@ -47,9 +48,10 @@ def test_python_example_runs(tmp_path, data_dir, monkeypatch, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command):
     """Options exist, and so do the keys that are overridden."""
-    options = cli._parse(command.split())
-    assert options.command == command.split()[0]
-    overrides = [word for word in command.split() if word.startswith("--config.")]
+    words = shlex.split(command)
+    options = command_line.parse(words)
+    assert options.command == words[0]
+    overrides = [word for word in words if word.startswith("--config.")]
     config = re.search(r"--config=(\S+)", command)
     if (
         overrides and config and (ROOT / config[1]).exists()

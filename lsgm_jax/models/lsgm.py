@@ -23,8 +23,10 @@ from lsgm_jax.objectives.elbo import (
 )
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.times import Stratum, TimeDensity
-from lsgm_jax.scores.parameterise import in_channels, mix
+from lsgm_jax.scores.parameterise import FixedPart, in_channels, mix
+from lsgm_jax.solvers.integrate import KeptTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
+from lsgm_jax.solvers.path import Path, path_to_data
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
 
@@ -38,6 +40,9 @@ class LSGM:
     """VAE, forward process and score network. Parameters: {"vae", "score_net", "mixing_logit"}.
 
     Attributes:
+        fixed_part: known part of the network's noise prediction, to which its output is added before it is mixed with
+            the Normal one. For CLD that of its own mixed score, which small times need (D3); None leaves all to the
+            network, as published for LSGM.
         inactive_kl: channels of z_0 that hold no more than this under a trained VAE, in nats, are left to the Normal
             prior (see `leave_inactive`), and the parameters say under "carried" which are "active". 0 keeps all.
     """
@@ -46,6 +51,7 @@ class LSGM:
     process: Process
     score_net: Network
     objective: Objective
+    fixed_part: FixedPart | None = None
     mixing_logit_init: float = -3.0
     inactive_kl: float = 0.0
 
@@ -102,6 +108,8 @@ class LSGM:
             active = params["carried"]["active"] if self.inactive_kl else 1.0
             seen = in_channels(jax.tree.map(lambda z: active * z, z_t))
             net_eps = self.score_net.apply(params["score_net"], seen, t, dropout_key=dropout_key)
+            if self.fixed_part is not None:
+                net_eps += self.fixed_part(self.process, z_t, t)
             return mix(params["mixing_logit"], normal_eps(self.process, z_t, t), net_eps)
 
         return predict
@@ -206,6 +214,16 @@ class LSGM:
         noise = KeyedNoise(k_solve)
         solution = solve_to_data(sampler, self.process, self.eps_net(params), z_1, noise)
         return self.vae.decode(params["vae"], solution.z_0, k_decoder), solution
+
+    def decode_path(
+        self, params: Params, z_1: State, key: Key, sampler: Sampler, times: KeptTimes
+    ) -> tuple[Array, Path]:
+        """Expected images of the latents on the way, [times, batch, h, w, c]; the last are those of `decode`."""
+        k_solve, k_decoder = jax.random.split(key)
+        noise = KeyedNoise(k_solve)
+        path = path_to_data(sampler, self.process, self.eps_net(params), z_1, noise, times)
+        decode = lambda z: self.vae.decode(params["vae"], z, k_decoder)
+        return jax.lax.map(decode, path.positions), path
 
     def encode(self, params: Params, batch: Batch, key: Key, sampler: Sampler) -> State:
         """The noise z_1 whose way back passes a draw of q(z_0 | x)."""

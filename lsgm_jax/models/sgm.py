@@ -5,11 +5,10 @@ With `CLD` as the process it is CLD-SGM (Dockhorn, Vahdat, Kreis 2022); with `VP
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times, expand
 from lsgm_jax.diffusions.linear import Process, sample_prior
@@ -24,14 +23,12 @@ from lsgm_jax.objectives.elbo import (
 )
 from lsgm_jax.objectives.matching import noise_ratio
 from lsgm_jax.objectives.times import Stratum
-from lsgm_jax.scores.parameterise import in_channels
+from lsgm_jax.scores.parameterise import FixedPart, in_channels
+from lsgm_jax.solvers.integrate import KeptTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
+from lsgm_jax.solvers.path import Path, path_to_data
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
-
-FixedPart = Callable[
-    [Any, Any, Times], Latents
-]  # of process, state and time; the state is the process's kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,6 +140,13 @@ class SGM:
         """Samples of given noise; the key is for what is drawn on the way."""
         solution = solve_to_data(sampler, self.process, self.eps_net(params), z_1, KeyedNoise(key))
         return solution.z_0, solution
+
+    def decode_path(
+        self, params: Params, z_1: State, key: Key, sampler: Sampler, times: KeptTimes
+    ) -> tuple[Array, Path]:
+        """Where the samples were on the way, [times, batch, ...]; the last are those of `decode`."""
+        path = path_to_data(sampler, self.process, self.eps_net(params), z_1, KeyedNoise(key), times)
+        return path.positions, path
 
     def encode(self, params: Params, batch: Batch, key: Key, sampler: Sampler) -> State:
         """The noise z_1 whose way back passes the data."""

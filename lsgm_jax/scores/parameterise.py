@@ -1,12 +1,17 @@
 """What a network is given, and how its output becomes the noise prediction."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import Latents, State, coordinates
+from lsgm_jax.arrays import Latents, State, Times, coordinates
 
 MixingLogit = Float[Array, "channels"]
+# A known part of the noise prediction, of process, state and time; the state is the process's kind.
+FixedPart = Callable[[Any, Any, Times], Latents]
 
 
 def mix(mixing_logit: MixingLogit, normal_eps: Latents, net_eps: Latents) -> Latents:

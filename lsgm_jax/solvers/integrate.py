@@ -14,6 +14,7 @@ from lsgm_jax.solvers.nfe import Count, CountingController, EarlyRejections, eva
 from lsgm_jax.solvers.terms import Clock
 
 Tree = Any  # states, and what else is integrated, of a batch: [batch, ...] each
+KeptTimes = Float[Array, "kept"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,12 @@ class Adaptive:
 
 
 class Integral(NamedTuple):
-    """Where a solve ended, and what it cost."""
+    """Where a solve ended, what it cost, and what was kept on the way."""
 
     end: Tree
     evaluations: Count
     success: Bool[Array, "batch"]
+    kept: Tree  # [times, batch, ...] each; None if nothing was to be kept
 
 
 def _for_one_sample(term: diffrax.ODETerm) -> diffrax.ODETerm:
@@ -69,12 +71,15 @@ def integrate_adaptively(
     begin: float,
     end: float,
     args: Tree = None,
+    keep: KeptTimes | None = None,
 ) -> Integral:
     """Integrates `term` from `begin` to `end` > `begin`.
 
     Args:
         start: state of the batch.
         args: what the term takes beside it, [batch, ...] each.
+        keep: increasing times whose states are kept, by the solver's interpolation; they change no step. What a solve
+            that failed did not reach is infinite.
     """
     dtype = jax.tree.leaves(start)[0].dtype
     norm = _hardest if steps.per == "hardest" else _rms
@@ -92,24 +97,29 @@ def integrate_adaptively(
             stepsize_controller=controller,
             max_steps=steps.max_steps,
             throw=False,
-            saveat=diffrax.SaveAt(t1=True, controller_state=True),
+            saveat=diffrax.SaveAt(subs=_saved(keep, begin, end), controller_state=True),
         )
 
     if steps.per == "sample":
         solution = jax.vmap(lambda start, args: solve(_for_one_sample(term), start, args))(start, args)
-        final = jax.tree.map(lambda path: path[:, -1], solution.ys)
+        saved = cast(dict[str, Tree], solution.ys)
+        final = jax.tree.map(lambda path: path[:, -1], saved["end"])
+        kept = jax.tree.map(lambda path: jnp.swapaxes(path, 0, 1), saved.get("kept"))
     else:
         solution = solve(term, start, args)
-        final = jax.tree.map(lambda path: path[-1], solution.ys)
+        saved = cast(dict[str, Tree], solution.ys)
+        final, kept = _last(saved["end"]), saved.get("kept")
     batch = len(jax.tree.leaves(start)[0])
     early = cast(EarlyRejections, solution.controller_state).early
     each = (jnp.broadcast_to(count, (batch,)) for count in (solution.stats["num_steps"], early))
     success = jnp.broadcast_to(solution.result == diffrax.RESULTS.successful, (batch,))
-    return Integral(final, evaluations(method.cost, *each), success)
+    return Integral(final, evaluations(method.cost, *each), success, kept)
 
 
-def integrate_on(method: Method, nodes: Nodes, terms: Any, start: Tree, args: Tree = None) -> Integral:
-    """Integrates `terms` over the increasing times `nodes`, whatever the error."""
+def integrate_on(
+    method: Method, nodes: Nodes, terms: Any, start: Tree, args: Tree = None, keep: KeptTimes | None = None
+) -> Integral:
+    """Integrates `terms` over the increasing times `nodes`, whatever the error; `keep` as in `integrate_adaptively`."""
     dtype = jax.tree.leaves(start)[0].dtype
     nodes, steps = nodes.astype(dtype), len(nodes) - 1
     solution = diffrax.diffeqsolve(
@@ -123,12 +133,25 @@ def integrate_on(method: Method, nodes: Nodes, terms: Any, start: Tree, args: Tr
         stepsize_controller=diffrax.StepTo(nodes),
         max_steps=steps,
         throw=False,
-        saveat=diffrax.SaveAt(t1=True),
+        saveat=diffrax.SaveAt(subs=_saved(keep, nodes[0], nodes[-1])),
     )
     batch = len(jax.tree.leaves(start)[0])
     count = evaluations(method.cost, jnp.full(batch, steps), jnp.zeros(batch, jnp.int32))
     success = jnp.broadcast_to(solution.result == diffrax.RESULTS.successful, (batch,))
-    return Integral(jax.tree.map(lambda path: path[-1], solution.ys), count, success)
+    saved = cast(dict[str, Tree], solution.ys)
+    return Integral(_last(saved["end"]), count, success, saved.get("kept"))
+
+
+def _saved(keep: KeptTimes | None, begin: Clock, end: Clock) -> dict[str, diffrax.SubSaveAt]:
+    """What diffrax is to save: the end, and the states at the times `keep`, which rounding may have put beyond it."""
+    last = {"end": diffrax.SubSaveAt(t1=True)}
+    if keep is None:
+        return last
+    return last | {"kept": diffrax.SubSaveAt(ts=jnp.clip(keep, begin, end))}
+
+
+def _last(path: Tree) -> Tree:
+    return jax.tree.map(lambda states: states[-1], path)
 
 
 def _rms(error: Tree) -> Float[Array, ""]:

@@ -27,7 +27,7 @@ from lsgm_jax.diffusions.linear import (
     sample_prior,
 )
 from lsgm_jax.solvers.grids import Grid, Times
-from lsgm_jax.solvers.integrate import Adaptive, Integral, Tree, integrate_adaptively, integrate_on
+from lsgm_jax.solvers.integrate import Adaptive, Integral, KeptTimes, Tree, integrate_adaptively, integrate_on
 from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.terms import (
@@ -141,13 +141,26 @@ def solve_to_data(sampler: Sampler, process: Process, eps_net: EpsNet, z_1: Stat
     Raises:
         ValueError: if the solver cannot integrate the process; names what can.
     """
+    solution, _ = carry_to_data(sampler, process, eps_net, z_1, noise)
+    return solution
+
+
+def carry_to_data(
+    sampler: Sampler,
+    process: Process,
+    eps_net: EpsNet,
+    z_1: State,
+    noise: Noise,
+    keep: KeptTimes | None = None,
+) -> tuple[Solution, Tree]:
+    """As `solve_to_data`, and the states at the decreasing times `keep`, [times, batch, ...]; None without them."""
     if (refusal := sampler.method.refuse(process)) is not None:
         raise ValueError(refusal)
-    solved = _integrate(sampler, Problem(process, eps_net, noise), z_1)
+    solved = _integrate(sampler, Problem(process, eps_net, noise), z_1, keep)
     z_0, extra = _denoise(sampler, process, eps_net, solved.end)
     batch, single = solved.evaluations
     mean = jnp.mean(single.astype(z_0.dtype))
-    return Solution(z_0, batch + extra, mean + extra, jnp.asarray(extra), solved.success)
+    return Solution(z_0, batch + extra, mean + extra, jnp.asarray(extra), solved.success), solved.kept
 
 
 def solve_to_noise(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key, z_0: Latents) -> State:
@@ -191,18 +204,19 @@ def require_ode(method: Method) -> None:
         )
 
 
-def _integrate(sampler: Sampler, problem: Problem, z_1: State) -> Integral:
+def _integrate(sampler: Sampler, problem: Problem, z_1: State, keep: KeptTimes | None) -> Integral:
     method, steps = sampler.method, sampler.steps
+    keep = None if keep is None else 1.0 - keep
     if isinstance(steps, Adaptive):
-        return integrate_adaptively(method, steps, Reverse(problem), z_1, 0.0, 1.0 - sampler.t_min)
+        return integrate_adaptively(method, steps, Reverse(problem), z_1, 0.0, 1.0 - sampler.t_min, keep=keep)
     taus = 1.0 - steps.times(problem.process, sampler.t_min)
     if method.dynamics != "sde":
-        return integrate_on(method, taus, Reverse(problem), z_1)
+        return integrate_on(method, taus, Reverse(problem), z_1, keep=keep)
     last = coordinates(z_1)[-1]
     like = jax.ShapeDtypeStruct(last.shape, last.dtype)
     path = GridPath(taus=taus.astype(last.dtype), problem=problem, like=like)
     terms = diffrax.MultiTerm(reverse_drift_term(problem), Diffusion(problem, path))
-    return integrate_on(method, taus, terms, z_1)
+    return integrate_on(method, taus, terms, z_1, keep=keep)
 
 
 def _last_time(sampler: Sampler) -> float:

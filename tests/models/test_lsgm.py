@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsgm_jax.arrays import Phase
+from lsgm_jax.diffusions.linear import normal_eps
 from lsgm_jax.models.network import Network
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.times import Stratum
+from lsgm_jax.schema import ConfigError
 from lsgm_jax.scores.unet import UNet
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.integrate import Adaptive
@@ -68,6 +71,24 @@ def test_every_process_trains_samples_and_is_scored(process, encoder_density):
     )
     assert solution.z_0.shape == (2, 4, 4, 2)
     assert np.isfinite(x).all()
+
+
+@pytest.mark.parametrize("logit", [-1.0, 2.0])
+def test_a_fixed_part_needs_no_share_of_the_normal_prediction(logit):
+    """With the Normal prediction as the fixed part, a silent network predicts it, whatever its share."""
+    model = tiny.model("--config.process.name=cld", "--config.objective.mixed_score=normal")
+    params = with_logit(jax.tree.map(jnp.zeros_like, jax.jit(model.init)(jax.random.key(0))), logit)
+    z_t, t = (
+        Phase(*jax.random.normal(jax.random.key(1), (2, 3, *model.latent_shape))),
+        jnp.array([0.01, 0.2, 1.0]),
+    )
+    exact = normal_eps(model.process, z_t, t)
+    np.testing.assert_allclose(model.eps_net(params)(z_t, t), exact, rtol=1e-6)
+
+
+def test_a_fixed_part_of_the_velocity_needs_one():
+    with pytest.raises(ConfigError, match=r"mixed_score='velocity' is for the process cld, not VP"):
+        tiny.model("--config.objective.mixed_score=velocity")
 
 
 def test_without_the_network_lsgm_is_the_vae(model, params, bound):

@@ -76,7 +76,7 @@ def test_the_mixed_score_is_the_published_one():
 
 
 def test_a_mixed_score_of_the_velocity_needs_one():
-    with pytest.raises(ConfigError, match=r"mixed_score='velocity' is for the process cld, not vp"):
+    with pytest.raises(ConfigError, match=r"mixed_score='velocity' is for the process cld, not VP"):
         toy("--config.process.name=vp")
 
 

@@ -1,0 +1,127 @@
+"""LSGM-CLD against LSGM with the VPSDE: one autoencoder, one network, one budget; NELBO, and quality against NFE.
+
+python -m experiments.latent_process --out=runs/trials --size=cpu --seeds=0,1,2
+
+All priors of a seed begin with the same VAE and train with it for the same number of steps: "vp" as published,
+"vp-normal" with its network added to the Normal prediction, as LSGM-CLD's recipe has it, and "cld". Then each is sampled
+by solvers of every kind at the same numbers of evaluations. Writes latent_process.csv, latent_process_samples.csv,
+latent_process.png and latent_process.md.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.trials import (
+    SIZES,
+    Setup,
+    Trial,
+    command_line,
+    conclude,
+    figure,
+    file_of,
+    over_seeds,
+    paired,
+    run_all,
+    summary,
+    write_table,
+)
+from lsgm_jax.run import Run
+from lsgm_jax.study import make_settings, study
+
+LSGM_CLD = {"quick": "digits.py:cld,quick", "cpu": "digits.py:cld", "gpu": "lsgm_cifar10.py:cld"}
+TRIALS = {
+    "vp": Trial("lsgm", {}),
+    "vp-normal": Trial("lsgm-normal", {"objective.mixed_score": "normal"}),
+    "cld": Trial("lsgm-cld", {}),
+}
+KEYS = {"nelbo": "test NELBO, nats", "fid": "FID", "nfe": "NFE of a sample", "train_seconds": "training, s"}
+NFE, TOLERANCES = (10, 20, 50, 100), (1e-1, 1e-2, 1e-3)
+COUNT = {"quick": 32, "cpu": 1000, "gpu": 2000}
+# An ODE solver, Euler-Maruyama, and what is made for the process: from coarse to fine.
+FOR_VP = ("Heun", "Tsit5", "EulerMaruyama", "Ancestral", "DDIM")
+SOLVERS = {
+    "vp": FOR_VP,
+    "vp-normal": FOR_VP,
+    "cld": ("Heun", "Tsit5", "EulerMaruyama", "SSCS", "GDDIM"),
+}
+
+
+def setup(size: str, process: str) -> Setup:
+    """The config of an LSGM with a process, at a size."""
+    config, common = SIZES[size]
+    return (LSGM_CLD[size] if process == "cld" else config), common
+
+
+def measure(options: argparse.Namespace, process: str) -> list[dict[str, Any]]:
+    """Samples of every solver at every budget, every seed."""
+    rows = []
+    for seed in options.seeds:
+        workdir = options.out / f"seed{seed}" / TRIALS[process].name
+        run = Run.open(workdir)
+        settings = make_settings(run, SOLVERS[process], NFE, TOLERANCES, grid="quadratic")
+        for row in study(run, settings, COUNT[options.size], seed, workdir / "latent_process"):
+            rows.append({"process": process, "seed": seed, **row._asdict()})
+    return rows
+
+
+def curve(rows: Sequence[dict[str, Any]], process: str, solver: str) -> list[tuple[float, float, float]]:
+    """Mean NFE, mean energy distance and its standard error of every setting, by NFE."""
+    mine = [row for row in rows if (row["process"], row["solver"]) == (process, solver)]
+    points = []
+    for setting in dict.fromkeys(row["setting"] for row in mine):
+        nfe, distances = (
+            [row[key] for row in mine if row["setting"] == setting] for key in ("nfe", "energy_distance")
+        )
+        points.append((over_seeds(nfe)[0], *over_seeds(distances)))
+    return sorted(points)
+
+
+def sample_table(rows: Sequence[dict[str, Any]]) -> str:
+    """In Markdown: energy distance to the test split at each number of evaluations."""
+    lines = ["| process, solver | NFE: energy distance to the test split |", "|---|---|"]
+    for process, solvers in SOLVERS.items():
+        for solver in solvers:
+            cells = ", ".join(
+                f"{nfe:.0f}: {distance:.4f} ± {error:.4f}"
+                for nfe, distance, error in curve(rows, process, solver)
+            )
+            lines.append(f"| {process}, {solver} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Trains both, samples both, and compares."""
+    options = command_line(__doc__, "latent_process")
+    rows = []
+    for process, trial in TRIALS.items():
+        rows += run_all([trial], options, ("nelbo", "fid"), setup(options.size, process))
+    write_table(file_of(options, "csv"), rows)
+    samples = [row for process in TRIALS for row in measure(options, process)]
+    write_table(options.out / f"{options.name}_samples.csv", samples)
+    with figure(file_of(options, "png"), columns=3, width=5.0, height=4.2) as axes:
+        for axis, (process, solvers) in zip(axes, SOLVERS.items(), strict=True):
+            for solver in solvers:
+                nfe, distance, error = zip(*curve(samples, process, solver), strict=True)
+                axis.errorbar(nfe, distance, error, marker="o", markersize=4, label=solver)
+            axis.set(xscale="log", yscale="log", xlabel="NFE", ylabel="energy distance to the test split")
+            axis.set_title(f"LSGM, {process}")
+            axis.legend()
+        low, high = (pick(axis.get_ylim()[i] for axis in axes) for i, pick in enumerate((min, max)))
+        for axis in axes:
+            axis.set_ylim(low, high)
+    lines = [
+        f"{left} less {right}, {heading}: {paired(rows, left, right, key)}."
+        for left, right in (("lsgm-cld", "lsgm"), ("lsgm-cld", "lsgm-normal"), ("lsgm-normal", "lsgm"))
+        for key, heading in KEYS.items()
+    ]
+    lines += [f"{row['trial']}, seed {row['seed']}: {row['diverged']}" for row in rows if row["diverged"]]
+    conclude(
+        options,
+        summary(rows, KEYS | {"nelbo_vae": "NELBO of the VAE"}) + "\n\n" + sample_table(samples),
+        lines,
+    )
+
+
+if __name__ == "__main__":
+    main()

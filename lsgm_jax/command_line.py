@@ -1,0 +1,162 @@
+"""What the command line says: its commands, their options, and the overrides of a config they stand for."""
+
+import argparse
+import pathlib
+from typing import Any, NoReturn
+
+USAGE = """lsgm COMMAND [options]
+
+  lsgm train    --config=FILE[:ARG] --workdir=DIR [--config.SECTION.KEY=VALUE ...]
+  lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N]
+  lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw,fid,kid,pr,time] [--split=test|validation] [--seed=N]
+                [--samples=N] [--inception=FILE.pth]
+  lsgm interpolate --workdir=DIR [SAMPLER] [--between=noise|test] [--pairs=N] [--points=N] [--seed=N]
+  lsgm animate  --workdir=DIR [SAMPLER] [--count=N] [--frames=N] [--seed=N]
+  lsgm study    --workdir=DIR [--solvers=NAME,...] [--nfe=N,...] [--rtol=X,...] [--grid=NAME] [--count=N] [--seed=N]
+  lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
+  lsgm convert  --config=FILE[:ARG] --checkpoint=FILE.pt --workdir=DIR [--weights=average|last]
+                [--config.SECTION.KEY=VALUE ...]
+  lsgm data prepare mnist|omniglot|cifar10|celebahq256|imagenet32|imagenet64|folder --source=PATH
+                [--data_dir=DIR] [--name=NAME] [--size=N] [--skip_bad]
+
+  SAMPLER: [--solver=NAME] [--steps=N [--grid=linear|quadratic|log_snr|edm] | --rtol=X [--atol=X]] [--t_min=X]
+           [--denoise=none|euler|mean] [--temperature=X] [--config.solver.KEY=VALUE ...]
+"""
+SOLVERS = "Euler,Heun,Tsit5,Dopri5,DDIM,DEIS,DPMSolverPP,UniPC,EulerMaruyama,Ancestral"  # of a study
+METRICS = ("nelbo", "ode", "iw", "fid", "kid", "pr", "time")
+CONFIGURED = ("train", "params", "convert")  # commands that take a config
+OVERRIDDEN = (
+    *CONFIGURED,
+    "sample",
+    "evaluate",
+    "study",
+    "interpolate",
+    "animate",
+)  # and those that change one
+
+
+class UsageError(Exception):
+    """The command line is off; the message says what it should be."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports errors as one line, like every other error of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see  lsgm --help")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options, "--config." overrides among them.
+
+    Raises:
+        UsageError: for a command or an option that does not exist, or is missing.
+        SystemExit: for --help.
+    """
+    options, rest = _make_parser().parse_known_args(arguments)
+    options.overrides = [argument for argument in rest if argument.startswith("--config.")]
+    strangers = [argument for argument in rest if argument not in options.overrides]
+    if strangers or (options.overrides and options.command not in OVERRIDDEN):
+        raise UsageError(
+            f"lsgm {options.command} does not know {(strangers or options.overrides)[0]}; see  lsgm --help"
+        )
+    return options
+
+
+def _make_parser() -> _Parser:
+    parser = _Parser(prog="lsgm", usage=USAGE, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    def command(name: str) -> _Parser:
+        return commands.add_parser(name, allow_abbrev=False)
+
+    for name in CONFIGURED:
+        command(name).add_argument("--config", required=True)
+    train, convert = commands.choices["train"], commands.choices["convert"]
+    sample, evaluate, study, interpolate, animate = map(
+        command, ("sample", "evaluate", "study", "interpolate", "animate")
+    )
+    for each in (train, convert, sample, evaluate, study, interpolate, animate):
+        each.add_argument("--workdir", required=True, type=pathlib.Path)
+    for each in (sample, evaluate, interpolate, animate):
+        _add_sampler(each)
+    for each in (sample, evaluate, interpolate, animate, study):
+        _add_ends(each)
+        each.add_argument("--seed", type=int, default=0)
+    convert.add_argument("--checkpoint", required=True, type=pathlib.Path)
+    convert.add_argument("--weights", choices=("average", "last"), default="average")
+    sample.add_argument("--count", type=int, default=64)
+    evaluate.add_argument("--metrics", default="nelbo,ode")
+    evaluate.add_argument("--split", choices=("test", "validation"), default="test")
+    evaluate.add_argument("--samples", type=int)
+    evaluate.add_argument("--inception", type=pathlib.Path)
+    interpolate.add_argument("--between", choices=("noise", "test"), default="noise")
+    interpolate.add_argument("--pairs", type=int, default=6)
+    interpolate.add_argument("--points", type=int, default=10)
+    animate.add_argument("--count", type=int)
+    animate.add_argument("--frames", type=int, default=48)
+    study.add_argument("--solvers", default=SOLVERS)
+    study.add_argument("--nfe", default="5,10,20,50")
+    study.add_argument("--rtol", default="1e-2,1e-3,1e-4")
+    study.add_argument("--grid", default="quadratic")
+    study.add_argument("--count", type=int, default=256)
+    _add_data(command("data"))
+    return parser
+
+
+def _add_sampler(parser: _Parser) -> None:
+    parser.add_argument("--solver")
+    parser.add_argument("--rtol", type=float)
+    parser.add_argument("--atol", type=float)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--grid")
+
+
+def _add_ends(parser: _Parser) -> None:
+    parser.add_argument("--t_min", type=float)
+    parser.add_argument("--denoise")
+    parser.add_argument("--temperature", type=float)
+
+
+def _add_data(parser: _Parser) -> None:
+    parser.add_argument("action", choices=("prepare",))
+    parser.add_argument("kind", metavar="NAME")
+    parser.add_argument("--source", required=True, type=pathlib.Path)
+    parser.add_argument("--data_dir", type=pathlib.Path)
+    parser.add_argument("--name")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--skip_bad", action="store_true")
+
+
+def numbers(kind: type, options: argparse.Namespace, name: str) -> list[Any]:
+    """The numbers of an option that takes several."""
+    text = getattr(options, name)
+    try:
+        return [kind(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise UsageError(f"--{name}={text}: give numbers, separated by commas") from error
+
+
+def ends(options: argparse.Namespace) -> dict[str, Any]:
+    """How sampling starts and ends, as far as the options say."""
+    given = {"t_min": options.t_min, "denoise": options.denoise, "temperature": options.temperature}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def sampler_overrides(options: argparse.Namespace) -> list[str]:
+    """The short options as overrides of the config. A number of steps without a grid means equal ones."""
+    grid = options.grid or (None if options.steps is None else "linear")
+    # A tolerance given alone is meant for both, as in the literature.
+    atol = options.rtol if options.atol is None else options.atol
+    adaptive = None if atol is None else "adaptive"
+    if grid and adaptive:
+        raise UsageError("give either a number of steps or tolerances")
+    named = {
+        "solver.name": options.solver,
+        "steps.name": grid or adaptive,
+        "steps.steps": options.steps,
+        "steps.rtol": options.rtol,
+        "steps.atol": atol,
+        **{f"sampling.{name}": value for name, value in ends(options).items()},
+    }
+    return [f"--config.{key}={value}" for key, value in named.items() if value is not None]

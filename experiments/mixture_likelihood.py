@@ -47,6 +47,7 @@ LONG: dict[str, dict[str, Any]] = {
     },
     "gpu": {"train.eval_every": 100_000},
 }
+POINTS = {"quick": 100, "cpu": 5000, "gpu": 10_000}
 BY_LIKELIHOOD = {"objective.weighting": "likelihood", "density.name": "defensive", "density.t_min": 1e-5}
 SCORING = [
     "--config.solver.name=Dopri5",

@@ -179,7 +179,7 @@ def draw(options: argparse.Namespace, rows: Sequence[Row]) -> None:
                 axis.plot(x, y, style, ms=4, color=f"C{index % 10}", label=f"{process}, {solver}")
             floor, _ = over_seeds(by_seed(rows, KEY, toy=toy, **FLOOR))
             axis.axhline(floor, color="grey", linestyle=":", label="fresh draws of the data")
-            axis.set(xscale="log", yscale="log", xlabel="NFE", title=toy)
+            nfe_axis(axis, BUDGETS[options.size], toy)
         axes[0].set_ylabel("sliced Wasserstein distance to the test split")
         axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 

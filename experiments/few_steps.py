@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.toys import PROCESSES, TOYS, by_seed, trained
+from experiments.toys import PROCESSES, TOYS, by_seed, nfe_axis, trained
 from experiments.trials import (
     Row,
     command_line,
@@ -153,7 +153,7 @@ def draw_lines(options: argparse.Namespace, rows: Sequence[Row]) -> None:
                 )
             floor, _ = over_seeds(at(rows, toy, FLOOR, 0))
             axis.axhline(floor, ls=":", color="grey", label=FLOOR)
-            axis.set(xscale="log", yscale="log", xlabel="NFE", title=toy)
+            nfe_axis(axis, BUDGETS, toy)
         axes[0].set_ylabel("sliced Wasserstein distance to the data")
         axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 

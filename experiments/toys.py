@@ -66,3 +66,10 @@ def by_seed(rows: Sequence[Row], key: str, **wanted: Any) -> list[float]:
     """One value per seed, in their order."""
     chosen = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     return [row[key] for row in sorted(chosen, key=lambda row: row["seed"])]
+
+
+def nfe_axis(axis: Any, budgets: Sequence[int], title: str) -> None:
+    """Distance against evaluations, on logarithmic scales."""
+    axis.set(xscale="log", yscale="log", xlabel="NFE", title=title)
+    axis.set_xticks(budgets, [str(nfe) for nfe in budgets])
+    axis.xaxis.minorticks_off()

@@ -200,8 +200,11 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
 
 
 def thousandths(values: Sequence[float]) -> str:
-    """Mean and standard error over the seeds, times a thousand; nothing if there are none."""
-    return "{:.1f} ± {:.1f}".format(*(1e3 * value for value in over_seeds(values))) if values else ""
+    """Mean over the seeds times a thousand, with its standard error if it has one; nothing if there are none."""
+    mean, error = over_seeds([1e3 * value for value in values])
+    return (
+        f"{mean:.1f} ± {error:.1f}" if math.isfinite(error) else f"{mean:.1f}" if math.isfinite(mean) else ""
+    )
 
 
 def paired(rows: Sequence[Row], left: str, right: str, key: str) -> str:

@@ -16,7 +16,18 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.toys import COUNT, KEY, METRICS, PROCESSES, TOYS, by_seed, distances, held_out, trained
+from experiments.toys import (
+    COUNT,
+    KEY,
+    METRICS,
+    PROCESSES,
+    TOYS,
+    by_seed,
+    distances,
+    held_out,
+    nfe_axis,
+    trained,
+)
 from experiments.trials import (
     Row,
     command_line,

@@ -1,7 +1,9 @@
 """The ablations' configs exist, and their tables and conclusions say what the rows say."""
 
+import argparse
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -208,6 +210,13 @@ def test_solvers_are_compared_seed_by_seed():
     assert few_steps.compare(table).splitlines()[2].startswith(expected)
     assert "in 4 of 8 at 20 NFE, 4 of 8 at 50 NFE" in few_steps.conclusions(table)[0]
     assert "in 0 of 8 at 20 NFE" in few_steps.conclusions(table)[1]
+
+
+def test_pictures_are_drawn(tmp_path):
+    options = argparse.Namespace(out=tmp_path, name="drawn", size="cpu", seeds=[0])
+    rows = toy_rows(lambda *where: 0.1, seeds=(0,))
+    cld_toys.draw(options, [*rows, cld_toys.make_row("diamonds", 0, "data", "fresh draws", "", rows[0])])
+    assert plt.imread(tmp_path / "drawn.png").shape[-1] == 4
 
 
 def test_tables_are_read_as_they_were_written(tmp_path):

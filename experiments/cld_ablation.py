@@ -34,7 +34,7 @@ from lsgm_jax.build import build_sampler
 from lsgm_jax.run import Run, compile_draw
 
 TOY = "gaussians"
-MASSES, VARIANCES = (1.0, 0.25, 0.0625), (0.04, 0.4, 1.0)
+MASSES, VARIANCES = (0.25, 1.0, 0.0625), (0.04, 1.0, 0.4)
 WEIGHTINGS: dict[str, dict[str, Any]] = {
     "unweighted": {},
     "likelihood": {
@@ -70,7 +70,7 @@ def matching(name: str, weighting: str) -> Trial:
     return Trial(f"{name}-{weighting}", {**trial(TOY, "CLD").fields, **fields})
 
 
-CONSTANTS = [constants(mass, variance) for mass in MASSES for variance in VARIANCES]
+CONSTANTS = [constants(mass, variance) for variance in VARIANCES for mass in MASSES]
 OBJECTIVES = [matching(name, weighting) for weighting in WEIGHTINGS for name in MATCHINGS]
 
 
@@ -102,7 +102,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     """Every trial and seed."""
     rows = []
     for seed in options.seeds:
-        for each in (*CONSTANTS, *OBJECTIVES):
+        for each in (*OBJECTIVES, *CONSTANTS):
             report = run_trial(each, SIZES[options.size], seed, options.out, metrics=("nelbo",))
             row = {"trial": each.name, "seed": seed, **dict.fromkeys(KEYS, np.nan)}
             workdir = options.out / f"seed{seed}" / each.name

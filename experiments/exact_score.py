@@ -15,7 +15,7 @@ def exact_eps(process: Process) -> EpsNet:
     """The noise prediction for the distribution `gaussians`: -sigma times the score of the last coordinate."""
 
     def log_density(z_t: State, t: Scalar) -> Scalar:
-        """Of one sample, up to a constant; the dimensions of each of the eight are independent, their coordinates not."""
+        """Of one sample, up to a constant; of each of the eight, the dimensions are independent."""
         signal, noise = kernel(process, t)
         precision = jnp.linalg.inv(noise @ noise.T + NARROW**2 * jnp.outer(signal, signal))
         error = jnp.stack(coordinates(z_t), axis=-1) - jnp.asarray(CENTRES, jnp.float32)[:, :, None] * signal

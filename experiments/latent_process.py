@@ -3,9 +3,9 @@
 python -m experiments.latent_process --out=runs/trials --size=cpu --seeds=0,1,2
 
 All priors of a seed begin with the same VAE and train with it for the same number of steps: "vp" as published,
-"vp-normal" with its network added to the Normal prediction, as LSGM-CLD's recipe has it, and "cld". Then each is sampled
-by solvers of every kind at the same numbers of evaluations. Writes latent_process.csv, latent_process_samples.csv,
-latent_process.png and latent_process.md.
+"vp-normal" with its network added to the Normal prediction, as LSGM-CLD's recipe has it, and "cld". Then each is
+sampled by solvers of every kind at the same numbers of evaluations. Writes latent_process.csv,
+latent_process_samples.csv, latent_process.png and latent_process.md.
 """
 
 import argparse

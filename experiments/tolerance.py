@@ -61,8 +61,8 @@ def compare(rows: Sequence[dict[str, Any]], solver: str, loose: float) -> str:
     pairs = zip(*(column(rows, solver, setting, "energy_distance") for setting in settings), strict=True)
     gap, error = over_seeds([left - right for left, right in pairs])
     return (
-        f"{solver}, {settings[0]} against {TOLERANCES[-1]:g}: {fewer:.1f} times fewer evaluations, energy distance to the "
-        f"data {gap:+.4f} ± {error:.4f} (the paper: a loose tolerance costs no quality)."
+        f"{solver}, {settings[0]} against {TOLERANCES[-1]:g}: {fewer:.1f} times fewer evaluations, energy distance to "
+        f"the data {gap:+.4f} ± {error:.4f} (the paper: a loose tolerance costs no quality)."
     )
 
 

@@ -1,20 +1,22 @@
 """log p(z_0) by the instantaneous change of variables along the probability-flow ODE (S2, S3)."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import diffrax
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample, State
+from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample, State, as_state, coordinates, sum_per_sample
 from lsgm_jax.diffusions.linear import Process, add_auxiliary, prior_log_prob, probability_flow
 from lsgm_jax.solvers.integrate import Tree
 from lsgm_jax.solvers.sampler import Sampler, follow, require_ode
 from lsgm_jax.solvers.terms import Clock, times_like
+
+Vectors = Float[Array, "batch vectors *latent"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Divergence:
     Attributes:
         name: "rademacher" or "gaussian": Hutchinson's estimate with that many `probes` per sample, which stay fixed
             during the solve, so that the solver integrates a smooth function; or "exact": one product with the Jacobian
-            per dimension and coordinate.
+            per dimension.
         probes: vectors per sample.
     """
 
@@ -37,17 +39,16 @@ class Divergence:
         if self.probes < 1:
             raise ValueError(f"probes={self.probes}: give a positive number")
 
-    def vectors(self, key: Key, state: State) -> Tree:
-        """Vectors v with mean v v^T = I, times their number for the exact divergence, [batch, number, ...]."""
+    def vectors(self, key: Key, like: Latents) -> Vectors:
+        """Vectors v with mean v v^T = I, times their number for the exact divergence."""
+        batch, *shape = like.shape
         if self.name == "exact":
-            return _unit_vectors(state)
+            size = math.prod(shape)
+            return jnp.broadcast_to(
+                jnp.eye(size, dtype=like.dtype).reshape(size, *shape), (batch, size, *shape)
+            )
         draw = jax.random.rademacher if self.name == "rademacher" else jax.random.normal
-        values, structure = jax.tree.flatten(state)
-        keys = jax.random.split(key, len(values))
-        return structure.unflatten(
-            draw(k_value, (len(value), self.probes, *value.shape[1:]), value.dtype)
-            for k_value, value in zip(keys, values, strict=True)
-        )
+        return draw(jax.random.split(key, 1)[0], (batch, self.probes, *shape), like.dtype)
 
 
 RADEMACHER = Divergence()
@@ -65,16 +66,25 @@ class LogDensity(NamedTuple):
 def _with_divergence(
     process: Process, eps_net: EpsNet, divergence: Divergence
 ) -> Callable[[Clock, Tree, Tree], Tree]:
-    """The probability flow in t of (z, int div dt), given the vectors of the divergence."""
+    """The probability flow in t of (z, int div dt), given the vectors of the divergence.
+
+    The network moves the last coordinate alone, so its Jacobian in that one is all that has to be found (S2).
+    """
     combine = jnp.sum if divergence.name == "exact" else jnp.mean
 
-    def vector_field(t: Clock, y: Tree, vectors: Tree) -> Tree:
-        times = times_like(y[0], t)
-        flow = lambda z: probability_flow(process, z, eps_net(z, times), times)
-        velocity, push_forward = jax.linearize(flow, y[0])
+    def vector_field(t: Clock, y: Tree, vectors: Vectors) -> Tree:
+        *others, last = coordinates(y[0])
+        times = times_like(last, t)
+
+        def flow(last: Latents) -> State:
+            z = as_state([*others, last])
+            return probability_flow(process, z, eps_net(z, times), times)
+
+        velocity, push_forward = jax.linearize(flow, last)
         # One product for the whole batch per vector: samples do not see each other.
-        traces = jax.vmap(lambda v: _inner(v, push_forward(v)), in_axes=1)(vectors)
-        return velocity, combine(traces, axis=0)
+        along = lambda v: sum_per_sample(v * coordinates(push_forward(v))[-1])
+        of_others = jnp.trace(process.drift(times)[:, :-1, :-1], axis1=1, axis2=2)
+        return velocity, last[0].size * of_others + combine(jax.vmap(along, in_axes=1)(vectors), axis=0)
 
     return vector_field
 
@@ -100,26 +110,11 @@ def log_density(
     require_ode(sampler.method)
     k_vectors, k_auxiliary = jax.random.split(key)
     state, auxiliary_log_prob = add_auxiliary(process, k_auxiliary, z_0, sampler.t_min)
-    vectors = divergence.vectors(k_vectors, state)
+    vectors = divergence.vectors(k_vectors, z_0)
     term = diffrax.ODETerm(_with_divergence(process, eps_net, divergence))
     start = (state, jnp.zeros(len(z_0), z_0.dtype))
     solved = follow(sampler, process, term, start, vectors)
     z_1, int_divergence = solved.end
     log_prob = prior_log_prob(process, z_1) + int_divergence - auxiliary_log_prob
     nfe = solved.evaluations.batch
-    return LogDensity(log_prob, nfe, nfe * jax.tree.leaves(vectors)[0].shape[1], solved.success)
-
-
-def _inner(left: Tree, right: Tree) -> PerSample:
-    """Products per sample."""
-    products = jax.tree.map(lambda a, b: jnp.sum((a * b).reshape(len(a), -1), axis=1), left, right)
-    return jax.tree.reduce(jnp.add, products)
-
-
-def _unit_vectors(state: State) -> Tree:
-    """Every unit vector of one sample's state, for each sample: [batch, dims, ...]."""
-    one = jax.tree.map(lambda value: value[0], state)
-    flat, restore = jax.flatten_util.ravel_pytree(one)
-    basis = jax.vmap(restore)(jnp.eye(flat.size, dtype=flat.dtype))
-    batch = len(jax.tree.leaves(state)[0])
-    return jax.tree.map(lambda v: jnp.broadcast_to(v, (batch, *v.shape)), basis)
+    return LogDensity(log_prob, nfe, nfe * vectors.shape[1], solved.success)

@@ -199,11 +199,24 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
     return float(arrived.mean()), float(spread)
 
 
+def thousandths(values: Sequence[float]) -> str:
+    """Mean over the seeds times a thousand, with its standard error if it has one; nothing if there are none."""
+    mean, error = over_seeds([1e3 * value for value in values])
+    return (
+        f"{mean:.1f} ± {error:.1f}" if math.isfinite(error) else f"{mean:.1f}" if math.isfinite(mean) else ""
+    )
+
+
 def paired(rows: Sequence[Row], left: str, right: str, key: str) -> str:
     """Left less right, seed by seed: mean, standard error and signs."""
-    difference = np.asarray(column(rows, left, key)) - np.asarray(column(rows, right, key))
-    mean, error = over_seeds(difference.tolist())
-    signs = "".join("+" if value > 0 else "-" if value < 0 else "?" for value in difference)
+    return difference(column(rows, left, key), column(rows, right, key))
+
+
+def difference(left: Sequence[float], right: Sequence[float], unit: float = 1.0) -> str:
+    """The same of values: one per seed on either side, shown times `unit`."""
+    less = unit * (np.asarray(left) - np.asarray(right))
+    mean, error = over_seeds(less.tolist())
+    signs = "".join("+" if value > 0 else "-" if value < 0 else "?" for value in less)
     return f"{mean:+.2f} ± {error:.2f} ({signs})"
 
 
@@ -239,6 +252,21 @@ def write_table(path: pathlib.Path, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_table(path: pathlib.Path) -> list[Row]:
+    """What `write_table` wrote, numbers as numbers; nothing if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(cell: str) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(cell)
+    return cell
 
 
 @contextlib.contextmanager

@@ -1,12 +1,38 @@
 """The ablations' configs exist, and their tables and conclusions say what the rows say."""
 
+import argparse
 import math
 
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
-from experiments import ablation, end_to_end, latent_or_pixels, latent_process, tolerance, trials
+from experiments import (
+    ablation,
+    cld_ablation,
+    cld_toys,
+    end_to_end,
+    exact_score,
+    few_steps,
+    latent_or_pixels,
+    latent_process,
+    mixture_likelihood,
+    tolerance,
+    toys,
+    trials,
+)
 from lsgm_jax.build import build_model, build_sampler
-from lsgm_jax.config import differences
+from lsgm_jax.config import differences, override
+from lsgm_jax.data.pipeline import whole_split
+from lsgm_jax.data.points import DISTRIBUTIONS, PointSpec
+from lsgm_jax.diffusions.cld import CLD
+from lsgm_jax.diffusions.vp import VP
+from lsgm_jax.run import Run
+from lsgm_jax.solvers.integrate import Adaptive
+from lsgm_jax.solvers.likelihood import Divergence, log_density
+from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.sampler import Sampler
 
 TRIALS = [ablation.trial(process, *cell) for process in ablation.PROCESSES for cell in ablation.CELLS]
 
@@ -106,3 +132,136 @@ def test_a_copy_is_whole_and_made_once(tmp_path):
     trials._copy_once(source, target)
     assert [(path.name, path.read_text()) for path in target.iterdir()] == [("weights", "1")]
     assert [path.name for path in target.parent.iterdir()] == ["vae"]
+
+
+# In the plane
+
+TOYS = [toys.trial(toy, process) for toy in toys.TOYS for process in toys.PROCESSES]
+IN_THE_PLANE = [
+    *TOYS,
+    *mixture_likelihood.trials("quick"),
+    *cld_ablation.CONSTANTS,
+    *cld_ablation.OBJECTIVES,
+]
+
+
+@pytest.mark.parametrize(
+    "trial", {trial.name: trial for trial in IN_THE_PLANE}.values(), ids=lambda trial: trial.name
+)
+def test_trials_in_the_plane_are_configs(trial):
+    model = build_model(trials.load(toys.SIZES["quick"], trial.fields))
+    assert (model.start is not None) == trial.name.startswith("plain")
+    assert model.objective.density.t_min == 1e-5
+
+
+def test_trials_of_one_name_are_one_trial():
+    """Experiments that share an output share trials: of one name, one config."""
+    fields = {}
+    for trial in IN_THE_PLANE:
+        assert fields.setdefault(trial.name, trial.fields) == trial.fields
+
+
+@pytest.mark.parametrize("process", cld_toys.LINES)
+def test_every_line_spends_its_budget(process, tmp_path):
+    """All of it, but for what is less than a step; adaptive lines have tolerances in its place."""
+    config = trials.load(toys.SIZES["cpu"], toys.trial("gaussians", process).fields)
+    run = Run(tmp_path, config, build_model(config))
+    for line in cld_toys.LINES[process]:
+        for name, overrides in cld_toys.settings(run, line, (20, 51)):
+            sampler = build_sampler(override(config, overrides))
+            if name.startswith("NFE"):
+                cost = sampler.method.cost
+                spent = cost.first + cost.extra + cost.per_step * sampler.steps.steps
+                assert 0 <= int(name.removeprefix("NFE ")) - spent < cost.per_step
+            else:
+                assert f"{sampler.steps.rtol:g}" in name
+
+
+def toy_rows(value, seeds=(0, 1)):
+    """A table in which every line has `value(process, solver, nfe)` on all distributions and seeds."""
+    return [
+        cld_toys.make_row(toy, seed, process, line.name, setting, {"nfe": nfe, "failed": 0} | found)
+        for toy in toys.TOYS
+        for seed in seeds
+        for process, lines in cld_toys.LINES.items()
+        for line in lines
+        for nfe in (20, 50)
+        for setting in [f"NFE {nfe}"]
+        for found in [dict.fromkeys(toys.METRICS, value(process, line.name, nfe, seed))]
+    ]
+
+
+def test_tables_of_solvers_have_the_mean_over_seeds():
+    """SSCS is far from the data at 20 evaluations, and near at 50; everything else is near."""
+
+    def value(process, solver, nfe, seed):
+        return 0.01 + (solver == "SSCS, quadratic" and nfe == 20) * (0.1, 0.3)[seed]
+
+    table = toy_rows(value)
+    for toy in toys.TOYS:
+        table.append(cld_toys.make_row(toy, 0, *cld_toys.FLOOR.values(), "", {"nfe": 0, toys.KEY: 0.01}))
+    lines = cld_toys.table(table, "diamonds", toys.KEY, (20, 50)).splitlines()
+    assert lines[5] == "| CLD, SSCS, quadratic | 210.0 ± 100.0 | 10.0 ± 0.0 |"
+    assert lines[-1] == "| fresh draws of the data | 10.0 | |"
+    (found,) = cld_toys.conclusions(table, (20, 50))
+    assert "CLD, SSCS, uniform: 20; CLD, SSCS, quadratic: 50" in found
+
+
+def test_solvers_are_compared_seed_by_seed():
+    """SSCS less EM is -0.001 with seed 0 and 0.003 with seed 1 on a quadratic grid; all else is the same."""
+    table = [
+        {"toy": toy, "seed": seed, "line": line, "nfe": nfe, "sliced_wasserstein": 0.02 + less}
+        for toy in few_steps.COLUMNS
+        for line in few_steps.LINES
+        for nfe in few_steps.BUDGETS
+        for seed, less in enumerate((-0.001, 0.003) if line == "CLD SSCS quadratic" else (0.0, 0.0))
+    ]
+    expected = "| CLD SSCS quadratic less CLD EulerMaruyama quadratic | 20 | +1.00 ± 2.00 (-+) |"
+    assert few_steps.compare(table).splitlines()[2].startswith(expected)
+    assert "in 5 of 10 at 20 NFE, 5 of 10 at 50 NFE" in few_steps.conclusions(table)[0]
+    assert "in 0 of 10 at 20 NFE" in few_steps.conclusions(table)[1]
+
+
+def test_pictures_are_drawn(tmp_path):
+    options = argparse.Namespace(out=tmp_path, name="drawn", size="cpu", seeds=[0])
+    rows = toy_rows(lambda *where: 0.1, seeds=(0,))
+    cld_toys.draw(options, [*rows, cld_toys.make_row("diamonds", 0, "data", "fresh draws", "", rows[0])])
+    assert plt.imread(tmp_path / "drawn.png").shape[-1] == 4
+
+
+@pytest.mark.parametrize("process", [CLD(), VP()], ids=["cld", "vp"])
+def test_the_exact_score_gives_the_mixture_its_density(process):
+    """By the flow of the exact score, log p(x) is that of the mixture; CLD's velocity takes nothing from the bound."""
+    x = whole_split(PointSpec(source="gaussians"), "test")[:20]
+    sampler = Sampler(method=METHODS["Dopri5"](), steps=Adaptive(rtol=1e-5, atol=1e-5), t_min=1e-4)
+    eps, exact = exact_score.exact_eps(process), Divergence(name="exact")
+    find = lambda x: log_density(sampler, process, eps, jax.random.key(0), x, exact).log_prob
+    expected = DISTRIBUTIONS["gaussians"].log_density(x.astype(np.float64))
+    np.testing.assert_allclose(jax.jit(find)(x), expected, atol=0.02)
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    table = [{"name": "a, b", "count": 3, "value": 0.1, "lost": math.inf, "none": ""}]
+    assert trials.read_table(tmp_path / "t.csv") == []
+    trials.write_table(tmp_path / "t.csv", table)
+    (row,) = trials.read_table(tmp_path / "t.csv")
+    assert row == table[0]
+    assert [type(value) for value in row.values()] == [str, int, float, float, str]
+
+
+def test_stability_is_that_of_the_second_half(tmp_path):
+    logged = [(9.0, 90.0), (9.0, 80.0), (1.0, 2.0), (3.0, 5.0), (2.0, 3.0)]
+    lines = [f"train,{loss},{norm}" for loss, norm in logged] + ["validation,,"]
+    (tmp_path / "metrics.csv").write_text("\n".join(["split,loss,gradient_norm", *lines]))
+    found = cld_ablation.second_half(tmp_path / "metrics.csv")
+    np.testing.assert_allclose(found["loss_spread"], np.std([1.0, 3.0, 2.0]) / 2.0)
+    assert (found["gradient_median"], found["gradient_largest"]) == (3.0, 5.0)
+
+
+def test_verdicts_follow_the_mean_over_seeds():
+    values = {"near": (0.01, 0.02), "far": (0.01, 0.05)}
+    lines = mixture_likelihood.conclusions(rows(values, key="excess"))
+    assert lines == [
+        "near: +0.0150 nats above the truth on average, within 0.02.",
+        "far: +0.0300 nats above the truth on average, NOT within 0.02.",
+    ]

@@ -7,8 +7,25 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from scipy.special import logsumexp
 
 from lsgm_jax.data.sources import SPLIT_NAMES
+
+LogDensity = Callable[[np.ndarray], np.ndarray]  # of points [n, 2], nats, [n]
+NARROW = 0.1  # standard deviation of each of the eight Normal distributions
+_ANGLES = 2.0 * np.pi * np.arange(8) / 8.0
+# On the circle that gives their mixture variance one.
+CENTRES = np.sqrt(2.0 - 2.0 * NARROW**2) * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)
+DIAMONDS = np.sqrt(2.0 / 3.0 + 0.16 / 6.0)  # by what they are divided to have variance one
+BOARD = np.sqrt(16.0 / 12.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distribution:
+    """Points from a generator, [count, 2], and their exact density where it has a closed form."""
+
+    draw: Callable[[np.random.Generator, int], np.ndarray]
+    log_density: LogDensity | None = None
 
 
 def swiss_roll(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -20,9 +37,14 @@ def swiss_roll(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def gaussians(rng: np.random.Generator, count: int) -> np.ndarray:
     """Eight narrow Normal distributions on a circle."""
-    angle = 2.0 * np.pi * rng.integers(0, 8, count) / 8.0
-    centres = np.sqrt(2.0 - 2.0 * 0.01) * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-    return centres + 0.1 * rng.standard_normal(centres.shape)
+    centres = CENTRES[rng.integers(0, 8, count)]
+    return centres + NARROW * rng.standard_normal(centres.shape)
+
+
+def gaussians_log_density(x: np.ndarray) -> np.ndarray:
+    """Log of the mean of eight Normal densities."""
+    distance2 = ((x[:, None] - CENTRES) ** 2).sum(axis=-1)
+    return logsumexp(-0.5 * distance2 / NARROW**2, axis=1) - np.log(8.0 * 2.0 * np.pi * NARROW**2)
 
 
 def diamonds(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -30,21 +52,36 @@ def diamonds(rng: np.random.Generator, count: int) -> np.ndarray:
     grid = rng.integers(-1, 2, (count, 2))
     square = rng.random((count, 2)) - 0.5
     turned = np.stack([square[:, 0] + square[:, 1], square[:, 0] - square[:, 1]], axis=-1)
-    return (grid + 0.4 * turned) / np.sqrt(2.0 / 3.0 + 0.16 / 6.0)
+    return (grid + 0.4 * turned) / DIAMONDS
+
+
+def diamonds_log_density(x: np.ndarray) -> np.ndarray:
+    """Uniform over nine squares of half a diagonal 0.4 each, -inf elsewhere."""
+    x = x * DIAMONDS
+    nearest = np.clip(np.round(x), -1.0, 1.0)
+    inside = np.abs(x - nearest).sum(axis=-1) <= 0.4
+    return np.where(inside, np.log(DIAMONDS**2 / (9.0 * 2.0 * 0.4**2)), -np.inf)
 
 
 def checkerboard(rng: np.random.Generator, count: int) -> np.ndarray:
     """The eight black squares of a board of four by four."""
     column, half = rng.integers(0, 4, count), rng.integers(0, 2, count)
     corner = np.stack([column, 2 * half + column % 2], axis=-1)
-    return (corner + rng.random((count, 2)) - 2.0) / np.sqrt(16.0 / 12.0)
+    return (corner + rng.random((count, 2)) - 2.0) / BOARD
 
 
-DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
-    "swiss_roll": swiss_roll,
-    "gaussians": gaussians,
-    "diamonds": diamonds,
-    "checkerboard": checkerboard,
+def checkerboard_log_density(x: np.ndarray) -> np.ndarray:
+    """Uniform over the eight black squares, -inf elsewhere."""
+    square = np.floor(x * BOARD) + 2.0
+    black = ((square >= 0.0) & (square < 4.0)).all(axis=-1) & (square.sum(axis=-1) % 2 == 0)
+    return np.where(black, np.log(BOARD**2 / 8.0), -np.inf)
+
+
+DISTRIBUTIONS: dict[str, Distribution] = {
+    "swiss_roll": Distribution(swiss_roll),
+    "gaussians": Distribution(gaussians, gaussians_log_density),
+    "diamonds": Distribution(diamonds, diamonds_log_density),
+    "checkerboard": Distribution(checkerboard, checkerboard_log_density),
 }
 
 
@@ -83,7 +120,7 @@ class PointSpec:
     def open(self, split: str, *, decode: bool = True) -> "Points":
         """The points of "train", "validation" or "test", each split from a seed of its own."""
         index = SPLIT_NAMES.index(split)
-        points = DISTRIBUTIONS[self.source](np.random.default_rng(index), self.counts[index])
+        points = DISTRIBUTIONS[self.source].draw(np.random.default_rng(index), self.counts[index])
         return Points(self, points.astype(np.float32))
 
 

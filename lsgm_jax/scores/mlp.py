@@ -8,6 +8,7 @@ from lsgm_jax.arrays import Times
 
 Vectors = Float[Array, "batch features"]
 VectorPrediction = Float[Array, "batch out_features"]
+TimeFeatures = Float[Array, "batch time_features"]
 
 
 class MLP(nn.Module):
@@ -16,15 +17,27 @@ class MLP(nn.Module):
     Attributes:
         out_features: dimensions of the noise prediction.
         hidden: widths of the hidden layers.
+        time_octaves: of sines and cosines of log t that stand beside t, where the noise level changes by orders of
+            magnitude; 0 for t alone, as published.
     """
 
     out_features: int
     hidden: tuple[int, ...] = (128, 128, 128, 128)
+    time_octaves: int = 0
 
     @nn.compact
     def __call__(self, z_t: Vectors, t: Times, *, deterministic: bool) -> VectorPrediction:
         del deterministic  # nothing here is random; score networks share one signature
-        h = jnp.concatenate([z_t, t[:, None]], axis=-1)
+        h = jnp.concatenate([z_t, t[:, None], log_time_features(t, self.time_octaves)], axis=-1)
         for width in self.hidden:
             h = nn.swish(nn.Dense(width)(h))
         return nn.Dense(self.out_features)(h)
+
+
+def log_time_features(t: Times, octaves: int) -> TimeFeatures:
+    """Sines and cosines of log t, [batch, 2 octaves]; the slowest make a quarter of a turn from t = 3e-6 to 1.
+
+    Times below 1e-6 look alike, so that t = 0 is one of them.
+    """
+    angle = jnp.log(t + 1e-6)[:, None] * 2.0 ** jnp.arange(octaves) / 8.0
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)

@@ -33,3 +33,41 @@ def test_batches_pass_over_every_point():
 def test_an_unknown_distribution_is_named():
     with pytest.raises(ValueError, match=r"source='moons' is none of swiss_roll, gaussians"):
         PointSpec(source="moons")
+
+
+KNOWN = [source for source, distribution in DISTRIBUTIONS.items() if distribution.log_density]
+
+
+@pytest.mark.parametrize("source", KNOWN)
+def test_densities_integrate_to_one(source):
+    """By the midpoint rule; the uniform ones have edges, where it errs."""
+    side = np.linspace(-3.0, 3.0, 1201)
+    middle = 0.5 * (side[1:] + side[:-1])
+    grid = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)
+    total = np.exp(DISTRIBUTIONS[source].log_density(grid)).sum() * (side[1] - side[0]) ** 2
+    np.testing.assert_allclose(total, 1.0, atol=1e-9 if source == "gaussians" else 5e-3)
+
+
+@pytest.mark.parametrize("source", KNOWN)
+def test_draws_have_the_entropy_of_their_density(source):
+    """Exactly for the uniform ones, all of whose draws have one density; the mixture's modes do not overlap."""
+    points = whole_split(PointSpec(source=source), "test").astype(np.float64)
+    log_density = DISTRIBUTIONS[source].log_density(points)
+    mode = np.log(8.0) + 1.0 + np.log(2.0 * np.pi * 0.01)
+    squares = {"diamonds": 9.0 * 0.32 / (2.0 / 3.0 + 0.16 / 6.0), "checkerboard": 8.0 / (16.0 / 12.0)}
+    entropy = mode if source == "gaussians" else np.log(squares[source])
+    error = log_density.std() / np.sqrt(len(points))
+    np.testing.assert_allclose(-log_density.mean(), entropy, atol=4.0 * error + 1e-12)
+
+
+@pytest.mark.parametrize("source", KNOWN)
+def test_densities_fit_the_draws_cell_by_cell(source):
+    """The share of draws in each of a grid's cells is the integral of the density over it."""
+    points, side = whole_split(PointSpec(source=source), "train"), np.linspace(-2.4, 2.4, 25)
+    fine = np.linspace(-2.4, 2.4, 24 * 40 + 1)
+    middle = 0.5 * (fine[1:] + fine[:-1])
+    grid = np.stack(np.meshgrid(middle, middle, indexing="ij"), axis=-1).reshape(-1, 2)
+    density = np.exp(DISTRIBUTIONS[source].log_density(grid)).reshape(24, 40, 24, 40)
+    expected = density.sum(axis=(1, 3)) * (fine[1] - fine[0]) ** 2
+    found = np.histogram2d(*points.T, bins=(side, side))[0] / len(points)
+    np.testing.assert_allclose(found, expected, atol=2e-3)

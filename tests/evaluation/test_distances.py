@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.spatial
+import scipy.stats
 from sklearn.metrics.pairwise import polynomial_kernel
 
 from lsgm_jax.evaluation.distances import (
@@ -13,6 +14,7 @@ from lsgm_jax.evaluation.distances import (
     kernel_distance,
     kernel_mmd,
     precision_recall,
+    sliced_wasserstein,
 )
 from lsgm_jax.evaluation.moments import Moments, merge, moments_of
 
@@ -50,6 +52,31 @@ def test_moments_of_float32_lose_no_digits_far_from_zero():
     for part in parts[1:]:
         whole = merge(whole, part)
     np.testing.assert_allclose(whole.covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-10)
+
+
+# Sliced Wasserstein distance
+
+
+def test_sliced_wasserstein_on_a_line_is_wasserstein():
+    """Every direction of a line is the line: also of sets of unequal size."""
+    x, y = RNG.normal(size=(30, 1)), 2.0 * RNG.normal(size=(41, 1)) + 1.0
+    expected = scipy.stats.wasserstein_distance(x[:, 0], y[:, 0])
+    np.testing.assert_allclose(sliced_wasserstein(x, y, directions=3), expected, rtol=1e-12)
+
+
+def test_sliced_wasserstein_of_a_translation():
+    """It moves every slice by |b| |cos|, whose mean in the plane is 2 / pi."""
+    x, shift = RNG.normal(size=(50, 2)), np.array([3.0, -4.0])
+    found = sliced_wasserstein(x, x + shift, directions=4000)
+    np.testing.assert_allclose(found, 5.0 * 2.0 / np.pi, rtol=0.02)
+    assert found == sliced_wasserstein(x, x + shift, directions=4000)
+    assert found != sliced_wasserstein(x, x + shift, directions=4000, seed=1)
+
+
+def test_sliced_wasserstein_is_a_distance():
+    x, y, z = (RNG.normal(size=(20, 2, 3)) * scale for scale in (0.5, 1.0, 2.0))
+    assert sliced_wasserstein(x, x[::-1]) < 1e-15
+    assert 0.0 < sliced_wasserstein(x, z) < sliced_wasserstein(x, y) + sliced_wasserstein(y, z)
 
 
 # Frechet distance

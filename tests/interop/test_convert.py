@@ -32,7 +32,7 @@ LSGM_FIELDS = [
     "--config.score.channels=4",
 ]
 CLD_FILE = f"{ROOT}/configs/cld_toy.py:quick"
-CLD_FIELDS = ["--config.score.hidden=(128,128,128,128)"]
+CLD_FIELDS = ["--config.score.hidden=(128,128,128,128)", "--config.score.time_octaves=0"]
 
 
 def convert(path, workdir, file, fields, *more):
@@ -129,7 +129,7 @@ def test_a_network_of_cld_becomes_a_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("file", "fields", "message"),
     [
-        (CLD_FILE, ["--config.score.hidden=(64,)"], "cld.pth: tensors unknown: main.4"),
+        (CLD_FILE, [CLD_FIELDS[1], "--config.score.hidden=(64,)"], "cld.pth: tensors unknown: main.4"),
         (f"{ROOT}/configs/cld_cifar10.py:quick", [], "cld.pth: tensors missing: all_modules.0.W"),
         (
             LSGM_FILE,

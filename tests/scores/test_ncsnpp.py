@@ -10,7 +10,7 @@ import scipy.signal
 
 from lsgm_jax.evaluation.count import count_parameters, flops
 from lsgm_jax.models.network import Network
-from lsgm_jax.scores.mlp import MLP
+from lsgm_jax.scores.mlp import MLP, log_time_features
 from lsgm_jax.scores.ncsnpp import NCSNpp
 from lsgm_jax.scores.ncsnpp_layers import FourierFeatures, fir_downsample, fir_upsample
 from tests.scores.published import NETWORKS, operations
@@ -164,3 +164,16 @@ def test_mlp_without_hidden_layers_is_affine_in_state_and_time(x64):
     np.testing.assert_allclose(
         middle[0], module.apply(variables, z_t, t, deterministic=True)[:2].mean(0), rtol=1e-12
     )
+
+
+def test_mlp_sees_octaves_of_log_time():
+    """A turn of the slowest is 8 * 2 pi in log t; below 1e-6 nothing changes, and zero is no hole."""
+    t = jnp.array([1.0, np.exp(-4.0 * np.pi), 1e-9, 0.0])
+    features = log_time_features(t, 3)
+    assert features.shape == (4, 6)
+    np.testing.assert_allclose(features[0], [0, 0, 0, 1, 1, 1], atol=1e-5)
+    np.testing.assert_allclose(features[2], features[3], atol=2e-3)
+    angle = np.log(np.asarray(t) + 1e-6)
+    np.testing.assert_allclose(features[:, 2], np.sin(angle / 2.0), atol=1e-5)
+    np.testing.assert_allclose(features[:, 3], np.cos(angle / 8.0), atol=1e-5)
+    assert log_time_features(t, 0).shape == (4, 0)

@@ -1,0 +1,143 @@
+"""What CLD's constants and its objective are worth: mass, variance of the initial velocity, hybrid score matching.
+
+python -m experiments.cld_ablation --out=runs/toys --size=cpu --seeds=0,1,2
+
+One distribution of points in the plane. Mass and variance are crossed, at critical friction; hybrid and plain
+(denoising) score matching are compared without clipping of gradients, under two weightings. A trial's row has its
+NELBO, the sliced Wasserstein distance of SSCS's and the ODE's samples at a fixed number of evaluations, and of the
+second half of training the relative spread of the loss and the norms of the gradients. Writes cld_ablation.csv, .png
+and .md with a conclusion.
+"""
+
+import argparse
+import csv
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.toys import COUNT, KEY, SIZES, distances, held_out, trial
+from experiments.trials import (
+    Row,
+    Trial,
+    command_line,
+    conclude,
+    draw_by_trial,
+    file_of,
+    paired,
+    run_trial,
+    summary,
+    write_table,
+)
+from lsgm_jax.build import build_sampler
+from lsgm_jax.run import Run, compile_draw
+
+TOY = "gaussians"
+MASSES, VARIANCES = (0.25, 1.0, 0.0625), (0.04, 1.0, 0.4)
+WEIGHTINGS: dict[str, dict[str, Any]] = {
+    "unweighted": {},
+    "likelihood": {
+        "objective.weighting": "likelihood",
+        "density.name": "defensive",
+        "density.t_min": 1e-5,
+    },
+}
+MATCHINGS = ("hybrid", "plain")
+SOLVERS = {"sscs": ("SSCS", 50), "ode": ("Heun", 25)}  # each at 50 evaluations, on a quadratic grid
+KEYS = {
+    "nelbo": "test NELBO, nats",
+    "sscs": "1000 W, SSCS",
+    "ode": "1000 W, ODE",
+    "loss_spread": "spread of the loss over its mean",
+    "gradient_median": "norm of the gradient, median",
+    "gradient_largest": "largest",
+}
+
+
+def constants(mass: float, variance: float) -> Trial:
+    """A cell of mass and variance; the default one is that of the comparison with VP."""
+    base = trial(TOY, "CLD")
+    if (mass, variance) == (0.25, 0.04):
+        return base
+    fields = {"process.mass": mass, "process.v0_var_scale": variance}
+    return Trial(f"mass-{mass:g}-variance-{variance:g}", {**base.fields, **fields})
+
+
+def matching(name: str, weighting: str) -> Trial:
+    """Hybrid or plain score matching, gradients as they are."""
+    fields = {"objective.matching": name, "optimiser.clip": 0.0, **WEIGHTINGS[weighting]}
+    return Trial(f"{name}-{weighting}", {**trial(TOY, "CLD").fields, **fields})
+
+
+CONSTANTS = [constants(mass, variance) for variance in VARIANCES for mass in MASSES]
+OBJECTIVES = [matching(name, weighting) for weighting in WEIGHTINGS for name in MATCHINGS]
+
+
+def second_half(path: pathlib.Path) -> dict[str, float]:
+    """Of the logged training steps: spread of the loss over its mean, median and largest norm of the gradient."""
+    with path.open(newline="") as file:
+        logged = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    logged = logged[len(logged) // 2 :]
+    loss, gradient = (np.array([float(row[name]) for row in logged]) for name in ("loss", "gradient_norm"))
+    return {
+        "loss_spread": float(loss.std() / abs(loss.mean())),
+        "gradient_median": float(np.median(gradient)),
+        "gradient_largest": float(gradient.max()),
+    }
+
+
+def sample_distances(run: Run, options: argparse.Namespace, seed: int) -> dict[str, float]:
+    """A thousand times the distance to the test split, by solver."""
+    found, params = {}, run.best()[0]
+    for name, (solver, steps) in SOLVERS.items():
+        chosen = ["--config.solver.name=" + solver, "--config.steps.name=quadratic"]
+        sampler = build_sampler(Run.open(run.workdir, [*chosen, f"--config.steps.steps={steps}"]).config)
+        x, _ = compile_draw(run, params, sampler, COUNT[options.size])[0](params, jax.random.key(seed))
+        found[name] = 1e3 * distances(np.asarray(x), held_out(options, TOY))[KEY]
+    return found
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Every trial and seed."""
+    rows = []
+    for seed in options.seeds:
+        for each in (*OBJECTIVES, *CONSTANTS):
+            report = run_trial(each, SIZES[options.size], seed, options.out, metrics=("nelbo",))
+            row = {"trial": each.name, "seed": seed, **dict.fromkeys(KEYS, np.nan)}
+            workdir = options.out / f"seed{seed}" / each.name
+            row |= second_half(workdir / "metrics.csv")
+            if not report["diverged"]:
+                row["nelbo"] = report["nelbo_sgm"]
+                row |= sample_distances(Run.open(workdir), options, seed)
+            rows.append({**row, "diverged": report["diverged"]})
+            write_table(file_of(options, "csv"), rows)
+    return rows
+
+
+def conclusions(rows: list[Row]) -> list[str]:
+    """The best constants; hybrid less plain; what diverged."""
+    lines = []
+    for weighting in WEIGHTINGS:
+        names = [f"{name}-{weighting}" for name in MATCHINGS]
+        compared = ", ".join(
+            f"{heading} {paired(rows, names[0], names[1], key)}" for key, heading in KEYS.items()
+        )
+        lines.append(f"{names[0]} less {names[1]}: {compared}.")
+    diverged = sorted({row["trial"] for row in rows if row["diverged"]})
+    lines.append(
+        f"Diverged: {', '.join(diverged) or 'none'} (the paper: plain score matching is not stable)."
+    )
+    return lines
+
+
+def main() -> None:
+    """Trains, measures, draws and concludes."""
+    options = command_line(__doc__, "cld_ablation")
+    rows = measure(options)
+    draw_by_trial(rows, {key: KEYS[key] for key in ("nelbo", "sscs", "ode")}, file_of(options, "png"))
+    conclude(options, summary(rows, KEYS), conclusions(rows))
+
+
+if __name__ == "__main__":
+    main()

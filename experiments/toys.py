@@ -1,0 +1,75 @@
+"""What the experiments with points in the plane share: sizes, distributions, processes, distances."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.trials import Row, Setup, Trial, load, run_trial
+from lsgm_jax.build import build
+from lsgm_jax.data.pipeline import whole_split
+from lsgm_jax.evaluation.distances import energy_distance, sliced_wasserstein
+from lsgm_jax.models.network import Params
+from lsgm_jax.run import Run
+
+# A seventh of the config's work: what twenty-four models have time for.
+SHORT = {"train.steps": 6000, "data.batch_size": 512, "optimiser.learning_rate": 2e-3}
+SIZES: dict[str, Setup] = {
+    "quick": ("cld_toy.py:quick", {}),
+    "cpu": ("cld_toy.py", {**SHORT, "eval.batch_size": 2500}),
+    "gpu": ("cld_toy.py", {"train.steps": 100_000, "eval.batch_size": 10_000}),
+}
+TOYS = ("gaussians", "checkerboard", "swiss_roll", "diamonds")
+PROCESSES: dict[str, dict[str, Any]] = {
+    "CLD": {},
+    "VP": {"process.name": "vp", "objective.mixed_score": "normal"},
+}
+COUNT = {"quick": 200, "cpu": 4000, "gpu": 10_000}  # samples of each setting
+FOR_ENERGY = 2000  # of them: its cost is quadratic
+KEY = "sliced_wasserstein"  # what conclusions are drawn from
+METRICS = {KEY: "sliced Wasserstein distance", "energy_distance": "energy distance"}
+
+
+def trial(toy: str, process: str) -> Trial:
+    """One process on one distribution."""
+    return Trial(f"{toy}-{process.lower()}", {"data.source": toy, **PROCESSES[process]})
+
+
+def trained(options: argparse.Namespace, process: str) -> tuple[Run, dict[tuple[str, int], Params]]:
+    """Trains, or finds, a process on every distribution with every seed.
+
+    Returns:
+        One of the runs, whose model is that of all, and the parameters of each by (distribution, seed).
+    """
+    runs = {}
+    for seed in options.seeds:
+        for toy in TOYS:
+            each = trial(toy, process)
+            run_trial(each, SIZES[options.size], seed, options.out, metrics=("nelbo",))
+            runs[toy, seed] = Run.open(options.out / f"seed{seed}" / each.name)
+    return next(iter(runs.values())), {where: run.best()[0] for where, run in runs.items()}
+
+
+def held_out(options: argparse.Namespace, toy: str) -> np.ndarray:
+    """The test split."""
+    return whole_split(build("data", load(SIZES[options.size], {"data.source": toy})), "test")
+
+
+def distances(x: np.ndarray, test: np.ndarray) -> dict[str, int | float]:
+    """The `METRICS`."""
+    near = energy_distance(x[:FOR_ENERGY], test[:FOR_ENERGY])
+    return {KEY: sliced_wasserstein(x, test), "energy_distance": near}
+
+
+def by_seed(rows: Sequence[Row], key: str, **wanted: Any) -> list[float]:
+    """One value per seed, in their order."""
+    chosen = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return [row[key] for row in sorted(chosen, key=lambda row: row["seed"])]
+
+
+def nfe_axis(axis: Any, budgets: Sequence[int], title: str) -> None:
+    """Distance against evaluations, on logarithmic scales."""
+    axis.set(xscale="log", yscale="log", xlabel="NFE", title=title)
+    axis.set_xticks(budgets, [str(nfe) for nfe in budgets])
+    axis.xaxis.minorticks_off()

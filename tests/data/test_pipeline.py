@@ -3,11 +3,13 @@
 import dataclasses
 import shutil
 
+import grain
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from lsgm_jax.data import pipeline
 from lsgm_jax.data import spec as data_spec
 from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.pipeline import padded_batches, split_labels, training_batches, whole_split
@@ -254,3 +256,12 @@ def test_a_batch_larger_than_the_data_is_refused(folder):
 def test_bad_fields_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         DataSpec(**{"source": "digits", "image_shape": (8, 8, 1)} | fields)
+
+
+@pytest.mark.parametrize(("samples", "size"), [(10, 3), (8, 4), (5, 5)])
+def test_batches_come_in_the_order_of_grains_own_shuffle(samples, size):
+    """Over several epochs, also where a batch spans two."""
+    ours = pipeline._Order(samples, size, 7)
+    theirs = grain.MapDataset.range(samples).seed(7).shuffle().repeat().batch(size, drop_remainder=True)
+    for number in range(4 * samples // size):
+        np.testing.assert_array_equal(ours.batch(number), theirs[number])

@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
             data=dict(source="digits", image_shape=(8, 8, 1), levels=17, batch_size=64),
             autoencoder=dict(name="conv", channels=(32, 64), blocks=1, latent_channels=4, dropout=0.1),
             likelihood=dict(name="categorical"),
-            # A velocity that starts in equilibrium has the better likelihood.
+            # A velocity that starts in equilibrium has the better likelihood on the digits (docs/howto/cld.md).
             process=dict(name="cld", v0_var_scale=1.0) if cld else dict(name="vp"),
             # A scale of 100 instead of 1000 leaves the NELBO as it is and halves the evaluations of adaptive solvers.
             score=dict(

@@ -53,7 +53,7 @@ def get_config(arg: str = "fid") -> ConfigDict:
             ),
             likelihood=dict(name="mixture_of_logistics", density_below=1e-5),
             process=(
-                # A velocity that starts in equilibrium has the better likelihood.
+                # A velocity that starts in equilibrium has the better likelihood on the digits (docs/howto/cld.md).
                 dict(name="cld", v0_var_scale=1.0) if cld else dict(name="geometric_vp" if nll else "vp")
             ),
             score=dict(

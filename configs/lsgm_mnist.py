@@ -64,7 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 arch="res_bnswish" if small else "res_mbconv",
             ),
             likelihood=dict(name="cropped_bernoulli"),
-            # A velocity that starts in equilibrium has the better likelihood.
+            # A velocity that starts in equilibrium has the better likelihood on the digits (docs/howto/cld.md).
             process=dict(name="cld", v0_var_scale=1.0) if cld else dict(name="vp"),
             score=dict(
                 name="ncsnpp",

@@ -116,7 +116,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def conclusions(rows: list[Row]) -> list[str]:
-    """The best constants; hybrid less plain; what diverged."""
+    """Hybrid less plain, and what diverged."""
     lines = []
     for weighting in WEIGHTINGS:
         names = [f"{name}-{weighting}" for name in MATCHINGS]

@@ -90,16 +90,13 @@ class SGM:
         The data are taken as they are, without dequantisation.
         """
         k_draw, k_dropout = jax.random.split(key)
-        objective, process, eps_net, z_0 = (
-            self.objective,
-            self.process,
-            self.eps_net(params, k_dropout),
-            batch.x,
-        )
+        eps_net = self.eps_net(params, k_dropout)
         if self.start is None:
-            matching = match_data(objective, process, eps_net, z_0, k_draw)
+            matching = match_data(self.objective, self.process, eps_net, batch.x, k_draw)
         else:
-            matching = match_data_and_velocity(objective, process, self.start, eps_net, z_0, k_draw)
+            matching = match_data_and_velocity(
+                self.objective, self.process, self.start, eps_net, batch.x, k_draw
+            )
         metrics = bound_metrics(self._bound(matching.cross_entropy))
         carried = {"score_net": constants(params["score_net"])}
         return jnp.mean(matching.prior_loss), Aux(metrics, carried, {"prior": penalised(params["score_net"])})

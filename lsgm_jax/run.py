@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "data.data_dir",
     "train.log_every",
     "train.eval_every",
+    "compute.",
     # Smaller ones are the remedy for a training that diverged.
     *(
         f"{section}.{rate}"

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from lsgm_jax.arrays import Key, Scalar
-from lsgm_jax.layers import BLOCK_OUTPUT
+from lsgm_jax.layers import Block
 
 Params = Any
 Forward = Callable[..., Any]  # of variables, maps and other inputs
@@ -43,7 +43,7 @@ class Compute:
 
     Attributes:
         dtype: of the maps between layers, "bfloat16", or "float32" for that of the network's input.
-        remat: keeps of a training step only what blocks give on; the gradient computes the rest once more.
+        remat: keeps of a training step only what goes into blocks; the gradient computes their inside once more.
     """
 
     dtype: str = "float32"
@@ -57,12 +57,42 @@ class Compute:
         """`forward(variables, maps, *others)` as it is to be computed; of its inputs the maps alone are cast."""
         if self.dtype != "float32":
             forward = _cast(forward, jnp.dtype(self.dtype))
-        if not (self.remat and train):
-            return forward
-        return jax.checkpoint(forward, policy=jax.checkpoint_policies.save_only_these_names(BLOCK_OUTPUT))
+        return _blocks_again(forward) if self.remat and train else forward
 
 
 PLAINLY = Compute()
+
+
+def _blocks_again(forward: Forward) -> Forward:
+    """Every `Block` computed once more for the gradient, when that comes to it.
+
+    One `jax.checkpoint` of the whole network that keeps what blocks give on stores as little between the passes, but
+    leaves XLA free to compute all blocks again at once, which it does. Around a single block, the gradient of what
+    the block gives on has to be there first.
+    """
+    inside = []
+
+    def intercept(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        block = context.module
+        if inside or not isinstance(block, Block) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+
+        def again(block: Block, *arrays: Array) -> Array:
+            inside.append(block)
+            try:
+                return block(*arrays, **kwargs)  # pyright: ignore[reportCallIssue]
+            finally:
+                inside.pop()
+
+        return nn.remat(again)(block, *args)
+
+    def intercepted(*inputs: Any) -> Any:
+        with nn.intercept_methods(intercept):
+            return forward(*inputs)
+
+    return intercepted
 
 
 def _cast(forward: Forward, dtype: np.dtype) -> Forward:

@@ -39,11 +39,13 @@ def constants(params: Params) -> Params:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How networks compute. Parameters, densities and losses are float32 with all of it.
+    """How networks compute in a training step; parameters, densities and losses are float32 all the same.
+
+    Sampling and scoring have float32 always: to an adaptive solver the rounding of bfloat16 is an error of its steps.
 
     Attributes:
         dtype: of the maps between layers, "bfloat16", or "float32" for that of the network's input.
-        remat: keeps of a training step only what goes into blocks; the gradient computes their inside once more.
+        remat: keeps only what goes into blocks, and computes their inside once more for the gradient.
     """
 
     dtype: str = "float32"
@@ -53,11 +55,11 @@ class Compute:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
 
-    def __call__(self, forward: Forward, *, train: bool) -> Forward:
+    def __call__(self, forward: Forward) -> Forward:
         """`forward(variables, maps, *others)` as it is to be computed; of its inputs the maps alone are cast."""
         if self.dtype != "float32":
             forward = _cast(forward, jnp.dtype(self.dtype))
-        return _blocks_again(forward) if self.remat and train else forward
+        return _blocks_again(forward) if self.remat else forward
 
 
 PLAINLY = Compute()
@@ -133,7 +135,7 @@ class Network:
             output = self.module.apply(variables, *inputs, deterministic=rngs is None, rngs=rngs)
             return cast(Array, output)
 
-        return self.compute(forward, train=rngs is not None)(variables, *inputs)
+        return (forward if rngs is None else self.compute(forward))(variables, *inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +163,9 @@ class StatefulNetwork:
             return self.module.apply(variables, *inputs, train=train, method=method, mutable=mutable)
 
         variables = {"params": params["net"], **params["carried"]}
-        output = self.compute(forward, train=train)(variables, *inputs)
         if not train:
-            return output, {}, {}
-        output, moved = output
+            return forward(variables, *inputs), {}, {}
+        output, moved = self.compute(forward)(variables, *inputs)
         moved = dict(moved)
         kernels = moved.pop("kernels", {})
         return output, {"carried": moved}, kernels

@@ -68,9 +68,8 @@ PLAINLY = Compute()
 def _blocks_again(forward: Forward) -> Forward:
     """Every `Block` computed once more for the gradient, when that comes to it.
 
-    One `jax.checkpoint` of the whole network that keeps what blocks give on stores as little between the passes, but
-    leaves XLA free to compute all blocks again at once, which it does. Around a single block, the gradient of what
-    the block gives on has to be there first.
+    One `jax.checkpoint` of the whole network that keeps what blocks give on would store as little between the passes,
+    but XLA may then compute all blocks again at once. Around a single block, it has to wait for that block's gradient.
     """
     inside = []
 

@@ -1,6 +1,7 @@
 """Checkpoints of one training stage: the newest few and the best by validation, written atomically by orbax."""
 
 import contextlib
+import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -45,6 +46,7 @@ class Checkpoints:
         self.folder, self._read_only = folder.absolute(), read_only
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoints in {folder}: run  lsgm train  with this --workdir first")
+        unknown = self._forget_damaged_scores()
         best = BestN(
             get_metric_fn=lambda metrics: -metrics["nelbo"], n=1, keep_checkpoints_without_metrics=False
         )
@@ -54,6 +56,8 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
+            # Where nothing can be mended, all scores are left alone, and the newest is taken for the best.
+            lightweight_initialize=read_only and unknown,
         )
         with self._writing():
             self._manager = ocp.CheckpointManager(
@@ -189,6 +193,15 @@ class Checkpoints:
         self._manager.reload()
         return target
 
+    def _forget_damaged_scores(self) -> bool:
+        """Whether there are any; orbax would not open a folder with one."""
+        damaged = [path for path in self.folder.glob("[0-9]*/metrics/metrics") if not _is_json(path)]
+        for path in damaged:
+            warn(f"{path} is damaged: that checkpoint counts as not validated")
+            if not self._read_only and jax.process_index() == 0:
+                path.unlink()
+        return bool(damaged)
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -203,6 +216,14 @@ class Checkpoints:
                 f"cannot write checkpoints to {self.folder} ({_first_line(error)}): "
                 f"with that mended the same command {goes_on}"
             ) from error
+
+
+def _is_json(path: pathlib.Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:

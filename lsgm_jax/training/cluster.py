@@ -31,7 +31,7 @@ HEARTBEATS = (
     10.0,
     100.0,
 )  # seconds without a sign of life after which JAX gives a process up: least and most
-SECONDS_TO_STOP = 5.0  # for processes to end by themselves when one has failed
+SECONDS_TO_STOP = 3.0  # for processes to end by themselves when one has failed
 FAILED = "lsgm/failed"
 SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -85,7 +85,8 @@ def detect(timeout: float) -> Place:
             "--distributed found neither SLURM nor Open MPI nor a TPU's metadata: "
             "give --coordinator=HOST:PORT --processes=N --process=I"
         )
-    return Place(coordinator, processes, process, None if devices is None else tuple(devices))
+    chosen = "JAX_LOCAL_DEVICE_IDS" in os.environ  # JAX reads it
+    return Place(coordinator, processes, process, None if chosen or devices is None else tuple(devices))
 
 
 def joined() -> bool:
@@ -208,7 +209,10 @@ def _stop_with_others(place: Place) -> None:
 
     def watch() -> None:
         while not over.wait(SECONDS_BETWEEN_LOOKS):
-            failed = dict(client.key_value_dir_get(FAILED)).get(f"{FAILED}/any")
+            try:
+                failed = dict(client.key_value_dir_get(FAILED)).get(f"{FAILED}/any")
+            except jax.errors.JaxRuntimeError:
+                return  # the coordinator has gone, and JAX ends this process
             if failed is not None:
                 break
         else:

@@ -6,6 +6,7 @@ What is asked here is also whether all mean the same cluster. The port is the co
 
 import contextlib
 import dataclasses
+import os
 import re
 import socket
 import time
@@ -41,7 +42,7 @@ class Place:
             raise ClusterError(
                 f"process {self.process} of {self.processes}: processes are 0 to {self.processes - 1}"
             )
-        if not re.fullmatch(r"\S+:\d{1,5}", self.coordinator):
+        if not re.fullmatch(r"\S+:\d{1,5}", self.coordinator) or not 0 < self.address[1] < 2**16:
             raise ClusterError(f"coordinator {self.coordinator!r}: give HOST:PORT of process 0")
 
     @property
@@ -90,8 +91,8 @@ def _listen(place: Place) -> socket.socket:
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
         return socket.create_server(("", port), family=family, dualstack_ipv6=both)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise ClusterError(f"cannot listen on port {port} ({reason}): choose another coordinator") from error
 
 
@@ -152,7 +153,7 @@ def _connect(place: Place, timeout: float) -> socket.socket:
     while True:
         try:
             return socket.create_connection(place.address, timeout=SECONDS_TO_SPEAK)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             if time.monotonic() > deadline:
                 line, reason = (
                     absence(place, {0}, place.coordinator, timeout),

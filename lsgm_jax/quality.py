@@ -28,7 +28,7 @@ from lsgm_jax.run import Run, compile_draw
 from lsgm_jax.schema import FEWEST_SAMPLES, ConfigError
 from lsgm_jax.scoring import check_devices, what_is_scored
 from lsgm_jax.solvers.sampler import Sampler, draw_noise
-from lsgm_jax.training.parallel import over_devices
+from lsgm_jax.training.devices import over_devices
 
 DISTANCES = ("fid", "kid", "pr")
 TIMED_BATCH = 16  # images, as the papers time it

@@ -31,7 +31,7 @@ from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.stages import model_terms, vae_terms
-from lsgm_jax.training.parallel import over_devices
+from lsgm_jax.training.devices import over_devices
 
 BOUNDS = ("nelbo", "ode", "iw")
 ODE_SECTIONS = ("solver", "steps", "sampling", "divergence")

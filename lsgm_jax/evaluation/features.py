@@ -12,7 +12,7 @@ from lsgm_jax.data.pipeline import Data
 from lsgm_jax.evaluation.kept import Arrays, Kept, accumulate, digest
 from lsgm_jax.evaluation.moments import Moments, merge, moments_of
 from lsgm_jax.evaluation.pictures import to_bytes
-from lsgm_jax.training.parallel import data_mesh, over_devices, place
+from lsgm_jax.training.devices import data_mesh, over_devices, place
 
 Bytes = UInt8[Array, "batch height width channels"]
 Features = Float[Array, "batch features"]

@@ -25,6 +25,7 @@ COLUMNS: tuple[str, ...] = (
     "prior_penalty",
     "loss",
     "gradient_norm",
+    "skipped",
     "images_per_second",
 )
 
@@ -72,6 +73,11 @@ def progress_bar(stage: str, start: int, steps: int) -> tqdm:
     """A bar with time left; one line every 15 seconds where the output is no terminal."""
     interval = 0.2 if sys.stderr.isatty() else 15.0
     return tqdm(total=steps, initial=start, desc=stage, unit="step", mininterval=interval, dynamic_ncols=True)
+
+
+def warn(text: str) -> None:
+    """One line on standard error, above the progress bar if there is one."""
+    tqdm.write(f"lsgm: warning: {text}", file=sys.stderr)
 
 
 class CompileClock:

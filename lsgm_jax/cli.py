@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import sys
 import time
 import traceback
@@ -47,6 +48,7 @@ def _run(options: argparse.Namespace) -> int:
     from lsgm_jax.training import cluster
     from lsgm_jax.training.checkpoint import CheckpointError
     from lsgm_jax.training.loop import TrainingError
+    from lsgm_jax.training.signals import StoppedError
 
     command = {
         "train": _train,
@@ -72,6 +74,8 @@ def _run(options: argparse.Namespace) -> int:
         UsageError,
     ) as error:
         return _fail(error)
+    except StoppedError as error:
+        return _end(f"lsgm: {error}", 128 + signal.SIGTERM)
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
     except Exception as error:

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.models.bound import Batch
-from lsgm_jax.training import parallel
+from lsgm_jax.training.parallel import whole
 
 assert cluster.joined()
 assert cluster.is_first() == (process == 0)
@@ -31,12 +31,12 @@ assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2
 
 train = DataSpec(source="digits", image_shape=(10, 10, 1), levels=2, binarise="dynamic", flip=True, pad=1,
                  batch_size=16, data_dir={data_dir!r}).open("train")
-batches, mesh = training_batches(train, 3), parallel.data_mesh()
+batches = training_batches(train, 3)
 for number in range(3):
     mine = next(batches)["x"]
     assert mine.shape == (8, 10, 10, 1)
-    whole = parallel.put_batch(mesh, Batch(mine))
-    np.save({data_dir!r} + f"/{{process}}-{{number}}", multihost_utils.process_allgather(whole.x, tiled=True))
+    together = whole().put([Batch(mine)])
+    np.save({data_dir!r} + f"/{{process}}-{{number}}", multihost_utils.process_allgather(together.x, tiled=True))
 
 with cluster.others_silent():
     print("heard from", process)

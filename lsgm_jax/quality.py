@@ -13,7 +13,7 @@ import numpy as np
 
 from lsgm_jax.arrays import Images, Key, State
 from lsgm_jax.build import build, build_sampler
-from lsgm_jax.data.pixels import draw_bits, quantise
+from lsgm_jax.data import pixels
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.evaluation.classifier import classifier_of
@@ -205,7 +205,9 @@ def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extr
 
 def as_data(x: np.ndarray, data: DataSpec, rng: np.random.Generator) -> np.ndarray:
     """Expected images as the data set has them: of binarised ones each pixel is drawn, grey would tell them apart."""
-    return quantise(draw_bits(to_bytes(x), rng), 2) if data.binarise == "dynamic" else x
+    if data.binarise != "dynamic":
+        return x
+    return pixels.quantise(pixels.bits(to_bytes(x), pixels.thresholds(rng, x.shape)), 2)
 
 
 def _describe_split(data: DataSpec, split: str, extractor: Extractor) -> ImageSet:

@@ -108,8 +108,8 @@ class Samples:
     def __len__(self):
         return len(self.x)
 
-    def batch(self, indices, rng=None):
-        return {"x": self.x[indices]}
+    def batch(self, indices, rng=None, rows=slice(None)):
+        return {"x": self.x[indices[rows]]}
 
     def label(self, index):
         return None

@@ -10,7 +10,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from lsgm_jax.files import replacing
+from lsgm_jax.files import is_first, replacing
 
 COLUMNS: tuple[str, ...] = (
     "stage",
@@ -33,7 +33,8 @@ COLUMNS: tuple[str, ...] = (
 class MetricsLog:
     """metrics.csv and TensorBoard scalars and images of one stage.
 
-    A resumed stage forgets the rows after its checkpoint: the file reads as if the run had never stopped.
+    A resumed stage forgets the rows after its checkpoint: the file reads as if the run had never stopped. Of several
+    processes the first one writes.
     """
 
     def __init__(self, workdir: pathlib.Path, stage: str, resumed_step: int):
@@ -41,13 +42,17 @@ class MetricsLog:
         self.path = workdir / "metrics.csv"
         _drop_rows_after(self.path, stage, resumed_step)
         self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard" / stage), purge_step=resumed_step + 1 if resumed_step else None
+            str(workdir / "tensorboard" / stage),
+            purge_step=resumed_step + 1 if resumed_step else None,
+            write_to_disk=is_first(),
         )
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Appends a row and writes the same numbers to TensorBoard."""
         row = {"stage": self.stage, "step": step, "split": split}
         row |= {name: f"{value:.6g}" for name, value in values.items() if name in COLUMNS}
+        if not is_first():
+            return
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
         for name, value in values.items():

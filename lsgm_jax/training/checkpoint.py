@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -75,6 +76,12 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, None if there is none."""
         return self._manager.latest_step()
+
+    @property
+    def way_on(self) -> str:
+        """What the same command will do next time, by what is completely written."""
+        saved = [int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()]
+        return f"goes on from step {max(saved)}, which is saved" if saved else "starts this stage again"
 
     def save(self, state: TrainState, meta: dict[str, Any], nelbo: float | None) -> None:
         """Writes a checkpoint in the background.
@@ -213,7 +220,7 @@ class Checkpoints:
                 f"goes on from step {max(saved)}, which is saved" if saved else "starts this stage again"
             )
             raise CheckpointError(
-                f"cannot write checkpoints to {self.folder} ({_first_line(error)}): "
+                f"cannot write checkpoints to {self.folder} ({_reason(error)}): "
                 f"with that mended the same command {goes_on}"
             ) from error
 
@@ -226,6 +233,15 @@ def _is_json(path: pathlib.Path) -> bool:
     return True
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """What the system said, as far as that can be found in an error of another library."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = re.search(r": ([^:]+?)(?: to file \d+)? \[os_error_code", str(error))
+    before = error.__cause__ or error.__context__
+    return said[1] if said else _reason(before) if before else _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:160]

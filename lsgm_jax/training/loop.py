@@ -91,14 +91,20 @@ def run_stage(
         key: of everything else, the same for the whole stage.
 
     Raises:
-        TrainingError: if training diverges.
+        TrainingError: if training diverges, or something cannot be written.
         StoppedError: if SIGTERM came.
         CheckpointError: if checkpoints cannot be read or written.
     """
     with Checkpoints(course.workdir / "checkpoints" / stage.name, keep=course.train.keep) as checkpoints:
         training = _Training(stage, course, checkpoints, before, batches, k_init, key)
         if checkpoints.latest_step != stage.steps:
-            training.to_the_end()
+            try:
+                training.to_the_end()
+            except OSError as error:
+                raise TrainingError(
+                    f"{error.filename or course.workdir}: {error.strerror}; with that mended the same command "
+                    f"{checkpoints.way_on}"
+                ) from error
         return checkpoints.restore_best(training.params_like)[0]
 
 
@@ -230,12 +236,13 @@ class _Training:
         if fault.call is not None:
             path = keep_batch(self.course.workdir / "faults", self.stage.name, fault.call, self.key)
             kept = f"; their batch is kept in {path}"
-        saved = self.checkpoints.latest_step
+        self.checkpoints.wait()
         if rollback == self.train.rollbacks:
-            goes_on = f"goes on from step {saved}, which is saved" if saved else "starts this stage again"
             raise TrainingError(
-                f"training has diverged: {fault}{kept}; with smaller learning rates the same command {goes_on}"
+                f"training has diverged: {fault}{kept}; with smaller learning rates the same command "
+                f"{self.checkpoints.way_on}"
             ) from fault
+        saved = self.checkpoints.latest_step
         back = f"step {saved}, with the next batches" if saved else "the beginning, with other batches"
         warn(f"{fault}{kept}; going back to {back} ({rollback + 1} of {self.train.rollbacks} times)")
 

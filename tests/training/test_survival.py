@@ -178,27 +178,46 @@ def test_an_unknown_format(undisturbed, tmp_path):
 
 
 def test_a_full_disk(undisturbed, tmp_path):
-    """On a file system of its own, of 1 MiB and a bit."""
-    script = (
-        f"mount -t tmpfs -o size=600k tmpfs {tmp_path} && "
-        f"exec {sys.executable} -m lsgm_jax.cli {' '.join(command(tmp_path / 'run'))}"
-    )
-    if subprocess.run(
-        ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)], check=False
-    ).returncode:
-        pytest.skip("this system lets nobody mount a file system of a fixed size")
-    done = subprocess.run(
-        [
-            "unshare",
-            "-rm",
-            "sh",
-            "-c",
-            f"{script}; status=$?; ls {tmp_path}/run/checkpoints/score; exit $status",
-        ],
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    print(done.stdout, done.stderr)
-    assert done.returncode == 2
+    """One line says what is wrong; with room again the same command ends as if nothing had happened."""
+    mount, after = tmp_path / "small", tmp_path / "after"
+    mount.mkdir()
+    enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    make = f"mount -t tmpfs -o size=500k tmpfs {mount}"
+    if shutil.which("unshare") is None or subprocess.run([*enter, make], check=False).returncode:
+        pytest.skip("this system does not let users mount a file system of a fixed size")
+    train = f"{sys.executable} -m lsgm_jax.cli {' '.join(command(mount / 'run'))}"
+    program = f"{make} && {train}; status=$?; cp -r {mount}/run {after}; exit $status"
+    done = subprocess.run([*enter, program], cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (message,) = (line for line in done.stderr.splitlines() if "lsgm: " in line)
+    step = newest(after)
+    assert 0 < step < 120
+    assert "No space left on device" in message
+    assert message.endswith(f"with that mended the same command goes on from step {step}, which is saved")
+    assert cli.main(command(after)) == 0
+    assert_same_end(after, undisturbed)
+
+
+def test_a_folder_that_cannot_be_written(undisturbed, tmp_path):
+    """Neither a new run nor one that has begun; and what is there is left alone."""
+    for name in ("new", "begun"):
+        folder = tmp_path / name
+        shutil.copytree(undisturbed, folder) if name == "begun" else folder.mkdir()
+        if name == "begun":
+            shutil.rmtree(folder / "checkpoints" / "score" / "120")
+        enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+        make = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}"
+        if shutil.which("unshare") is None or subprocess.run([*enter, make], check=False).returncode:
+            pytest.skip("this system does not let users mount a folder for reading only")
+        train = f"{sys.executable} -m lsgm_jax.cli {' '.join(command(folder))}"
+        done = subprocess.run(
+            [*enter, f"{make} && {train}"], cwd=tiny.ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        (message,) = done.stderr.splitlines()
+        assert (
+            message
+            == f"lsgm: error: cannot write to {folder} (Read-only file system): choose another --workdir"
+        )

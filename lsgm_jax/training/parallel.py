@@ -162,7 +162,17 @@ class Replicated:
 
     def compile(self, step: Step, like: TrainState) -> Step:
         """One program per device."""
-        return jax.pmap(step, axis_name="data", in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
+        call = jax.pmap(step, axis_name="data", in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
+        if jax.process_count() == 1:
+            return call
+        whole = replicated(self.mesh)
+
+        def widened(leaf: jax.Array) -> jax.Array:
+            """What `pmap` gives a process is on its own devices; all processes hold the same."""
+            copies = [shard.data for shard in leaf.addressable_shards]
+            return jax.make_array_from_single_device_arrays(leaf.shape, whole, copies)
+
+        return lambda state, batch, key: jax.tree.map(widened, call(state, batch, key))
 
 
 def whole() -> Sharded:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -337,8 +338,18 @@ def _data(options: argparse.Namespace) -> None:
 def _quieten() -> None:
     """Libraries' chatter would drown the one line that matters."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "asyncio"):  # what they call an error is raised as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="tensorflow_datasets")
+    # A full disk is reported by the command; threads and exit handlers that meet it too would add their tracebacks.
+    threading.excepthook = lambda args: _is_echo(args.exc_value) or threading.__excepthook__(args)
+    sys.unraisablehook = lambda args: _is_echo(args.exc_value) or sys.__unraisablehook__(args)
+    sys.excepthook = lambda kind, error, trace: _is_echo(error) or sys.__excepthook__(kind, error, trace)
+
+
+def _is_echo(error: BaseException | None) -> bool:
+    """Whether an error that nobody caught only follows from one that is reported: of files, and what waits for them."""
+    return isinstance(error, OSError) or str(error) == "Event loop is closed"
 
 
 def _fail(error: object) -> int:

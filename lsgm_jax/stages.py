@@ -59,6 +59,11 @@ def make_stages(config: Config, model: LSGM | SGM, images: Images) -> list[Stage
     return [joint] if config.train.vae_from else [_vae_stage(config, model, images), joint]
 
 
+def bare_stages(config: Config, model: LSGM | SGM) -> list[Stage]:
+    """The stages without any data: to be measured, not to be run."""
+    return make_stages(config, model, Images(None, np.zeros((0, *model.data_shape))))
+
+
 def _vae_stage(config: Config, model: LSGM, images: Images) -> Stage:
     settings, vae, kl = build("train", config), model.vae, build("vae_kl", config)
 

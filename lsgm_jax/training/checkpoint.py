@@ -1,7 +1,9 @@
 """Checkpoints of one training stage: the newest few and the best by validation, written atomically by orbax."""
 
 import contextlib
+import json
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -45,6 +47,7 @@ class Checkpoints:
         self.folder, self._read_only = folder.absolute(), read_only
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoints in {folder}: run  lsgm train  with this --workdir first")
+        unknown = self._forget_damaged_scores()
         best = BestN(
             get_metric_fn=lambda metrics: -metrics["nelbo"], n=1, keep_checkpoints_without_metrics=False
         )
@@ -54,6 +57,8 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
+            # Where nothing can be mended, all scores are left alone, and the newest is taken for the best.
+            lightweight_initialize=read_only and unknown,
         )
         with self._writing():
             self._manager = ocp.CheckpointManager(
@@ -71,6 +76,12 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, None if there is none."""
         return self._manager.latest_step()
+
+    @property
+    def way_on(self) -> str:
+        """What the same command will do next time, by what is completely written."""
+        saved = [int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()]
+        return f"goes on from step {max(saved)}, which is saved" if saved else "starts this stage again"
 
     def save(self, state: TrainState, meta: dict[str, Any], nelbo: float | None) -> None:
         """Writes a checkpoint in the background.
@@ -189,6 +200,15 @@ class Checkpoints:
         self._manager.reload()
         return target
 
+    def _forget_damaged_scores(self) -> bool:
+        """Whether there are any; orbax would not open a folder with one."""
+        damaged = [path for path in self.folder.glob("[0-9]*/metrics/metrics") if not _is_json(path)]
+        for path in damaged:
+            warn(f"{path} is damaged: that checkpoint counts as not validated")
+            if not self._read_only and jax.process_index() == 0:
+                path.unlink()
+        return bool(damaged)
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -200,11 +220,28 @@ class Checkpoints:
                 f"goes on from step {max(saved)}, which is saved" if saved else "starts this stage again"
             )
             raise CheckpointError(
-                f"cannot write checkpoints to {self.folder} ({_first_line(error)}): "
+                f"cannot write checkpoints to {self.folder} ({_reason(error)}): "
                 f"with that mended the same command {goes_on}"
             ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _is_json(path: pathlib.Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, as far as that can be found in an error of another library."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = re.search(r": ([^:]+?)(?: to file \d+)? \[os_error_code", str(error))
+    before = error.__cause__ or error.__context__
+    return said[1] if said else _reason(before) if before else _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:160]

@@ -1,5 +1,6 @@
 """What a run shows and leaves behind: progress bar, metrics.csv, TensorBoard."""
 
+import contextlib
 import csv
 import pathlib
 import sys
@@ -66,7 +67,8 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tensorboard.close()
+        with contextlib.suppress(OSError):  # a full disk is metrics.csv's to report
+            self._tensorboard.close()
 
 
 def progress_bar(stage: str, start: int, steps: int) -> tqdm:

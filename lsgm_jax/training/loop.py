@@ -51,6 +51,10 @@ class Stage:
     adapt: Callable[[Params], Params] = lambda params: params
     memory: Callable[[Params, Key], Any] = lambda params, key: ()
 
+    def first_state(self, params: Params, key: Key) -> TrainState:
+        """The state before the first step; the key is for what the loss finds there."""
+        return create_state(params, self.optimiser, self.memory(params, key))
+
 
 class TrainingError(Exception):
     """Training cannot go on; the message says what was saved and what to do."""
@@ -87,14 +91,20 @@ def run_stage(
         key: of everything else, the same for the whole stage.
 
     Raises:
-        TrainingError: if training diverges.
+        TrainingError: if training diverges, or something cannot be written.
         StoppedError: if SIGTERM came.
         CheckpointError: if checkpoints cannot be read or written.
     """
     with Checkpoints(course.workdir / "checkpoints" / stage.name, keep=course.train.keep) as checkpoints:
         training = _Training(stage, course, checkpoints, before, batches, k_init, key)
         if checkpoints.latest_step != stage.steps:
-            training.to_the_end()
+            try:
+                training.to_the_end()
+            except OSError as error:
+                raise TrainingError(
+                    f"{error.filename or course.workdir}: {error.strerror}; with that mended the same command "
+                    f"{checkpoints.way_on}"
+                ) from error
         return checkpoints.restore_best(training.params_like)[0]
 
 
@@ -115,7 +125,9 @@ class _Training:
         self.checkpoints, self.before, self.batches = checkpoints, before, batches
         self.k_init, self.key = k_init, key
         self.params_like = self._living(jax.eval_shape(stage.init, k_init, before))
-        self.state_like = self._living(jax.eval_shape(self._first_state, self.params_like))
+        # A number that no step folds in.
+        self.k_memory = jax.random.fold_in(key, stage.steps)
+        self.state_like = self._living(jax.eval_shape(stage.first_state, self.params_like, self.k_memory))
         loss = self.launcher.spread(stage.loss)
         self.step = make_step(loss, stage.optimiser, stage.average, parts=self.train.parts)
         self._calls: dict[int, Callable[..., tuple[TrainState, Metrics]]] = {}
@@ -145,13 +157,11 @@ class _Training:
         return self.checkpoints.restore(self.state_like)[0]
 
     def _begin(self) -> TrainState:
-        fresh = jax.jit(self.stage.init, out_shardings=_shardings(self.params_like))
-        params = self.stage.adapt(fresh(place(self.launcher.mesh, self.k_init), self.before))
-        return jax.jit(self._first_state, out_shardings=_shardings(self.state_like))(params)
-
-    def _first_state(self, params: Params) -> TrainState:
-        key = jax.random.fold_in(self.key, self.stage.steps)  # a number that no step folds in
-        return create_state(params, self.stage.optimiser, self.stage.memory(params, key))
+        mesh = self.launcher.mesh
+        init = jax.jit(self.stage.init, out_shardings=_shardings(self.params_like))
+        first_state = jax.jit(self.stage.first_state, out_shardings=_shardings(self.state_like))
+        params = self.stage.adapt(init(place(mesh, self.k_init), self.before))
+        return first_state(params, place(mesh, self.k_memory))
 
     def _living(self, tree: Any) -> Any:
         """Shapes, with where the launcher has them."""
@@ -226,12 +236,13 @@ class _Training:
         if fault.call is not None:
             path = keep_batch(self.course.workdir / "faults", self.stage.name, fault.call, self.key)
             kept = f"; their batch is kept in {path}"
-        saved = self.checkpoints.latest_step
+        self.checkpoints.wait()
         if rollback == self.train.rollbacks:
-            goes_on = f"goes on from step {saved}, which is saved" if saved else "starts this stage again"
             raise TrainingError(
-                f"training has diverged: {fault}{kept}; with smaller learning rates the same command {goes_on}"
+                f"training has diverged: {fault}{kept}; with smaller learning rates the same command "
+                f"{self.checkpoints.way_on}"
             ) from fault
+        saved = self.checkpoints.latest_step
         back = f"step {saved}, with the next batches" if saved else "the beginning, with other batches"
         warn(f"{fault}{kept}; going back to {back} ({rollback + 1} of {self.train.rollbacks} times)")
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.files import replacing
@@ -80,16 +81,15 @@ class Sentinel:
 
 
 def keep_batch(folder: pathlib.Path, stage: str, call: Call, key: Key) -> pathlib.Path:
-    """Writes what the failing steps were given: `x`, this process's rows, and `key`, the data of the last step's key.
+    """Writes what a failing call was given: `x`, the rows of its batches, and `key`, the data of its last step's key.
 
     Args:
         key: of the stage.
     """
-    rank = f"-process{jax.process_index()}" if jax.process_count() > 1 else ""
-    path = folder / f"{stage}-{call.last}{rank}.npz"
+    path = folder / f"{stage}-{call.last}.npz"
     folder.mkdir(exist_ok=True)
     k_step = jax.random.fold_in(key, call.last - 1)  # as `make_step` has it
-    x = np.concatenate([np.asarray(batch.x) for batch in call.batches])
+    x = np.concatenate([multihost_utils.process_allgather(batch.x, tiled=True) for batch in call.batches])
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, x=x, key=np.asarray(jax.random.key_data(k_step)), step=call.last)
     return path

@@ -8,12 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from lsgm_jax.build import build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.schema import ConfigError
-from lsgm_jax.stages import Images, make_stages
 from lsgm_jax.training.parallel import Sharded, bytes_per_device, whole
-from lsgm_jax.training.state import create_state
 from tests import tiny
 from tests.training.launchers import CASES, MODEL
 
@@ -95,21 +92,8 @@ def test_the_rule_of_division(shape, shards, spec):
     assert tuple(Sharded().spec(shape, shards)) == spec
 
 
-def training_state(path):
-    """The shapes of what the last stage of a config trains."""
-    config = load_config(path, [])
-    model = build_model(config)
-    stage = make_stages(config, model, Images(None, np.zeros((0, *model.data_shape))))[-1]
-    params = jax.eval_shape(model.init, jax.random.key(0))
-
-    def create(params):
-        return create_state(params, stage.optimiser, stage.memory(params, jax.random.key(0)))
-
-    return jax.eval_shape(create, params)
-
-
 def test_the_published_state_on_eight_devices_is_an_eighth_on_each():
-    state = training_state(str(tiny.ROOT / "configs" / "lsgm_cifar10.py"))
+    state = tiny.training_state(load_config(str(tiny.ROOT / "configs" / "lsgm_cifar10.py"), []))
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert bytes_per_device(state, Sharded(), 1) == total
     assert bytes_per_device(state, whole(), 8) == total

@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     # Here and below, not at the top: --help and usage errors should not wait for JAX.
+    from jax.errors import JaxRuntimeError
+
     from lsgm_jax.data.sources import DataError
     from lsgm_jax.interop.errors import ConversionError
     from lsgm_jax.schema import ConfigError
@@ -82,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
     except Exception as error:
         if not cluster.joined():
             raise
-        if (line := cluster.lost()) is not None:
+        if isinstance(error, JaxRuntimeError) and (line := cluster.lost(error)) is not None:
             return _end(f"lsgm: error: {line}", 1)
         traceback.print_exc()
         return _end(f"lsgm: error: {type(error).__name__}, see above", 1)
@@ -98,7 +100,8 @@ def _processes(options: argparse.Namespace) -> Iterator[None]:
     from lsgm_jax.training import cluster
 
     given = place(options)
-    cluster.join(cluster.Place(**given) if given else None, options.timeout)
+    where, saves = cluster.Place(**given) if given else None, options.command == "train"
+    cluster.join(where, options.timeout, notes_sigterm=saves)
     same = {name: str(value) for name, value in vars(options).items() if name != "process"}
     cluster.agree("command", json.dumps(same))
     with cluster.others_silent():

@@ -1,18 +1,14 @@
-"""Several processes as one: they join, wait for each other, say the same, and end together.
+"""Several processes as one: they join, wait for each other, and agree.
 
 JAX's coordination service does the work. Where it would abort a process with a page of C++, there is one line instead
 that names the process to blame (docs/howto/cluster.md has what happens when).
 """
 
-import atexit
 import contextlib
 import itertools
-import json
 import math
 import os
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
@@ -21,19 +17,15 @@ from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
 
 from lsgm_jax.files import is_first
-from lsgm_jax.training import roll_call
+from lsgm_jax.training import ending, roll_call
 from lsgm_jax.training.roll_call import ClusterError, Place
 
 __all__ = ["ClusterError", "Place", "agree", "barrier", "is_first", "join", "joined", "others_silent", "stop"]
 
 TIMEOUT = 300.0  # seconds, unless someone says otherwise
-HEARTBEATS = (
-    10.0,
-    100.0,
-)  # seconds without a sign of life after which JAX gives a process up: least and most
-SECONDS_TO_STOP = 3.0  # for processes to end by themselves when one has failed
-FAILED = "lsgm/failed"
-SECONDS_BETWEEN_LOOKS = 1.0
+LEAST_HEARTBEAT, MOST_HEARTBEAT = 10.0, 100.0  # seconds without a sign of life: then JAX gives a process up
+SECONDS_TO_JOIN = 60.0  # at least, for JAX's runtime, when all are there
+SECONDS_TO_ANSWER = 3.0  # after an error
 
 _joined: list["_Joined"] = []  # nothing, or where this process has joined
 _numbers = itertools.count()  # a barrier is passed once
@@ -44,12 +36,13 @@ class _Joined(NamedTuple):
     timeout: float
 
 
-def join(place: Place | None = None, timeout: float = TIMEOUT) -> None:
+def join(place: Place | None = None, timeout: float = TIMEOUT, *, notes_sigterm: bool = True) -> None:
     """Makes this process one of several; comes before anything that asks JAX for a device.
 
     Args:
         place: where it stands; None to ask SLURM, Open MPI, or a TPU's metadata.
         timeout: seconds that others are waited for.
+        notes_sigterm: whether SIGTERM to any of them is noted for all (`signals.py`) and ends none by itself.
 
     Raises:
         ClusterError: if they do not come, or nobody says where this process stands.
@@ -57,18 +50,19 @@ def join(place: Place | None = None, timeout: float = TIMEOUT) -> None:
     """
     place = place or detect(timeout)
     roll_call.hold(place, timeout)
-    least, most = HEARTBEATS
+    heartbeat = min(max(timeout, LEAST_HEARTBEAT), MOST_HEARTBEAT)
+    jax.config.update("jax_enable_preemption_service", notes_sigterm)
     jax.distributed.initialize(
         coordinator_address=place.coordinator,
         num_processes=place.processes,
         process_id=place.process,
         local_device_ids=None if place.devices is None else list(place.devices),
         cluster_detection_method="deactivate",
-        initialization_timeout=math.ceil(timeout),
-        heartbeat_timeout_seconds=math.ceil(min(max(timeout, least), most)),
+        initialization_timeout=math.ceil(max(timeout, SECONDS_TO_JOIN)),
+        heartbeat_timeout_seconds=math.ceil(heartbeat),
     )
     _joined.append(_Joined(place, timeout))
-    _stop_with_others(place)
+    ending.watch(place)
 
 
 def detect(timeout: float) -> Place:
@@ -165,81 +159,17 @@ def others_silent() -> Iterator[None]:
             os.dup2(before.fileno(), 1)
 
 
-def lost() -> str | None:
-    """After an error that the death of another process may have caused: the line that names who is gone, if so."""
+def lost(error: Exception) -> str | None:
+    """The line that names who does not answer, if that may be the cause of an error in computing together."""
     try:
-        barrier("aftermath", SECONDS_TO_STOP)
-    except ClusterError as error:
-        names = str(error).partition(" did not")[0]
-        return f"{names} ended, or hangs: see its output; the same command continues from the last checkpoint"
-    except jax.errors.JaxRuntimeError as error:
-        return f"the coordination service has failed ({str(error).splitlines()[0]})"
+        barrier("aftermath", SECONDS_TO_ANSWER)
+    except ClusterError as absence:
+        names = str(absence).partition(" did not")[0]
+        reason = (str(error).splitlines() or [""])[0][:160]
+        return f"{names} ended, or hangs ({reason}): see its output; the same command goes on from the last checkpoint"
     return None
 
 
 def stop(line: str, status: int) -> NoReturn:
-    """Ends this process after an error, and all others with it, each with that status.
-
-    What happens in all processes is printed by the first, anything else by the process it happens in.
-    """
-    place = _joined[-1].place
-    client: Any = global_state.client
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        client.key_value_set(f"{FAILED}/{place.process}", line)
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        client.key_value_set(f"{FAILED}/any", json.dumps([place.process, line, status]))
-    if place.process == 0:
-        print(line, file=sys.stderr)
-    elif line != _line_of_first(client):
-        print(f"{line} (in {place.of(place.process)})", file=sys.stderr)
-    _end(client, status)
-
-
-def _line_of_first(client: Any) -> str | None:
-    try:
-        return client.blocking_key_value_get(f"{FAILED}/0", math.ceil(1000 * SECONDS_TO_STOP))
-    except jax.errors.JaxRuntimeError:
-        return None
-
-
-def _stop_with_others(place: Place) -> None:
-    """Looks, beside the work, for a process that has failed: the work may be waiting for it."""
-    client: Any = global_state.client
-    error, over = sys.stderr, threading.Event()
-
-    def watch() -> None:
-        while not over.wait(SECONDS_BETWEEN_LOOKS):
-            try:
-                failed = dict(client.key_value_dir_get(FAILED)).get(f"{FAILED}/any")
-            except jax.errors.JaxRuntimeError:
-                return  # the coordinator has gone, and JAX ends this process
-            if failed is not None:
-                break
-        else:
-            return
-        process, line, status = json.loads(failed)
-        if process == place.process or over.wait(SECONDS_TO_STOP):  # this one may be about to say the same
-            return
-        if place.process == 0:
-            print(f"{line} (in {place.of(process)})", file=error)
-        _end(client, status)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-
-    def leave() -> None:
-        over.set()
-        thread.join()  # a thread that Python leaves inside C++ aborts the process
-
-    atexit.register(leave)  # after JAX's, and so before it
-
-
-def _end(client: Any, status: int) -> NoReturn:
-    """Leaves without what Python and JAX do at exit, which would wait for processes that wait for this one."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        client.wait_at_barrier("lsgm/end", math.ceil(2000 * SECONDS_TO_STOP))
-    if is_first():
-        time.sleep(1.0)  # it takes the coordinator with it, without which others abort
-    os._exit(status)
+    """Ends this process after an error, and all others with it; see `ending.stop`."""
+    ending.stop(_joined[-1].place, line, status)

@@ -160,7 +160,7 @@ def test_a_process_reads_only_its_rows(folder, monkeypatch, as_processes):
     source, read = folder(np.zeros((8, 8, 8), np.uint8)), []
     train = DataSpec(source=source, image_shape=(8, 8, 1), batch_size=4).open("train")
     image = np.zeros((8, 8, 1), np.uint8)
-    monkeypatch.setattr(Split, "_read", lambda self, index: read.append(index) or image)
+    monkeypatch.setattr(train, "_read", lambda index: read.append(index) or image)
     order = pipeline._Order(8, 4, 0).batch(0).tolist()
     for iterator in as_processes(2, train, 0):
         next(iterator)

@@ -147,7 +147,7 @@ def _sample(options: argparse.Namespace) -> None:
     if options.count < 1:
         raise UsageError(f"--count={options.count}: draw at least one sample")
 
-    params, step = opened.best()
+    params, step = opened.best(everywhere=True)
     drawn = run.sample(opened, params, sampler, options.count, options.seed)
     failed = int((~drawn.solution.success).sum())
     if failed:

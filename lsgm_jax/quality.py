@@ -28,7 +28,7 @@ from lsgm_jax.run import Run, compile_draw
 from lsgm_jax.schema import FEWEST_SAMPLES, ConfigError
 from lsgm_jax.scoring import check_devices, what_is_scored
 from lsgm_jax.solvers.sampler import Sampler, draw_noise
-from lsgm_jax.training.devices import over_devices
+from lsgm_jax.training.devices import OverDevices
 
 DISTANCES = ("fid", "kid", "pr")
 TIMED_BATCH = 16  # images, as the papers time it
@@ -171,7 +171,7 @@ def model_generator(run: Run, sampler: Sampler) -> Generator:
         step=step,
         of=what_is_scored(run.config, params, SAMPLING_CHOICES),
         noise=lambda key: draw_noise(sampler, model.process, key, shape),
-        decode=over_devices(decode),
+        decode=OverDevices(decode),
     )
 
 
@@ -185,7 +185,7 @@ def vae_generator(run: Run) -> Generator:
         step=step,
         of=what_is_scored(run.config, params, ()),
         noise=lambda key: jax.random.normal(key, (batch_size, *vae.latent_shape)),
-        decode=over_devices(lambda params, z_0, key: (vae.decode(params, z_0, key), {})),
+        decode=OverDevices(lambda params, z_0, key: (vae.decode(params, z_0, key), {})),
     )
 
 

@@ -24,7 +24,7 @@ from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, slerp
 from lsgm_jax.stages import Images, last_stage, make_stages
 from lsgm_jax.training.checkpoint import Checkpoints
-from lsgm_jax.training.devices import data_mesh, replicated
+from lsgm_jax.training.devices import OverDevices, data_mesh, replicated, shared_count
 from lsgm_jax.training.loop import Course, run_stage
 from lsgm_jax.training.parallel import Launcher
 
@@ -139,7 +139,7 @@ class Run:
 
         Args:
             stage: "vae" for those of an LSGM's first stage; None for the model's.
-            everywhere: on every device of all processes, for `over_devices`, instead of on the first one.
+            everywhere: on every device of all processes, for `OverDevices`, instead of on the first one.
         """
         init = self.model.vae.init if stage == "vae" and isinstance(self.model, LSGM) else self.model.init
         with Checkpoints(self._checkpoints(stage or last_stage(self.model)), read_only=True) as checkpoints:
@@ -169,17 +169,25 @@ class Samples:
 
 
 def sample(run: Run, params: Params, sampler: Sampler, count: int, seed: int) -> Samples:
-    """Draws `count` samples in one compiled call."""
-    draw, compile_seconds = compile_draw(run, params, sampler, count)
+    """Draws `count` samples in one compiled call over all devices."""
+    model = run.model
+    decode = OverDevices(lambda params, z_1, key: model.decode(params, z_1, key, sampler))
+    k_noise, k_decode = jax.random.split(jax.random.key(seed))  # as in the models' `sample`
+    noise = jax.jit(lambda key: draw_noise(sampler, model.process, key, (count, *model.latent_shape)))
+    z_1 = jax.tree.map(lambda z: np.resize(z, (shared_count(count), *model.latent_shape)), noise(k_noise))
     start = time.monotonic()
-    x, solution = jax.block_until_ready(draw(params, jax.random.key(seed)))
-    return Samples(np.asarray(x), solution, time.monotonic() - start, compile_seconds)
+    compiled = decode.compile(params, z_1, k_decode)
+    begin = time.monotonic()
+    x, solution = compiled(params, z_1, k_decode)
+    seconds = time.monotonic() - begin
+    drawn = solution._replace(z_0=solution.z_0[:count], success=solution.success[:count])
+    return Samples(x[:count], drawn, seconds, begin - start)
 
 
 def compile_draw(
     run: Run, params: Params, sampler: Sampler, count: int
 ) -> tuple[Callable[[Params, Key], tuple[Latents, Solution]], float]:
-    """The compiled call that draws `count` samples, and the seconds that compiling it took."""
+    """The compiled call that draws `count` samples on one device, and the seconds that compiling it took."""
 
     def draw(params: Params, key: Key) -> tuple[Latents, Solution]:
         return run.model.sample(params, key, count, sampler)

@@ -22,7 +22,7 @@ from lsgm_jax.schema import Config
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, draw_noise
-from lsgm_jax.training.devices import over_devices
+from lsgm_jax.training.devices import OverDevices, shared_count
 from lsgm_jax.training.loop import Stage
 from lsgm_jax.training.penalty import Penalty, first_memory, penalise
 from lsgm_jax.training.spec import TrainSpec
@@ -79,7 +79,7 @@ def _vae_stage(config: Config, model: LSGM, images: Images) -> Stage:
         validate=_validator(vae_terms(model), images.validation, config.data.batch_size),
         draw=_drawer(
             model,
-            lambda key: jax.random.normal(key, (_shared(PREVIEW), *model.latent_shape)),
+            lambda key: jax.random.normal(key, (shared_count(PREVIEW), *model.latent_shape)),
             vae.decode,
             PREVIEW,
         ),
@@ -169,7 +169,7 @@ def _penalised(loss: Loss, penalties: dict[str, Penalty], model: LSGM | SGM) -> 
 def _kl_per_channel(model: LSGM, params: Params, training: Samples, batch_size: int) -> np.ndarray:
     """KL(q || N(0, I)) of each channel of z_0, nats, mean over training images."""
 
-    @over_devices
+    @OverDevices
     def held(params: Params, batch: Batch, key: Key) -> PerChannel:
         latent = model.vae.autoencode(params, batch.x, key, train=False).latent
         kl = latent.normal_cross_entropy - latent.entropy
@@ -210,7 +210,7 @@ def _named(bound: Bound) -> Named:
 
 
 def _validator(per_image: PerImage, x: np.ndarray, batch_size: int) -> Callable[[Params], dict[str, float]]:
-    compiled = over_devices(per_image)
+    compiled = OverDevices(per_image)
 
     def validate(params: Params) -> dict[str, float]:
         # The same key every time: what changes between two validations is the model alone.
@@ -225,7 +225,7 @@ def _of_the_model(model: LSGM | SGM, count: int) -> Callable[[Params], np.ndarra
     """Pictures of the model's samples."""
 
     def noise(key: Key) -> State:
-        return draw_noise(PREVIEW_SAMPLER, model.process, key, (_shared(count), *model.latent_shape))
+        return draw_noise(PREVIEW_SAMPLER, model.process, key, (shared_count(count), *model.latent_shape))
 
     def decode(params: Params, z_1: State, key: Key) -> Array:
         return model.decode(params, z_1, key, PREVIEW_SAMPLER)[0]
@@ -240,15 +240,10 @@ def _drawer(
     count: int,
 ) -> Callable[[Params], np.ndarray]:
     """Pictures of `count` samples: the same noise every time, decoded on all devices."""
-    compiled = over_devices(decode)
+    compiled = OverDevices(decode)
 
     def draw(params: Params) -> np.ndarray:
         k_noise, k_decode = jax.random.split(jax.random.key(0))
         return picture(compiled(params, noise(k_noise), k_decode)[:count], model.labels)
 
     return draw
-
-
-def _shared(count: int) -> int:
-    """At least so many, in numbers that the devices can share."""
-    return count + -count % jax.device_count()

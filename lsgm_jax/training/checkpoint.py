@@ -126,7 +126,7 @@ class Checkpoints:
         Raises:
             CheckpointError: if all are damaged, of an unknown format, or belong to another model.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = _somewhere(like)
         state, ema = abstract.replace(ema=None), abstract.ema
 
         def read(step: int) -> tuple[TrainState, dict[str, Any]]:
@@ -141,7 +141,7 @@ class Checkpoints:
 
         The newest, if none has been validated, or the best cannot be read.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = _somewhere(like)
 
         def read(step: int) -> Params:
             self._meta(step, READABLE)
@@ -223,6 +223,17 @@ class Checkpoints:
                 f"cannot write checkpoints to {self.folder} ({_reason(error)}): "
                 f"with that mended the same command {goes_on}"
             ) from error
+
+
+def _somewhere(like: Any) -> Any:
+    """Shapes with shardings: where there is none, the first device, whatever devices the checkpoint was saved from."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        leaf = ocp.utils.to_shape_dtype_struct(leaf)
+        return leaf if leaf.sharding is not None else leaf.update(sharding=here)
+
+    return jax.tree.map(place, like)
 
 
 def _is_json(path: pathlib.Path) -> bool:

@@ -1,6 +1,5 @@
 """Where arrays live: meshes of all devices, and functions that are computed on all of them."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,36 +22,58 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_devices(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles `function(params, batch, *rest)` over all devices, for scores and samples: batch in, batch out.
+class OverDevices:
+    """`function(params, batch, *rest)` over all devices, for scores and samples: batch in, batch out.
+
+    It takes and gives host arrays; every process gives the whole batch and gets the whole result. Parameters that lie
+    on all devices already, whole or divided, are not copied.
 
     Args:
         function: pure; returns a tree of arrays. It sees the whole batch and one key, so its numbers do not depend on
             the devices but by rounding.
-
-    Returns:
-        The same function of host arrays, with numpy arrays for results. Every process gives the whole batch and gets
-        the whole result. Parameters that lie on all devices already, whole or divided, are not copied.
-
-    Raises:
-        ValueError: when called, if the devices cannot share the batch evenly.
     """
 
-    @functools.cache
-    def compile_for(mesh: Mesh) -> Callable[..., Any]:
-        whole = replicated(mesh)
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+        self._jitted: dict[Mesh, Any] = {}
 
-        def gathered(params: Any, *rest: Any) -> Any:
-            return function(jax.lax.with_sharding_constraint(params, whole), *rest)
+    def __call__(self, params: Any, batch: Any, *rest: Any) -> Any:
+        """The result, compiled when it is needed first.
 
-        return jax.jit(gathered, out_shardings=whole)
-
-    def call(params: Any, batch: Any, *rest: Any) -> Any:
+        Raises:
+            ValueError: if the devices cannot share the batch evenly.
+        """
         mesh = _mesh_of(params)
-        results = compile_for(mesh)(place(mesh, params), _spread(mesh, batch), *place(mesh, rest))
-        return jax.tree.map(np.asarray, results)
+        return jax.tree.map(np.asarray, self._jit(mesh)(*_arguments(mesh, params, batch, rest)))
 
-    return call
+    def compile(self, params: Any, batch: Any, *rest: Any) -> Callable[..., Any]:
+        """The call for arguments like these, compiled at once."""
+        mesh = _mesh_of(params)
+        compiled = self._jit(mesh).lower(*_arguments(mesh, params, batch, rest)).compile()
+
+        def call(params: Any, batch: Any, *rest: Any) -> Any:
+            return jax.tree.map(np.asarray, compiled(*_arguments(mesh, params, batch, rest)))
+
+        return call
+
+    def _jit(self, mesh: Mesh) -> Any:
+        if mesh not in self._jitted:
+            whole = replicated(mesh)
+
+            def gathered(params: Any, *rest: Any) -> Any:
+                return self._function(jax.lax.with_sharding_constraint(params, whole), *rest)
+
+            self._jitted[mesh] = jax.jit(gathered, out_shardings=whole)
+        return self._jitted[mesh]
+
+
+def shared_count(count: int) -> int:
+    """At least so many, in numbers that all devices can share."""
+    return count + -count % jax.device_count()
+
+
+def _arguments(mesh: Mesh, params: Any, batch: Any, rest: tuple[Any, ...]) -> tuple[Any, ...]:
+    return place(mesh, params), _spread(mesh, batch), *place(mesh, rest)
 
 
 def _mesh_of(tree: Any) -> Mesh:

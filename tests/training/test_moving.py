@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from lsgm_jax import cli
-from tests import on_one_machine
-from tests.training.test_divergence import CONFIG, rows, saved
+from lsgm_jax.config import load_config
+from lsgm_jax.training.checkpoint import Checkpoints
+from tests import on_one_machine, tiny
+from tests.training.test_divergence import CONFIG, rows
 
 LENGTH = ("train.steps=12", "train.log_every=2", "train.eval_every=6")
 DIVIDED = ("parallel.name=fsdp", "parallel.smallest=1")
@@ -47,7 +49,7 @@ def begun(tmp_path_factory):
 
 def assert_close(workdir, straight):
     """Numbers as good as rounding allows, also those of metrics.csv, whose rows are the same."""
-    (leaves, step), (expected, last) = saved(workdir), saved(straight)
+    (leaves, step), (expected, last) = restored(workdir), restored(straight)
     assert step == last == 12
     for leaf, same in zip(leaves, expected, strict=True):
         np.testing.assert_allclose(leaf, same, rtol=1e-5, atol=1e-5)
@@ -56,6 +58,14 @@ def assert_close(workdir, straight):
             same[name] for name in ("stage", "step", "split")
         ]
         np.testing.assert_allclose(float(row["nelbo"]), float(same["nelbo"]), rtol=1e-4)
+
+
+def restored(workdir):
+    """All leaves of the newest checkpoint on the device that there is here, and its step."""
+    like = tiny.training_state(load_config(CONFIG, []))
+    with Checkpoints(workdir / "checkpoints" / "score", read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(like)
+    return jax.tree.leaves(state), int(state.step)
 
 
 def test_on_one_device(straight, begun, tmp_path):
@@ -76,3 +86,17 @@ def test_on_two_processes(straight, begun, tmp_path, overrides):
     assert "validation chose step" in first.out
     assert "validation chose step" not in second.out
     assert_close(workdir, straight)
+
+
+def test_what_eight_devices_trained_is_sampled_on_one(begun, capsys):
+    """And the other way round: the same noise gives the same points."""
+    arguments = ["sample", f"--workdir={begun}", "--count=10", "--solver=Heun", "--steps=4"]
+    assert cli.main(arguments) == 0
+    capsys.readouterr()
+    here = np.load(begun / "samples.npz")["x"]
+    command = [on_one_machine.sys.executable, "-m", "lsgm_jax.cli", *arguments]
+    (done,) = on_one_machine.run_commands([command], devices=8, timeout=240)
+    assert done.status == 0, done.err
+    there = np.load(begun / "samples.npz")["x"]
+    assert here.shape == (10, 2)
+    np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5)

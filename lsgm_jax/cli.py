@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status, 2 for anything the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _quieten()
+    _keep_compiled()
     try:
         options = parse(arguments)
         return _run(options)
@@ -124,13 +125,15 @@ def _train(options: argparse.Namespace) -> None:
     start, compiling = time.monotonic(), CompileClock()
     config = load_config(options.config, options.overrides)
     _agree(config)
-    run.train(config, options.workdir)
+    run.train(config, options.workdir, trace=options.profile)
     seconds = time.monotonic() - start
     _, step = run.Run.open(options.workdir).best()
     print(
         f"trained in {seconds:.0f} s, {compiling.seconds:.0f} s of it compiling; validation chose step {step}"
     )
     print(f"wrote {options.workdir}/checkpoints, metrics.csv and tensorboard")
+    if options.profile:
+        print(f"traced a few steps into {options.workdir}/profile: look at them with  tensorboard --logdir")
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -345,6 +348,13 @@ def _quieten() -> None:
     threading.excepthook = lambda args: _is_echo(args.exc_value) or threading.__excepthook__(args)
     sys.unraisablehook = lambda args: _is_echo(args.exc_value) or sys.__unraisablehook__(args)
     sys.excepthook = lambda kind, error, trace: _is_echo(error) or sys.__excepthook__(kind, error, trace)
+
+
+def _keep_compiled() -> None:
+    """What took long to compile is kept for the next command, in JAX's own cache, which the user may have chosen."""
+    if "jax" not in sys.modules:  # which reads it once
+        caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "lsgm_jax"))
 
 
 def _is_echo(error: BaseException | None) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 USAGE = """lsgm COMMAND [options]
 
-  lsgm train    --config=FILE[:ARG] --workdir=DIR [--config.SECTION.KEY=VALUE ...]
+  lsgm train    --config=FILE[:ARG] --workdir=DIR [--profile] [--config.SECTION.KEY=VALUE ...]
   lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N]
   lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw,fid,kid,pr,time] [--split=test|validation] [--seed=N]
                 [--samples=N] [--inception=FILE.pth]
@@ -88,6 +88,7 @@ def _make_parser() -> _Parser:
     for each in (sample, evaluate, interpolate, animate, study):
         _add_ends(each)
         each.add_argument("--seed", type=int, default=0)
+    train.add_argument("--profile", action="store_true")
     convert.add_argument("--checkpoint", required=True, type=pathlib.Path)
     convert.add_argument("--weights", choices=("average", "last"), default="average")
     sample.add_argument("--count", type=int, default=64)

@@ -72,3 +72,8 @@ def mean_over_devices(tree: PyTree) -> PyTree:
     """The mean over devices of what each has of its part of the batch; `tree` itself where they see the whole."""
     axes = device_axes()
     return jax.lax.pmean(tree, axes) if axes else tree
+
+
+def parts_of_batch() -> int:
+    """Into how many parts the batch is divided where this code runs: devices under `pmap`, otherwise one."""
+    return jax.lax.axis_size(device_axes()) if device_axes() else 1

@@ -67,7 +67,7 @@ def build_vae(config: Config) -> VAE:
 
 
 def _flat(config: Config, image_shape: tuple[int, int, int], features: int) -> Flat:
-    spec = build("autoencoder", config)
+    spec, compute = build("autoencoder", config), build("compute", config)
     height, width, _ = image_shape
     shrink = 2 ** (len(spec.channels) - 1)
     if height % shrink or width % shrink:
@@ -80,15 +80,15 @@ def _flat(config: Config, image_shape: tuple[int, int, int], features: int) -> F
     return Flat(
         image_shape=image_shape,
         latent_shape=(height // shrink, width // shrink, spec.latent_channels),
-        encoder=Network(encoder),
-        decoder=Network(decoder),
+        encoder=Network(encoder, compute),
+        decoder=Network(decoder, compute),
     )
 
 
 def _hierarchical(config: Config, image_shape: tuple[int, int, int], features: int) -> Hierarchical:
     net = build("autoencoder", config, out_channels=features)
     try:
-        return Hierarchical(image_shape=image_shape, net=net)
+        return Hierarchical(image_shape=image_shape, net=net, compute=build("compute", config))
     except ValueError as error:
         raise ConfigError(f"config.autoencoder: {error}") from error
 
@@ -198,14 +198,14 @@ def build_model(config: Config) -> LSGM | SGM:
 
 def build_score_net(config: Config, shape: tuple[int, ...]) -> Network:
     """The network of the score, for latents of this shape."""
-    vectors = config.score.name == "mlp"
+    vectors, compute = config.score.name == "mlp", build("compute", config)
     if vectors != (len(shape) == 1):
         fitting = "vectors" if vectors else "maps (height, width, channels)"
         raise ConfigError(
             f"config.score.name={config.score.name!r} is for {fitting}, not for latents of shape {shape}"
         )
     if vectors:
-        return Network(build("score", config, out_features=shape[-1]))
+        return Network(build("score", config, out_features=shape[-1]), compute)
     if config.score.name == "unet":
         spec = build("score", config)
         net, levels = UNet(out_channels=shape[-1], **vars(spec)), len(spec.channels)
@@ -217,7 +217,7 @@ def build_score_net(config: Config, shape: tuple[int, ...]) -> Network:
             f"config.score halves the {shape} latent {levels - 1} times, which its sides do not bear: "
             "give fewer levels"
         )
-    return Network(net)
+    return Network(net, compute)
 
 
 def _check_noise(section: str, process: Process, density: TimeDensity) -> None:

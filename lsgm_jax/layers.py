@@ -1,29 +1,46 @@
-"""Building blocks that autoencoders and score networks share: one copy of each."""
+"""Building blocks that autoencoders and score networks share: one copy of each.
+
+A layer computes in the dtype of the maps that it is given, and gives maps of that dtype; its parameters stay float32.
+So whoever casts a network's input chooses the precision of all of it. Sums over many numbers and what decides about
+small differences (statistics, softmax, the embedding of time) is float32 at least.
+"""
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 Maps = Float[Array, "batch height width channels"]
 Resized = Float[Array, "batch new_height new_width new_channels"]
 Embedding = Float[Array, "batch features"]
+Heads = Float[Array, "batch tokens heads features"]
 Resample = Callable[[Maps], Resized]
 
+# The name of what a block gives on: all that rematerialisation keeps of it.
+BLOCK_OUTPUT = "block_output"
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with the usual min(C / 4, 32) groups, reduced until they divide the channels."""
+
+def at_least_float32(values: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """The values in float32, or in float64 if that is what they are."""
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def group_norm(h: Maps) -> Maps:
+    """GroupNorm with the usual min(C / 4, 32) groups, reduced until they divide the channels; float32 statistics."""
+    channels = h.shape[-1]
     groups = max(1, min(channels // 4, 32))
     while channels % groups:
         groups -= 1
-    return nn.GroupNorm(num_groups=groups, epsilon=1e-6)
+    return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=h.dtype)(h)
 
 
 def add_residual(skip: Maps, h: Maps, rescale: bool = True) -> Maps:
     """The sum of a block's input and output, over sqrt(2) to keep its variance."""
     total = skip + h
-    return total / jnp.sqrt(2.0).astype(h.dtype) if rescale else total
+    return checkpoint_name(total / jnp.sqrt(2.0).astype(h.dtype) if rescale else total, BLOCK_OUTPUT)
 
 
 class ResBlock(nn.Module):
@@ -48,18 +65,21 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, h: Maps, embedding: Embedding | None = None, *, deterministic: bool) -> Resized:
-        skip, h = h, nn.swish(group_norm(h.shape[-1])(h))
+        skip, h = h, nn.swish(group_norm(h))
         if self.resample is not None:
             skip, h = self.resample(skip), self.resample(h)
         if self.resample is not None or skip.shape[-1] != self.channels:
-            skip = nn.Dense(self.channels, kernel_init=self.kernel_init, name="shortcut")(skip)
-        h = nn.Conv(self.channels, (3, 3), kernel_init=self.kernel_init)(h)
+            shortcut = nn.Dense(
+                self.channels, kernel_init=self.kernel_init, dtype=skip.dtype, name="shortcut"
+            )
+            skip = shortcut(skip)
+        h = nn.Conv(self.channels, (3, 3), kernel_init=self.kernel_init, dtype=h.dtype)(h)
         if embedding is not None:
             embed = nn.Dense(self.channels, kernel_init=self.kernel_init, name="embed")
-            h += embed(nn.swish(embedding))[:, None, None, :]
-        h = nn.swish(group_norm(self.channels)(h))
+            h = (h + embed(nn.swish(embedding))[:, None, None, :]).astype(h.dtype)
+        h = nn.swish(group_norm(h))
         h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
-        h = nn.Conv(self.channels, (3, 3), kernel_init=self.last_init)(h)
+        h = nn.Conv(self.channels, (3, 3), kernel_init=self.last_init, dtype=h.dtype)(h)
         return add_residual(skip, h, self.rescale)
 
 
@@ -73,11 +93,26 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, h: Maps) -> Maps:
         batch, height, width, channels = h.shape
-        tokens = group_norm(channels)(h).reshape(batch, height * width, channels)
-        attend = nn.MultiHeadDotProductAttention(
-            num_heads=1, kernel_init=self.kernel_init, out_kernel_init=self.last_init
+        tokens = group_norm(h).reshape(batch, height * width, channels)
+        attention = nn.MultiHeadDotProductAttention(
+            num_heads=1,
+            kernel_init=self.kernel_init,
+            out_kernel_init=self.last_init,
+            attention_fn=attend,
+            dtype=h.dtype,
         )
-        return add_residual(h, attend(tokens).reshape(h.shape), self.rescale)
+        return add_residual(h, attention(tokens).reshape(h.shape), self.rescale)
+
+
+def attend(query: Heads, key: Heads, value: Heads) -> Heads:
+    """Each token's mean of the values, weighted by the softmax over keys of query . key / sqrt(features).
+
+    Flax's would take the softmax in bfloat16, or be left with weights in float32 for the product with the values.
+    """
+    query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key)
+    weights = jax.nn.softmax(at_least_float32(logits)).astype(value.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
 def downsample(h: Maps) -> Resized:

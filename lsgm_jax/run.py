@@ -39,8 +39,9 @@ MAY_CHANGE = (
     "train.steps_per_call",
     "train.patience",
     "train.rollbacks",
-    # Where it is trained; a checkpoint holds whole arrays.
+    # Where and in what precision it is trained; a checkpoint holds whole arrays, in float32.
     "parallel.",
+    "compute.",
     # Smaller ones are the remedy for a training that diverged.
     *(
         f"{section}.{rate}"

@@ -25,6 +25,7 @@ from lsgm_jax.diffusions.cld import CLD, velocity_eps
 from lsgm_jax.diffusions.linear import normal_eps
 from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
+from lsgm_jax.models.network import Compute
 from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.kl import KLSchedule
 from lsgm_jax.objectives.matching import known_start
@@ -212,6 +213,7 @@ Sections = dict[str, Target | dict[str, Target]]
 SHARED: Sections = {
     "process": {"vp": VP, "sub_vp": SubVP, "ve": VE, "geometric_vp": GeometricVP, "cld": CLD},
     "score": {"unet": UNetSpec, "ncsnpp": NCSNpp, "mlp": MLP},
+    "compute": Compute,
     "density": DENSITIES,
     "solver": {**METHODS},
     "steps": {

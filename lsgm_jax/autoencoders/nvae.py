@@ -146,7 +146,7 @@ class NVAE(nn.Module):
             train: whether normalisations use the statistics of this batch.
         """
         self._count(noises)
-        samples, state = [], self.constant(noises[0])
+        samples, state = [], self.constant(noises[0].astype(x.dtype))
         for index, features in enumerate(self.encoder(x, train=train)):
             state = self._enter(index, state, train=train)
             posterior = self.group[index].infer(features, state)

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.linen.dtypes import promote_dtype
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from lsgm_jax.layers import Embedding, Maps, Resized, upsample
+from lsgm_jax.arrays import mean_over_devices, parts_of_batch
+from lsgm_jax.layers import BLOCK_OUTPUT, Embedding, Maps, Resized, at_least_float32, upsample
 
 Kernel = Float[Array, "rows columns inputs outputs"]
 Mask = Float[np.ndarray, "rows columns inputs outputs"]
@@ -65,17 +66,16 @@ class Conv(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", _uniform_bias(shape), (self.channels,), jnp.float32)
-        h, kernel, bias = promote_dtype(h, kernel, bias)
         pad = self.size // 2
         h = jax.lax.conv_general_dilated(
             h,
-            kernel,
+            kernel.astype(h.dtype),
             window_strides=(self.stride, self.stride),
             padding=((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.feature_groups,
         )
-        return h if bias is None else h + bias
+        return h if bias is None else h + bias.astype(h.dtype)
 
 
 def _uniform_bias(kernel_shape: tuple[int, ...]) -> nn.initializers.Initializer:
@@ -87,26 +87,27 @@ class BatchNorm(nn.Module):
     """Batch normalisation as NVAE has it; the running values are `mean` and `var` in "batch_stats".
 
     A batch is normalised by its biased variance, while the unbiased one enters the running value: `nn.BatchNorm` would
-    store the biased one. With `train`, the running values move only where "batch_stats" is mutable, so that one can
-    also sample with the statistics of the batch. Over a sharded batch the means below are global.
+    store the biased one. Statistics are float32. With `train`, the running values move only where "batch_stats" is
+    mutable, so that one can also sample with the statistics of the batch. They are those of the whole batch, whatever
+    devices hold it.
     """
 
     @nn.compact
     def __call__(self, h: Maps, *, train: bool) -> Maps:
-        channels = h.shape[-1:]
+        dtype, h, channels = h.dtype, at_least_float32(h), h.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         mean, var = running_mean.value, running_var.value
         if train:
-            mean = jnp.mean(h, axis=(0, 1, 2))
-            var = jnp.mean((h - mean) ** 2, axis=(0, 1, 2))
+            mean = mean_over_devices(jnp.mean(h, axis=(0, 1, 2)))
+            var = mean_over_devices(jnp.mean((h - mean) ** 2, axis=(0, 1, 2)))
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                count = h.size // h.shape[-1]
+                count = h.size // h.shape[-1] * parts_of_batch()
                 running_mean.value = _moved(running_mean.value, mean)
                 running_var.value = _moved(running_var.value, var * (count / max(count - 1, 1)))
-        return (h - mean) * (jax.lax.rsqrt(var + NORM_EPS) * scale) + bias
+        return ((h - mean) * (jax.lax.rsqrt(var + NORM_EPS) * scale) + bias).astype(dtype)
 
 
 def _moved(running: PerChannel, value: PerChannel) -> PerChannel:
@@ -119,8 +120,8 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, h: Maps) -> Maps:
         gate: Embedding = jnp.mean(h, axis=(1, 2))
-        gate = nn.relu(nn.Dense(max(h.shape[-1] // 16, 4), name="squeeze")(gate))
-        gate = nn.sigmoid(nn.Dense(h.shape[-1], name="excite")(gate))
+        gate = nn.relu(nn.Dense(max(h.shape[-1] // 16, 4), dtype=h.dtype, name="squeeze")(gate))
+        gate = nn.sigmoid(nn.Dense(h.shape[-1], dtype=h.dtype, name="excite")(gate))
         return h * gate[:, None, None, :]
 
 
@@ -224,4 +225,4 @@ class Cell(nn.Module):
             h = DownSkip(self.channels, name="skip")(h)
         elif self.resampling == "up":
             h = UpSkip(self.channels, name="skip")(h)
-        return h + BRANCH_SCALE * change
+        return checkpoint_name(h + BRANCH_SCALE * change, BLOCK_OUTPUT)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from lsgm_jax.autoencoders.gaussian import Normal
 from lsgm_jax.autoencoders.nvae_cells import BatchNorm, Cell, Conv
 from lsgm_jax.autoencoders.nvae_flow import FlowPair
-from lsgm_jax.layers import Maps, Resized
+from lsgm_jax.layers import Maps, Resized, at_least_float32
 
 Level = Float[Array, "batch _ _ _"]  # maps of any resolution and width
 
@@ -107,10 +107,11 @@ class LatentGroup(nn.Module):
         ]
 
     def infer(self, features: Maps, state: Resized) -> Normal:
-        """q(z | x, groups before), before the flow."""
+        """q(z | x, groups before), before the flow: float32, as all that densities are made of."""
         if not self.first:
             features = features + self.from_state(state)
-        return Normal.from_features(self.posterior(nn.elu(features)), self.log_std_bound)
+        posterior = at_least_float32(self.posterior(nn.elu(features)))
+        return Normal.from_features(posterior, self.log_std_bound)
 
     def transport(self, z: Maps) -> Maps:
         """The flow: a draw of the posterior -> the latent."""
@@ -120,7 +121,8 @@ class LatentGroup(nn.Module):
 
     def absorb(self, state: Maps, eps: Resized, *, train: bool) -> Maps:
         """The decoder's state after it has read the latent."""
-        state = self.merge(jnp.concatenate([state, self.from_latent(eps)], axis=-1))
+        latent = self.from_latent(eps.astype(state.dtype))
+        state = self.merge(jnp.concatenate([state, latent], axis=-1))
         for cell in self.cell:
             state = cell(state, train=train)
         return state
@@ -152,7 +154,7 @@ class Tail(nn.Module):
 
 
 class Constant(nn.Module):
-    """The decoder's first state, learned: the same for all images, shaped like the first latent."""
+    """The decoder's first state, learned: the same for all images, with sides and dtype of the first latent."""
 
     channels: int
 
@@ -160,4 +162,4 @@ class Constant(nn.Module):
     def __call__(self, like: Maps) -> Resized:
         shape = (*like.shape[1:-1], self.channels)
         value = self.param("value", nn.initializers.uniform(1.0), shape, jnp.float32)
-        return jnp.broadcast_to(value, (len(like), *shape))
+        return jnp.broadcast_to(value, (len(like), *shape)).astype(like.dtype)

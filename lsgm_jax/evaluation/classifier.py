@@ -59,7 +59,7 @@ class Classifier(nn.Module):
         while min(h.shape[1:3]) > 3:
             width = min(2 * width, 128)
             h = ResBlock(width, resample=downsample)(h, deterministic=deterministic)
-        h = nn.swish(group_norm(width)(h)).mean(axis=(1, 2))
+        h = nn.swish(group_norm(h)).mean(axis=(1, 2))
         h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
         features = nn.swish(nn.Dense(FEATURES)(h))
         return features, nn.Dense(self.classes)(features)

@@ -14,7 +14,7 @@ from lsgm_jax.autoencoders.gaussian import LOG_2PI, Normal
 from lsgm_jax.autoencoders.likelihoods import Features
 from lsgm_jax.autoencoders.nvae import NVAE, GroupSample, join_groups, split_groups
 from lsgm_jax.autoencoders.nvae_towers import Level
-from lsgm_jax.models.network import Network, Params, StatefulNetwork, split_or_none
+from lsgm_jax.models.network import PLAINLY, Compute, Network, Params, StatefulNetwork, split_or_none
 from lsgm_jax.models.penalised import Penalised, by_layer, penalised
 from lsgm_jax.objectives.kl import PerGroup, sum_per_group
 
@@ -137,6 +137,7 @@ class Hierarchical:
 
     image_shape: tuple[int, int, int]
     net: NVAE
+    compute: Compute = PLAINLY
 
     def __post_init__(self):
         self.latent_shapes()  # refuses images that cannot be halved
@@ -159,12 +160,12 @@ class Hierarchical:
     def init(self, key: Key) -> Params:
         """Fresh parameters and running statistics."""
         noises = [jnp.zeros((1, *shape)) for shape in self.latent_shapes()]
-        return StatefulNetwork(self.net).init(key, jnp.zeros((1, *self.image_shape)), noises)
+        return self._network.init(key, jnp.zeros((1, *self.image_shape)), noises)
 
     def autoencode(self, params: Params, x: Images, key: Key, *, train: bool) -> Pass:
         """Draws all groups from the smallest scale up, and decodes them."""
         noises = _normal(key, [(len(x), *shape) for shape in self.latent_shapes()])
-        output, carried, kernels = StatefulNetwork(self.net).apply(params, x, noises, train=train)
+        output, carried, kernels = self._network.apply(params, x, noises, train=train)
         # Its kernels are normalised and masked on the way: those that count are the ones that were applied.
         weights = Penalised(by_layer(kernels, "effective"), by_layer(params, "scale"))
         return Pass(self._latent(output.groups), output.features, carried, weights)
@@ -174,7 +175,11 @@ class Hierarchical:
         top = self.net.groups_per_scale
         others = _normal(key, [(len(z_0), *shape) for shape in self.latent_shapes()[top:]])
         eps = [*split_groups(z_0, top), *others]
-        return StatefulNetwork(self.net).apply(params, eps, train=False, method="decode")[0]
+        return self._network.apply(params, eps, train=False, method="decode")[0]
+
+    @property
+    def _network(self) -> StatefulNetwork:
+        return StatefulNetwork(self.net, self.compute)
 
     def _latent(self, groups: tuple[GroupSample, ...]) -> Latent:
         """Entropies of the draw: the flows leave nothing else."""

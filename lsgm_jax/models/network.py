@@ -1,17 +1,22 @@
 """The one boundary between Flax and everything else: a module becomes a pair of pure functions."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array
 
 from lsgm_jax.arrays import Key, Scalar
+from lsgm_jax.layers import BLOCK_OUTPUT
 
 Params = Any
+Forward = Callable[..., Any]  # of variables, maps and other inputs
+DTYPES = ("float32", "bfloat16")
 
 
 class Aux(NamedTuple):
@@ -32,6 +37,46 @@ def constants(params: Params) -> Params:
     return {"carried": params["carried"]} if "carried" in params else {}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How networks compute. Parameters, densities and losses are float32 with all of it.
+
+    Attributes:
+        dtype: of the maps between layers, "bfloat16", or "float32" for that of the network's input.
+        remat: keeps of a training step only what blocks give on; the gradient computes the rest once more.
+    """
+
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
+
+    def __call__(self, forward: Forward, *, train: bool) -> Forward:
+        """`forward(variables, maps, *others)` as it is to be computed; of its inputs the maps alone are cast."""
+        if self.dtype != "float32":
+            forward = _cast(forward, jnp.dtype(self.dtype))
+        if not (self.remat and train):
+            return forward
+        return jax.checkpoint(forward, policy=jax.checkpoint_policies.save_only_these_names(BLOCK_OUTPUT))
+
+
+PLAINLY = Compute()
+
+
+def _cast(forward: Forward, dtype: np.dtype) -> Forward:
+    """Casts the maps that go in, and back whatever comes out in that dtype."""
+
+    def cast_forward(variables: Params, maps: Any, *others: Any) -> Any:
+        given = jax.tree.leaves(maps)[0].dtype
+        lowered = jax.tree.map(lambda leaf: leaf.astype(dtype), maps)
+        output = forward(variables, lowered, *others)
+        return jax.tree.map(lambda leaf: leaf.astype(given) if leaf.dtype == dtype else leaf, output)
+
+    return cast_forward
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """`init` and `apply` of a Linen module whose only randomness is dropout.
@@ -40,6 +85,7 @@ class Network:
     """
 
     module: nn.Module
+    compute: Compute = PLAINLY
 
     def init(self, key: Key, *example: Array) -> Params:
         """Parameters for inputs of the shapes of `example`."""
@@ -48,12 +94,16 @@ class Network:
         return {**params, "carried": variables} if variables else params
 
     def apply(self, params: Params, *inputs: Array, dropout_key: Key | None = None) -> Array:
-        """The output; dropout is on exactly if it is given a key."""
+        """The output; dropout is on exactly if it is given a key, which is in training."""
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         trained = {name: part for name, part in params.items() if name != "carried"}
         variables = {"params": trained, **jax.lax.stop_gradient(params.get("carried", {}))}
-        output = self.module.apply(variables, *inputs, deterministic=rngs is None, rngs=rngs)
-        return cast(Array, output)
+
+        def forward(variables: Params, *inputs: Array) -> Array:
+            output = self.module.apply(variables, *inputs, deterministic=rngs is None, rngs=rngs)
+            return cast(Array, output)
+
+        return self.compute(forward, train=rngs is not None)(variables, *inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +111,7 @@ class StatefulNetwork:
     """`init` and `apply` of a Linen module with running statistics. Parameters: {"net", "carried"}."""
 
     module: nn.Module
+    compute: Compute = PLAINLY
 
     def init(self, key: Key, *example: Any) -> Params:
         """Parameters, and the module's other collections, for inputs like `example`."""
@@ -74,11 +125,16 @@ class StatefulNetwork:
 
         Of the last two there is nothing but in training.
         """
+        mutable = [*params["carried"], "kernels"] if train else False
+
+        def forward(variables: Params, *inputs: Any) -> Any:
+            return self.module.apply(variables, *inputs, train=train, method=method, mutable=mutable)
+
         variables = {"params": params["net"], **params["carried"]}
+        output = self.compute(forward, train=train)(variables, *inputs)
         if not train:
-            return self.module.apply(variables, *inputs, train=False, method=method), {}, {}
-        mutable = [*params["carried"], "kernels"]
-        output, moved = self.module.apply(variables, *inputs, train=True, method=method, mutable=mutable)
+            return output, {}, {}
+        output, moved = output
         moved = dict(moved)
         kernels = moved.pop("kernels", {})
         return output, {"carried": moved}, kernels

@@ -28,10 +28,11 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, z_t: Vectors, t: Times, *, deterministic: bool) -> VectorPrediction:
         del deterministic  # nothing here is random; score networks share one signature
+        # Beside the time, z_t is float32 too: close times meet in anything less.
         h = jnp.concatenate([z_t, t[:, None], log_time_features(t, self.time_octaves)], axis=-1)
         for width in self.hidden:
-            h = nn.swish(nn.Dense(width)(h))
-        return nn.Dense(self.out_features)(h)
+            h = nn.swish(nn.Dense(width, dtype=h.dtype)(h)).astype(z_t.dtype)
+        return nn.Dense(self.out_features, dtype=h.dtype)(h)
 
 
 def log_time_features(t: Times, octaves: int) -> TimeFeatures:

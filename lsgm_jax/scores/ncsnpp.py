@@ -94,7 +94,8 @@ class NCSNpp(nn.Module):
 
         widths = [self.channels * factor for factor in self.channel_mult]
         down, up = self._resampling()
-        h, pyramid = nn.Conv(self.channels, (3, 3), kernel_init=first, name="stem")(z_t), z_t
+        stem = nn.Conv(self.channels, (3, 3), kernel_init=first, dtype=z_t.dtype, name="stem")
+        h, pyramid = stem(z_t), z_t
         skips = [h]
         for level, width in enumerate(widths):
             if level:
@@ -117,8 +118,8 @@ class NCSNpp(nn.Module):
             if level:
                 h = block(h, width, up)
 
-        h = nn.swish(group_norm(h.shape[-1])(h))
-        return nn.Conv(self.out_channels, (3, 3), kernel_init=last, name="eps")(h)
+        h = nn.swish(group_norm(h))
+        return nn.Conv(self.out_channels, (3, 3), kernel_init=last, dtype=h.dtype, name="eps")(h)
 
     @nn.nowrap
     def _require_divisible(self, z_t: Maps) -> None:

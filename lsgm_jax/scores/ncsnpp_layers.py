@@ -82,7 +82,14 @@ class PyramidDown(nn.Module):
     def __call__(self, pyramid: Maps) -> Resized:
         total = len(self.kernel)
         smooth = _smooth(pyramid, self.kernel, padding=((total + 1) // 2, total // 2))
-        conv = nn.Conv(self.channels, (3, 3), strides=2, padding="VALID", kernel_init=self.kernel_init)
+        conv = nn.Conv(
+            self.channels,
+            (3, 3),
+            strides=2,
+            padding="VALID",
+            kernel_init=self.kernel_init,
+            dtype=smooth.dtype,
+        )
         return conv(smooth)
 
 

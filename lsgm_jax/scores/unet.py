@@ -47,7 +47,7 @@ class UNet(nn.Module):
             h = ResBlock(channels, self.dropout)(h, embedding, deterministic=deterministic)
             return Attention()(h) if h.shape[1] in self.attention else h
 
-        h = nn.Conv(width, (3, 3), name="stem")(z_t)
+        h = nn.Conv(width, (3, 3), dtype=z_t.dtype, name="stem")(z_t)
         skips = [h]
         for level, channels in enumerate(self.channels):
             if level:
@@ -67,5 +67,6 @@ class UNet(nn.Module):
             if level:
                 h = upsample(h)
 
-        h = nn.swish(group_norm(h.shape[-1])(h))
-        return nn.Conv(self.out_channels, (3, 3), kernel_init=nn.initializers.zeros, name="eps")(h)
+        h = nn.swish(group_norm(h))
+        eps = nn.Conv(self.out_channels, (3, 3), kernel_init=nn.initializers.zeros, dtype=h.dtype, name="eps")
+        return eps(h)

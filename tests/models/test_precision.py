@@ -1,0 +1,259 @@
+"""bfloat16 between layers, float32 wherever it decides; and blocks computed twice instead of kept."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
+from lsgm_jax.autoencoders.nvae import NVAE
+from lsgm_jax.layers import attend
+from lsgm_jax.models.network import Compute, Network, StatefulNetwork, trainable
+from lsgm_jax.scores.mlp import MLP
+from lsgm_jax.scores.ncsnpp import NCSNpp
+from lsgm_jax.scores.unet import UNet
+
+BFLOAT16 = Compute(dtype="bfloat16")
+PLAIN = Compute()
+T = (3,)
+NCSNPP = dict(out_channels=3, channels=8, channel_mult=(1, 2), blocks=1, attention=(4,), dropout=0.1)
+TINY_NVAE = dict(
+    scales=2,
+    groups_per_scale=1,
+    latent_channels=2,
+    encoder_channels=8,
+    decoder_channels=8,
+    channel_mult=(1, 1, 2),
+    pre_cells=1,
+    post_cells=1,
+    input_skip=True,
+    out_channels=3,
+)
+
+
+class Case(NamedTuple):
+    """A module, the shapes of its inputs, maps first, and how many of its products see the time or a flow's latent."""
+
+    module: nn.Module
+    shapes: tuple
+    in_float32: int
+
+
+CASES = {
+    # Two layers embed the time, and each residual block shifts its features by it.
+    "unet": Case(UNet(3, (8, 16), 1, (4,), 0.1), ((3, 8, 8, 4), T), 2 + 8),
+    "ncsnpp": Case(NCSNpp(**NCSNPP), ((3, 8, 8, 4), T), 2 + 10),
+    "ncsnpp_cld": Case(
+        NCSNpp(**NCSNPP, embedding="fourier", embedding_scale=16.0, input_pyramid="residual"),
+        ((3, 8, 8, 4), T),
+        2 + 10,
+    ),
+    "mlp": Case(MLP(2, (32, 32, 32), time_octaves=3), ((3, 4), T), 1),
+    "encoder": Case(ConvEncoder((8, 16), 1, 2, 0.1), ((3, 8, 8, 1),), 0),
+    "decoder": Case(ConvDecoder((8, 16), 1, 2, 0.1), ((3, 4, 4, 2),), 0),
+}
+NVAES = {
+    "bnswish": NVAE(**TINY_NVAE, arch="res_bnswish"),
+    "mbconv": NVAE(**TINY_NVAE, arch="res_mbconv"),
+    "flows": NVAE(**TINY_NVAE, arch="res_bnswish", flows=1),
+}
+
+
+def drawn(shapes, seed=0):
+    """Parameters of these shapes, no layer zero, variances and scales about one."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("var", "scale"):
+            return jnp.asarray(rng.uniform(0.7, 1.3, leaf.shape), jnp.float32)
+        spread = 1.0 / math.sqrt(math.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.1
+        return jnp.asarray(spread * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def inputs_of(shapes, key=0):
+    """Maps are Normal, times between 0 and 1."""
+    maps, *times = shapes
+    rng = np.random.default_rng(key)
+    z = jnp.asarray(rng.normal(size=maps), jnp.float32)
+    return (z, *(jnp.linspace(0.05, 0.95, math.prod(shape)) for shape in times))
+
+
+@functools.cache
+def scores_case(name):
+    """Forward pass in training of (compute, params, *inputs), parameters and inputs."""
+    case, inputs = CASES[name], inputs_of(CASES[name].shapes)
+    params = drawn(jax.eval_shape(Network(case.module).init, jax.random.key(0), *inputs))
+
+    def forward(compute, params, *inputs):
+        return Network(case.module, compute).apply(params, *inputs, dropout_key=jax.random.key(1))
+
+    return forward, params, inputs
+
+
+@functools.cache
+def nvae_case(name):
+    """As `scores_case`; the pass gives features, groups and what is carried."""
+    module = NVAES[name]
+    x = inputs_of(((3, 8, 8, 1),))[0]
+    noises = [inputs_of(((3, *s),), i)[0] for i, s in enumerate(module.latent_shapes((8, 8, 1)))]
+    params = drawn(jax.eval_shape(StatefulNetwork(module).init, jax.random.key(0), x, noises))
+
+    def forward(compute, params, *inputs):
+        output, carried, _ = StatefulNetwork(module, compute).apply(params, *inputs, train=True)
+        return output.features, output.groups, carried
+
+    return forward, params, (x, noises)
+
+
+def case_of(name):
+    return nvae_case(name) if name in NVAES else scores_case(name)
+
+
+def relative(value, exact):
+    """Root mean square of the difference over that of `exact`, all leaves together."""
+    value, exact = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (value, exact)
+    )
+    return np.linalg.norm(value - exact) / np.linalg.norm(exact)
+
+
+def squares(output):
+    """A loss to differentiate: all outputs but what is carried."""
+    output = output[:2] if isinstance(output, tuple) else output
+    return sum(jnp.mean(leaf**2) for leaf in jax.tree.leaves(output))
+
+
+@functools.cache
+def ran(name, compute, train=True):
+    """What the network gives, and the gradient of `squares` in training."""
+    forward, params, inputs = case_of(name)
+    if not train:
+        return jax.jit(functools.partial(forward, compute))(params, *inputs), None
+
+    def loss(params):
+        output = forward(compute, params, *inputs)
+        return squares(output), output
+
+    gradient, output = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return output, gradient
+
+
+def products(closed):
+    """Of every convolution and matrix product of a program, the dtypes of its operands."""
+    for equation in closed.jaxpr.eqns:
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            yield tuple(variable.aval.dtype.name for variable in equation.invars)
+        for value in equation.params.values():
+            if hasattr(value, "eqns"):
+                value = jax.extend.core.ClosedJaxpr(value, ())
+            if hasattr(value, "jaxpr"):
+                yield from products(value)
+
+
+DIFFERENTIATED = ("unet", "ncsnpp_cld", "mlp", "mbconv", "flows")
+
+
+@pytest.mark.parametrize("name", [*CASES, *NVAES])
+def test_bfloat16_stays_within_its_rounding(name):
+    """A rounding errs by 2^-9 at most, some hundred of them in a row by 2%. What comes out is float32 again."""
+    (exact, slope), (rounded, rounded_slope) = (
+        ran(name, c, name in DIFFERENTIATED) for c in (PLAIN, BFLOAT16)
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves((rounded, rounded_slope))} == {jnp.dtype("float32")}
+    assert 5e-4 < relative(rounded, exact) < 0.03
+    assert slope is None or 5e-4 < relative(trainable(rounded_slope), trainable(slope)) < 0.06
+
+
+@pytest.mark.parametrize("name", [*CASES, *NVAES])
+def test_products_are_of_bfloat16_but_for_time_and_flows(name):
+    forward, params, inputs = case_of(name)
+    run = functools.partial(forward, BFLOAT16)
+    found = list(products(jax.make_jaxpr(run)(params, *inputs)))
+    # A flow is two cells of three convolutions for each of the two groups.
+    in_float32 = CASES[name].in_float32 if name in CASES else 12 * NVAES[name].flows
+    assert found.count(("float32", "float32")) == in_float32
+    assert found.count(("bfloat16", "bfloat16")) == len(found) - in_float32 >= 3
+    gradient = jax.make_jaxpr(jax.grad(lambda p: squares(run(p, *inputs))))(params)
+    assert {left == right for left, right in products(gradient)} == {True}
+
+
+@pytest.mark.parametrize("name", NVAES)
+def test_nvae_keeps_posteriors_latents_and_statistics_in_float32(name):
+    """Also where the boundary does not cast them back."""
+    _, params, (x, noises) = nvae_case(name)
+    variables = {"params": params["net"], **params["carried"]}
+    apply = functools.partial(NVAES[name].apply, train=True, mutable=["batch_stats", "kernels"])
+    output, moved = jax.eval_shape(apply, variables, x.astype(jnp.bfloat16), noises)
+    assert output.features.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves((output.groups, moved))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", NVAES)
+def test_nvae_decodes_what_it_has_drawn_in_bfloat16_too(name):
+    _, params, (x, noises) = nvae_case(name)
+    net = StatefulNetwork(NVAES[name], BFLOAT16)
+    output = jax.jit(functools.partial(net.apply, train=False))(params, x, noises)[0]
+    decode = jax.jit(functools.partial(net.apply, train=False, method="decode"))
+    features = decode(params, [group.eps for group in output.groups])[0]
+    assert features.dtype == jnp.float32
+    np.testing.assert_array_equal(features, output.features)
+
+
+@pytest.mark.parametrize("name", ["unet", "ncsnpp", "ncsnpp_cld", "mlp"])
+def test_times_that_bfloat16_cannot_tell_apart_give_different_predictions(name):
+    forward, params, (z_t, _) = scores_case(name)
+    t = jnp.array([0.5, 0.5001, 0.5])
+    assert len(set(t.astype(jnp.bfloat16).tolist())) == 1
+    z_t = jnp.broadcast_to(z_t[:1], z_t.shape)
+    apply = Network(CASES[name].module, BFLOAT16).apply
+    eps = jax.jit(apply)(params, z_t, t)
+    np.testing.assert_array_equal(eps[0], eps[2])
+    assert np.any(eps[0] != eps[1])
+
+
+def test_by_default_nothing_is_cast(x64):
+    module, key = MLP(2, (8,)), jax.random.key(0)
+    z_t, t = jax.random.normal(key, (3, 4)), jnp.array([0.1, 0.5, 0.9])
+    assert z_t.dtype == jnp.float64
+    net = Network(module)
+    assert net.apply(net.init(key, z_t, t), z_t, t).dtype == jnp.float64
+
+
+def test_attention_is_that_of_flax(precision):
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 2, 9, 1, 6), precision)
+    expected = nn.dot_product_attention(query, key, value)
+    np.testing.assert_array_equal(attend(query, key, value), expected)
+
+
+@pytest.mark.parametrize("name", ["unet", "flows"])
+def test_rematerialisation_changes_no_number(name):
+    kept, again = (jax.tree.leaves(ran(name, compute)) for compute in (PLAIN, Compute(remat=True)))
+    for left, right in zip(again, kept, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
+
+
+def bytes_kept(loss, params):
+    """What the forward pass leaves for the gradient, beside what is given."""
+    stored = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored))
+
+
+@pytest.mark.parametrize("name", ["unet", "bnswish"])
+def test_rematerialisation_keeps_less(name):
+    forward, params, inputs = case_of(name)
+    given = sum(leaf.nbytes for leaf in jax.tree.leaves((params, inputs)))
+
+    def kept(compute):
+        return bytes_kept(lambda p: squares(forward(compute, p, *inputs)), params) - given
+
+    plain, remat, both = map(kept, (PLAIN, Compute(remat=True), Compute(dtype="bfloat16", remat=True)))
+    print(given, plain, remat, both)
+    assert both < remat < 0.5 * plain

@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from lsgm_jax.arrays import mean_over_devices
+from lsgm_jax.autoencoders.nvae_cells import BatchNorm
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.network import Aux
@@ -112,10 +113,27 @@ def refuse_uneven():
             launcher.put([np.zeros((rows, 2))])
 
 
+def compare_batch_statistics():
+    """Under `pmap` as under `jit` they are of the whole batch, and so is the count in the running variance."""
+    norm, devices = BatchNorm(), jax.device_count()
+    x = np.random.default_rng(0).normal(size=(2 * devices, 2, 2, 3)).astype(np.float32)
+    variables = norm.init(jax.random.key(0), jnp.asarray(x), train=True)
+
+    def normalise(variables, x):
+        return norm.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    expected, moved = jax.jit(normalise)(variables, x)
+    on_all = jax.pmap(normalise, axis_name="data", in_axes=(None, 0), out_axes=(0, None))
+    found, also_moved = on_all(variables, x.reshape(devices, 2, 2, 2, 3))
+    np.testing.assert_allclose(found.reshape(x.shape), expected, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), moved, also_moved)
+
+
 def main(out, cases):
     """Trains the cases, all of them if none is named."""
     if jax.device_count() > 1 and jax.process_count() == 1:
         refuse_uneven()
+        compare_batch_statistics()
     arrays = {}
     for name in cases or CASES:
         arrays |= train(name, *CASES[name])

@@ -354,7 +354,7 @@ def _keep_compiled() -> None:
     """What took long to compile is kept for the next command, in JAX's own cache, which the user may have chosen."""
     if "jax" not in sys.modules:  # which reads it once
         caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "lsgm_jax"))
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "lsgm_jax" / "compiled"))
 
 
 def _is_echo(error: BaseException | None) -> bool:

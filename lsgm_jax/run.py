@@ -25,8 +25,9 @@ from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, slerp
 from lsgm_jax.stages import Images, last_stage, make_stages
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import OverDevices, data_mesh, replicated, shared_count
-from lsgm_jax.training.loop import Course, run_stage
+from lsgm_jax.training.loop import run_stage
 from lsgm_jax.training.parallel import Launcher
+from lsgm_jax.training.stage import Course
 
 RATES = ("learning_rate", "final")
 # What a run may change when it is continued; everything else has to stay as it was.

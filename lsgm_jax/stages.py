@@ -23,9 +23,9 @@ from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, draw_noise
 from lsgm_jax.training.devices import OverDevices, shared_count
-from lsgm_jax.training.loop import Stage
 from lsgm_jax.training.penalty import Penalty, first_memory, penalise
 from lsgm_jax.training.spec import TrainSpec
+from lsgm_jax.training.stage import Stage
 from lsgm_jax.training.step import Average, Context, Loss
 
 PREVIEW = 64  # samples in TensorBoard's pictures

@@ -12,7 +12,7 @@ from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params, trainable
 from lsgm_jax.models.sgm import SGM
-from lsgm_jax.training.loop import Stage
+from lsgm_jax.training.stage import Stage
 from lsgm_jax.training.step import make_step
 
 

@@ -4,7 +4,8 @@ import contextlib
 import csv
 import pathlib
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -80,6 +81,27 @@ def progress_bar(stage: str, start: int, steps: int) -> tqdm:
 def warn(text: str) -> None:
     """One line on standard error, above the progress bar if there is one."""
     tqdm.write(f"lsgm: warning: {text}", file=sys.stderr)
+
+
+class Speed:
+    """Steps per second since the last reading, time spent on validation left out."""
+
+    def __init__(self, step: int):
+        self.step, self.since = step, time.monotonic()
+
+    def read(self, step: int) -> float:
+        """Steps per second since the last call."""
+        now = time.monotonic()
+        rate = (step - self.step) / (now - self.since)
+        self.step, self.since = step, now
+        return rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock."""
+        begin = time.monotonic()
+        yield
+        self.since += time.monotonic() - begin
 
 
 class CompileClock:

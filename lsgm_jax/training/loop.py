@@ -1,80 +1,28 @@
 """Trains one stage: resume, step, validate, log, checkpoint; and goes back where numbers end."""
 
-import contextlib
-import dataclasses
 import math
-import pathlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grain
 import jax
-import numpy as np
-import optax
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.network import Params
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place
-from lsgm_jax.training.logs import MetricsLog, progress_bar, warn
-from lsgm_jax.training.parallel import Launcher
+from lsgm_jax.training.logs import MetricsLog, Speed, progress_bar, warn
 from lsgm_jax.training.sentinel import Call, FaultError, Sentinel, keep_batch
 from lsgm_jax.training.signals import StoppedError, Termination
-from lsgm_jax.training.spec import TrainSpec
-from lsgm_jax.training.state import TrainState, create_state
-from lsgm_jax.training.step import Average, Loss, Metrics, make_step, several
+from lsgm_jax.training.stage import Course, Stage
+from lsgm_jax.training.state import TrainState
+from lsgm_jax.training.step import Metrics, make_step, several
 from lsgm_jax.training.trace import Trace
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What is optimised, how, for how long, and how its progress is judged.
-
-    Attributes:
-        init: fresh parameters from a key and the best ones of the stage before, which the first stage lacks.
-        adapt: changes fresh parameters by what the data say.
-        memory: what the loss finds in the first step, from parameters and a key (see `Aux.memory`).
-        validate: scores averaged parameters on the validation split; must return "nelbo", in nats.
-        draw: a picture [h, w, c], uint8, of what averaged parameters generate.
-    """
-
-    name: str
-    init: Callable[[Key, Params | None], Params]
-    loss: Loss
-    optimiser: optax.GradientTransformation
-    average: Average
-    steps: int
-    validate: Callable[[Params], dict[str, float]]
-    draw: Callable[[Params], np.ndarray]
-    adapt: Callable[[Params], Params] = lambda params: params
-    memory: Callable[[Params, Key], Any] = lambda params, key: ()
-
-    def first_state(self, params: Params, key: Key) -> TrainState:
-        """The state before the first step; the key is for what the loss finds there."""
-        return create_state(params, self.optimiser, self.memory(params, key))
 
 
 class TrainingError(Exception):
     """Training cannot go on; the message says what was saved and what to do."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Course:
-    """How a run's stages are trained, and where that is written down.
-
-    Attributes:
-        workdir: gets `checkpoints/<stage>`, `metrics.csv`, `tensorboard/<stage>`, and `faults` if there are any.
-        config: what each checkpoint remembers of the run.
-        trace: whether a few steps of every stage are traced into `profile/<stage>`.
-    """
-
-    train: TrainSpec
-    launcher: Launcher
-    workdir: pathlib.Path
-    config: dict
-    trace: bool = False
 
 
 def run_stage(
@@ -174,7 +122,7 @@ class _Training:
     def _train_from(self, state: TrainState) -> None:
         stage, train, number = self.stage, self.train, int(state.step)
         speed, sentinel, key = (
-            _Speed(number),
+            Speed(number),
             Sentinel(stage.name, train.patience),
             place(self.launcher.mesh, self.key),
         )
@@ -276,24 +224,3 @@ def _shown(values: dict[str, float]) -> str:
     shown = {"loss": "loss {:.2f}", "nelbo": "NELBO {:.2f}", "images_per_second": "{:.0f} images/s"}
     parts = [form.format(values[name]) for name, form in shown.items() if name in values]
     return ", ".join(parts + [f"{values['skipped']:.0f} skipped"] * bool(values["skipped"]))
-
-
-class _Speed:
-    """Steps per second since the last reading, time spent on validation left out."""
-
-    def __init__(self, step: int):
-        self.step, self.since = step, time.monotonic()
-
-    def read(self, step: int) -> float:
-        """Steps per second since the last call."""
-        now = time.monotonic()
-        rate = (step - self.step) / (now - self.since)
-        self.step, self.since = step, now
-        return rate
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock."""
-        begin = time.monotonic()
-        yield
-        self.since += time.monotonic() - begin

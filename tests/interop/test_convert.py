@@ -18,9 +18,10 @@ from lsgm_jax.interop.ncsnpp import ncsnpp_state
 from lsgm_jax.interop.nvae import nvae_state
 from lsgm_jax.run import Run
 from lsgm_jax.training.checkpoint import Checkpoints
-from lsgm_jax.training.loop import Course, Stage, run_stage
+from lsgm_jax.training.loop import run_stage
 from lsgm_jax.training.parallel import whole
 from lsgm_jax.training.spec import TrainSpec
+from lsgm_jax.training.stage import Course, Stage
 from lsgm_jax.training.step import Average
 from tests.interop.test_official import listed, official_state, optimiser, wrapped
 from tests.interop.write_torch import write_zip

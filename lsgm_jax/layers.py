@@ -10,7 +10,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 Maps = Float[Array, "batch height width channels"]
@@ -18,9 +17,6 @@ Resized = Float[Array, "batch new_height new_width new_channels"]
 Embedding = Float[Array, "batch features"]
 Heads = Float[Array, "batch tokens heads features"]
 Resample = Callable[[Maps], Resized]
-
-# The name of what a block gives on: all that rematerialisation keeps of it.
-BLOCK_OUTPUT = "block_output"
 
 
 def at_least_float32(values: Float[Array, "*any"]) -> Float[Array, "*any"]:
@@ -40,10 +36,14 @@ def group_norm(h: Maps) -> Maps:
 def add_residual(skip: Maps, h: Maps, rescale: bool = True) -> Maps:
     """The sum of a block's input and output, over sqrt(2) to keep its variance."""
     total = skip + h
-    return checkpoint_name(total / jnp.sqrt(2.0).astype(h.dtype) if rescale else total, BLOCK_OUTPUT)
+    return total / jnp.sqrt(2.0).astype(h.dtype) if rescale else total
 
 
-class ResBlock(nn.Module):
+class Block(nn.Module):
+    """A part of a network whose inside need not be kept for the gradient, if that may compute it again."""
+
+
+class ResBlock(Block):
     """Two normalised convolutions with a residual path; a time embedding, if given, shifts the features.
 
     The second convolution starts at zero, so that a fresh network is the identity up to its shortcuts.
@@ -83,7 +83,7 @@ class ResBlock(nn.Module):
         return add_residual(skip, h, self.rescale)
 
 
-class Attention(nn.Module):
+class Attention(Block):
     """Single-head self-attention over all positions, residual; attributes as those of `ResBlock`."""
 
     rescale: bool = True

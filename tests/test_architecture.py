@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "solvers": {"arrays", *PARTS},
     # `interop` turns what others have stored into what our modules take.
     "interop": {"arrays", "layers", "autoencoders", "scores", "models"},
-    "models": {"arrays", "objectives", "solvers", *PARTS},
+    # `layers` to know what a block is: the boundary says whether its inside is kept.
+    "models": {"arrays", "layers", "objectives", "solvers", *PARTS},
     "training": {"arrays", "files", "models", "objectives"},
     "data": {"arrays"},
     # `layers` for a classifier, `interop` for published weights of Inception: what judges images is no part of a model.

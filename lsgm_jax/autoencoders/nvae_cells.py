@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import mean_over_devices, parts_of_batch
-from lsgm_jax.layers import BLOCK_OUTPUT, Embedding, Maps, Resized, at_least_float32, upsample
+from lsgm_jax.layers import Block, Embedding, Maps, Resized, at_least_float32, upsample
 
 Kernel = Float[Array, "rows columns inputs outputs"]
 Mask = Float[np.ndarray, "rows columns inputs outputs"]
@@ -204,7 +203,7 @@ def double_bilinear(h: Maps, axis: int) -> Resized:
     return jnp.stack([even, odd], axis + 1).reshape(shape)
 
 
-class Cell(nn.Module):
+class Cell(Block):
     """The residual cell: skip(h) + 0.1 branch(h). `expansion` 0 asks for the BN-swish branch."""
 
     channels: int
@@ -225,4 +224,4 @@ class Cell(nn.Module):
             h = DownSkip(self.channels, name="skip")(h)
         elif self.resampling == "up":
             h = UpSkip(self.channels, name="skip")(h)
-        return checkpoint_name(h + BRANCH_SCALE * change, BLOCK_OUTPUT)
+        return h + BRANCH_SCALE * change

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from lsgm_jax.arrays import Key, Scalar
-from lsgm_jax.layers import BLOCK_OUTPUT
+from lsgm_jax.layers import Block
 
 Params = Any
 Forward = Callable[..., Any]  # of variables, maps and other inputs
@@ -39,11 +39,13 @@ def constants(params: Params) -> Params:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How networks compute. Parameters, densities and losses are float32 with all of it.
+    """How networks compute in a training step; parameters, densities and losses are float32 all the same.
+
+    Sampling and scoring have float32 always: to an adaptive solver the rounding of bfloat16 is an error of its steps.
 
     Attributes:
         dtype: of the maps between layers, "bfloat16", or "float32" for that of the network's input.
-        remat: keeps of a training step only what blocks give on; the gradient computes the rest once more.
+        remat: keeps only what goes into blocks, and computes their inside once more for the gradient.
     """
 
     dtype: str = "float32"
@@ -53,16 +55,46 @@ class Compute:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
 
-    def __call__(self, forward: Forward, *, train: bool) -> Forward:
+    def __call__(self, forward: Forward) -> Forward:
         """`forward(variables, maps, *others)` as it is to be computed; of its inputs the maps alone are cast."""
         if self.dtype != "float32":
             forward = _cast(forward, jnp.dtype(self.dtype))
-        if not (self.remat and train):
-            return forward
-        return jax.checkpoint(forward, policy=jax.checkpoint_policies.save_only_these_names(BLOCK_OUTPUT))
+        return _blocks_again(forward) if self.remat else forward
 
 
 PLAINLY = Compute()
+
+
+def _blocks_again(forward: Forward) -> Forward:
+    """Every `Block` computed once more for the gradient, when that comes to it.
+
+    One `jax.checkpoint` of the whole network that keeps what blocks give on stores as little between the passes, but
+    leaves XLA free to compute all blocks again at once, which it does. Around a single block, the gradient of what
+    the block gives on has to be there first.
+    """
+    inside = []
+
+    def intercept(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        block = context.module
+        if inside or not isinstance(block, Block) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+
+        def again(block: Block, *arrays: Array) -> Array:
+            inside.append(block)
+            try:
+                return block(*arrays, **kwargs)  # pyright: ignore[reportCallIssue]
+            finally:
+                inside.pop()
+
+        return nn.remat(again)(block, *args)
+
+    def intercepted(*inputs: Any) -> Any:
+        with nn.intercept_methods(intercept):
+            return forward(*inputs)
+
+    return intercepted
 
 
 def _cast(forward: Forward, dtype: np.dtype) -> Forward:
@@ -103,7 +135,7 @@ class Network:
             output = self.module.apply(variables, *inputs, deterministic=rngs is None, rngs=rngs)
             return cast(Array, output)
 
-        return self.compute(forward, train=rngs is not None)(variables, *inputs)
+        return (forward if rngs is None else self.compute(forward))(variables, *inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +163,9 @@ class StatefulNetwork:
             return self.module.apply(variables, *inputs, train=train, method=method, mutable=mutable)
 
         variables = {"params": params["net"], **params["carried"]}
-        output = self.compute(forward, train=train)(variables, *inputs)
         if not train:
-            return output, {}, {}
-        output, moved = output
+            return forward(variables, *inputs), {}, {}
+        output, moved = self.compute(forward)(variables, *inputs)
         moved = dict(moved)
         kernels = moved.pop("kernels", {})
         return output, {"carried": moved}, kernels

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 Key = PRNGKeyArray
 Images = Float[Array, "batch height width channels"]
@@ -61,3 +61,19 @@ def scale_gradient(state: State, factor: PerSample) -> State:
         return frozen + expand(jax.lax.stop_gradient(factor), x) * (x - frozen)
 
     return jax.tree.map(scale, state)
+
+
+def device_axes() -> tuple[str, ...]:
+    """The axes of devices that each run this code on a part of the batch, as under `pmap`; none under `jit`."""
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def mean_over_devices(tree: PyTree) -> PyTree:
+    """The mean over devices of what each has of its part of the batch; `tree` itself where they see the whole."""
+    axes = device_axes()
+    return jax.lax.pmean(tree, axes) if axes else tree
+
+
+def parts_of_batch() -> int:
+    """Into how many parts the batch is divided where this code runs: devices under `pmap`, otherwise one."""
+    return jax.lax.axis_size(device_axes()) if device_axes() else 1

@@ -1,21 +1,37 @@
 """The `lsgm` command: what each of its commands calls, and prints. No work."""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import pathlib
+import signal
 import sys
+import threading
 import time
+import traceback
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
-from lsgm_jax.command_line import METRICS, UsageError, ends, numbers, parse, sampler_overrides
+from lsgm_jax.command_line import (
+    METRICS,
+    TOGETHER,
+    UsageError,
+    ends,
+    numbers,
+    parse,
+    place,
+    sampler_overrides,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status, 2 for anything the user can mend."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _quieten()
+    _keep_compiled()
     try:
         options = parse(arguments)
         return _run(options)
@@ -23,17 +39,20 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error)
     except KeyboardInterrupt:
         goes_on = "starts again" if arguments[:1] == ["data"] else "continues from the last checkpoint"
-        print(f"\nlsgm: interrupted; the same command {goes_on}", file=sys.stderr)
-        return 130
+        return _end(f"\nlsgm: interrupted; the same command {goes_on}", 130)
 
 
 def _run(options: argparse.Namespace) -> int:
     # Here and below, not at the top: --help and usage errors should not wait for JAX.
+    from jax.errors import JaxRuntimeError
+
     from lsgm_jax.data.sources import DataError
     from lsgm_jax.interop.errors import ConversionError
     from lsgm_jax.schema import ConfigError
+    from lsgm_jax.training import cluster
     from lsgm_jax.training.checkpoint import CheckpointError
     from lsgm_jax.training.loop import TrainingError
+    from lsgm_jax.training.signals import StoppedError
 
     command = {
         "train": _train,
@@ -47,12 +66,55 @@ def _run(options: argparse.Namespace) -> int:
         "data": _data,
     }[options.command]
     try:
-        command(options)
-    except (ConfigError, DataError, ConversionError, CheckpointError, TrainingError, UsageError) as error:
+        with _processes(options):
+            command(options)
+    except (
+        ConfigError,
+        DataError,
+        ConversionError,
+        CheckpointError,
+        TrainingError,
+        cluster.ClusterError,
+        UsageError,
+    ) as error:
         return _fail(error)
+    except StoppedError as error:
+        return _end(f"lsgm: {error}", 128 + signal.SIGTERM)
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
+    except Exception as error:
+        if not cluster.joined():
+            raise
+        if isinstance(error, JaxRuntimeError) and (line := cluster.lost(error)) is not None:
+            return _end(f"lsgm: error: {line}", 1)
+        traceback.print_exc()
+        return _end(f"lsgm: error: {type(error).__name__}, see above", 1)
     return 0
+
+
+@contextlib.contextmanager
+def _processes(options: argparse.Namespace) -> Iterator[None]:
+    """Makes this process one of several where the options say so; then the first one speaks for all."""
+    if options.command not in TOGETHER or (place(options) is None and not options.distributed):
+        yield
+        return
+    from lsgm_jax.training import cluster
+
+    given = place(options)
+    where, saves = cluster.Place(**given) if given else None, options.command == "train"
+    cluster.join(where, options.timeout, notes_sigterm=saves)
+    same = {name: str(value) for name, value in vars(options).items() if name != "process"}
+    cluster.agree("command", json.dumps(same))
+    with cluster.others_silent():
+        yield
+    cluster.barrier("end")
+
+
+def _agree(config: Any) -> None:
+    """Several processes have to run the same config."""
+    from lsgm_jax.training import cluster
+
+    cluster.agree("config", json.dumps(config.to_dict(), sort_keys=True))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -61,13 +123,17 @@ def _train(options: argparse.Namespace) -> None:
     from lsgm_jax.training.logs import CompileClock
 
     start, compiling = time.monotonic(), CompileClock()
-    run.train(load_config(options.config, options.overrides), options.workdir)
+    config = load_config(options.config, options.overrides)
+    _agree(config)
+    run.train(config, options.workdir, trace=options.profile)
     seconds = time.monotonic() - start
     _, step = run.Run.open(options.workdir).best()
     print(
         f"trained in {seconds:.0f} s, {compiling.seconds:.0f} s of it compiling; validation chose step {step}"
     )
     print(f"wrote {options.workdir}/checkpoints, metrics.csv and tensorboard")
+    if options.profile:
+        print(f"traced a few steps into {options.workdir}/profile: look at them with  tensorboard --logdir")
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -79,11 +145,12 @@ def _sample(options: argparse.Namespace) -> None:
     from lsgm_jax.files import replacing
 
     opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    _agree(opened.config)
     sampler = build_sampler(opened.config)
     if options.count < 1:
         raise UsageError(f"--count={options.count}: draw at least one sample")
 
-    params, step = opened.best()
+    params, step = opened.best(everywhere=True)
     drawn = run.sample(opened, params, sampler, options.count, options.seed)
     failed = int((~drawn.solution.success).sum())
     if failed:
@@ -166,6 +233,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise UsageError(f"--metrics={options.metrics}: {unknown[0]!r} is none of {', '.join(METRICS)}")
     samples = [] if options.samples is None else [f"--config.eval.samples={options.samples}"]
     opened = run.Run.open(workdir, [*sampler_overrides(options), *samples, *options.overrides])
+    _agree(opened.config)
     distances = [name for name in metrics if name in quality.DISTANCES]
     # Before anything that takes long, because it may be refused.
     extractor = quality.choose_extractor(opened, options.inception) if distances else None
@@ -273,13 +341,38 @@ def _data(options: argparse.Namespace) -> None:
 def _quieten() -> None:
     """Libraries' chatter would drown the one line that matters."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "asyncio"):  # what they call an error is raised as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="tensorflow_datasets")
+    # A full disk is reported by the command; threads and exit handlers that meet it too would add their tracebacks.
+    threading.excepthook = lambda args: _is_echo(args.exc_value) or threading.__excepthook__(args)
+    sys.unraisablehook = lambda args: _is_echo(args.exc_value) or sys.__unraisablehook__(args)
+    sys.excepthook = lambda kind, error, trace: _is_echo(error) or sys.__excepthook__(kind, error, trace)
+
+
+def _keep_compiled() -> None:
+    """What took long to compile is kept for the next command, in JAX's own cache, which the user may have chosen."""
+    if "jax" not in sys.modules:  # which reads it once
+        caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "lsgm_jax" / "compiled"))
+
+
+def _is_echo(error: BaseException | None) -> bool:
+    """Whether an error that nobody caught only follows from one that is reported: of files, and what waits for them."""
+    return isinstance(error, OSError) or str(error) == "Event loop is closed"
 
 
 def _fail(error: object) -> int:
-    print(f"lsgm: error: {error}", file=sys.stderr)
-    return 2
+    return _end(f"lsgm: error: {error}", 2)
+
+
+def _end(line: str, status: int) -> int:
+    """Prints the line and returns the status; one of several processes ends the others with it."""
+    cluster = sys.modules.get("lsgm_jax.training.cluster")  # usage errors should not wait for it
+    if cluster is not None and cluster.joined():
+        cluster.stop(line, status)
+    print(line, file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 USAGE = """lsgm COMMAND [options]
 
-  lsgm train    --config=FILE[:ARG] --workdir=DIR [--config.SECTION.KEY=VALUE ...]
+  lsgm train    --config=FILE[:ARG] --workdir=DIR [--profile] [--config.SECTION.KEY=VALUE ...]
   lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N]
   lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw,fid,kid,pr,time] [--split=test|validation] [--seed=N]
                 [--samples=N] [--inception=FILE.pth]
@@ -19,11 +19,14 @@ USAGE = """lsgm COMMAND [options]
   lsgm data prepare mnist|omniglot|cifar10|celebahq256|imagenet32|imagenet64|folder --source=PATH
                 [--data_dir=DIR] [--name=NAME] [--size=N] [--skip_bad]
 
+  Several processes train, sample or evaluate as one:  --distributed | --coordinator=HOST:PORT --processes=N --process=I
+                [--timeout=SECONDS]
   SAMPLER: [--solver=NAME] [--steps=N [--grid=linear|quadratic|log_snr|edm] | --rtol=X [--atol=X]] [--t_min=X]
            [--denoise=none|euler|mean] [--temperature=X] [--config.solver.KEY=VALUE ...]
 """
 SOLVERS = "Euler,Heun,Tsit5,Dopri5,DDIM,DEIS,DPMSolverPP,UniPC,EulerMaruyama,Ancestral"  # of a study
 METRICS = ("nelbo", "ode", "iw", "fid", "kid", "pr", "time")
+TOGETHER = ("train", "sample", "evaluate")  # commands that several processes may run as one
 CONFIGURED = ("train", "params", "convert")  # commands that take a config
 OVERRIDDEN = (
     *CONFIGURED,
@@ -76,6 +79,8 @@ def _make_parser() -> _Parser:
     sample, evaluate, study, interpolate, animate = map(
         command, ("sample", "evaluate", "study", "interpolate", "animate")
     )
+    for name in TOGETHER:
+        _add_processes(commands.choices[name])
     for each in (train, convert, sample, evaluate, study, interpolate, animate):
         each.add_argument("--workdir", required=True, type=pathlib.Path)
     for each in (sample, evaluate, interpolate, animate):
@@ -83,6 +88,7 @@ def _make_parser() -> _Parser:
     for each in (sample, evaluate, interpolate, animate, study):
         _add_ends(each)
         each.add_argument("--seed", type=int, default=0)
+    train.add_argument("--profile", action="store_true")
     convert.add_argument("--checkpoint", required=True, type=pathlib.Path)
     convert.add_argument("--weights", choices=("average", "last"), default="average")
     sample.add_argument("--count", type=int, default=64)
@@ -118,6 +124,14 @@ def _add_ends(parser: _Parser) -> None:
     parser.add_argument("--temperature", type=float)
 
 
+def _add_processes(parser: _Parser) -> None:
+    parser.add_argument("--distributed", action="store_true")
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
+    parser.add_argument("--timeout", type=float, default=300.0)
+
+
 def _add_data(parser: _Parser) -> None:
     parser.add_argument("action", choices=("prepare",))
     parser.add_argument("kind", metavar="NAME")
@@ -126,6 +140,24 @@ def _add_data(parser: _Parser) -> None:
     parser.add_argument("--name")
     parser.add_argument("--size", type=int)
     parser.add_argument("--skip_bad", action="store_true")
+
+
+def place(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Where options say that this process stands among others; None if they do not, or leave it to be found out.
+
+    Raises:
+        UsageError: for some of the options without the others.
+    """
+    names = ("coordinator", "processes", "process")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    missing = [f"--{name}" for name in names if name not in given]
+    if given and options.distributed:
+        raise UsageError(f"--distributed finds out where a process stands: leave out --{next(iter(given))}")
+    if given and missing:
+        raise UsageError(f"--{next(iter(given))} goes with {' and '.join(missing)}; see  lsgm --help")
+    if options.timeout <= 0:
+        raise UsageError(f"--timeout={options.timeout:g}: give a positive number of seconds")
+    return given or None
 
 
 def numbers(kind: type, options: argparse.Namespace, name: str) -> list[Any]:

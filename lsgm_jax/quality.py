@@ -13,7 +13,7 @@ import numpy as np
 
 from lsgm_jax.arrays import Images, Key, State
 from lsgm_jax.build import build, build_sampler
-from lsgm_jax.data.pixels import draw_bits, quantise
+from lsgm_jax.data import pixels
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.evaluation.classifier import classifier_of
@@ -28,7 +28,7 @@ from lsgm_jax.run import Run, compile_draw
 from lsgm_jax.schema import FEWEST_SAMPLES, ConfigError
 from lsgm_jax.scoring import check_devices, what_is_scored
 from lsgm_jax.solvers.sampler import Sampler, draw_noise
-from lsgm_jax.training.parallel import over_devices
+from lsgm_jax.training.devices import OverDevices
 
 DISTANCES = ("fid", "kid", "pr")
 TIMED_BATCH = 16  # images, as the papers time it
@@ -171,7 +171,7 @@ def model_generator(run: Run, sampler: Sampler) -> Generator:
         step=step,
         of=what_is_scored(run.config, params, SAMPLING_CHOICES),
         noise=lambda key: draw_noise(sampler, model.process, key, shape),
-        decode=over_devices(decode),
+        decode=OverDevices(decode),
     )
 
 
@@ -185,7 +185,7 @@ def vae_generator(run: Run) -> Generator:
         step=step,
         of=what_is_scored(run.config, params, ()),
         noise=lambda key: jax.random.normal(key, (batch_size, *vae.latent_shape)),
-        decode=over_devices(lambda params, z_0, key: (vae.decode(params, z_0, key), {})),
+        decode=OverDevices(lambda params, z_0, key: (vae.decode(params, z_0, key), {})),
     )
 
 
@@ -205,7 +205,9 @@ def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extr
 
 def as_data(x: np.ndarray, data: DataSpec, rng: np.random.Generator) -> np.ndarray:
     """Expected images as the data set has them: of binarised ones each pixel is drawn, grey would tell them apart."""
-    return quantise(draw_bits(to_bytes(x), rng), 2) if data.binarise == "dynamic" else x
+    if data.binarise != "dynamic":
+        return x
+    return pixels.quantise(pixels.bits(to_bytes(x), pixels.thresholds(rng, x.shape)), 2)
 
 
 def _describe_split(data: DataSpec, split: str, extractor: Extractor) -> ImageSet:

@@ -24,8 +24,10 @@ from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, slerp
 from lsgm_jax.stages import Images, last_stage, make_stages
 from lsgm_jax.training.checkpoint import Checkpoints
+from lsgm_jax.training.devices import OverDevices, data_mesh, replicated, shared_count
 from lsgm_jax.training.loop import run_stage
-from lsgm_jax.training.parallel import data_mesh, replicated
+from lsgm_jax.training.parallel import Launcher
+from lsgm_jax.training.stage import Course
 
 RATES = ("learning_rate", "final")
 # What a run may change when it is continued; everything else has to stay as it was.
@@ -33,6 +35,13 @@ MAY_CHANGE = (
     "data.data_dir",
     "train.log_every",
     "train.eval_every",
+    "train.keep",
+    "train.parts",
+    "train.steps_per_call",
+    "train.patience",
+    "train.rollbacks",
+    # Where and in what precision it is trained; a checkpoint holds whole arrays, in float32.
+    "parallel.",
     "compute.",
     # Smaller ones are the remedy for a training that diverged.
     *(
@@ -44,18 +53,18 @@ MAY_CHANGE = (
 )
 
 
-def train(config: Config, workdir: pathlib.Path) -> None:
+def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None:
     """Trains all stages, or continues them where the folder's checkpoints end.
+
+    Args:
+        trace: whether a few steps of every stage are traced for TensorBoard's profiler.
 
     Raises:
         ConfigError: if the folder holds a run with another config, or cannot be written.
     """
     data, settings, model = build("data", config), build("train", config), build_model(config)
     check_other_sections(config)
-    if data.batch_size % jax.device_count():
-        raise ConfigError(
-            f"config.data.batch_size={data.batch_size} does not divide over {jax.device_count()} devices"
-        )
+    launcher = _launcher(config, data.batch_size, settings.parts)
     refuse_another_run(workdir, config)
     if _is_finished(workdir / "checkpoints" / last_stage(model), settings.steps):
         return
@@ -64,11 +73,30 @@ def train(config: Config, workdir: pathlib.Path) -> None:
     stages = make_stages(config, model, Images(training, whole_split(data, "validation")))
     batches = [training_batches(training, config.seed + index) for index in range(len(stages))]
     claim(workdir, config)
+    course = Course(train=settings, launcher=launcher, workdir=workdir, config=config.to_dict(), trace=trace)
     keys = jax.random.split(jax.random.key(config.seed), 2 * len(stages))
     for index, stage in enumerate(stages):
         k_init, k_stage = keys[index], keys[len(stages) + index]
-        fresh = jax.jit(stage.init)(k_init, params)
-        params = run_stage(stage, settings, fresh, batches[index], k_stage, workdir, config.to_dict())
+        params = run_stage(stage, course, params, batches[index], k_init, k_stage)
+
+
+def _launcher(config: Config, batch_size: int, parts: int) -> Launcher:
+    """How the devices at hand share the work.
+
+    Raises:
+        ConfigError: if they cannot.
+    """
+    launcher = build("parallel", config)
+    if batch_size % (parts * jax.device_count()):
+        in_parts = f" in {parts} parts" if parts > 1 else ""
+        raise ConfigError(
+            f"config.data.batch_size={batch_size} does not divide over {jax.device_count()} devices{in_parts}"
+        )
+    try:
+        launcher.shardings(())
+    except ValueError as error:
+        raise ConfigError(f"config.parallel: {error}") from error
+    return launcher
 
 
 def _vae_of(workdir: pathlib.Path, config: Config) -> Params:
@@ -113,7 +141,7 @@ class Run:
 
         Args:
             stage: "vae" for those of an LSGM's first stage; None for the model's.
-            everywhere: on every device of all processes, for `over_devices`, instead of on the first one.
+            everywhere: on every device of all processes, for `OverDevices`, instead of on the first one.
         """
         init = self.model.vae.init if stage == "vae" and isinstance(self.model, LSGM) else self.model.init
         with Checkpoints(self._checkpoints(stage or last_stage(self.model)), read_only=True) as checkpoints:
@@ -143,17 +171,25 @@ class Samples:
 
 
 def sample(run: Run, params: Params, sampler: Sampler, count: int, seed: int) -> Samples:
-    """Draws `count` samples in one compiled call."""
-    draw, compile_seconds = compile_draw(run, params, sampler, count)
+    """Draws `count` samples in one compiled call over all devices."""
+    model = run.model
+    decode = OverDevices(lambda params, z_1, key: model.decode(params, z_1, key, sampler))
+    k_noise, k_decode = jax.random.split(jax.random.key(seed))  # as in the models' `sample`
+    noise = jax.jit(lambda key: draw_noise(sampler, model.process, key, (count, *model.latent_shape)))
+    z_1 = jax.tree.map(lambda z: np.resize(z, (shared_count(count), *model.latent_shape)), noise(k_noise))
     start = time.monotonic()
-    x, solution = jax.block_until_ready(draw(params, jax.random.key(seed)))
-    return Samples(np.asarray(x), solution, time.monotonic() - start, compile_seconds)
+    compiled = decode.compile(params, z_1, k_decode)
+    begin = time.monotonic()
+    x, solution = compiled(params, z_1, k_decode)
+    seconds = time.monotonic() - begin
+    drawn = solution._replace(z_0=solution.z_0[:count], success=solution.success[:count])
+    return Samples(x[:count], drawn, seconds, begin - start)
 
 
 def compile_draw(
     run: Run, params: Params, sampler: Sampler, count: int
 ) -> tuple[Callable[[Params, Key], tuple[Latents, Solution]], float]:
-    """The compiled call that draws `count` samples, and the seconds that compiling it took."""
+    """The compiled call that draws `count` samples on one device, and the seconds that compiling it took."""
 
     def draw(params: Params, key: Key) -> tuple[Latents, Solution]:
         return run.model.sample(params, key, count, sampler)

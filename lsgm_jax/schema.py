@@ -37,9 +37,10 @@ from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.registry import METHODS
-from lsgm_jax.training.loop import TrainSpec, TwoStageSpec
 from lsgm_jax.training.optim import adamax, adamw
+from lsgm_jax.training.parallel import Replicated, Sharded, whole
 from lsgm_jax.training.penalty import Penalty
+from lsgm_jax.training.spec import TrainSpec, TwoStageSpec
 
 FEWEST_SAMPLES = 4  # for a distance to the third neighbour
 
@@ -226,6 +227,7 @@ SHARED: Sections = {
     "sampling": SamplingSpec,
     "divergence": Divergence,
     "eval": EvalSpec,
+    "parallel": {"data": whole, "fsdp": Sharded, "pmap": Replicated},
 }
 # What a config describes, by the field `model`, and its sections.
 MODELS: dict[str, Sections] = {
@@ -263,7 +265,13 @@ MODELS: dict[str, Sections] = {
     },
 }
 # What a section's `name` is if a config does not say.
-DEFAULT_NAMES = {"encoder_density": "shared", "data": "images", "solver": "Tsit5", "steps": "adaptive"}
+DEFAULT_NAMES = {
+    "encoder_density": "shared",
+    "data": "images",
+    "solver": "Tsit5",
+    "steps": "adaptive",
+    "parallel": "data",
+}
 # Arguments that another section decides, or that the stage gives.
 GIVEN = {
     # A Linen module's own fields, and what the likelihood or the latent decides.

@@ -31,7 +31,7 @@ from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.stages import model_terms, vae_terms
-from lsgm_jax.training.parallel import over_devices
+from lsgm_jax.training.devices import OverDevices
 
 BOUNDS = ("nelbo", "ode", "iw")
 ODE_SECTIONS = ("solver", "steps", "sampling", "divergence")
@@ -123,12 +123,12 @@ class Scorer:
             sections: as for `what_is_scored`.
         """
         how = self._how(name, params, draws or build("eval", self.run.config).draws, sections)
-        return score_images(over_devices(terms), params, self.x, **how)
+        return score_images(OverDevices(terms), params, self.x, **how)
 
     def weigh(self, name: str, terms: PerImage, params: Params, *, draws: int) -> np.ndarray:
         """See `importance_bound`."""
         how = self._how(name, params, draws, ODE_SECTIONS)
-        return importance_bound(over_devices(terms), params, self.x, **how)
+        return importance_bound(OverDevices(terms), params, self.x, **how)
 
     def _how(self, name: str, params: Params, draws: int, sections: Collection[str]) -> dict[str, Any]:
         batch_size = build("eval", self.run.config).batch_size

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import Key, Latents, Scalar
+from lsgm_jax.arrays import Key, Scalar, State
 from lsgm_jax.build import build, build_optimiser
 from lsgm_jax.data.pipeline import Samples, padded_batches
 from lsgm_jax.evaluation.nelbo import PerImage, score_images
@@ -21,10 +21,11 @@ from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.schema import Config
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS
-from lsgm_jax.solvers.sampler import Sampler
-from lsgm_jax.training.loop import Stage, TrainSpec
-from lsgm_jax.training.parallel import over_devices
+from lsgm_jax.solvers.sampler import Sampler, draw_noise
+from lsgm_jax.training.devices import OverDevices, shared_count
 from lsgm_jax.training.penalty import Penalty, first_memory, penalise
+from lsgm_jax.training.spec import TrainSpec
+from lsgm_jax.training.stage import Stage
 from lsgm_jax.training.step import Average, Context, Loss
 
 PREVIEW = 64  # samples in TensorBoard's pictures
@@ -58,6 +59,11 @@ def make_stages(config: Config, model: LSGM | SGM, images: Images) -> list[Stage
     return [joint] if config.train.vae_from else [_vae_stage(config, model, images), joint]
 
 
+def bare_stages(config: Config, model: LSGM | SGM) -> list[Stage]:
+    """The stages without any data: to be measured, not to be run."""
+    return make_stages(config, model, Images(None, np.zeros((0, *model.data_shape))))
+
+
 def _vae_stage(config: Config, model: LSGM, images: Images) -> Stage:
     settings, vae, kl = build("train", config), model.vae, build("vae_kl", config)
 
@@ -71,7 +77,12 @@ def _vae_stage(config: Config, model: LSGM, images: Images) -> Stage:
         average=_average(settings, decay=settings.ema_decay if settings.average_vae else 0.0),
         steps=settings.vae_steps,
         validate=_validator(vae_terms(model), images.validation, config.data.batch_size),
-        draw=_drawer(model, lambda params, key: vae.sample(params, key, PREVIEW)),
+        draw=_drawer(
+            model,
+            lambda key: jax.random.normal(key, (shared_count(PREVIEW), *model.latent_shape)),
+            vae.decode,
+            PREVIEW,
+        ),
         **_penalised(loss, {"vae": build("vae_penalty", config)}, model),
     )
 
@@ -115,7 +126,7 @@ def _of_an_lsgm(config: Config, model: LSGM, images: Images) -> dict[str, Any]:
         if not model.inactive_kl or images.training is None:
             return params
         kl = _kl_per_channel(model, params["vae"], images.training, config.data.batch_size)
-        return model.leave_inactive(params, jnp.asarray(kl, jnp.float32))
+        return jax.jit(model.leave_inactive)(params, kl.astype(np.float32))
 
     return dict(
         init=lambda key, before: {"vae": before, **model.init_prior(key)},
@@ -123,7 +134,7 @@ def _of_an_lsgm(config: Config, model: LSGM, images: Images) -> dict[str, Any]:
         optimiser=build_optimiser(config, "joint"),
         steps=config.train.steps,
         validate=_validator(model_terms(model), images.validation, config.data.batch_size),
-        draw=_drawer(model, lambda params, key: model.sample(params, key, PREVIEW, PREVIEW_SAMPLER)[0]),
+        draw=_of_the_model(model, PREVIEW),
     )
 
 
@@ -139,7 +150,7 @@ def _score_stage(config: Config, model: SGM, images: Images) -> Stage:
         average=_average(build("train", config)),
         steps=config.train.steps,
         validate=_validator(model_terms(model), images.validation, config.data.batch_size),
-        draw=_drawer(model, lambda params, key: model.sample(params, key, count, PREVIEW_SAMPLER)[0]),
+        draw=_of_the_model(model, count),
         **_penalised(loss, {"prior": build("penalty", config)}, model),
     )
 
@@ -158,7 +169,7 @@ def _penalised(loss: Loss, penalties: dict[str, Penalty], model: LSGM | SGM) -> 
 def _kl_per_channel(model: LSGM, params: Params, training: Samples, batch_size: int) -> np.ndarray:
     """KL(q || N(0, I)) of each channel of z_0, nats, mean over training images."""
 
-    @jax.jit
+    @OverDevices
     def held(params: Params, batch: Batch, key: Key) -> PerChannel:
         latent = model.vae.autoencode(params, batch.x, key, train=False).latent
         kl = latent.normal_cross_entropy - latent.entropy
@@ -199,7 +210,7 @@ def _named(bound: Bound) -> Named:
 
 
 def _validator(per_image: PerImage, x: np.ndarray, batch_size: int) -> Callable[[Params], dict[str, float]]:
-    compiled = over_devices(per_image)
+    compiled = OverDevices(per_image)
 
     def validate(params: Params) -> dict[str, float]:
         # The same key every time: what changes between two validations is the model alone.
@@ -210,6 +221,29 @@ def _validator(per_image: PerImage, x: np.ndarray, batch_size: int) -> Callable[
     return validate
 
 
-def _drawer(model: LSGM | SGM, generate: Callable[[Params, Key], Latents]) -> Callable[[Params], np.ndarray]:
-    compiled = jax.jit(generate)
-    return lambda params: picture(np.asarray(compiled(params, jax.random.key(0))), model.labels)
+def _of_the_model(model: LSGM | SGM, count: int) -> Callable[[Params], np.ndarray]:
+    """Pictures of the model's samples."""
+
+    def noise(key: Key) -> State:
+        return draw_noise(PREVIEW_SAMPLER, model.process, key, (shared_count(count), *model.latent_shape))
+
+    def decode(params: Params, z_1: State, key: Key) -> Array:
+        return model.decode(params, z_1, key, PREVIEW_SAMPLER)[0]
+
+    return _drawer(model, noise, decode, count)
+
+
+def _drawer(
+    model: LSGM | SGM,
+    noise: Callable[[Key], State],
+    decode: Callable[[Params, Any, Key], Array],
+    count: int,
+) -> Callable[[Params], np.ndarray]:
+    """Pictures of `count` samples: the same noise every time, decoded on all devices."""
+    compiled = OverDevices(decode)
+
+    def draw(params: Params) -> np.ndarray:
+        k_noise, k_decode = jax.random.split(jax.random.key(0))
+        return picture(compiled(params, noise(k_noise), k_decode)[:count], model.labels)
+
+    return draw

@@ -23,7 +23,7 @@ PAGES = {path: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("doc
 COMMANDS = {
     command: path
     for path, text in PAGES.items()
-    for command in re.findall(r"^lsgm (\w+ .*?)(?:  #.*)?$", text, re.MULTILINE)
+    for command in re.findall(r"^(?:srun )?lsgm (\w+ .*?)(?:  #.*)?$", text, re.MULTILINE)
 }
 LINKS = [(path, link) for path, text in PAGES.items() for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
 

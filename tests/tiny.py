@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.build import build_lsgm
+from lsgm_jax.build import build_lsgm, build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.models.bound import Batch
+from lsgm_jax.stages import bare_stages
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "digits.py") + ":quick"
@@ -43,3 +44,10 @@ def at_full_kl(loss):
 def assert_trees_equal(left, right):
     """Bit for bit."""
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), left, right)
+
+
+def training_state(config):
+    """The shapes of what the last stage of a config trains."""
+    model, key = build_model(config), jax.random.key(0)
+    stage = bare_stages(config, model)[-1]
+    return jax.eval_shape(stage.first_state, jax.eval_shape(model.init, key), key)

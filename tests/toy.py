@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lsgm_jax.arrays import Times, expand, sum_per_sample
+from lsgm_jax.arrays import Times, expand, mean_over_devices, sum_per_sample
 from lsgm_jax.autoencoders.gaussian import Normal
 from lsgm_jax.autoencoders.likelihoods import Bernoulli
 from lsgm_jax.diffusions.vp import VP
@@ -60,7 +60,7 @@ class Linear:
             none,
             sum_per_sample(posterior.log_density(z_0)),
         )
-        moved = {"carried": {"mean": 0.9 * running + 0.1 * jnp.mean(features)[None]}}
+        moved = {"carried": {"mean": 0.9 * running + 0.1 * mean_over_devices(jnp.mean(features))[None]}}
         held = Penalised({"decode": net["decode"]}, {"encode": net["encode"][0]})
         return Pass(latent, features, moved if train else {}, held)
 
@@ -108,8 +108,8 @@ class Samples:
     def __len__(self):
         return len(self.x)
 
-    def batch(self, indices, rng=None):
-        return {"x": self.x[indices]}
+    def batch(self, indices, rng=None, rows=slice(None)):
+        return {"x": self.x[indices[rows]]}
 
     def label(self, index):
         return None

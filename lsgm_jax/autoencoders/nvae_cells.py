@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from lsgm_jax.arrays import mean_over_devices, parts_of_batch
 from lsgm_jax.layers import Block, Embedding, Maps, Resized, at_least_float32, upsample
 
 Kernel = Float[Array, "rows columns inputs outputs"]
@@ -86,8 +87,8 @@ class BatchNorm(nn.Module):
 
     A batch is normalised by its biased variance, while the unbiased one enters the running value: `nn.BatchNorm` would
     store the biased one. Statistics are float32. With `train`, the running values move only where "batch_stats" is
-    mutable, so that one can also sample with the statistics of the batch. Over a sharded batch the means below are
-    global.
+    mutable, so that one can also sample with the statistics of the batch. They are those of the whole batch, whatever
+    devices hold it.
     """
 
     @nn.compact
@@ -99,10 +100,10 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         mean, var = running_mean.value, running_var.value
         if train:
-            mean = jnp.mean(h, axis=(0, 1, 2))
-            var = jnp.mean((h - mean) ** 2, axis=(0, 1, 2))
+            mean = mean_over_devices(jnp.mean(h, axis=(0, 1, 2)))
+            var = mean_over_devices(jnp.mean((h - mean) ** 2, axis=(0, 1, 2)))
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                count = h.size // h.shape[-1]
+                count = h.size // h.shape[-1] * parts_of_batch()
                 running_mean.value = _moved(running_mean.value, mean)
                 running_var.value = _moved(running_var.value, var * (count / max(count - 1, 1)))
         return ((h - mean) * (jax.lax.rsqrt(var + NORM_EPS) * scale) + bias).astype(dtype)

@@ -1,4 +1,4 @@
-"""From samples to batches: shuffled, sharded by process, resumable; and whole splits with their labels."""
+"""From samples to batches: shuffled, shared by processes, resumable; and whole splits with their labels."""
 
 import dataclasses
 import functools
@@ -37,8 +37,18 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Int[np.ndarray, "batch"], rng: np.random.Generator | None = None) -> Batch:
-        """{"x": float32 [batch, ...]}; what is random in training is drawn from `rng`, and nothing is without it."""
+    def batch(
+        self,
+        indices: Int[np.ndarray, "batch"],
+        rng: np.random.Generator | None = None,
+        rows: slice = slice(None),
+    ) -> Batch:
+        """{"x": float32 [rows of batch, ...]}.
+
+        Args:
+            rng: what is random in training is drawn from it, and nothing is random without it.
+            rows: those that are made. They are what they are in the whole batch: draws are for all of it, and cut.
+        """
         ...
 
     def label(self, index: int) -> int | None:
@@ -76,13 +86,14 @@ class Data(Protocol):
 
 
 def training_batches(samples: Samples, seed: int) -> grain.DatasetIterator:
-    """Endless shuffled batches {"x": [batch, ...]} of this process's share of the samples.
+    """Endless shuffled batches; of each, {"x": [batch / processes, ...]}, the rows that this process contributes.
 
-    The iterator's `get_state` and `set_state` resume it exactly: what a batch holds, drawn numbers included, follows
-    from `seed` and the number of the batch.
+    Process p of P makes the p-th of P equal parts, and the parts together are the batch of a single process, bit for
+    bit. The iterator's `get_state` and `set_state` resume it exactly, on any number of processes: what a batch holds,
+    drawn numbers included, follows from `seed` and the number of the batch.
 
     Raises:
-        DataError: if there are fewer samples than a batch.
+        DataError: if there are fewer samples than a batch, or the processes cannot share it evenly.
     """
     data = samples.spec
     if len(samples) < data.batch_size:
@@ -90,10 +101,10 @@ def training_batches(samples: Samples, seed: int) -> grain.DatasetIterator:
             f"{len(samples)} training samples in {data.source} are fewer than a batch: "
             f"set config.data.batch_size to at most {len(samples)}"
         )
-    order = _Order(len(samples), data.batch_size // jax.process_count(), seed)
+    order, rows = _Order(len(samples), data.batch_size, seed), _rows_of_process(data.batch_size)
     indices = grain.MapDataset.range(sys.maxsize).map(order.batch)
     # Samples are made a batch at a time: per sample, Python would take longer than the work.
-    batches = indices.random_map(samples.batch, seed=_seed_of_process(seed))
+    batches = indices.random_map(lambda batch, rng: samples.batch(batch, rng, rows), seed=_derived(seed, 0))
     # Of decoded images a batch takes less than a millisecond: threads would only compete with XLA for the cores.
     ahead = 0 if samples.in_memory else READ_AHEAD
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)))
@@ -101,30 +112,32 @@ def training_batches(samples: Samples, seed: int) -> grain.DatasetIterator:
 
 @dataclasses.dataclass(frozen=True)
 class _Order:
-    """Which samples are in which batch of this process: epoch after epoch of its share, each in an order of its own.
+    """Which samples are in which batch: epoch after epoch, each in an order of its own.
 
     It is that of grain's `seed(seed).shuffle().repeat().batch(size)`, which takes ten times as long: for points in the
     plane, longer than a training step.
     """
 
-    samples: int  # of all processes
-    size: int  # of this process's part of a batch
+    samples: int
+    size: int  # of a batch
     seed: int
 
     def batch(self, number: int) -> Int[np.ndarray, "batch"]:
         """Indices of the samples."""
-        processes, rank, first = jax.process_count(), jax.process_index(), number * self.size
-        share, seed = len(range(rank, self.samples, processes)), _derived(self.seed, 1)
-        mine = [
-            index_shuffle(i % share, max_index=share - 1, seed=(seed + i // share) % 2**32, rounds=4)
+        first, count, seed = number * self.size, self.samples, _derived(self.seed, 1)
+        indices = [
+            index_shuffle(i % count, max_index=count - 1, seed=(seed + i // count) % 2**32, rounds=4)
             for i in range(first, first + self.size)
         ]
-        return rank + processes * np.asarray(mine)
+        return np.asarray(indices)
 
 
-def _seed_of_process(seed: int) -> int:
-    """Processes have other images in a batch of one number, and should draw other numbers for them."""
-    return _derived(seed, jax.process_index())
+def _rows_of_process(batch_size: int) -> slice:
+    processes, process = jax.process_count(), jax.process_index()
+    if batch_size % processes:
+        raise DataError(f"config.data.batch_size={batch_size} does not divide over {processes} processes")
+    share = batch_size // processes
+    return slice(process * share, (process + 1) * share)
 
 
 @functools.cache

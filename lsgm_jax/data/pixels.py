@@ -1,7 +1,7 @@
 """Batches of stored pixels to the values that a model sees, on arrays of whole batches."""
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt
+from jaxtyping import Bool, Float32, Int, UInt
 
 Stored = UInt[np.ndarray, "batch height width channels"]
 FIXED_DRAW = 0  # seed of the draws that never change
@@ -23,30 +23,30 @@ def quantise(image: UInt[np.ndarray, "..."], levels: int) -> Float32[np.ndarray,
     return grey_values(levels)[image]
 
 
-def flip_half(images: Stored, rng: np.random.Generator) -> Stored:
-    """A copy in which every image is mirrored, left for right, with probability 1/2."""
-    mirrored, flipped = rng.random(len(images)) < 0.5, images.copy()
-    flipped[mirrored] = images[mirrored, :, ::-1]
-    return flipped
+def mirror(images: Stored, which: Bool[np.ndarray, "batch"]) -> Stored:
+    """A copy in which some images are mirrored, left for right."""
+    mirrored = images.copy()
+    mirrored[which] = images[which, :, ::-1]
+    return mirrored
 
 
-def draw_bits(images: Stored, rng: np.random.Generator) -> Stored:
-    """255 with probability value / 255, independently for each pixel, else 0."""
-    return _bits(images, rng.integers(0, 255, images.shape, np.uint8))
+def thresholds(rng: np.random.Generator, shape: tuple[int, ...]) -> UInt[np.ndarray, "..."]:
+    """What `bits` wants: one of 0 ... 254 per pixel, so that a value of 0 is never above it and 255 always."""
+    return rng.integers(0, 255, shape, np.uint8)
 
 
-def fixed_bits(images: Stored, indices: Int[np.ndarray, "batch"]) -> Stored:
-    """Like `draw_bits`, with draws that depend on an image's index in its split alone: the same every time."""
-    shape = images.shape[1:]
-    draws = [
-        np.random.default_rng((FIXED_DRAW, index)).integers(0, 255, shape, np.uint8) for index in indices
-    ]
-    return _bits(images, np.stack(draws))
+def fixed_thresholds(indices: Int[np.ndarray, "batch"], shape: tuple[int, ...]) -> Stored:
+    """Thresholds that depend on an image's index in its split alone: the same every time.
+
+    Args:
+        shape: of one image.
+    """
+    return np.stack([thresholds(np.random.default_rng((FIXED_DRAW, index)), shape) for index in indices])
 
 
-def _bits(images: Stored, draws: Stored) -> Stored:
-    # A draw is one of 0 ... 254, so that 0 is never above one and 255 always.
-    return np.where(draws < images, np.uint8(255), np.uint8(0))
+def bits(images: Stored, limits: Stored) -> Stored:
+    """255 where a value is above its threshold, which has the probability value / 255, else 0."""
+    return np.where(limits < images, np.uint8(255), np.uint8(0))
 
 
 def pad(images: Stored, border: int) -> UInt[np.ndarray, "batch padded_height padded_width channels"]:

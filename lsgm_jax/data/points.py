@@ -135,9 +135,11 @@ class Points:
     def __len__(self) -> int:
         return len(self.points)
 
-    def batch(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """{"x": [batch, 2]}."""
-        return {"x": self.points[indices]}
+    def batch(
+        self, indices: np.ndarray, rng: np.random.Generator | None = None, rows: slice = slice(None)
+    ) -> dict[str, np.ndarray]:
+        """{"x": [rows of batch, 2]}."""
+        return {"x": self.points[indices[rows]]}
 
     def label(self, index: int) -> None:
         """Points have none."""

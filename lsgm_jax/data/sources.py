@@ -174,9 +174,10 @@ def _tfds_builder(name: str, data_dir: pathlib.Path) -> Any:
 
     try:
         if name == "digits":
+            # Of several processes that find nothing there, one is the first to put its own in place.
+            with silence(), contextlib.suppress(FileExistsError):
+                digits.Digits(data_dir=data_dir, file_format="array_record").download_and_prepare()
             builder: Any = digits.Digits(data_dir=data_dir, file_format="array_record")
-            with silence():
-                builder.download_and_prepare()
         else:
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:

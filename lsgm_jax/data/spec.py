@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 
-import jax
 import numpy as np
 from jaxtyping import Float32, Int, UInt
 from tqdm import tqdm
@@ -17,7 +16,7 @@ from lsgm_jax.data.sources import DATA_DIR, SPLIT_NAMES, open_split
 IN_MEMORY_BYTES = 512 * 2**20
 BINARISE = ("none", "dynamic")
 
-Batch = dict[str, Float32[np.ndarray, "batch ..."]]
+Batch = dict[str, Float32[np.ndarray, "rows ..."]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,10 +67,8 @@ class DataSpec:
             raise ValueError(
                 f"binarise={self.binarise!r} makes two values of grey levels: set levels to 2, kind to 'grey'"
             )
-        if self.batch_size < 1 or self.batch_size % jax.process_count():
-            raise ValueError(
-                f"batch_size={self.batch_size} does not divide over {jax.process_count()} processes"
-            )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: give a positive number")
 
     def _check_shape(self) -> None:
         if len(self.image_shape) != 3 or min(self.image_shape) < 1:
@@ -138,20 +135,24 @@ class Split:
     def __len__(self) -> int:
         return len(self.source)
 
-    def batch(self, indices: Int[np.ndarray, "batch"], rng: np.random.Generator | None = None) -> Batch:
-        """{"x": [batch, height, width, channels]} in [-1, 1].
-
-        Args:
-            rng: draws what is random in training; without it nothing is.
-        """
-        if self.decoded is None:
-            images = np.stack([self._read(int(index)) for index in indices])
-        else:
-            images = self.decoded[indices]
+    def batch(
+        self,
+        indices: Int[np.ndarray, "batch"],
+        rng: np.random.Generator | None = None,
+        rows: slice = slice(None),
+    ) -> Batch:
+        """{"x": [rows of batch, height, width, channels]} in [-1, 1]; see `Samples`."""
+        mine = indices[rows]
+        images = self._stored(mine)
         if self.spec.flip and rng is not None:
-            images = pixels.flip_half(images, rng)
+            images = pixels.mirror(images, rng.random(len(indices))[rows] < 0.5)
         if self.spec.binarise == "dynamic":
-            images = pixels.fixed_bits(images, indices) if rng is None else pixels.draw_bits(images, rng)
+            shape = images.shape[1:]
+            if rng is None:
+                limits = pixels.fixed_thresholds(mine, shape)
+            else:
+                limits = pixels.thresholds(rng, (len(indices), *shape))[rows]
+            images = pixels.bits(images, limits)
         return {"x": self._values[pixels.pad(images, self.spec.pad)]}
 
     def label(self, index: int) -> int | None:
@@ -162,6 +163,11 @@ class Split:
     def _values(self) -> Float32[np.ndarray, "stored"]:
         table = pixels.grey_values if self.spec.kind == "grey" else pixels.class_values
         return table(self.spec.levels)
+
+    def _stored(self, indices: Int[np.ndarray, "rows"]) -> UInt[np.ndarray, "rows height width channels"]:
+        if self.decoded is not None:
+            return self.decoded[indices]
+        return np.stack([self._read(int(index)) for index in indices])
 
     def _read(self, index: int) -> UInt[np.ndarray, "height width channels"]:
         record = self.source[index]

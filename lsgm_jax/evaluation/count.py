@@ -1,6 +1,5 @@
 """Parameters and floating-point operations of a model, from shapes alone: nothing is allocated."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +12,7 @@ from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params, trainable
 from lsgm_jax.models.sgm import SGM
-from lsgm_jax.training.loop import Stage
-from lsgm_jax.training.state import create_state
+from lsgm_jax.training.stage import Stage
 from lsgm_jax.training.step import make_step
 
 
@@ -69,8 +67,7 @@ def describe(model: LSGM | SGM, stage: Stage, batch_size: int) -> dict[str, Any]
         parts = {"autoencoder": params["vae"], **parts}
     batch = jax.eval_shape(lambda: Batch(jnp.zeros((batch_size, *model.data_shape))))
     step = make_step(stage.loss, stage.optimiser, stage.average)
-    memory = jax.eval_shape(stage.memory, params, key)
-    state = jax.eval_shape(functools.partial(create_state, optimiser=stage.optimiser), params, memory=memory)
+    state = jax.eval_shape(stage.first_state, params, key)
     forward = _forward_passes(model, params, key)
     return {
         "parameters": {name: count_parameters(trainable(part)) for name, part in parts.items()},

@@ -12,7 +12,7 @@ from lsgm_jax.data.pipeline import Data
 from lsgm_jax.evaluation.kept import Arrays, Kept, accumulate, digest
 from lsgm_jax.evaluation.moments import Moments, merge, moments_of
 from lsgm_jax.evaluation.pictures import to_bytes
-from lsgm_jax.training.parallel import data_mesh, over_devices, place
+from lsgm_jax.training.devices import OverDevices, data_mesh, place
 
 Bytes = UInt8[Array, "batch height width channels"]
 Features = Float[Array, "batch features"]
@@ -73,7 +73,7 @@ def describe_images(
         label: name of the progress bar; None shows none.
     """
     params = place(data_mesh(), extractor.params)
-    extract = over_devices(extractor.apply)
+    extract = OverDevices(extractor.apply)
 
     def advance(job: int, so_far: Arrays) -> None:
         images, known = batches(job)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lsgm_jax.files import replacing
+from lsgm_jax.files import is_first, replacing
 
 Arrays = dict[str, np.ndarray]
 
@@ -46,7 +46,7 @@ class Kept:
 
     def write(self, done: int, results: Arrays) -> None:
         """Replaces the file in one step."""
-        if jax.process_index():
+        if not is_first():
             return  # all processes hold the same
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as partial, partial.open("wb") as file:

@@ -41,7 +41,7 @@ def score_images(
 
     Args:
         per_image: a compiled function to dictionaries of [batch] arrays; draw i of n gets the stratum (i, n). One of
-            `over_devices` shares the batch among them.
+            `OverDevices` shares the batch among them.
         kept: where partial averages are, so that an interrupted call goes on.
         label: name of the progress bar; None shows none.
 

@@ -4,8 +4,6 @@ import json
 import pathlib
 from typing import Any
 
-import jax
-
 from lsgm_jax.files import write_json
 
 # What reports call the models they score, and what the table does.
@@ -30,8 +28,7 @@ def read_report(workdir: pathlib.Path) -> dict[str, Any]:
 def add_to_report(workdir: pathlib.Path, **entries: Any) -> dict[str, Any]:
     """Merges `entries` into report.json and returns all of it; of several processes the first one writes."""
     report = read_report(workdir) | entries
-    if jax.process_index() == 0:
-        write_json(workdir / "report.json", report)
+    write_json(workdir / "report.json", report)
     return report
 
 

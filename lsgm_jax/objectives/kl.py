@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import Latents, PerSample, Scalar
+from lsgm_jax.arrays import Latents, PerSample, Scalar, mean_over_devices
 
 PerGroup = Float[Array, "batch groups"]
 Coefficients = Float[Array, "groups"]
@@ -87,7 +87,8 @@ def balance(kl: PerGroup, sizes: Coefficients) -> Coefficients:
         kl: KL divergence of every image and group, nats.
         sizes: what a group is expected to hold; see `relative_sizes`.
     """
-    held = (jnp.mean(jnp.abs(jax.lax.stop_gradient(kl)), axis=0) + 0.01) / sizes
+    mean = mean_over_devices(jnp.mean(jnp.abs(jax.lax.stop_gradient(kl)), axis=0))
+    held = (mean + 0.01) / sizes
     return held / jnp.mean(held)
 
 

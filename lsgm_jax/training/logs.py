@@ -1,16 +1,18 @@
 """What a run shows and leaves behind: progress bar, metrics.csv, TensorBoard."""
 
+import contextlib
 import csv
 import pathlib
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from lsgm_jax.files import replacing
+from lsgm_jax.files import is_first, replacing
 
 COLUMNS: tuple[str, ...] = (
     "stage",
@@ -25,6 +27,7 @@ COLUMNS: tuple[str, ...] = (
     "prior_penalty",
     "loss",
     "gradient_norm",
+    "skipped",
     "images_per_second",
 )
 
@@ -32,7 +35,8 @@ COLUMNS: tuple[str, ...] = (
 class MetricsLog:
     """metrics.csv and TensorBoard scalars and images of one stage.
 
-    A resumed stage forgets the rows after its checkpoint: the file reads as if the run had never stopped.
+    A resumed stage forgets the rows after its checkpoint: the file reads as if the run had never stopped. Of several
+    processes the first one writes.
     """
 
     def __init__(self, workdir: pathlib.Path, stage: str, resumed_step: int):
@@ -40,13 +44,17 @@ class MetricsLog:
         self.path = workdir / "metrics.csv"
         _drop_rows_after(self.path, stage, resumed_step)
         self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard" / stage), purge_step=resumed_step + 1 if resumed_step else None
+            str(workdir / "tensorboard" / stage),
+            purge_step=resumed_step + 1 if resumed_step else None,
+            write_to_disk=is_first(),
         )
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Appends a row and writes the same numbers to TensorBoard."""
         row = {"stage": self.stage, "step": step, "split": split}
         row |= {name: f"{value:.6g}" for name, value in values.items() if name in COLUMNS}
+        if not is_first():
+            return
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
         for name, value in values.items():
@@ -60,13 +68,40 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tensorboard.close()
+        with contextlib.suppress(OSError):  # a full disk is metrics.csv's to report
+            self._tensorboard.close()
 
 
 def progress_bar(stage: str, start: int, steps: int) -> tqdm:
     """A bar with time left; one line every 15 seconds where the output is no terminal."""
     interval = 0.2 if sys.stderr.isatty() else 15.0
     return tqdm(total=steps, initial=start, desc=stage, unit="step", mininterval=interval, dynamic_ncols=True)
+
+
+def warn(text: str) -> None:
+    """One line on standard error, above the progress bar if there is one."""
+    tqdm.write(f"lsgm: warning: {text}", file=sys.stderr)
+
+
+class Speed:
+    """Steps per second since the last reading, time spent on validation left out."""
+
+    def __init__(self, step: int):
+        self.step, self.since = step, time.monotonic()
+
+    def read(self, step: int) -> float:
+        """Steps per second since the last call."""
+        now = time.monotonic()
+        rate = (step - self.step) / (now - self.since)
+        self.step, self.since = step, now
+        return rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock."""
+        begin = time.monotonic()
+        yield
+        self.since += time.monotonic() - begin
 
 
 class CompileClock:

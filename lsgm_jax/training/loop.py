@@ -1,212 +1,226 @@
-"""Trains one stage: resume, step, validate, log, checkpoint."""
+"""Trains one stage: resume, step, validate, log, checkpoint; and goes back where numbers end."""
 
-import contextlib
-import dataclasses
 import math
-import pathlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grain
 import jax
-import numpy as np
-import optax
-from jax.sharding import Mesh
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.network import Params
 from lsgm_jax.training.checkpoint import Checkpoints
-from lsgm_jax.training.logs import MetricsLog, progress_bar
-from lsgm_jax.training.parallel import compile_step, data_mesh, put_batch, replicated
-from lsgm_jax.training.state import TrainState, create_state
-from lsgm_jax.training.step import Average, Loss, Metrics, make_step
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What is optimised, how, for how long, and how its progress is judged.
-
-    Attributes:
-        init: fresh parameters from a key and the best ones of the stage before, which the first stage lacks.
-        adapt: changes fresh parameters by what the data say.
-        memory: what the loss finds in the first step, from parameters and a key (see `Aux.memory`).
-        validate: scores averaged parameters on the validation split; must return "nelbo", in nats.
-        draw: a picture [h, w, c], uint8, of what averaged parameters generate.
-    """
-
-    name: str
-    init: Callable[[Key, Params | None], Params]
-    loss: Loss
-    optimiser: optax.GradientTransformation
-    average: Average
-    steps: int
-    validate: Callable[[Params], dict[str, float]]
-    draw: Callable[[Params], np.ndarray]
-    adapt: Callable[[Params], Params] = lambda params: params
-    memory: Callable[[Params, Key], Any] = lambda params, key: ()
+from lsgm_jax.training.devices import place
+from lsgm_jax.training.logs import MetricsLog, Speed, progress_bar, warn
+from lsgm_jax.training.sentinel import Call, FaultError, Sentinel, keep_batch
+from lsgm_jax.training.signals import StoppedError, Termination
+from lsgm_jax.training.stage import Course, Stage
+from lsgm_jax.training.state import TrainState
+from lsgm_jax.training.step import Metrics, make_step, several
+from lsgm_jax.training.trace import Trace
 
 
 class TrainingError(Exception):
     """Training cannot go on; the message says what was saved and what to do."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainSpec:
-    """Length and rhythm of training, in steps.
-
-    Attributes:
-        ema_decay: of the averaged parameters, which are the ones validated, sampled and kept as best.
-        ema_warmup: see `Average`.
-        log_every: scalars; reading them waits for the device.
-        eval_every: validation, picture and checkpoint.
-    """
-
-    steps: int
-    ema_decay: float = 0.9999
-    ema_warmup: bool = True
-    log_every: int = 50
-    eval_every: int = 1000
-
-    def __post_init__(self):
-        for name in ("steps", "log_every", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a positive number of steps")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay={self.ema_decay}: an average needs a decay in [0, 1)")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TwoStageSpec(TrainSpec):
-    """The same for an LSGM, whose `steps` are those of the second stage: VAE and score prior together.
-
-    Attributes:
-        vae_steps: first stage, the VAE with its Normal prior.
-        vae_from: folder of another run whose VAE is taken in place of a first stage; "" for none.
-        freeze_vae: train the prior alone in the second stage.
-        average_vae: whether the VAE is averaged like the prior; the published runs average the prior alone.
-    """
-
-    vae_steps: int
-    vae_from: str = ""
-    freeze_vae: bool = False
-    average_vae: bool = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.vae_steps < 1:
-            raise ValueError(f"vae_steps={self.vae_steps}: give a positive number of steps")
-
-
 def run_stage(
-    stage: Stage,
-    train: TrainSpec,
-    params: Params,
-    batches: grain.DatasetIterator,
-    key: Key,
-    workdir: pathlib.Path,
-    config: dict,
+    stage: Stage, course: Course, before: Params | None, batches: grain.DatasetIterator, k_init: Key, key: Key
 ) -> Params:
-    """Trains `stage` from `params`, or from its newest checkpoint, and returns the best averaged parameters.
+    """Trains `stage` afresh, or from its newest checkpoint, and returns the best averaged parameters.
 
     A stage whose last step has a checkpoint is finished, and only read.
 
     Args:
+        before: the best parameters of the stage before.
         batches: this process's batches {"x": ...}; its position is saved with each checkpoint.
-        key: the same for the whole stage.
-        workdir: gets `checkpoints/<stage>`, `metrics.csv` and `tensorboard/<stage>`.
-        config: what each checkpoint remembers of the run.
+        k_init: of fresh parameters.
+        key: of everything else, the same for the whole stage.
+
+    Raises:
+        TrainingError: if training diverges, or something cannot be written.
+        StoppedError: if SIGTERM came.
+        CheckpointError: if checkpoints cannot be read or written.
     """
-    mesh = data_mesh()
-    with Checkpoints(workdir / "checkpoints" / stage.name) as checkpoints:
-        if checkpoints.latest_step == stage.steps:
-            return checkpoints.restore_best(params)[0]
-        state = _begin_or_resume(stage, params, batches, key, checkpoints, mesh)
-        step = compile_step(make_step(stage.loss, stage.optimiser, stage.average), mesh)
-        key = jax.device_put(key, replicated(mesh))
-        first = int(state.step)
-        speed = _Speed(first)
-        with (
-            MetricsLog(workdir, stage.name, first) as log,
-            progress_bar(stage.name, first, stage.steps) as bar,
-        ):
-            for number in range(first + 1, stage.steps + 1):
-                batch = put_batch(mesh, Batch(next(batches)["x"]))
-                state, metrics = step(state, batch, key)
-                bar.update()
-                to_log = number % train.log_every == 0
-                to_save = number % train.eval_every == 0 or number == stage.steps
-                values = _to_host(metrics) if to_log or to_save else {}
-                _require_finite(stage, number, values, checkpoints)
-                if to_log:
-                    values["images_per_second"] = speed.read(number) * len(batch.x)
-                    log.scalars(number, "train", values)
-                    shown = "loss {loss:.2f}, NELBO {nelbo:.2f}, {images_per_second:.0f} images/s"
-                    bar.set_postfix_str(shown.format(**values), refresh=False)
-                if to_save:
-                    with speed.paused():
-                        scores = stage.validate(state.ema)
-                        _require_finite(stage, number, scores, checkpoints)
-                        log.scalars(number, "validation", scores)
-                        log.image(number, "samples", stage.draw(state.ema))
-                        checkpoints.save(
-                            state, {"config": config, "data": batches.get_state()}, scores["nelbo"]
-                        )
-        return checkpoints.restore_best(params)[0]
+    with Checkpoints(course.workdir / "checkpoints" / stage.name, keep=course.train.keep) as checkpoints:
+        training = _Training(stage, course, checkpoints, before, batches, k_init, key)
+        if checkpoints.latest_step != stage.steps:
+            try:
+                training.to_the_end()
+            except OSError as error:
+                raise TrainingError(
+                    f"{error.filename or course.workdir}: {error.strerror}; with that mended the same command "
+                    f"{checkpoints.way_on}"
+                ) from error
+        return checkpoints.restore_best(training.params_like)[0]
 
 
-def _begin_or_resume(
-    stage: Stage,
-    params: Params,
-    batches: grain.DatasetIterator,
-    key: Key,
-    checkpoints: Checkpoints,
-    mesh: Mesh,
-) -> TrainState:
-    """The state before the next step on every device, with `batches` where it left off."""
-    begin = checkpoints.latest_step is None
-    params = stage.adapt(params) if begin else params
-    memory = stage.memory(params, jax.random.fold_in(key, stage.steps))  # a number that no step folds in
-    state = jax.device_put(create_state(params, stage.optimiser, memory), replicated(mesh))
-    if not begin:
-        state, meta = checkpoints.restore(state)
-        batches.set_state(meta["data"])
-    return state
+class _Training:
+    """One stage on its way."""
 
+    def __init__(
+        self,
+        stage: Stage,
+        course: Course,
+        checkpoints: Checkpoints,
+        before: Params | None,
+        batches: grain.DatasetIterator,
+        k_init: Key,
+        key: Key,
+    ):
+        self.stage, self.course, self.train, self.launcher = stage, course, course.train, course.launcher
+        self.checkpoints, self.before, self.batches = checkpoints, before, batches
+        self.k_init, self.key = k_init, key
+        self.params_like = self._living(jax.eval_shape(stage.init, k_init, before))
+        # A number that no step folds in.
+        self.k_memory = jax.random.fold_in(key, stage.steps)
+        self.state_like = self._living(jax.eval_shape(stage.first_state, self.params_like, self.k_memory))
+        loss = self.launcher.spread(stage.loss)
+        self.step = make_step(loss, stage.optimiser, stage.average, parts=self.train.parts)
+        self._calls: dict[int, Callable[..., tuple[TrainState, Metrics]]] = {}
 
-def _to_host(metrics: Metrics) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items()}
+    def to_the_end(self) -> None:
+        """Trains to the last step, and where numbers end goes back as often as the run allows."""
+        state = self._resume()
+        for rollback in range(self.train.rollbacks + 1):
+            try:
+                return self._train_from(state)
+            except FaultError as fault:
+                self._report(fault, rollback)
+                state = self._go_back()
 
+    def _resume(self) -> TrainState:
+        """The state before the next step on every device, with the data where they were left."""
+        if self.checkpoints.latest_step is None:
+            return self._begin()
+        state, meta = self.checkpoints.restore(self.state_like)
+        self.batches.set_state(meta["data"])
+        return state
 
-def _require_finite(stage: Stage, step: int, values: dict[str, float], checkpoints: Checkpoints) -> None:
-    """Stops before anything that is not a number is saved."""
-    broken = [name for name, value in values.items() if not math.isfinite(value)]
-    if broken:
-        saved = checkpoints.latest_step
-        goes_on = f"goes on from step {saved}, which is saved" if saved else "starts this stage again"
-        raise TrainingError(
-            f"{broken[0]}={values[broken[0]]} at step {step} of stage {stage.name}: training has diverged; "
-            f"with smaller learning rates the same command {goes_on}"
+    def _go_back(self) -> TrainState:
+        """The last state that is saved. The data go on: other batches than those that failed."""
+        if self.checkpoints.latest_step is None:
+            return self._begin()
+        return self.checkpoints.restore(self.state_like)[0]
+
+    def _begin(self) -> TrainState:
+        mesh = self.launcher.mesh
+        init = jax.jit(self.stage.init, out_shardings=_shardings(self.params_like))
+        first_state = jax.jit(self.stage.first_state, out_shardings=_shardings(self.state_like))
+        params = self.stage.adapt(init(place(mesh, self.k_init), self.before))
+        return first_state(params, place(mesh, self.k_memory))
+
+    def _living(self, tree: Any) -> Any:
+        """Shapes, with where the launcher has them."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            tree,
+            self.launcher.shardings(tree),
         )
 
+    def _train_from(self, state: TrainState) -> None:
+        stage, train, number = self.stage, self.train, int(state.step)
+        speed, sentinel, key = (
+            Speed(number),
+            Sentinel(stage.name, train.patience),
+            place(self.launcher.mesh, self.key),
+        )
+        with (
+            Termination() as termination,
+            Trace(self.course.workdir / "profile" / stage.name, number, wanted=self.course.trace) as trace,
+            MetricsLog(self.course.workdir, stage.name, number) as log,
+            progress_bar(stage.name, number, stage.steps) as bar,
+        ):
+            while number < stage.steps:
+                count = self._steps_at_once(number)
+                batches = [Batch(next(self.batches)["x"]) for _ in range(count)]
+                state, metrics = self._call(count)(state, self.launcher.put(batches), key)
+                number += count
+                bar.update(count)
+                sentinel.watch(Call(number, batches, metrics))
+                trace.step(number, metrics)
+                to_save = number % train.eval_every == 0 or number == stage.steps
+                if to_save or number % train.log_every == 0:
+                    sentinel.catch_up()
+                if number % train.log_every == 0:
+                    values = _finite(metrics)
+                    rows = len(batches[0].x) * jax.process_count()
+                    values["images_per_second"] = speed.read(number) * rows
+                    log.scalars(number, "train", values)
+                    bar.set_postfix_str(_shown(values), refresh=False)
+                if to_save:
+                    with speed.paused():
+                        self._validate_and_save(state, number, metrics, log)
+                if termination.due():
+                    self._save_and_stop(state, number, saved=to_save)
 
-class _Speed:
-    """Steps per second since the last reading, time spent on validation left out."""
+    def _validate_and_save(self, state: TrainState, number: int, metrics: Metrics, log: MetricsLog) -> None:
+        """Judges the averaged parameters, and saves them, unless steps are being skipped: who knows what is wrong."""
+        scores = self.stage.validate(state.ema)
+        broken = [f"{name}={value}" for name, value in scores.items() if not math.isfinite(value)]
+        if broken:
+            raise FaultError(f"validation at step {number} of stage {self.stage.name} has {broken[0]}")
+        log.scalars(number, "validation", scores)
+        log.image(number, "samples", self.stage.draw(state.ema))
+        if number == self.stage.steps or not int(metrics["skipped_in_a_row"]):
+            self.checkpoints.save(state, self._meta(), scores["nelbo"])
 
-    def __init__(self, step: int):
-        self.step, self.since = step, time.monotonic()
+    def _save_and_stop(self, state: TrainState, number: int, *, saved: bool) -> None:
+        """Without validation, for which there may be no time."""
+        if not saved:
+            self.checkpoints.save(state, self._meta(), None)
+        self.checkpoints.wait()
+        raise StoppedError(
+            f"stopped by SIGTERM; step {number} of stage {self.stage.name} is saved, and the same command goes on"
+        )
 
-    def read(self, step: int) -> float:
-        """Steps per second since the last call."""
-        now = time.monotonic()
-        rate = (step - self.step) / (now - self.since)
-        self.step, self.since = step, now
-        return rate
+    def _meta(self) -> dict[str, Any]:
+        return {"config": self.course.config, "data": self.batches.get_state()}
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock."""
-        begin = time.monotonic()
-        yield
-        self.since += time.monotonic() - begin
+    def _report(self, fault: FaultError, rollback: int) -> None:
+        """Says what went wrong and what is done about it; gives up if nothing is left to try."""
+        kept = ""
+        if fault.call is not None:
+            path = keep_batch(self.course.workdir / "faults", self.stage.name, fault.call, self.key)
+            kept = f"; their batch is kept in {path}"
+        self.checkpoints.wait()
+        if rollback == self.train.rollbacks:
+            raise TrainingError(
+                f"training has diverged: {fault}{kept}; with smaller learning rates the same command "
+                f"{self.checkpoints.way_on}"
+            ) from fault
+        saved = self.checkpoints.latest_step
+        back = f"step {saved}, with the next batches" if saved else "the beginning, with other batches"
+        warn(f"{fault}{kept}; going back to {back} ({rollback + 1} of {self.train.rollbacks} times)")
+
+    def _steps_at_once(self, number: int) -> int:
+        """As many as a call may take, but none past a step that is looked at."""
+        rhythm = (self.train.log_every, self.train.eval_every)
+        return min(
+            self.train.steps_per_call,
+            self.stage.steps - number,
+            *(every - number % every for every in rhythm),
+        )
+
+    def _call(self, count: int) -> Callable[..., tuple[TrainState, Metrics]]:
+        """The compiled call of `count` steps."""
+        if count not in self._calls:
+            self._calls[count] = self.launcher.compile(several(self.step, count), self.state_like)
+        return self._calls[count]
+
+
+def _shardings(like: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, like)
+
+
+def _finite(metrics: Metrics) -> dict[str, float]:
+    """Those that are numbers: a skipped step has few."""
+    values = {name: float(value) for name, value in metrics.items() if name != "skipped_in_a_row"}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _shown(values: dict[str, float]) -> str:
+    shown = {"loss": "loss {:.2f}", "nelbo": "NELBO {:.2f}", "images_per_second": "{:.0f} images/s"}
+    parts = [form.format(values[name]) for name, form in shown.items() if name in values]
+    return ", ".join(parts + [f"{values['skipped']:.0f} skipped"] * bool(values["skipped"]))

@@ -1,6 +1,6 @@
 """What training carries from step to step: arrays only."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,13 @@ import optax
 from flax import struct
 
 from lsgm_jax.models.network import Params
+
+
+class Skips(NamedTuple):
+    """Steps that changed nothing, because their loss or gradient was no number; int32, scalars."""
+
+    in_a_row: Any  # up to the last step
+    total: Any
 
 
 class TrainState(struct.PyTreeNode):
@@ -18,6 +25,7 @@ class TrainState(struct.PyTreeNode):
     ema: Params
     opt_state: optax.OptState
     memory: Any = ()  # `Aux.memory` of the last step
+    skips: Skips = Skips(0, 0)
 
 
 def create_state(params: Params, optimiser: optax.GradientTransformation, memory: Any = ()) -> TrainState:
@@ -34,4 +42,5 @@ def create_state(params: Params, optimiser: optax.GradientTransformation, memory
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimiser.init(params),
         memory=memory,
+        skips=Skips(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)),
     )

@@ -62,20 +62,6 @@ def test_an_epoch_shows_every_image_once_in_a_new_order(spec):
     assert not np.array_equal(epochs[0], images)
 
 
-def test_processes_share_the_images_without_overlap(spec, monkeypatch):
-    size, seen = 718, []
-    for index in range(2):
-        monkeypatch.setattr("jax.process_index", lambda index=index: index)
-        monkeypatch.setattr("jax.process_count", lambda: 2)
-        half = DataSpec(**{**vars(spec), "batch_size": 2 * size})
-        seen.append(next(training_batches(Split(half, "train"), seed=0))["x"])
-    both = rows(np.concatenate(seen) * 8 + 8)
-    everything = rows(whole_split(spec, "train") * 8 + 8)
-    assert len(both) == 2 * size
-    for image in set(both):
-        assert both.count(image) <= everything.count(image)
-
-
 def test_padded_batches_have_one_size_and_every_row():
     x = np.arange(10.0)[:, None]
     batches = list(padded_batches(x, 4))
@@ -128,7 +114,65 @@ def test_decoding_ahead_changes_nothing(spec, monkeypatch):
     np.testing.assert_array_equal(next(training_batches(noisy(spec).open("train"), seed=1))["x"], expected)
 
 
-def test_training_draws_anew_in_every_epoch_seed_and_process(spec, folder, monkeypatch):
+@pytest.fixture
+def as_processes(monkeypatch):
+    """Makes iterators of batches as each of `count` processes would, from the position of a state if there is one."""
+
+    def make(count, samples, seed, state=None):
+        iterators = []
+        for index in range(count):
+            monkeypatch.setattr("jax.process_index", lambda index=index: index)
+            monkeypatch.setattr("jax.process_count", lambda: count)
+            iterators.append(training_batches(samples, seed))
+            if state is not None:
+                iterators[-1].set_state(state)
+        return iterators
+
+    return make
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_processes_together_make_the_batch_of_one(spec, monkeypatch, as_processes, in_memory):
+    """Bit for bit, with everything that is drawn; and a position saved by one process is that of any number."""
+    if not in_memory:
+        monkeypatch.setattr(data_spec, "IN_MEMORY_BYTES", 0)
+    train = noisy(spec).open("train")
+    assert train.in_memory == in_memory
+    (alone,) = as_processes(1, train, 3)
+    for _ in range(21):
+        next(alone)
+    state, expected = alone.get_state(), [next(alone)["x"] for _ in range(3)]  # the second spans two epochs
+    for count in (2, 4):
+        for iterator, process in zip(as_processes(count, train, 3, state), range(count), strict=True):
+            part = slice(process * 64 // count, (process + 1) * 64 // count)
+            np.testing.assert_array_equal(
+                [next(iterator)["x"] for _ in range(3)], [x[part] for x in expected]
+            )
+    one_of_four = as_processes(4, train, 3)[3]
+    for _ in range(21):
+        next(one_of_four)
+    assert one_of_four.get_state() == state
+
+
+def test_a_process_reads_only_its_rows(folder, monkeypatch, as_processes):
+    monkeypatch.setattr(data_spec, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(pipeline, "READ_AHEAD", 0)
+    source, read = folder(np.zeros((8, 8, 8), np.uint8)), []
+    train = DataSpec(source=source, image_shape=(8, 8, 1), batch_size=4).open("train")
+    image = np.zeros((8, 8, 1), np.uint8)
+    monkeypatch.setattr(train, "_read", lambda index: read.append(index) or image)
+    order = pipeline._Order(8, 4, 0).batch(0).tolist()
+    for iterator in as_processes(2, train, 0):
+        next(iterator)
+    assert read == order
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(spec, as_processes):
+    with pytest.raises(DataError, match=r"config\.data\.batch_size=64 does not divide over 3 processes"):
+        as_processes(3, spec.open("train"), 0)
+
+
+def test_training_draws_anew_in_every_epoch_and_seed(folder):
     """Of an image whose pixels are one as often as zero, no two draws are alike."""
     grey = DataSpec(
         source=folder(np.full((8, 8, 8), 128, np.uint8)), image_shape=(8, 8, 1), levels=2, batch_size=8
@@ -139,11 +183,8 @@ def test_training_draws_anew_in_every_epoch_seed_and_process(spec, folder, monke
     for seed in (0, 1):
         batches = training_batches(train, seed)
         drawn += [next(batches)["x"] for _ in range(3)]
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    monkeypatch.setattr("jax.process_index", lambda: 1)
-    drawn.append(next(training_batches(train, 0))["x"])
     images = np.concatenate(drawn).reshape(-1, 64)
-    assert len(images) == 6 * 8 + 4
+    assert len(images) == 6 * 8
     assert len({image.tobytes() for image in images}) == len(images)
     assert abs(images.mean()) < 5 / np.sqrt(images.size)
 
@@ -181,6 +222,15 @@ def test_mirrored_batches_hold_the_same_images(spec):
         same, turned = ((b == c).all(axis=(1, 2, 3)) for c in (a, a[:, :, ::-1]))
         assert (same | turned).all()
         assert 0 < (turned & ~same).sum() < len(a)
+
+
+def test_half_of_the_images_are_mirrored(folder):
+    left = np.zeros((64, 4, 4), np.uint8)
+    left[:, :, 0] = 255
+    spec = DataSpec(source=folder(left), image_shape=(4, 4, 1), batch_size=64, flip=True)
+    batches = training_batches(spec.open("train"), seed=0)
+    mirrored = sum((next(batches)["x"][:, 0, 3, 0] == 1.0).sum() for _ in range(16))
+    assert abs(mirrored - 512) < 5 * np.sqrt(256)
 
 
 # What images there are

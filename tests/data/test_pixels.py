@@ -35,32 +35,30 @@ def test_a_bit_is_one_with_the_probability_of_its_grey_level():
     """256 pixels of each grey level, drawn 400 times: every frequency within five standard errors of value / 255."""
     images = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 16, 16, 1))
     rng, draws = np.random.default_rng(0), 400
-    ones = sum(pixels.draw_bits(images, rng).astype(int) // 255 for _ in range(draws)).sum(axis=(1, 2, 3))
+    bits = (pixels.bits(images, pixels.thresholds(rng, images.shape)) for _ in range(draws))
+    ones = sum(drawn.astype(int) // 255 for drawn in bits).sum(axis=(1, 2, 3))
     trials, expected = draws * 256, np.arange(256) / 255
     errors = np.sqrt(trials * expected * (1 - expected))
     assert (np.abs(ones - trials * expected) <= 5 * errors).all()
     assert ones[[0, -1]].tolist() == [0, trials]
 
 
-def test_fixed_bits_belong_to_the_image_not_to_the_batch():
-    images = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 1), dtype=np.uint8)
-    indices = np.arange(12)
-    together = pixels.fixed_bits(images, indices)
+def test_fixed_thresholds_belong_to_the_image_not_to_the_batch():
+    indices, shape = np.arange(12), (6, 6, 1)
+    together = pixels.fixed_thresholds(indices, shape)
     order = np.random.default_rng(1).permutation(12)
-    np.testing.assert_array_equal(pixels.fixed_bits(images[order], indices[order]), together[order])
-    grey = np.full((12, 6, 6, 1), 128, np.uint8)
-    draws = pixels.fixed_bits(grey, indices)
+    np.testing.assert_array_equal(pixels.fixed_thresholds(indices[order], shape), together[order])
+    draws = pixels.bits(np.full((12, *shape), 128, np.uint8), together)
     assert all(not np.array_equal(a, b) for a, b in itertools.combinations(draws, 2))
 
 
-def test_half_of_the_images_are_mirrored_and_the_others_untouched():
-    images = np.random.default_rng(0).integers(0, 256, (1000, 3, 5, 3), dtype=np.uint8)
+def test_the_images_asked_for_are_mirrored_and_the_others_untouched():
+    rng = np.random.default_rng(0)
+    images, which = rng.integers(0, 256, (20, 3, 5, 3), dtype=np.uint8), rng.random(20) < 0.5
     before = images.copy()
-    flipped = pixels.flip_half(images, np.random.default_rng(0))
-    same = (flipped == images).all(axis=(1, 2, 3))
-    mirrored = (flipped == np.flip(images, axis=2)).all(axis=(1, 2, 3))
-    assert (same ^ mirrored).all()
-    assert abs(mirrored.sum() - 500) < 5 * np.sqrt(250)
+    mirrored = pixels.mirror(images, which)
+    np.testing.assert_array_equal(mirrored[which], np.flip(before[which], axis=2))
+    np.testing.assert_array_equal(mirrored[~which], before[~which])
     np.testing.assert_array_equal(images, before)
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from lsgm_jax.data.digits import Digits
 from lsgm_jax.data.pipeline import split_labels, training_batches, whole_split
 from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.sources import DataError, FolderSource, open_split
@@ -40,6 +41,18 @@ def test_data_set_is_real_tfds(data_dir, spec):
     record = open_split("digits", "test[:1]", str(data_dir))[0]
     assert Image.open(io.BytesIO(record.image)).format == "PNG"
     assert 0 <= record.label < 10
+
+
+def test_digits_that_another_process_has_prepared_meanwhile_are_taken(tmp_path, monkeypatch):
+    """TFDS finds its place taken when it is done: what is there is as good."""
+    prepare = Digits.download_and_prepare
+
+    def too_late(self):
+        prepare(self)
+        raise FileExistsError(f"Destination {tmp_path} already exists")
+
+    monkeypatch.setattr(Digits, "download_and_prepare", too_late)
+    assert len(open_split("digits", "test", str(tmp_path))) == 240
 
 
 def test_tensorflow_is_never_imported(data_dir):

@@ -18,7 +18,10 @@ from lsgm_jax.interop.ncsnpp import ncsnpp_state
 from lsgm_jax.interop.nvae import nvae_state
 from lsgm_jax.run import Run
 from lsgm_jax.training.checkpoint import Checkpoints
-from lsgm_jax.training.loop import Stage, TrainSpec, run_stage
+from lsgm_jax.training.loop import run_stage
+from lsgm_jax.training.parallel import whole
+from lsgm_jax.training.spec import TrainSpec
+from lsgm_jax.training.stage import Course, Stage
 from lsgm_jax.training.step import Average
 from tests.interop.test_official import listed, official_state, optimiser, wrapped
 from tests.interop.write_torch import write_zip
@@ -95,7 +98,7 @@ def test_a_finished_stage_is_read_and_not_trained(tmp_path):
     never = lambda *_: pytest.fail("the stage is finished")
     stage = Stage(
         name="vae",
-        init=never,
+        init=lambda key, before: {"w": jnp.zeros(3)},
         loss=never,
         optimiser=optax.sgd(0.1),
         average=Average(0.9),
@@ -104,8 +107,8 @@ def test_a_finished_stage_is_read_and_not_trained(tmp_path):
         draw=never,
     )
     batches = training_batches(PointSpec(source="swiss_roll").open("test"), seed=0)
-    fresh = {"w": jnp.zeros(3)}
-    params = run_stage(stage, TrainSpec(steps=7), fresh, batches, jax.random.key(0), tmp_path, {})
+    course = Course(train=TrainSpec(steps=7), launcher=whole(), workdir=tmp_path, config={})
+    params = run_stage(stage, course, None, batches, jax.random.key(0), jax.random.key(1))
     np.testing.assert_array_equal(params["w"], 2.0)
 
 

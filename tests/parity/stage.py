@@ -21,8 +21,8 @@ from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.kl import KLSchedule
 from lsgm_jax.objectives.regularisers import SingularVectors
 from lsgm_jax.stages import Images, make_stages
-from lsgm_jax.training.loop import Stage
 from lsgm_jax.training.penalty import Penalty
+from lsgm_jax.training.stage import Stage
 from tests import tiny
 from tests.parity.cld import channels_last
 from tests.parity.likelihoods import published

@@ -8,6 +8,7 @@ import optax
 from lsgm_jax.models.network import Aux
 from lsgm_jax.training import parallel
 from lsgm_jax.training.checkpoint import Checkpoints
+from lsgm_jax.training.devices import place
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import Average, make_step
 from tests import tiny
@@ -21,11 +22,11 @@ def drift(params, batch, context):
 def test_saving_in_the_background_does_not_see_later_steps(tmp_path):
     """The next steps reuse the state's memory while the checkpoint is still being written."""
     params = {name: jnp.full((512, 1024), index, jnp.float32) for index, name in enumerate("abcdefgh")}
-    optimiser, mesh = optax.sgd(1.0), parallel.data_mesh()
-    step = parallel.compile_step(make_step(drift, optimiser, Average(0.5)), mesh)
-    state = jax.device_put(create_state(params, optimiser), parallel.replicated(mesh))
-    key = jax.device_put(jax.random.key(0), parallel.replicated(mesh))
-    batch = parallel.put_batch(mesh, np.zeros((mesh.size, 1), np.float32))
+    optimiser, launcher = optax.sgd(1.0), parallel.whole()
+    state = place(launcher.mesh, create_state(params, optimiser))
+    step = launcher.compile(make_step(drift, optimiser, Average(0.5)), state)
+    key = place(launcher.mesh, jax.random.key(0))
+    batch = launcher.put([np.zeros((jax.device_count(), 1), np.float32)])
     with Checkpoints(tmp_path) as checkpoints:
         for _ in range(4):
             state, _ = step(state, batch, key)

@@ -9,7 +9,7 @@ import pytest
 
 from lsgm_jax import cli, run
 from lsgm_jax.schema import ConfigError
-from lsgm_jax.training import loop
+from lsgm_jax.training import parallel
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import tiny
 
@@ -38,13 +38,12 @@ def rows(workdir):
     return list(csv.DictReader((workdir / "metrics.csv").open()))
 
 
-def one_line(capsys):
+def lines(capsys):
     """On standard error, beside the progress bar; nothing may be on standard output."""
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Traceback" not in captured.err
-    (message,) = (line for line in captured.err.splitlines() if line.startswith("lsgm: "))
-    return message
+    return [line[line.index("lsgm: ") :] for line in captured.err.splitlines() if "lsgm: " in line]
 
 
 def assert_all_finite(workdir):
@@ -53,13 +52,31 @@ def assert_all_finite(workdir):
     assert all(np.isfinite(float(number)) for number in numbers if number)
 
 
+def spoil(monkeypatch, broken):
+    """Makes the batches of these calls, counted from 1, no numbers; returns the batches that steps are given."""
+    real, given = parallel.Sharded.put, []
+
+    def put(self, batches):
+        given.append(batches[0].x)
+        bad = len(given) in broken
+        return real(self, [jax.tree.map(lambda x: x * np.nan, batch) if bad else batch for batch in batches])
+
+    monkeypatch.setattr(parallel.Sharded, "put", put)
+    return given
+
+
 def test_an_absurd_learning_rate(tmp_path, capsys):
     """It is zero in the first step, which is saved; then nothing is a number any more."""
     assert train(tmp_path, "optimiser.learning_rate=1e38") == 2
-    message = one_line(capsys)
-    assert message.startswith("lsgm: error: ")
-    assert "at step 2 of stage score: training has diverged; with smaller learning rates" in message
-    assert message.endswith("the same command goes on from step 1, which is saved")
+    *warnings, message = lines(capsys)
+    for number, warning in enumerate(warnings, start=1):
+        assert "validation at step 2 of stage score has " in warning
+        assert warning.endswith(f"going back to step 1, with the next batches ({number} of 2 times)")
+    assert len(warnings) == 2
+    assert message.startswith("lsgm: error: training has diverged: validation at step 2 of stage score has ")
+    assert message.endswith(
+        "; with smaller learning rates the same command goes on from step 1, which is saved"
+    )
     assert_all_finite(tmp_path)
     assert run.Run.open(tmp_path).best()[1] == 1
     before, _ = saved(tmp_path)
@@ -72,22 +89,58 @@ def test_an_absurd_learning_rate(tmp_path, capsys):
     assert any(not np.array_equal(a, b) for a, b in zip(before, saved(tmp_path)[0], strict=True))
 
 
+def test_a_batch_that_is_no_number_is_skipped(tmp_path, capsys, monkeypatch):
+    """One line, one count, and no trace in the parameters: the state of the step before is saved as that of this."""
+    spoil(monkeypatch, {2})
+    assert train(tmp_path, "train.log_every=1") == 0
+    captured = capsys.readouterr()
+    (warning,) = (line for line in captured.err.splitlines() if "lsgm: " in line)
+    assert "lsgm: warning: step 2 of stage score is skipped (loss=nan, gradient norm=nan)" in warning
+    assert_all_finite(tmp_path)
+    counts = {int(row["step"]): row["skipped"] for row in rows(tmp_path) if row["split"] == "train"}
+    assert counts == {1: "0", 2: "1", 3: "1", 4: "1"}
+    assert saved(tmp_path)[1] == 4
+
+
+def test_after_several_training_goes_back_with_other_data(tmp_path, capsys, monkeypatch):
+    given = spoil(monkeypatch, {3, 4})
+    assert train(tmp_path, "train.patience=2", "train.eval_every=2", "train.steps=6") == 0
+    captured = capsys.readouterr()
+    skipped, back = (line for line in captured.err.splitlines() if "lsgm: warning" in line)
+    assert "step 3 of stage score is skipped" in skipped
+    path = tmp_path / "faults" / "score-4.npz"
+    assert "2 steps in a row to step 4 of stage score were no numbers (loss=nan, gradient norm=nan)" in back
+    assert back.endswith(
+        f"batch is kept in {path}; going back to step 2, with the next batches (1 of 2 times)"
+    )
+
+    kept = np.load(path)
+    np.testing.assert_array_equal(kept["x"], given[3])
+    assert kept["step"] == 4
+    k_stage = jax.random.split(jax.random.key(0), 2)[1]
+    expected = jax.random.fold_in(k_stage, 3)
+    np.testing.assert_array_equal(kept["key"], jax.random.key_data(expected))
+
+    # Steps 3 to 6 were taken on the fifth to eighth batch, and saved so that they are found there again.
+    assert len(given) == 8
+    assert len({batch.tobytes() for batch in given}) == 8
+    assert saved(tmp_path)[1] == 6
+    assert [int(row["step"]) for row in rows(tmp_path) if row["split"] == "validation"] == [2, 4, 6]
+    assert_all_finite(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("broken_at", "saved_at", "remedy"),
     [(1, None, "starts this stage again"), (3, 2, "goes on from step 2, which is saved")],
 )
-def test_a_batch_that_is_no_number(tmp_path, capsys, monkeypatch, broken_at, saved_at, remedy):
-    """Found at the next checkpoint, though the log has no row there; or before there is any."""
-    real, count = loop.put_batch, iter(range(1, 100))
-
-    def put_batch(mesh, batch):
-        return real(mesh, jax.tree.map(lambda x: x * np.nan if next(count) == broken_at else x, batch))
-
-    monkeypatch.setattr(loop, "put_batch", put_batch)
-    assert train(tmp_path) == 2
-    message = one_line(capsys)
-    assert f"at step {broken_at} of stage score: training has diverged" in message
-    assert message.endswith(f"the same command {remedy}")
+def test_it_gives_up(tmp_path, capsys, monkeypatch, broken_at, saved_at, remedy):
+    """After as many rollbacks as it may take; from the beginning, if nothing is saved."""
+    spoil(monkeypatch, range(broken_at, 100))
+    assert train(tmp_path, "train.patience=1", "train.rollbacks=1", "train.eval_every=2") == 2
+    back, message = lines(capsys)
+    assert ("going back to step 2" if saved_at else "going back to the beginning, with other batches") in back
+    assert f"training has diverged: 1 steps in a row to step {broken_at} of stage score" in message
+    assert message.endswith(f"with smaller learning rates the same command {remedy}")
     assert run.holds_checkpoints(tmp_path) == (saved_at is not None)
     if saved_at:
         assert saved(tmp_path)[1] == saved_at

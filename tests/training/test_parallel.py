@@ -1,53 +1,123 @@
-"""The same numbers on one device and on eight; in a process of its own, where the host pretends to have eight."""
+"""The same numbers on one device and on eight, by every launcher; in a process that pretends to have them."""
 
 import os
 import subprocess
 import sys
 
-PROGRAM = """
-import jax, numpy as np, optax
-from jax.sharding import AxisType
-from lsgm_jax.training import parallel
-from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import Average, make_step
+import jax
+import numpy as np
+import pytest
+
+from lsgm_jax.config import load_config
+from lsgm_jax.schema import ConfigError
+from lsgm_jax.training.parallel import Sharded, bytes_per_device, whole
 from tests import tiny
+from tests.training.launchers import CASES, MODEL
 
-assert jax.device_count() == 8
-model = tiny.model()
-optimiser = optax.sgd(1e-3)  # Adam would blow rounding up to the size of the learning rate
-params, results = model.init(jax.random.key(0)), []
-for count in (1, 8):
-    mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
-    step = make_step(tiny.at_full_kl(model.loss), optimiser, Average(0.9))
-    step = parallel.compile_step(step, mesh)
-    state = jax.device_put(create_state(params, optimiser), parallel.replicated(mesh))
-    key = jax.device_put(jax.random.key(1), parallel.replicated(mesh))
-    for seed in range(3):
-        state, metrics = step(state, parallel.put_batch(mesh, tiny.batch(seed=seed)), key)
-    results.append((jax.device_get(state.params), float(metrics["nelbo"])))
-
-np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)
-close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-jax.tree.map(close, results[0][0], results[1][0])
-moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), results[0][0], jax.device_get(params))
-assert max(jax.tree.leaves(moved)) > 1e-3, moved
-
-mesh = parallel.data_mesh()
-try:
-    parallel.put_batch(mesh, np.zeros((9, 2)))
-except ValueError as error:
-    assert "9 images does not divide over 8 devices" in str(error), error
-else:
-    raise AssertionError("a batch of 9 went on 8 devices")
-print("one equals eight")
-"""
+LOSSES = (
+    "separable",
+    "noisy",
+)  # beside the noise-free one with a coefficient of the whole batch, which has no prefix
 
 
-def test_one_device_equals_eight():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+def launch(out, devices, *cases):
+    """The parameters after a few steps, by case and name."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.training.launchers", str(out), *cases]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False
+        command, env=environment, cwd=tiny.ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "one equals eight" in done.stdout
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("one") / "out.npz", 1, "data", "separable data", "noisy data")
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("eight") / "out.npz", 8)
+
+
+def of_case(arrays, case):
+    return {
+        name.removeprefix(f"{case}: "): leaf for name, leaf in arrays.items() if name.startswith(f"{case}: ")
+    }
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "noisy pmap"])
+def test_one_device_equals_eight(one, eight, case):
+    """Also where times and noise are drawn; but `pmap` draws other ones on every device."""
+    loss = next((f"{loss} " for loss in LOSSES if case.startswith(loss)), "")
+    expected, found = of_case(one, f"{loss}data"), of_case(eight, case)
+    assert expected.keys() == found.keys()
+    for name, leaf in found.items():
+        np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_parameters_have_moved(one):
+    """Otherwise all would agree."""
+    start = MODEL.init(jax.random.key(0))["vae"]["net"]["encode"]
+    for case in ("data", "separable data", "noisy data"):
+        assert np.abs(of_case(one, case)["[0]['vae']['net']['encode']"] - start).max() > 1e-2
+
+
+def test_pmap_draws_other_noise_on_every_device(one, eight):
+    first, second = of_case(one, "noisy data"), of_case(eight, "noisy pmap")
+    assert max(float(np.abs(leaf - second[name]).max()) for name, leaf in first.items()) > 1e-3
+    assert all(np.isfinite(leaf).all() for leaf in second.values())
+
+
+# How the state is divided
+
+
+@pytest.mark.parametrize(
+    ("shape", "shards", "spec"),
+    [
+        ((3, 3, 64, 128), 8, (None, None, None, "shards")),  # the longest axis
+        ((3, 3, 128, 64), 8, (None, None, "shards")),
+        ((3, 3, 64, 64), 8, (None, None, None, "shards")),  # the last of several
+        ((3, 3, 64, 90), 8, (None, None, "shards")),  # the longest that can be divided
+        ((9, 9, 9, 9), 8, ()),
+        ((512,), 8, ()),  # too small to be worth it
+        ((3, 3, 64, 128), 1, ()),
+    ],
+    ids=str,
+)
+def test_the_rule_of_division(shape, shards, spec):
+    assert tuple(Sharded().spec(shape, shards)) == spec
+
+
+def test_the_published_state_on_eight_devices_is_an_eighth_on_each():
+    state = tiny.training_state(load_config(str(tiny.ROOT / "configs" / "lsgm_cifar10.py"), []))
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert bytes_per_device(state, Sharded(), 1) == total
+    assert bytes_per_device(state, whole(), 8) == total
+    assert total / 8 <= bytes_per_device(state, Sharded(), 8) <= 1.15 * total / 8
+    assert bytes_per_device(state, Sharded(shards=2), 8) > total / 2
+
+
+def test_a_state_that_devices_cannot_divide():
+    with pytest.raises(
+        ValueError, match="shards=3 does not divide 1 devices: choose a divisor, or 0 for all"
+    ):
+        _ = Sharded(shards=3).mesh
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "parallel.name=fdsp",
+            "config.parallel.name='fdsp' is none of data, fsdp, pmap; did you mean 'fsdp'?",
+        ),
+        ("parallel.shards=2", "config.parallel.shards does not exist"),
+    ],
+)
+def test_configs_that_do_not_launch(override, message):
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        tiny.config("", f"--config.{override}")

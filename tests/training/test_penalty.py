@@ -106,7 +106,7 @@ def test_a_weight_of_zero_costs_nothing():
     state = create_state({"w": jnp.ones(3)}, optax.sgd(0.1), {})
     step = make_step(penalise(loss, penalties), optax.sgd(0.1), Average(0.5))
     after, metrics = step(state, None, jax.random.key(0))
-    assert (after.memory, set(metrics)) == ({}, {"loss", "gradient_norm"})
+    assert (after.memory, set(metrics)) == ({}, {"loss", "gradient_norm", "skipped", "skipped_in_a_row"})
     assert float(metrics["loss"]) == 3.0
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from lsgm_jax import run
 from lsgm_jax.models.penalised import penalised
-from lsgm_jax.training import loop
+from lsgm_jax.training import parallel
 from lsgm_jax.training.checkpoint import CheckpointError, Checkpoints
 from tests import tiny
 
@@ -35,19 +35,19 @@ class Killed(Exception):
 def train(workdir, data_dir, monkeypatch=None, die_at=None):
     """Trains; with `die_at` = (stage, step) the run dies before it takes that step."""
     if die_at is not None:
-        real = loop.put_batch
+        real = parallel.Sharded.put
         count = {"vae": 0, "joint": 0}
         order = ["vae"] * 6 + ["joint"] * 6
         taken = iter(order)
 
-        def dying(mesh, batch):
+        def dying(self, batches):
             stage = next(taken)
             count[stage] += 1
             if (stage, count[stage]) == die_at:
                 raise Killed
-            return real(mesh, batch)
+            return real(self, batches)
 
-        monkeypatch.setattr(loop, "put_batch", dying)
+        monkeypatch.setattr(parallel.Sharded, "put", dying)
     run.train(tiny.config(data_dir, *SHORT), workdir)
 
 
@@ -118,7 +118,10 @@ def test_a_damaged_checkpoint_is_named(straight, tmp_path):
     for path in (tmp_path / "damaged" / "checkpoints" / "joint").rglob("*"):
         if path.is_file() and "ema" in path.parts and path.parent.name == "d":
             path.write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match=r"checkpoints/joint/\d+ cannot be read .*delete that folder"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"checkpoints/joint/\d+ cannot be read, nor any other .*delete \S*joint to train",
+    ):
         run.Run.open(tmp_path / "damaged").best("joint")
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from lsgm_jax.models.network import Aux
 from lsgm_jax.training import optim, parallel
-from lsgm_jax.training.state import create_state
+from lsgm_jax.training.devices import place
+from lsgm_jax.training.state import Skips, create_state
 from lsgm_jax.training.step import Average, Context, make_step
 from tests import tiny
 
@@ -100,11 +101,10 @@ def test_every_step_draws_its_own_noise():
 def test_the_callers_parameters_survive_donation():
     params = {"w": jnp.ones(2)}
     optimiser = optax.sgd(0.1)
-    mesh = parallel.data_mesh()
-    step = parallel.compile_step(make_step(quadratic, optimiser, Average(0.9)), mesh)
-    state = jax.device_put(create_state(params, optimiser), parallel.replicated(mesh))
-    key = jax.device_put(jax.random.key(0), parallel.replicated(mesh))
-    step(state, parallel.put_batch(mesh, np.ones((8, 2), np.float32)), key)
+    launcher, state = parallel.whole(), create_state(params, optimiser)
+    step = launcher.compile(make_step(quadratic, optimiser, Average(0.9)), state)
+    state = place(launcher.mesh, state)
+    step(state, launcher.put([np.ones((8, 2), np.float32)]), place(launcher.mesh, jax.random.key(0)))
     np.testing.assert_array_equal(params["w"], jnp.ones(2))
 
 
@@ -112,19 +112,19 @@ def test_the_step_compiles_once():
     """A weakly typed parameter would make the second step another program, and users wait twice."""
     model = tiny.model()
     optimiser = optim.per_part(vae=optax.adamw(1e-3), prior=optax.adamw(1e-3))
-    mesh = parallel.data_mesh()
-    traced = []
+    launcher, traced = parallel.whole(), []
 
     def loss(*args):
         traced.append(1)
         return tiny.at_full_kl(model.loss)(*args)
 
-    step = parallel.compile_step(make_step(loss, optimiser, Average(0.9)), mesh)
     params = jax.eval_shape(model.init, jax.random.key(0))
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(params))
-    state = jax.device_put(create_state(model.init(jax.random.key(0)), optimiser), parallel.replicated(mesh))
+    state = place(launcher.mesh, create_state(model.init(jax.random.key(0)), optimiser))
+    step = launcher.compile(make_step(loss, optimiser, Average(0.9)), state)
+    key = place(launcher.mesh, jax.random.key(0))
     for _ in range(3):
-        state, _ = step(state, parallel.put_batch(mesh, tiny.batch()), jax.random.key(0))
+        state, _ = step(state, launcher.put([tiny.batch()]), key)
     assert len(traced) == 1
 
 
@@ -212,3 +212,37 @@ def test_a_gradient_is_clipped_to_its_norm_or_not_at_all():
         np.testing.assert_allclose(optax.tree.norm(moment(clip)), 0.1 * norm, rtol=1e-5)
     with pytest.raises(ValueError, match="give the greatest norm of the gradient, or 0 for no limit"):
         optim.adamax(clip=-1.0, **RATE)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "neither"])
+def test_a_step_that_is_no_number_changes_nothing(where):
+    """But the counters; and the next one goes on from there. Gradients of finite losses count as well."""
+
+    def loss(params, batch, context):
+        bad = {"loss": jnp.nan, "gradient": 0.0, "neither": 0.0}[where]
+        root = jnp.sqrt(
+            jnp.where(batch > 0.0, params["w"] - params["w"], 1.0)
+        )  # whose slope at 0 is infinite
+        value = params["w"] ** 2 + jnp.where(batch > 0.0, bad, 0.0) + (root if where == "gradient" else 0.0)
+        return value, Aux({"nelbo": value}, {"carried": batch}, memory=context.memory + 1.0)
+
+    optimiser = optax.adam(0.1)
+    step = jax.jit(make_step(loss, optimiser, Average(0.9)))
+    params = {"w": jnp.ones(()), "carried": jnp.zeros(())}
+    state = create_state(params, optimiser, memory=jnp.zeros(()))
+    start, _ = step(state, jnp.zeros(()), jax.random.key(0))
+    state, counts = start, []
+    for _ in range(2):
+        state, metrics = step(state, jnp.ones(()), jax.random.key(0))
+        counts.append((int(metrics["skipped"]), int(metrics["skipped_in_a_row"])))
+    if where == "neither":
+        assert counts == [(0, 0), (0, 0)]
+        assert state.params["w"] != start.params["w"]
+        return
+    assert counts == [(1, 1), (2, 2)]
+    tiny.assert_trees_equal(state.replace(step=0, skips=Skips(0, 0)), start.replace(step=0))
+    assert int(state.step) == 3
+    assert np.isfinite(metrics["loss"]) == (where == "gradient")
+    state, metrics = step(state, jnp.zeros(()), jax.random.key(0))
+    assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (2, 0)
+    assert state.params["w"] != start.params["w"]

@@ -1,0 +1,56 @@
+"""Bytes of training state that one device holds when it is divided among devices, for every published config.
+
+python benchmarks/state_bytes.py
+
+Nothing is allocated: shapes by `jax.eval_shape`, parts by the shardings of `parallel.name=fsdp`. The state is that of
+the last stage: parameters, their average, the optimiser's moments and what the loss remembers. Prints a table in
+Markdown: GiB on one device that holds all, and for more devices the share of it that each holds, times the devices. 1
+would be an even division; what is above it are arrays too small or too odd to be divided, which every device holds.
+"""
+
+import jax
+
+from lsgm_jax.build import build_model
+from lsgm_jax.config import load_config
+from lsgm_jax.stages import bare_stages
+from lsgm_jax.training.parallel import Sharded, bytes_per_device
+from lsgm_jax.training.state import TrainState
+
+CONFIGS = (
+    "lsgm_cifar10.py:fid",
+    "lsgm_cifar10.py:nll",
+    "lsgm_cifar10.py:balanced",
+    "lsgm_cifar10.py:cld",
+    "lsgm_celebahq256.py:quantitative",
+    "lsgm_celebahq256.py:qualitative",
+    "lsgm_mnist.py",
+    "lsgm_omniglot.py",
+    "cld_cifar10.py",
+    "cld_celebahq256.py",
+    "digits.py",
+)
+DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def training_state(path: str) -> TrainState:
+    """Shapes of what the last stage of a config trains."""
+    config = load_config(path, [])
+    model = build_model(config)
+    stage, key = bare_stages(config, model)[-1], jax.random.key(0)
+    return jax.eval_shape(stage.first_state, jax.eval_shape(model.init, key), key)
+
+
+def main() -> None:
+    """Prints the table."""
+    print("| config | GiB in all | " + " | ".join(map(str, DEVICES[1:])) + " |")
+    print("|---|---|" + "---|" * len(DEVICES[1:]))
+    for name in CONFIGS:
+        state = training_state(f"configs/{name}")
+        held = [bytes_per_device(state, Sharded(), devices) for devices in DEVICES]
+        times = [count * part / held[0] for count, part in zip(DEVICES[1:], held[1:], strict=True)]
+        cells = " | ".join(f"{value:.3f}" for value in times)
+        print(f"| {name} | {held[0] / 2**30:.2f} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What a training step costs with each option of precision, memory and launching, side by side in one run.
+
+    python benchmarks/training_step.py [--config=FILE[:ARG]] [--steps=N] [--json] [--config.SECTION.KEY=VALUE ...]
+
+The step is that of the config's last stage on a random batch. Options are measured in turns, and the fastest of several
+turns counts, since what disturbs a measurement only ever adds to it. Memory is XLA's own count of what the compiled
+step takes beside its arguments.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from lsgm_jax.build import build, build_model
+from lsgm_jax.config import load_config
+from lsgm_jax.models.bound import Batch
+from lsgm_jax.schema import Config
+from lsgm_jax.stages import bare_stages
+from lsgm_jax.training.devices import place
+from lsgm_jax.training.step import make_step, several
+
+TURNS = 5
+OPTIONS = {
+    "as configured": (),
+    "bfloat16": ("compute.dtype=bfloat16",),
+    "remat": ("compute.remat=True",),
+    "bfloat16, remat": ("compute.dtype=bfloat16", "compute.remat=True"),
+    "2 parts": ("train.parts=2",),
+    "4 steps per call": ("train.steps_per_call=4",),
+    "pmap": ("parallel.name=pmap",),
+    "fsdp": ("parallel.name=fsdp",),
+}
+COLUMNS = ("option", "ms_per_step", "images_per_second", "compile_seconds", "temporary_mib")
+
+
+def main() -> None:
+    """Measures and prints a table in Markdown, or JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/digits.py")
+    parser.add_argument("--steps", type=int, default=20, help="of every turn")
+    parser.add_argument("--json", action="store_true")
+    options, overrides = parser.parse_known_args()
+    rows = measure(options.config, overrides, options.steps)
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
+    if options.json:
+        print(json.dumps({"config": options.config, "devices": devices, "rows": rows}))
+        return
+    print(f"{options.config} {' '.join(overrides)}: {devices}")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    for row in rows:
+        print(f"| {row['option']} | " + " | ".join(f"{row[name]:.4g}" for name in COLUMNS[1:]) + " |")
+
+
+def measure(path: str, overrides: list[str], steps: int) -> list[dict[str, Any]]:
+    """One row per option."""
+    trials = {}
+    for name, changes in tqdm(OPTIONS.items(), desc="compiling", leave=False):
+        config = load_config(path, [*overrides, *(f"--config.{change}" for change in changes)])
+        trials[name] = Trial(config)
+    seconds: dict[str, list[float]] = {name: [] for name in trials}
+    for _ in tqdm(range(TURNS), desc="turns", leave=False):
+        for name, trial in trials.items():
+            seconds[name].append(trial.seconds_per_step(steps))
+    return [
+        {
+            "option": name,
+            "ms_per_step": 1e3 * min(seconds[name]),
+            "images_per_second": trial.batch_size / min(seconds[name]),
+            "compile_seconds": trial.compile_seconds,
+            "temporary_mib": trial.temporary_bytes / 2**20,
+        }
+        for name, trial in trials.items()
+    ]
+
+
+class Trial:
+    """A compiled step with a state of its own."""
+
+    def __init__(self, config: Config):
+        model, train = build_model(config), build("train", config)
+        stage, launcher = bare_stages(config, model)[-1], build("parallel", config)
+        self.batch_size, self._per_call = config.data.batch_size, train.steps_per_call
+        key = place(launcher.mesh, jax.random.key(0))
+        like = jax.eval_shape(lambda key: stage.first_state(model.init(key), key), key)
+        begin = jax.jit(
+            lambda key: stage.first_state(model.init(key), key), out_shardings=launcher.shardings(like)
+        )
+        step = make_step(launcher.spread(stage.loss), stage.optimiser, stage.average, parts=train.parts)
+        call = launcher.compile(several(step, self._per_call), like)
+        shape = (self.batch_size, *model.data_shape)
+        x = np.where(np.random.default_rng(0).random(shape) < 0.5, -1.0, 1.0).astype(np.float32)
+        self._arguments = launcher.put([Batch(x)] * self._per_call), key
+        self._state = begin(key)
+        start = time.monotonic()
+        compiled = call.lower(self._state, *self._arguments).compile()
+        self.compile_seconds = time.monotonic() - start
+        self.temporary_bytes = compiled.memory_analysis().temp_size_in_bytes
+        self._call: Callable[..., Any] = compiled
+
+    def seconds_per_step(self, steps: int) -> float:
+        """Mean of so many steps, after one call that is not timed."""
+        self._take(1)
+        calls = max(steps // self._per_call, 1)
+        start = time.monotonic()
+        self._take(calls)
+        return (time.monotonic() - start) / (calls * self._per_call)
+
+    def _take(self, calls: int) -> None:
+        for _ in range(calls):
+            self._state, metrics = self._call(self._state, *self._arguments)
+        jax.block_until_ready((self._state, metrics))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""A run that moves: begun on eight devices with a divided state, continued on one, and on two processes."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from lsgm_jax import cli
+from lsgm_jax.config import load_config
+from lsgm_jax.training.checkpoint import Checkpoints
+from tests import on_one_machine, tiny
+from tests.training.test_divergence import CONFIG, rows
+
+LENGTH = ("train.steps=12", "train.log_every=2", "train.eval_every=6")
+DIVIDED = ("parallel.name=fsdp", "parallel.smallest=1")
+
+
+def command(workdir, *overrides):
+    return [
+        "train",
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        *(f"--config.{o}" for o in (*LENGTH, *overrides)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """On one device, from beginning to end."""
+    workdir = tmp_path_factory.mktemp("straight")
+    assert cli.main(command(workdir)) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """On eight devices; what remains is the checkpoint in the middle."""
+    workdir = tmp_path_factory.mktemp("begun")
+    (done,) = on_one_machine.run_commands(
+        [[on_one_machine.sys.executable, "-m", "lsgm_jax.cli", *command(workdir, *DIVIDED)]],
+        devices=8,
+        timeout=240,
+    )
+    assert done.status == 0, done.err
+    shutil.rmtree(workdir / "checkpoints" / "score" / "12")
+    return workdir
+
+
+def assert_close(workdir, straight):
+    """Numbers as good as rounding allows, also those of metrics.csv, whose rows are the same."""
+    (leaves, step), (expected, last) = restored(workdir), restored(straight)
+    assert step == last == 12
+    for leaf, same in zip(leaves, expected, strict=True):
+        np.testing.assert_allclose(leaf, same, rtol=1e-5, atol=1e-5)
+    for row, same in zip(rows(workdir), rows(straight), strict=True):
+        assert [row[name] for name in ("stage", "step", "split")] == [
+            same[name] for name in ("stage", "step", "split")
+        ]
+        np.testing.assert_allclose(float(row["nelbo"]), float(same["nelbo"]), rtol=1e-4)
+
+
+def restored(workdir):
+    """All leaves of the newest checkpoint on the device that there is here, and its step."""
+    like = tiny.training_state(load_config(CONFIG, []))
+    with Checkpoints(workdir / "checkpoints" / "score", read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(like)
+    return jax.tree.leaves(state), int(state.step)
+
+
+def test_on_one_device(straight, begun, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(begun, workdir)
+    assert jax.device_count() == 1
+    assert cli.main(command(workdir)) == 0
+    assert_close(workdir, straight)
+
+
+@pytest.mark.parametrize("overrides", [(), DIVIDED], ids=["data", "fsdp"])
+def test_on_two_processes(straight, begun, tmp_path, overrides):
+    """Of which the first one writes; that both have saved to one folder shows that they take the same steps."""
+    workdir = tmp_path / "run"
+    shutil.copytree(begun, workdir)
+    first, second = on_one_machine.run_lsgm(command(workdir, *overrides), processes=2, devices=4)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    assert "validation chose step" in first.out
+    assert "validation chose step" not in second.out
+    assert_close(workdir, straight)
+
+
+def test_what_eight_devices_trained_is_sampled_on_one(begun, capsys):
+    """And the other way round: the same noise gives the same points."""
+    arguments = ["sample", f"--workdir={begun}", "--count=10", "--solver=Heun", "--steps=4"]
+    assert cli.main(arguments) == 0
+    capsys.readouterr()
+    here = np.load(begun / "samples.npz")["x"]
+    command = [on_one_machine.sys.executable, "-m", "lsgm_jax.cli", *arguments]
+    (done,) = on_one_machine.run_commands([command], devices=8, timeout=240)
+    assert done.status == 0, done.err
+    there = np.load(begun / "samples.npz")["x"]
+    assert here.shape == (10, 2)
+    np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,295 @@
+"""Processes that compute together: they join, wait, agree, fail, and make one batch; real ones, on this machine."""
+
+import re
+import socket
+import threading
+
+import numpy as np
+import pytest
+
+from lsgm_jax import cli, command_line
+from lsgm_jax.data.pipeline import training_batches
+from lsgm_jax.data.spec import DataSpec
+from lsgm_jax.training import cluster, roll_call
+from lsgm_jax.training.roll_call import ClusterError, Place
+from tests.on_one_machine import free_port, run_lsgm, run_program
+
+TRAIN = ["train", "--config=configs/digits.py:quick"]
+MET = """
+import numpy as np
+from jax.experimental import multihost_utils
+from lsgm_jax.data.pipeline import training_batches
+from lsgm_jax.data.spec import DataSpec
+from lsgm_jax.models.bound import Batch
+from lsgm_jax.training.parallel import whole
+
+assert cluster.joined()
+assert cluster.is_first() == (process == 0)
+cluster.barrier("start")
+cluster.agree("weather", "fine")
+assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2, 4, 2)
+
+train = DataSpec(source="digits", image_shape=(10, 10, 1), levels=2, binarise="dynamic", flip=True, pad=1,
+                 batch_size=16, data_dir={data_dir!r}).open("train")
+batches = training_batches(train, 3)
+for number in range(3):
+    mine = next(batches)["x"]
+    assert mine.shape == (8, 10, 10, 1)
+    together = whole().put([Batch(mine)])
+    np.save({data_dir!r} + f"/{{process}}-{{number}}", multihost_utils.process_allgather(together.x, tiled=True))
+
+with cluster.others_silent():
+    print("heard from", process)
+    print("warned by", process, file=sys.stderr)
+try:
+    cluster.agree("number", str(process))
+except cluster.ClusterError as error:
+    print(error, file=sys.stderr)
+try:
+    if process == 0:
+        cluster.barrier("meeting", timeout=1)
+except cluster.ClusterError as error:
+    print(error, file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def met(data_dir):
+    """Two processes of two devices each that have run `MET`, and where they left their batches."""
+    (data_dir / "met").mkdir()
+    return run_program(MET.format(data_dir=str(data_dir / "met"))), data_dir / "met"
+
+
+def test_two_processes_meet(met):
+    finished, _ = met
+    assert [process.status for process in finished] == [0, 0], finished
+
+
+def test_batches_of_two_processes_are_those_of_one(met):
+    """As all devices hold them together, bit for bit."""
+    spec = DataSpec(
+        source="digits",
+        image_shape=(10, 10, 1),
+        levels=2,
+        binarise="dynamic",
+        flip=True,
+        pad=1,
+        batch_size=16,
+        data_dir=str(met[1]),
+    )
+    alone = training_batches(spec.open("train"), 3)
+    for number in range(3):
+        expected = next(alone)["x"]
+        for process in range(2):
+            np.testing.assert_array_equal(np.load(met[1] / f"{process}-{number}.npy"), expected)
+
+
+def test_the_first_process_speaks_for_all(met):
+    first, second = met[0]
+    assert "heard from 0" in first.out
+    assert "warned by 0" in first.err
+    assert "heard from" not in second.out
+    assert "warned by" not in second.err
+
+
+def test_who_disagrees_is_named_in_all(met):
+    for process in met[0]:
+        assert "process 1 of 2 has another number than process 0: give all the same" in process.err
+
+
+def test_who_is_not_at_a_barrier_is_named(met):
+    first, second = met[0]
+    assert "process 1 of 2 did not arrive at the meeting within 1 s: see its output" in first.err
+    assert "did not arrive" not in second.err
+
+
+# Errors of the command, as users see them
+
+
+def error_lines(process):
+    return [line for line in process.err.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("present", "processes", "missing"),
+    [((1,), 2, "process 0 of 2"), ((0, 2), 4, "processes 1, 3 of 4")],
+)
+def test_who_is_missing_at_the_start_is_named_at_once(tmp_path, present, processes, missing):
+    """In one line of each process that is there, and long before JAX's runtime would abort them."""
+    arguments = [*TRAIN, f"--workdir={tmp_path}", "--timeout=2"]
+    for process in run_lsgm(arguments, processes=processes, present=present, timeout=60):
+        assert process.status == 2
+        (line,) = error_lines(process)
+        assert line.startswith(f"lsgm: error: {missing} did not arrive at localhost:")
+        assert "within 2 s: see its output, or wait longer by --timeout" in line
+
+
+def test_an_error_of_all_is_printed_once(tmp_path):
+    first, second = run_lsgm([*TRAIN, f"--workdir={tmp_path}", "--config.data.batch_size=6"], timeout=60)
+    assert first.status == second.status == 2
+    assert error_lines(first) == ["lsgm: error: config.data.batch_size=6 does not divide over 4 devices"]
+    assert error_lines(second) == []
+
+
+FAILS = """
+try:
+    if process == 1:
+        raise cluster.ClusterError("this disk is full")
+    cluster.barrier("disks", timeout=60)
+except cluster.ClusterError as error:
+    cluster.stop(f"lsgm: error: {error}", 2)
+"""
+
+
+def test_an_error_of_one_ends_all_soon():
+    """Those that wait for it as well; both say which it was."""
+    for process in run_program(FAILS):
+        assert process.status == 2
+        assert error_lines(process) == ["lsgm: error: this disk is full (in process 1 of 2)"]
+        assert process.seconds < 30
+
+
+DIES = """
+import os, signal
+from jax.experimental import multihost_utils
+
+multihost_utils.sync_global_devices("here")
+if process == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    multihost_utils.sync_global_devices("there")
+except jax.errors.JaxRuntimeError as error:
+    cluster.stop(f"lsgm: error: {cluster.lost(error)}", 1)
+"""
+
+
+def test_who_dies_is_named():
+    first, second = run_program(DIES)
+    assert second.status < 0
+    assert first.status == 1
+    assert "lsgm: error: process 1 of 2 ended, or hangs (" in first.err
+    assert first.seconds < 40
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--coordinator=localhost:1"], "--coordinator goes with --processes and --process"),
+        (["--process=0", "--processes=2"], "--processes goes with --coordinator"),
+        (["--distributed", "--process=0"], "leave out --process"),
+        (["--distributed", "--timeout=0"], "--timeout=0: give a positive number of seconds"),
+        (["--coordinator=localhost:1", "--processes=2", "--process=2"], "processes are 0 to 1"),
+        (
+            ["--coordinator=localhost:70000", "--processes=2", "--process=0"],
+            "'localhost:70000': give HOST:PORT",
+        ),
+        (["--coordinator=localhost", "--processes=2", "--process=1"], "'localhost': give HOST:PORT"),
+        (["--distributed"], "found neither SLURM nor Open MPI nor a TPU's metadata: give --coordinator="),
+    ],
+)
+def test_mistakes_in_the_options_are_one_line(options, message, capsys):
+    assert cli.main([*TRAIN, "--workdir=none", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lsgm: error: ")
+    assert message in line
+
+
+def test_commands_that_do_not_compute_together_know_no_processes():
+    with pytest.raises(command_line.UsageError, match="does not know --distributed"):
+        command_line.parse(["params", "--config=configs/digits.py", "--distributed"])
+
+
+# The roll call by itself
+
+
+def call(*places, timeout=1.0):
+    """What each of the places raises, None for nothing; all at once."""
+    outcomes = [None] * len(places)
+
+    def hold(index, place):
+        try:
+            roll_call.hold(place, timeout)
+        except ClusterError as error:
+            outcomes[index] = str(error)
+
+    threads = [threading.Thread(target=hold, args=pair) for pair in enumerate(places)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+@pytest.fixture
+def coordinator():
+    return f"localhost:{free_port()}"
+
+
+def test_the_roll_is_called_in_any_number(coordinator):
+    for count in (1, 2, 5):
+        assert call(*[Place(coordinator, count, number) for number in range(count)]) == [None] * count
+
+
+def test_a_number_given_twice_is_refused_by_all(coordinator):
+    places = [Place(coordinator, 3, number) for number in (0, 1, 1)]
+    assert call(*places) == ["process 1 of 3 was started twice: give each a number of its own"] * 3
+
+
+def test_numbers_of_processes_that_differ_are_refused_by_all(coordinator):
+    told = "process 1 was told of 3 processes, process 0 of 2: give all the same number"
+    assert call(Place(coordinator, 2, 0), Place(coordinator, 3, 1)) == [told, told]
+
+
+def test_a_port_in_use_is_named(coordinator):
+    port = int(coordinator.rpartition(":")[2])
+    with socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True):
+        (error,) = call(Place(coordinator, 1, 0))
+    assert re.match(rf"cannot listen on port {port} \(.*in use\): choose another coordinator", error)
+
+
+def test_a_host_that_does_not_exist_is_named():
+    (error,) = call(Place("nowhere.invalid:1234", 2, 1), timeout=0.1)
+    assert error.startswith(
+        "process 0 of 2 did not arrive at nowhere.invalid:1234 within 0.1 s: see its output"
+    )
+
+
+def test_strangers_at_the_port_do_not_count(coordinator):
+    """Ports get looked at; process 1 is still the one that is missed."""
+    port = int(coordinator.rpartition(":")[2])
+
+    def visit():
+        for words in (b"GET / HTTP/1.1\r\n\r\n", b"lsgm one two\n", b""):
+            with socket.create_connection(("localhost", port), timeout=5) as connection:
+                connection.sendall(words)
+
+    visitor = threading.Timer(0.3, visit)
+    visitor.start()
+    (error,) = call(Place(coordinator, 2, 0), timeout=1.5)
+    visitor.join()
+    assert error.startswith(f"process 1 of 2 did not arrive at {coordinator} within 1.5 s")
+
+
+# Where a process stands, as others say it
+
+
+def test_slurm_says_where_a_process_stands(monkeypatch):
+    environment = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "gpu[03-04]",
+        "SLURM_NTASKS": "8",
+        "SLURM_PROCID": "5",
+        "SLURM_LOCALID": "1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    place = cluster.detect(1.0)
+    assert (place.processes, place.process, place.devices) == (8, 5, (1,))
+    assert place.address[0] == "gpu03"
+
+
+def test_a_process_alone_waits_for_nobody():
+    assert cluster.is_first()
+    assert not cluster.joined()
+    cluster.barrier("anywhere")
+    cluster.agree("anything", "goes")

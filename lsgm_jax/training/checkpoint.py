@@ -4,6 +4,7 @@ import contextlib
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -11,12 +12,14 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from lsgm_jax.files import is_first
 from lsgm_jax.models.network import Params
 from lsgm_jax.training.logs import warn
 from lsgm_jax.training.state import TrainState
 
 FORMAT = 2
 READABLE = (1, 2)  # of which the averaged parameters are the same
+HALF_WRITTEN = ".orbax-checkpoint-tmp"  # in names of folders, while orbax writes them
 DAMAGED = "damaged"  # folder beside the stages', for what could not be read
 
 T = TypeVar("T")
@@ -55,11 +58,12 @@ class Checkpoints:
             best_fn=lambda metrics: metrics["nelbo"],
             best_mode="min",
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
-            cleanup_tmp_directories=not read_only,
             read_only=read_only,
             # Where nothing can be mended, all scores are left alone, and the newest is taken for the best.
             lightweight_initialize=read_only and unknown,
         )
+        if not read_only:
+            self._clear_half_written()
         with self._writing():
             self._manager = ocp.CheckpointManager(
                 self.folder, options=options, item_names=("state", "ema", "meta")
@@ -193,7 +197,7 @@ class Checkpoints:
     def _set_aside(self, step: int) -> pathlib.Path:
         """Where the checkpoint lies from now on; training writes another of this number."""
         target = self.folder.parent / DAMAGED / f"{self.folder.name}-{step}"
-        if jax.process_index() == 0:
+        if is_first():
             target.parent.mkdir(exist_ok=True)
             (self.folder / str(step)).rename(target)
         ocp.multihost.sync_global_processes(f"{target.name} is set aside")
@@ -205,9 +209,16 @@ class Checkpoints:
         damaged = [path for path in self.folder.glob("[0-9]*/metrics/metrics") if not _is_json(path)]
         for path in damaged:
             warn(f"{path} is damaged: that checkpoint counts as not validated")
-            if not self._read_only and jax.process_index() == 0:
+            if not self._read_only and is_first():
                 path.unlink()
         return bool(damaged)
+
+    def _clear_half_written(self) -> None:
+        """Of what a kill has left. Orbax would do it in the background, where it meets whoever lists the folder."""
+        if is_first():
+            for path in self.folder.glob(f"*{HALF_WRITTEN}*"):
+                shutil.rmtree(path, ignore_errors=True)
+        ocp.multihost.sync_global_processes(f"{self.folder.name} is clear")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

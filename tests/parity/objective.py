@@ -20,7 +20,7 @@ from lsgm_jax.models.penalised import penalised
 from lsgm_jax.objectives import kl
 from lsgm_jax.objectives.weights import likelihood
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import Average, make_step
+from lsgm_jax.training.step import Average, Context, make_step
 from tests.parity.cld import channels_last
 from tests.parity.stage import SHARED, first_vectors, in_two_passes, read
 from tests.parity.watch import recorded, watch
@@ -75,24 +75,29 @@ def take_step(fixture, case, vectors):
 
     @jax.jit
     def step(params, average, vectors, x, number):
-        state = create_state(params, keep, vectors).replace(ema=average, step=number)
-        return make_step(watched(fixture, case), keep, Average(0.5))(state, Batch(x), jax.random.key(0))
+        loss, key = watched(fixture, case), jax.random.key(0)
+        context = Context(key, number, average, (vectors, None))
+        _, seen = jax.eval_shape(lambda: loss(params, Batch(x), context)[1].memory)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen)
+        state = create_state(params, keep, (vectors, nothing)).replace(ema=average, step=number)
+        return make_step(loss, keep, Average(0.5))(state, Batch(x), key)
 
     x, number = channels_last(fixture.input("in/x")), jnp.asarray(case.h["global_step"])
     state, metrics = step(case.params, case.average, vectors, x, number)
-    return state.opt_state, metrics, state.memory
+    return state.opt_state, metrics, state.memory[1]
 
 
 def watched(fixture, case):
-    """The stage's loss, which in place of its memory hands out what was seen."""
+    """The stage's loss, which beside its memory hands out what was seen."""
 
     def loss(params, batch, context):
+        context = context._replace(memory=context.memory[0])
         with recorded(fixture, case.h, case.model.vae.backbone.net.group_count), watch() as parts:
             value, aux = case.stage.loss(params, batch, context)
         weights = {"vae": parts["encoded"][0].penalised, "prior": penalised(params["score_net"])}
         of_penalty = gradient_of_penalty(case, params, context) if is_one_objective(case.h) else {}
         seen = Seen(outputs(case, parts), weights, of_penalty)
-        return value, aux._replace(memory=jax.lax.stop_gradient(seen))
+        return value, aux._replace(memory=(context.memory, jax.lax.stop_gradient(seen)))
 
     return loss
 

@@ -52,6 +52,7 @@ def test_an_encoder_sees_grey_levels_as_they_are(label_maps):
     np.testing.assert_array_equal(one_hot.argmax(-1), label_maps[..., 0])
 
 
+@pytest.mark.slow
 def test_an_lsgm_learns_label_maps_and_its_bound_stays_above_the_entropy(label_maps):
     model = tiny.model(
         "--config.data.kind=classes",

@@ -76,7 +76,9 @@ def test_on_one_device(straight, begun, tmp_path):
     assert_close(workdir, straight)
 
 
-@pytest.mark.parametrize("overrides", [(), DIVIDED], ids=["data", "fsdp"])
+@pytest.mark.parametrize(
+    "overrides", [pytest.param((), id="data"), pytest.param(DIVIDED, id="fsdp", marks=pytest.mark.slow)]
+)
 def test_on_two_processes(straight, begun, tmp_path, overrides):
     """Of which the first one writes; that both have saved to one folder shows that they take the same steps."""
     workdir = tmp_path / "run"

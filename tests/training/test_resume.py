@@ -83,7 +83,9 @@ def test_the_state_has_singular_vectors(straight):
         np.testing.assert_allclose([np.linalg.norm(pair["u"]), np.linalg.norm(pair["v"])], 1.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("die_at", [("vae", 4), ("joint", 1), ("joint", 6)], ids=str)
+@pytest.mark.parametrize(
+    "die_at", [("vae", 4), ("joint", 1), pytest.param(("joint", 6), marks=pytest.mark.slow)], ids=str
+)
 def test_resumed_equals_straight(straight, tmp_path, data_dir, monkeypatch, die_at):
     with pytest.raises(Killed):
         train(tmp_path, data_dir, monkeypatch, die_at)

@@ -85,7 +85,10 @@ class Quantiser:
 
 
 def nearest(codebook: Codebook, z: Vectors) -> Indices:
-    """Index of the entry at the least Euclidean distance, in full precision: a rounding error would choose another."""
+    """Index of the entry at the least Euclidean distance, in full precision: a rounding error would choose another.
+
+    All distances, places times entries, are in memory at once.
+    """
     z, codebook = at_least_float32(z), at_least_float32(codebook)
     products = jnp.einsum("...w,ew->...e", z, codebook, precision=jax.lax.Precision.HIGHEST)
     # The square of z is the same for all entries.

@@ -3,8 +3,8 @@
     autoencoder:    R + w_b B - lambda s mean D(x_hat),        discriminator:    s loss(D(x), D(x_hat))
 
 R measures errors in absolute value and perceptually, B is the KL divergence to N(0, I) or the loss of the codebook,
-and s switches the adversarial game on once R is small. lambda makes the gradients of R and of the game equally long at
-the decoder's last convolution (Esser et al. 2021, eq. 7).
+and s switches the adversarial game on once R is small. At the decoder's last convolution, lambda makes the gradient of
+the game as long as that of R, up to a weight (Esser et al. 2021, eq. 7).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import Images, PerSample, Scalar, expand
+from lsgm_jax.arrays import Images, PerSample, Scalar, expand, mean_over_devices
 
 Logits = Float[Array, "batch rows columns 1"]
 Weights = Float[Array, "..."]
@@ -46,7 +46,7 @@ class Game:
 
     Attributes:
         start: the first step at which it does.
-        weight: of the autoencoder's term, beside the adaptive weight.
+        weight: lambda over the adaptive weight.
         factor: of both players' terms.
         loss: the discriminator's, "hinge" or "softplus".
 
@@ -81,12 +81,13 @@ class Game:
 
 
 def adaptive_weight(reconstruction: Weights, generator: Weights) -> Scalar:
-    """The ratio of two gradients' lengths, at most 1e4; no gradient flows through it.
+    """The ratio of two gradients' lengths, at most 1e4, both of the whole batch; no gradient flows through it.
 
     Args:
         reconstruction: gradient of the reconstruction term with respect to the kernel of the decoder's last layer.
         generator: gradient of `generator_loss` with respect to the same.
     """
+    reconstruction, generator = mean_over_devices((reconstruction, generator))
     ratio = jnp.linalg.norm(reconstruction.ravel()) / (jnp.linalg.norm(generator.ravel()) + 1e-4)
     return jax.lax.stop_gradient(jnp.minimum(ratio, GREATEST_WEIGHT))
 

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from scipy.stats import entropy
 
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.gaussian import Normal
-from lsgm_jax.autoencoders.ldm import Decoder, Encoder, Levels, unit_scale
+from lsgm_jax.autoencoders.ldm import Decoder, Encoder, Levels, group_norm, unit_scale
 from lsgm_jax.autoencoders.perceptual import LPIPS
 from lsgm_jax.autoencoders.quantiser import Quantiser, usage
 from lsgm_jax.evaluation.count import count_parameters
@@ -75,6 +76,22 @@ def test_maps_between_layers_are_bfloat16_where_they_are_asked_for(attention):
             lowered.apply(params, inputs, dropout_key=jax.random.key(3)),
         )
         np.testing.assert_allclose(rough, exact, atol=0.05 * float(jnp.abs(exact).max()))
+
+
+class Normalised(nn.Module):
+    @nn.compact
+    def __call__(self, h):
+        return group_norm("norm", h)
+
+
+def test_flat_maps_are_normalised_as_published():
+    """Where epsilon shows: (h - m) / sqrt(v + 1e-6), with a variance of 4e-6 beside a mean of one."""
+    h = 1.0 + 2e-3 * np.random.default_rng(0).standard_normal((2, 8, 8, 32)).astype(np.float32)
+    normalised, _ = Normalised().init_with_output(jax.random.key(0), jnp.asarray(h))
+    exact = h.astype(np.float64)
+    centred = exact - exact.mean(axis=(1, 2), keepdims=True)
+    expected = centred / np.sqrt(exact.var(axis=(1, 2), keepdims=True) + 1e-6)
+    np.testing.assert_allclose(normalised, expected, atol=2e-4)
 
 
 def test_widths_that_cannot_be_normalised_are_refused():

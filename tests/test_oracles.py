@@ -13,6 +13,8 @@ import pytest
 from tests.parity import (
     cld,
     cld_samplers,
+    ldm_adversarial,
+    ldm_autoencoder,
     ldm_samplers,
     likelihoods,
     nvae,
@@ -23,7 +25,19 @@ from tests.parity import (
 )
 from tests.parity.fixture import FOLDER, load, with_slack
 
-MODULES = (processes, cld, cld_samplers, ldm_samplers, likelihoods, nvae, objective, regularisers, scores)
+MODULES = (
+    processes,
+    cld,
+    cld_samplers,
+    ldm_adversarial,
+    ldm_autoencoder,
+    ldm_samplers,
+    likelihoods,
+    nvae,
+    objective,
+    regularisers,
+    scores,
+)
 CHECKS = {kind: check for module in MODULES for kind, check in module.CHECKS.items()}
 
 

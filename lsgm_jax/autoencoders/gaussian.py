@@ -31,6 +31,12 @@ class Normal:
         mean, log_std = jnp.split(features, 2, axis=-1)
         return cls(mean=_soft_clamp(mean), log_std=_soft_clamp(log_std, log_std_bound))
 
+    @classmethod
+    def from_log_variance(cls, features: Float[Array, "batch ... channels"]) -> "Normal":
+        """Splits the last axis into mean and log variance, which is cut off beyond [-30, 20] (latent diffusion)."""
+        mean, log_variance = jnp.split(features, 2, axis=-1)
+        return cls(mean=mean, log_std=0.5 * jnp.clip(log_variance, -30.0, 20.0))
+
     def sample(self, key: Key) -> Latents:
         """Reparameterised draw."""
         return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
@@ -46,6 +52,10 @@ class Normal:
     def cross_entropy_to_standard(self) -> Latents:
         """CE(q || N(0, I)) of every entry, nats (A2)."""
         return 0.5 * (self.mean**2 + jnp.exp(2.0 * self.log_std) + LOG_2PI)
+
+    def divergence_from_standard(self) -> Latents:
+        """KL(q || N(0, I)) of every entry, nats."""
+        return 0.5 * (self.mean**2 + jnp.expm1(2.0 * self.log_std)) - self.log_std
 
 
 def _soft_clamp(values: Array, limit: float = 5.0) -> Array:

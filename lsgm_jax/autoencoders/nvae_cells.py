@@ -89,12 +89,19 @@ class BatchNorm(nn.Module):
     store the biased one. Statistics are float32. With `train`, the running values move only where "batch_stats" is
     mutable, so that one can also sample with the statistics of the batch. They are those of the whole batch, whatever
     devices hold it.
+
+    Attributes:
+        momentum: share of the batch's statistics in the new running values.
+        scale_init: of the scales.
     """
+
+    momentum: float = NORM_MOMENTUM
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, h: Maps, *, train: bool) -> Maps:
         dtype, h, channels = h.dtype, at_least_float32(h), h.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+        scale = self.param("scale", self.scale_init, channels, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
@@ -104,13 +111,12 @@ class BatchNorm(nn.Module):
             var = mean_over_devices(jnp.mean((h - mean) ** 2, axis=(0, 1, 2)))
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 count = h.size // h.shape[-1] * parts_of_batch()
-                running_mean.value = _moved(running_mean.value, mean)
-                running_var.value = _moved(running_var.value, var * (count / max(count - 1, 1)))
+                running_mean.value = self._moved(running_mean.value, mean)
+                running_var.value = self._moved(running_var.value, var * (count / max(count - 1, 1)))
         return ((h - mean) * (jax.lax.rsqrt(var + NORM_EPS) * scale) + bias).astype(dtype)
 
-
-def _moved(running: PerChannel, value: PerChannel) -> PerChannel:
-    return (1.0 - NORM_MOMENTUM) * running + NORM_MOMENTUM * jax.lax.stop_gradient(value)
+    def _moved(self, running: PerChannel, value: PerChannel) -> PerChannel:
+        return (1.0 - self.momentum) * running + self.momentum * jax.lax.stop_gradient(value)
 
 
 class SqueezeExcite(nn.Module):

@@ -1,0 +1,60 @@
+"""The discriminator of patches (PatchGAN, Isola et al. 2017) against which first stages of latent diffusion train."""
+
+from flax import linen as nn
+
+from lsgm_jax.arrays import Images
+from lsgm_jax.autoencoders.nvae_cells import BatchNorm
+from lsgm_jax.layers import Maps, Resized
+
+NARROW = nn.initializers.normal(0.02)
+NORM_MOMENTUM = 0.1
+MOST_WIDENING = 8
+
+
+class PatchDiscriminator(nn.Module):
+    """Images -> a logit per patch, [batch, h', w', 1], high where the patch is taken for real.
+
+    Every logit sees a square of pixels, 70 x 70 with three layers. Real images and reconstructions are passed one batch
+    after the other, each normalised by statistics of its own.
+
+    Attributes:
+        channels: of the first layer; each further one doubles them, up to eight times.
+        layers: that halve the resolution.
+    """
+
+    channels: int = 64
+    layers: int = 3
+
+    @nn.compact
+    def __call__(self, x: Images, *, train: bool) -> Resized:
+        h = _leaky(_conv("conv_0", x, self.channels, stride=2))
+        for index in range(1, self.layers + 1):
+            width = self.channels * min(2**index, MOST_WIDENING)
+            # The last of them keeps the resolution; what is normalised needs no bias.
+            stride = 2 if index < self.layers else 1
+            h = _conv(f"conv_{index}", h, width, stride=stride, use_bias=False)
+            norm = BatchNorm(momentum=NORM_MOMENTUM, scale_init=_around_one, name=f"norm_{index}")
+            h = _leaky(norm(h, train=train))
+        return _conv("logit", h, 1, stride=1)
+
+
+def _conv(name: str, h: Maps, channels: int, *, stride: int, use_bias: bool = True) -> Resized:
+    """4 x 4 with one pixel of padding, so that it shrinks its input by one pixel even without a stride."""
+    conv = nn.Conv(
+        channels,
+        (4, 4),
+        strides=stride,
+        padding=1,
+        use_bias=use_bias,
+        kernel_init=NARROW,
+        dtype=h.dtype,
+        name=name,
+    )
+    return conv(h)
+
+
+def _leaky(h: Maps) -> Maps:
+    return nn.leaky_relu(h, negative_slope=0.2)
+
+
+_around_one: nn.initializers.Initializer = lambda *shape: 1.0 + NARROW(*shape)

@@ -1,0 +1,77 @@
+"""LPIPS, the perceptual distance of Zhang et al. (2018), as VQGAN and latent diffusion have it.
+
+The distance compares features of a VGG16 trained on ImageNet, weighed by heads trained on human judgement. Neither
+comes with this package: the weights are a tree that is given, and fresh ones only have the right shapes.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from lsgm_jax.arrays import Images, PerSample
+from lsgm_jax.layers import Maps, at_least_float32
+
+# Of images in [-1, 1], per colour.
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+
+
+class LPIPS(nn.Module):
+    """Two batches of images in [-1, 1] -> their distance, image by image.
+
+    The heads have no dropout. The original's has rate 0.5, and is off as long as its module is in evaluation mode.
+
+    Attributes:
+        widths: channels of each group of convolutions, VGG16's by default.
+        convolutions: number of convolutions in each group.
+    """
+
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    convolutions: tuple[int, ...] = (2, 2, 3, 3, 3)
+
+    @nn.compact
+    def __call__(self, a: Images, b: Images) -> PerSample:
+        both = Standardise(name="standardise")(jnp.concatenate([a, b]))
+        distance = jnp.zeros(len(a), at_least_float32(a).dtype)
+        groups = VGGFeatures(self.widths, self.convolutions, name="features")(both)
+        for index, maps in enumerate(groups):
+            features_a, features_b = jnp.split(_unit(at_least_float32(maps)), 2)
+            head = self.param(f"head_{index}", nn.initializers.ones, maps.shape[-1:], jnp.float32)
+            distance += jnp.mean((features_a - features_b) ** 2 @ head, axis=(1, 2))
+        return distance
+
+
+class Standardise(nn.Module):
+    """Moves and scales the colours; `shift` and `scale` are constants."""
+
+    @nn.compact
+    def __call__(self, x: Images) -> Images:
+        shift = self.variable("constants", "shift", lambda: jnp.asarray(SHIFT))
+        scale = self.variable("constants", "scale", lambda: jnp.asarray(SCALE))
+        return ((x - shift.value) / scale.value).astype(x.dtype)
+
+
+class VGGFeatures(nn.Module):
+    """Features at the end of each group of convolutions, the maps of which are half as wide as those of the last."""
+
+    widths: tuple[int, ...]
+    convolutions: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, h: Images) -> list[Array]:
+        features = []
+        for group, (width, count) in enumerate(zip(self.widths, self.convolutions, strict=True)):
+            if group:
+                h = nn.max_pool(h, (2, 2), strides=(2, 2))
+            for index in range(count):
+                h = nn.relu(nn.Conv(width, (3, 3), dtype=h.dtype, name=f"conv_{group}_{index}")(h))
+            features.append(h)
+        return features
+
+
+def _unit(features: Maps) -> Maps:
+    """Every pixel's features over their length, which may be zero."""
+    squared = jnp.sum(features**2, axis=-1, keepdims=True)
+    # The root has no derivative where ReLU left nothing at all.
+    length = jnp.where(squared > 0.0, jnp.sqrt(jnp.where(squared > 0.0, squared, 1.0)), 0.0)
+    return features / (length + 1e-10)

@@ -15,7 +15,10 @@ from jaxtyping import Array, Float
 Maps = Float[Array, "batch height width channels"]
 Resized = Float[Array, "batch new_height new_width new_channels"]
 Embedding = Float[Array, "batch features"]
+Tokens = Float[Array, "batch tokens width"]
+Context = Float[Array, "batch context_tokens context_width"]
 Heads = Float[Array, "batch tokens heads features"]
+ContextHeads = Float[Array, "batch context_tokens heads features"]
 Resample = Callable[[Maps], Resized]
 
 
@@ -104,7 +107,31 @@ class Attention(Block):
         return add_residual(h, attention(tokens).reshape(h.shape), self.rescale)
 
 
-def attend(query: Heads, key: Heads, value: Heads) -> Heads:
+class TokenAttention(nn.Module):
+    """What each token finds in a context, by several heads side by side; only the map that joins them has a bias."""
+
+    heads: int
+    head_width: int
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, context: Context) -> Tokens:
+        width = self.heads * self.head_width
+
+        def heads_of(source: Array, name: str) -> Array:
+            dense = nn.Dense(
+                width, use_bias=False, kernel_init=self.kernel_init, dtype=tokens.dtype, name=name
+            )
+            return dense(source).reshape(*source.shape[:2], self.heads, self.head_width)
+
+        found = attend(heads_of(tokens, "query"), heads_of(context, "key"), heads_of(context, "value"))
+        joined = found.reshape(*tokens.shape[:2], width)
+        return nn.Dense(tokens.shape[-1], kernel_init=self.kernel_init, dtype=tokens.dtype, name="join")(
+            joined
+        )
+
+
+def attend(query: Heads, key: ContextHeads, value: ContextHeads) -> Heads:
     """Each token's mean of the values, weighted by the softmax over keys of query . key / sqrt(features).
 
     Flax's would take the softmax in bfloat16, or be left with weights in float32 for the product with the values.

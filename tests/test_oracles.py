@@ -13,7 +13,10 @@ import pytest
 from tests.parity import (
     cld,
     cld_samplers,
+    ldm_parts,
     ldm_samplers,
+    ldm_text,
+    ldm_unet,
     likelihoods,
     nvae,
     objective,
@@ -23,7 +26,20 @@ from tests.parity import (
 )
 from tests.parity.fixture import FOLDER, load, with_slack
 
-MODULES = (processes, cld, cld_samplers, ldm_samplers, likelihoods, nvae, objective, regularisers, scores)
+MODULES = (
+    processes,
+    cld,
+    cld_samplers,
+    ldm_parts,
+    ldm_samplers,
+    ldm_text,
+    ldm_unet,
+    likelihoods,
+    nvae,
+    objective,
+    regularisers,
+    scores,
+)
 CHECKS = {kind: check for module in MODULES for kind, check in module.CHECKS.items()}
 
 

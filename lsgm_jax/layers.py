@@ -5,6 +5,7 @@ So whoever casts a network's input chooses the precision of all of it. Sums over
 small differences (statistics, softmax, the embedding of time) is float32 at least.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,6 +21,8 @@ Context = Float[Array, "batch context_tokens context_width"]
 Heads = Float[Array, "batch tokens heads features"]
 ContextHeads = Float[Array, "batch context_tokens heads features"]
 Resample = Callable[[Maps], Resized]
+# Within 1 / sqrt(fan in) of zero, as PyTorch has it and so many published networks.
+FAN_IN_UNIFORM = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
 def at_least_float32(values: Float[Array, "*any"]) -> Float[Array, "*any"]:
@@ -112,23 +115,18 @@ class TokenAttention(nn.Module):
 
     heads: int
     head_width: int
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, tokens: Tokens, context: Context) -> Tokens:
         width = self.heads * self.head_width
+        dense = functools.partial(nn.Dense, kernel_init=FAN_IN_UNIFORM, dtype=tokens.dtype)
 
         def heads_of(source: Array, name: str) -> Array:
-            dense = nn.Dense(
-                width, use_bias=False, kernel_init=self.kernel_init, dtype=tokens.dtype, name=name
-            )
-            return dense(source).reshape(*source.shape[:2], self.heads, self.head_width)
+            projected = dense(width, use_bias=False, name=name)(source)
+            return projected.reshape(*source.shape[:2], self.heads, self.head_width)
 
         found = attend(heads_of(tokens, "query"), heads_of(context, "key"), heads_of(context, "value"))
-        joined = found.reshape(*tokens.shape[:2], width)
-        return nn.Dense(tokens.shape[-1], kernel_init=self.kernel_init, dtype=tokens.dtype, name="join")(
-            joined
-        )
+        return dense(tokens.shape[-1], name="join")(found.reshape(*tokens.shape[:2], width))
 
 
 def attend(query: Heads, key: ContextHeads, value: ContextHeads) -> Heads:

@@ -4,11 +4,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Int
 
-from lsgm_jax.layers import TokenAttention, Tokens
+from lsgm_jax.layers import FAN_IN_UNIFORM, Block, TokenAttention, Tokens
 
 WordPieces = Int[Array, "batch tokens"]
 EMBEDDING_INIT = nn.initializers.normal(0.02)
-KERNEL_INIT = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
 class TextEncoder(nn.Module):
@@ -43,7 +42,7 @@ class TextEncoder(nn.Module):
         return _layer_norm("norm")(tokens)
 
 
-class TextLayer(nn.Module):
+class TextLayer(Block):
     """Self-attention and a feed-forward layer of four times the width, each normalised before and residual."""
 
     heads: int
@@ -52,11 +51,11 @@ class TextLayer(nn.Module):
     @nn.compact
     def __call__(self, tokens: Tokens) -> Tokens:
         width = tokens.shape[-1]
-        attend = TokenAttention(self.heads, self.head_width, KERNEL_INIT, name="attend")
+        attend = TokenAttention(self.heads, self.head_width, name="attend")
         normed = _layer_norm("norm_attend")(tokens)
         tokens = tokens + attend(normed, normed)
-        wide = nn.Dense(4 * width, kernel_init=KERNEL_INIT, name="widen")(_layer_norm("norm_feed")(tokens))
-        narrow = nn.Dense(width, kernel_init=KERNEL_INIT, name="narrow")
+        wide = nn.Dense(4 * width, kernel_init=FAN_IN_UNIFORM, name="widen")(_layer_norm("norm_feed")(tokens))
+        narrow = nn.Dense(width, kernel_init=FAN_IN_UNIFORM, name="narrow")
         return tokens + narrow(nn.gelu(wide, approximate=False))
 
 

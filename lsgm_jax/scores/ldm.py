@@ -10,12 +10,14 @@ from lsgm_jax.arrays import Times, in_steps
 from lsgm_jax.layers import Context, Embedding, Maps, Resized, downsample, upsample
 from lsgm_jax.scores.ldm_layers import (
     GROUPS,
-    KERNEL_INIT,
+    ZEROS,
     Double,
     Halve,
     ResidualBlock,
     SelfAttention,
     SpatialTransformer,
+    conv,
+    dense,
     group_norm,
     timestep_embedding,
 )
@@ -59,13 +61,14 @@ class LDMUNet(nn.Module):
     def __post_init__(self):
         if self.channels % GROUPS:
             raise ValueError(f"channels={self.channels}: use a multiple of {GROUPS}, the groups of all norms")
-        if (self.heads is None) == (self.head_width is None):
+        if bool(self.heads) == bool(self.head_width):
             raise ValueError(f"heads={self.heads}, head_width={self.head_width}: give one of the two")
-        attending = {mult for level, mult in enumerate(self.channel_mult) if 2**level in self.attention}
-        for mult in sorted(attending | {self.channel_mult[-1]}):
-            if self.channels * mult % (self.heads or self.head_width or 1):
-                given = f"head_width={self.head_width}" if self.heads is None else f"heads={self.heads}"
-                raise ValueError(f"{given} does not divide the {self.channels * mult} channels of a level")
+        given = f"heads={self.heads}" if self.heads else f"head_width={self.head_width}"
+        attending = {level for level in range(len(self.channel_mult)) if 2**level in self.attention}
+        for level in sorted(attending | {len(self.channel_mult) - 1}):
+            width = self.channels * self.channel_mult[level]
+            if width % (self.heads or self.head_width or 1):
+                raise ValueError(f"{given} does not divide the {width} channels of level {level}")
         super().__post_init__()
 
     @nn.compact
@@ -81,7 +84,7 @@ class LDMUNet(nn.Module):
             return block(h, embedding, deterministic=deterministic)
 
         def attend(h: Maps, name: str) -> Maps:
-            heads = self.heads or h.shape[-1] // self.head_width
+            heads = self.heads or h.shape[-1] // (self.head_width or 1)
             if context is None:
                 return SelfAttention(heads, name=name)(h)
             return SpatialTransformer(heads, self.transformer_depth, name=name)(h, context)
@@ -101,8 +104,7 @@ class LDMUNet(nn.Module):
             return Double(h.shape[-1], name=name)(h)
 
         widths = [self.channels * mult for mult in self.channel_mult]
-        stem = nn.Conv(self.channels, (3, 3), kernel_init=KERNEL_INIT, dtype=z_t.dtype, name="down_0_0")
-        skips = [h := stem(z_t)]
+        skips = [h := conv(self.channels, z_t, "down_0_0")(z_t)]
         for level in range(len(widths)):
             if level:
                 skips.append(h := halve(h, f"down_{len(skips)}_0"))
@@ -122,8 +124,7 @@ class LDMUNet(nn.Module):
                 h = double(h, f"up_{taken - 1}_{2 if 2**level in self.attention else 1}")
 
         h = nn.swish(group_norm(h, "norm"))
-        zeros = nn.initializers.zeros
-        return nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, dtype=h.dtype, name="eps")(h)
+        return conv(self.out_channels, h, "eps", ZEROS)(h)
 
     @nn.nowrap
     def _require_fit(self, z_t: Maps, context: Context | None) -> None:
@@ -141,5 +142,5 @@ class LDMUNet(nn.Module):
     def _embed(self, t: Times) -> Embedding:
         index = in_steps(t, self.steps) - 1.0
         features = timestep_embedding(index, self.channels)
-        hidden = nn.Dense(4 * self.channels, kernel_init=KERNEL_INIT, name="time_in")(features)
-        return nn.Dense(4 * self.channels, kernel_init=KERNEL_INIT, name="time_out")(nn.swish(hidden))
+        hidden = dense(4 * self.channels, features, "time_in")(features)
+        return dense(4 * self.channels, features, "time_out")(nn.swish(hidden))

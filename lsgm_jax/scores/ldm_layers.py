@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lsgm_jax.layers import (
+    FAN_IN_UNIFORM,
     Block,
     Context,
     Embedding,
@@ -24,8 +25,26 @@ from lsgm_jax.layers import (
 )
 
 GROUPS = 32
-# Bounds of 1 / sqrt(fan in), with which the published networks start.
-KERNEL_INIT = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+Initializer = nn.initializers.Initializer
+ZEROS = nn.initializers.zeros
+
+
+def conv(
+    channels: int, like: Array, name: str, kernel_init: Initializer = FAN_IN_UNIFORM, stride: int = 1
+) -> nn.Conv:
+    """A 3 x 3 convolution, in the dtype of `like`; if it strides, its first pixel is the maps' first."""
+    padding = ((1, 1), (1, 1))  # SAME would put none before the first pixel of a side that is even
+    return nn.Conv(channels, (3, 3), stride, padding, kernel_init=kernel_init, dtype=like.dtype, name=name)
+
+
+def dense(width: int, like: Array, name: str, kernel_init: Initializer = FAN_IN_UNIFORM) -> nn.Dense:
+    """A dense layer, which on maps is a 1 x 1 convolution, in the dtype of `like`."""
+    return nn.Dense(width, kernel_init=kernel_init, dtype=like.dtype, name=name)
+
+
+def layer_norm(tokens: Tokens, name: str) -> Tokens:
+    """LayerNorm with float32 statistics that do not cancel."""
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=tokens.dtype, name=name)(tokens)
 
 
 def group_norm(h: Maps, name: str, epsilon: float = 1e-5) -> Maps:
@@ -63,18 +82,15 @@ class ResidualBlock(Block):
         if self.resample is not None:
             skip, h = self.resample(skip), self.resample(h)
         if skip.shape[-1] != self.channels:
-            skip = _dense(self.channels, skip, "shortcut")(skip)
-        h = nn.Conv(self.channels, (3, 3), kernel_init=KERNEL_INIT, dtype=h.dtype, name="conv_in")(h)
+            skip = dense(self.channels, skip, "shortcut")(skip)
+        h = conv(self.channels, h, "conv_in")(h)
         h = nn.swish(self._see_time(h, embedding))
         h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
-        conv_out = nn.Conv(
-            self.channels, (3, 3), kernel_init=nn.initializers.zeros, dtype=h.dtype, name="conv_out"
-        )
-        return skip + conv_out(h)
+        return skip + conv(self.channels, h, "conv_out", ZEROS)(h)
 
     def _see_time(self, h: Maps, embedding: Embedding) -> Maps:
         """Normalised features with what the time does to them."""
-        embed = nn.Dense((1 + self.scale_shift) * self.channels, kernel_init=KERNEL_INIT, name="embed")
+        embed = dense((1 + self.scale_shift) * self.channels, embedding, "embed")
         effect = embed(nn.swish(embedding))[:, None, None, :]
         if not self.scale_shift:
             return group_norm((h + effect).astype(h.dtype), "norm_out")
@@ -90,10 +106,10 @@ class SelfAttention(Block):
     @nn.compact
     def __call__(self, h: Maps) -> Maps:
         batch, height, width, channels = h.shape
-        qkv = _dense(3 * channels, h, "qkv")(group_norm(h, "norm"))
+        qkv = dense(3 * channels, h, "qkv")(group_norm(h, "norm"))
         each = qkv.reshape(batch, height * width, self.heads, 3 * channels // self.heads)
         found = attend(*jnp.split(each, 3, axis=-1)).reshape(h.shape)
-        return h + _dense(channels, h, "project", nn.initializers.zeros)(found)
+        return h + dense(channels, h, "project", ZEROS)(found)
 
 
 class SpatialTransformer(Block):
@@ -105,11 +121,11 @@ class SpatialTransformer(Block):
     @nn.compact
     def __call__(self, h: Maps, context: Context) -> Maps:
         batch, height, width, channels = h.shape
-        tokens = _dense(channels, h, "enter")(group_norm(h, "norm", epsilon=1e-6))
+        tokens = dense(channels, h, "enter")(group_norm(h, "norm", epsilon=1e-6))
         tokens = tokens.reshape(batch, height * width, channels)
         for index in range(self.depth):
             tokens = TransformerBlock(self.heads, name=f"block_{index}")(tokens, context)
-        return h + _dense(channels, h, "leave", nn.initializers.zeros)(tokens).reshape(h.shape)
+        return h + dense(channels, h, "leave", ZEROS)(tokens).reshape(h.shape)
 
 
 class TransformerBlock(nn.Module):
@@ -120,12 +136,12 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, tokens: Tokens, context: Context) -> Tokens:
         head_width = tokens.shape[-1] // self.heads
-        attention = functools.partial(TokenAttention, self.heads, head_width, KERNEL_INIT)
-        normed = _layer_norm(tokens, "norm_self")
+        attention = functools.partial(TokenAttention, self.heads, head_width)
+        normed = layer_norm(tokens, "norm_self")
         tokens = tokens + attention(name="attend_self")(normed, normed)
-        normed = _layer_norm(tokens, "norm_context")
+        normed = layer_norm(tokens, "norm_context")
         tokens = tokens + attention(name="attend_context")(normed, context)
-        return tokens + GatedFeedForward(name="feed")(_layer_norm(tokens, "norm_feed"))
+        return tokens + GatedFeedForward(name="feed")(layer_norm(tokens, "norm_feed"))
 
 
 class GatedFeedForward(nn.Module):
@@ -134,8 +150,8 @@ class GatedFeedForward(nn.Module):
     @nn.compact
     def __call__(self, tokens: Tokens) -> Tokens:
         width = tokens.shape[-1]
-        value, gate = jnp.split(_dense(8 * width, tokens, "widen")(tokens), 2, axis=-1)
-        return _dense(width, tokens, "narrow")(value * nn.gelu(gate, approximate=False))
+        value, gate = jnp.split(dense(8 * width, tokens, "widen")(tokens), 2, axis=-1)
+        return dense(width, tokens, "narrow")(value * nn.gelu(gate, approximate=False))
 
 
 class Halve(nn.Module):
@@ -145,16 +161,7 @@ class Halve(nn.Module):
 
     @nn.compact
     def __call__(self, h: Maps) -> Resized:
-        conv = nn.Conv(
-            self.channels,
-            (3, 3),
-            strides=2,
-            padding=((1, 1), (1, 1)),
-            kernel_init=KERNEL_INIT,
-            dtype=h.dtype,
-            name="strided",
-        )
-        return conv(h)
+        return conv(self.channels, h, "strided", stride=2)(h)
 
 
 class Double(nn.Module):
@@ -164,17 +171,4 @@ class Double(nn.Module):
 
     @nn.compact
     def __call__(self, h: Maps) -> Resized:
-        return nn.Conv(self.channels, (3, 3), kernel_init=KERNEL_INIT, dtype=h.dtype, name="conv")(
-            upsample(h)
-        )
-
-
-def _dense(
-    width: int, like: Array, name: str, kernel_init: nn.initializers.Initializer = KERNEL_INIT
-) -> nn.Dense:
-    """A dense layer, which on maps is a 1 x 1 convolution, in the dtype of `like`."""
-    return nn.Dense(width, kernel_init=kernel_init, dtype=like.dtype, name=name)
-
-
-def _layer_norm(tokens: Tokens, name: str) -> Tokens:
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=tokens.dtype, name=name)(tokens)
+        return conv(self.channels, h, "conv")(upsample(h))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lsgm_jax.arrays import Times, in_steps
-from lsgm_jax.layers import Context, Embedding, Maps, Resized, downsample, upsample
+from lsgm_jax.layers import Context, Embedding, Maps, Resample, Resized, downsample, upsample
 from lsgm_jax.scores.ldm_layers import (
     GROUPS,
     ZEROS,
@@ -79,7 +79,7 @@ class LDMUNet(nn.Module):
         embedding = self._embed(t)
 
         # Names count as the published ones do: down_i_j is layer j of what gives skip i, up_i_j of what takes one.
-        def residual(h: Maps, width: int, name: str, resample=None) -> Resized:
+        def residual(h: Maps, width: int, name: str, resample: Resample | None = None) -> Resized:
             block = ResidualBlock(width, self.dropout, self.scale_shift, resample, name=name)
             return block(h, embedding, deterministic=deterministic)
 
@@ -93,21 +93,16 @@ class LDMUNet(nn.Module):
             h = residual(h, widths[level], f"{name}_0")
             return attend(h, f"{name}_1") if 2**level in self.attention else h
 
-        def halve(h: Maps, name: str) -> Resized:
+        def resized(h: Maps, name: str, resample: Resample, layer: type[Halve] | type[Double]) -> Resized:
             if self.resample_in_blocks:
-                return residual(h, h.shape[-1], name, downsample)
-            return Halve(h.shape[-1], name=name)(h)
-
-        def double(h: Maps, name: str) -> Resized:
-            if self.resample_in_blocks:
-                return residual(h, h.shape[-1], name, upsample)
-            return Double(h.shape[-1], name=name)(h)
+                return residual(h, h.shape[-1], name, resample)
+            return layer(h.shape[-1], name=name)(h)
 
         widths = [self.channels * mult for mult in self.channel_mult]
         skips = [h := conv(self.channels, z_t, "down_0_0")(z_t)]
         for level in range(len(widths)):
             if level:
-                skips.append(h := halve(h, f"down_{len(skips)}_0"))
+                skips.append(h := resized(h, f"down_{len(skips)}_0", downsample, Halve))
             for _ in range(self.blocks):
                 skips.append(h := stage(h, level, f"down_{len(skips)}"))
 
@@ -121,7 +116,8 @@ class LDMUNet(nn.Module):
                 h = stage(jnp.concatenate([h, skips.pop()], axis=-1), level, f"up_{taken}")
                 taken += 1
             if level:
-                h = double(h, f"up_{taken - 1}_{2 if 2**level in self.attention else 1}")
+                last = 2 if 2**level in self.attention else 1
+                h = resized(h, f"up_{taken - 1}_{last}", upsample, Double)
 
         h = nn.swish(group_norm(h, "norm"))
         return conv(self.out_channels, h, "eps", ZEROS)(h)

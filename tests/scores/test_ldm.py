@@ -48,10 +48,11 @@ def inputs_of(module, channels, side=16):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_parameters(name):
+    """To the digit that is known: inpainting's 387,245,827 were rounded twice."""
     module, channels, millions = PUBLISHED[name]
     init = functools.partial(module.init, deterministic=True)
     shapes = jax.eval_shape(init, jax.random.key(0), *inputs_of(module, channels))
-    assert round(count_parameters(shapes) / 1e6, 1) == millions
+    assert abs(count_parameters(shapes) / 1e6 - millions) < 0.055
 
 
 @pytest.mark.parametrize("steps", [4, 1000, 1024, 4000])

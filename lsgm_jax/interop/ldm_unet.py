@@ -1,7 +1,7 @@
 """LDM's state dict of a denoiser <-> the variables of `LDMUNet`: names translated part by part.
 
-Our top-level names count as the official ones do (`down_3_1` is `input_blocks.3.1`), and every name below has one
-official counterpart, so a variable's path is its entry.
+Our layers are numbered as the official ones are (`down_3_1` is `input_blocks.3.1`), and every name of ours has one
+official counterpart, so a variable's path says its entry.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,6 @@ from lsgm_jax.interop.tables import (
     SAME,
     Entry,
     Layout,
-    Path,
     State,
     Variables,
     to_state,
@@ -27,15 +26,13 @@ from lsgm_jax.scores.ldm import LDMUNet
 
 # A convolution along one axis of length one that is a dense layer here.
 LINE = Layout(lambda w: w[:, :, 0].T, lambda w: w.T[:, :, None])
-TOP = {
+# By our name: the official name, and the layout of its kernel.
+NAMES = {
+    # Beside the numbered layers
     "time_in": ("time_embed.0", DENSE),
     "time_out": ("time_embed.2", DENSE),
-    "norm": ("out.0", SAME),
+    "last_norm": ("out.0", SAME),
     "eps": ("out.2", CONV),
-}
-GROUPS = {"down": "input_blocks", "middle": "middle_block", "up": "output_blocks"}
-# By our name within a layer: the official name, and the layout of its kernel.
-INSIDE = {
     # Residual blocks
     "norm_in": ("in_layers.0", SAME),
     "conv_in": ("in_layers.2", CONV),
@@ -68,32 +65,30 @@ INSIDE = {
 }
 
 
-def inside(path: Path) -> tuple[str, Layout]:
-    """The official name of a variable at `path` within a layer, and its layout."""
-    *modules, leaf = path
-    parts, layout = [], CONV  # a layer that is one convolution has no name inside
-    for name in modules:
-        if name.startswith("block_"):
-            parts.append(name.replace("block_", "transformer_blocks."))
-        else:
-            official, layout = INSIDE[name]
-            parts.append(official)
-    is_kernel = leaf == "kernel"
-    return ".".join([*parts, "bias" if leaf == "bias" else "weight"]), layout if is_kernel else SAME
+# The same for names with numbers, as in `down_3_1`; one that is itself a layer is a convolution.
+NUMBERED = {
+    "down": "input_blocks",
+    "middle": "middle_block",
+    "up": "output_blocks",
+    "block": "transformer_blocks",
+}
 
 
 def entries(expected: Variables) -> Iterator[Entry]:
-    """Every tensor of the network."""
+    """Every tensor of a denoiser, or of a single one of its layers."""
     for path in flatten_dict(expected):
-        top, below = path[1], path[2:]
-        name, layout = inside(below)
-        if top in TOP:
-            official, kernel = TOP[top]
-            layout = kernel if below[-1] == "kernel" else SAME
-        else:
-            group, *numbers = top.split("_")
-            official = ".".join([GROUPS[group], *numbers])
-        yield Entry(f"{official}.{name}", path, layout)
+        _, *modules, leaf = path
+        names = [_official(name) for name in modules]
+        layout = names[-1][1] if leaf == "kernel" else SAME
+        official = [name for name, _ in names]
+        yield Entry(".".join([*official, "bias" if leaf == "bias" else "weight"]), path, layout)
+
+
+def _official(name: str) -> tuple[str, Layout]:
+    if name in NAMES:
+        return NAMES[name]
+    group, *numbers = name.split("_")
+    return ".".join([NUMBERED[group], *numbers]), CONV
 
 
 def ldm_unet_table(module: LDMUNet, channels: int) -> tuple[list[Entry], Variables]:

@@ -119,7 +119,7 @@ class LDMUNet(nn.Module):
                 last = 2 if 2**level in self.attention else 1
                 h = resized(h, f"up_{taken - 1}_{last}", upsample, Double)
 
-        h = nn.swish(group_norm(h, "norm"))
+        h = nn.swish(group_norm(h, "last_norm"))
         return conv(self.out_channels, h, "eps", ZEROS)(h)
 
     @nn.nowrap

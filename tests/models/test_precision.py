@@ -63,7 +63,7 @@ CASES = {
     "ldm": Case(
         LDMUNet(3, 32, (1, 2), 1, (2,), heads=2, scale_shift=True, resample_in_blocks=True),
         ((3, 8, 8, 4), T),
-        2 + 9,
+        2 + 10,
     ),
     "ldm_text": Case(
         LDMUNet(3, 32, (1, 2), 1, (2,), head_width=16, context_width=5), ((3, 8, 8, 4), T, (3, 2, 5)), 2 + 8

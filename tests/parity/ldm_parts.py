@@ -1,11 +1,9 @@
 """LDM's single blocks, on inputs that hardly vary too, where the epsilon of a norm shows, and on odd sides."""
 
 import jax
-import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
-from lsgm_jax.interop.ldm_unet import inside
-from lsgm_jax.interop.tables import Entry, to_variables
+from lsgm_jax.interop import ldm_unet
+from lsgm_jax.interop.tables import to_variables
 from lsgm_jax.layers import downsample, upsample
 from lsgm_jax.scores.ldm_layers import (
     Double,
@@ -44,21 +42,24 @@ def check_parts(fixture):
             fixture.check_scaled(name, timestep_embedding(index, width), rtol=ANGLE, single_rtol=ANGLE)
 
 
-def of_denoiser(build):
-    """A block of ours by `build(fixture, settings, channels of the output)` -> module, inputs beside x, options."""
+def block(build, entries):
+    """A block of ours by `build(fixture, settings, channels of the output)` -> module, inputs beside x, options.
+
+    `entries` of the shapes of the module's variables are its tensors.
+    """
 
     def prepare(fixture, part, settings, state):
         channels = fixture.arrays[f"out/{part}/x"].shape[1]
         module, inputs, options = build(fixture, settings, channels)
-        x = jnp.zeros(channels_last(fixture.input(f"in/{part}/x")).shape)
+        x = channels_last(fixture.input(f"in/{part}/x"))
         expected = jax.eval_shape(lambda: module.init(jax.random.key(0), x, *inputs, **options))
-        entries = []
-        for path in flatten_dict(expected):
-            name, layout = inside(path[1:])
-            entries.append(Entry(name, path, layout))
-        return module, to_variables(entries, state, expected), inputs, options
+        return module, to_variables(list(entries(expected)), state, expected), inputs, options
 
     return prepare
+
+
+def of_denoiser(build):
+    return block(build, ldm_unet.entries)
 
 
 def residual(scale_shift=False, resample=None):
@@ -74,8 +75,7 @@ def transformer(fixture, settings, channels):
     return SpatialTransformer(settings["heads"], depth), (fixture.input("in/context"),), {}
 
 
-# What makes a block, its variables, and its inputs beside the maps, of the fixture, the part's name, what its json
-# says, and its state dict.
+# By the part's name: what makes a module, its variables, its inputs beside the maps, and its options.
 BLOCKS = {
     "unet_resblock": of_denoiser(residual()),
     "unet_resblock_scaleshift": of_denoiser(residual(scale_shift=True)),

@@ -21,7 +21,7 @@ Context = Float[Array, "batch context_tokens context_width"]
 Heads = Float[Array, "batch tokens heads features"]
 ContextHeads = Float[Array, "batch context_tokens heads features"]
 Resample = Callable[[Maps], Resized]
-# Within 1 / sqrt(fan in) of zero, as PyTorch has it and so many published networks.
+# Uniform over plus or minus 1 / sqrt(fan in), with which PyTorch and so many published networks start.
 FAN_IN_UNIFORM = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 

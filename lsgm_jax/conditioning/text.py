@@ -18,8 +18,8 @@ class TextEncoder(nn.Module):
         length: the most that a text has.
         width: of the tokens.
         layers: of attention and feed-forward.
-        heads: of attention, each of
-        head_width: whatever the width of the tokens.
+        heads: of attention.
+        head_width: features of each head, whatever the width of the tokens.
     """
 
     vocabulary: int

@@ -35,8 +35,8 @@ class LDMUNet(nn.Module):
         blocks: residual blocks per level on the way down; one more on the way up.
         attention: factors of down-sampling, not sides, at which attention follows every residual block; the middle
             of the net always has it.
-        heads: of attention at every level; or None for
-        head_width: of each of as many heads as that makes.
+        heads: of attention at every level, or None if `head_width` decides.
+        head_width: features of each head, of which there are as many as the channels make; or None.
         context_width: of the context's tokens. With it, attention is a spatial transformer; None: plain self-attention.
         transformer_depth: self-attention, attention to the context and feed-forward in turns, this many times.
         scale_shift: whether the time scales and shifts normalised features; otherwise it shifts them before the norm.

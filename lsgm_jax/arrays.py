@@ -50,6 +50,14 @@ def sum_per_sample(values: Latents) -> PerSample:
     return jnp.sum(values.reshape(values.shape[0], -1), axis=-1)
 
 
+def in_steps(t: Float[Array, "*times"], steps: int) -> Float[Array, "*times"]:
+    """Time in steps of 1 / `steps`, a whole number where it differs from one by no more than t's rounding."""
+    position = steps * t
+    node = jnp.round(position)
+    near = jnp.abs(position - node) < 4.0 * steps * jnp.finfo(t.dtype).eps
+    return position + jnp.where(near, jax.lax.stop_gradient(node - position), 0.0)
+
+
 def scale_gradient(state: State, factor: PerSample) -> State:
     """Returns `state` unchanged; the gradient that flows back through it is multiplied by `factor` per sample.
 

@@ -5,6 +5,7 @@ So whoever casts a network's input chooses the precision of all of it. Sums over
 small differences (statistics, softmax, the embedding of time) is float32 at least.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -15,8 +16,13 @@ from jaxtyping import Array, Float
 Maps = Float[Array, "batch height width channels"]
 Resized = Float[Array, "batch new_height new_width new_channels"]
 Embedding = Float[Array, "batch features"]
+Tokens = Float[Array, "batch tokens width"]
+Context = Float[Array, "batch context_tokens context_width"]
 Heads = Float[Array, "batch tokens heads features"]
+ContextHeads = Float[Array, "batch context_tokens heads features"]
 Resample = Callable[[Maps], Resized]
+# Uniform over plus or minus 1 / sqrt(fan in), with which PyTorch and so many published networks start.
+FAN_IN_UNIFORM = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
 def at_least_float32(values: Float[Array, "*any"]) -> Float[Array, "*any"]:
@@ -104,7 +110,26 @@ class Attention(Block):
         return add_residual(h, attention(tokens).reshape(h.shape), self.rescale)
 
 
-def attend(query: Heads, key: Heads, value: Heads) -> Heads:
+class TokenAttention(nn.Module):
+    """What each token finds in a context, by several heads side by side; only the map that joins them has a bias."""
+
+    heads: int
+    head_width: int
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, context: Context) -> Tokens:
+        width = self.heads * self.head_width
+        dense = functools.partial(nn.Dense, kernel_init=FAN_IN_UNIFORM, dtype=tokens.dtype)
+
+        def heads_of(source: Array, name: str) -> Array:
+            projected = dense(width, use_bias=False, name=name)(source)
+            return projected.reshape(*source.shape[:2], self.heads, self.head_width)
+
+        found = attend(heads_of(tokens, "query"), heads_of(context, "key"), heads_of(context, "value"))
+        return dense(tokens.shape[-1], name="join")(found.reshape(*tokens.shape[:2], width))
+
+
+def attend(query: Heads, key: ContextHeads, value: ContextHeads) -> Heads:
     """Each token's mean of the values, weighted by the softmax over keys of query . key / sqrt(features).
 
     Flax's would take the softmax in bfloat16, or be left with weights in float32 for the product with the values.

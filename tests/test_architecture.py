@@ -15,10 +15,11 @@ MAY_IMPORT = {
     "autoencoders": {"arrays", "layers"},
     "diffusions": {"arrays"},
     "scores": {"arrays", "layers"},
+    "conditioning": {"arrays", "layers"},
     "objectives": {"arrays", *PARTS},
     "solvers": {"arrays", *PARTS},
     # `interop` turns what others have stored into what our modules take.
-    "interop": {"arrays", "layers", "autoencoders", "scores", "models"},
+    "interop": {"arrays", "layers", "autoencoders", "conditioning", "scores", "models"},
     # `layers` to know what a block is: the boundary says whether its inside is kept.
     "models": {"arrays", "layers", "objectives", "solvers", *PARTS},
     "training": {"arrays", "files", "models", "objectives"},

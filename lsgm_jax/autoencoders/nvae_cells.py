@@ -13,15 +13,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import mean_over_devices, parts_of_batch
-from lsgm_jax.layers import Block, Embedding, Maps, Resized, at_least_float32, upsample
+from lsgm_jax.layers import FAN_IN_UNIFORM, Block, Embedding, Maps, Resized, at_least_float32, upsample
 
 Kernel = Float[Array, "rows columns inputs outputs"]
 Mask = Float[np.ndarray, "rows columns inputs outputs"]
 PerChannel = Float[Array, "channels"]
 Resampling = Literal["none", "down", "up"]
 
-# Uniform over plus or minus 1 / sqrt(fan in).
-KERNEL_INIT = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 BRANCH_SCALE = 0.1
 NORM_EPS = 1e-5
 NORM_MOMENTUM = 0.05
@@ -54,7 +52,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, h: Maps, mask: Mask | None = None) -> Resized:
         shape = (self.size, self.size, h.shape[-1] // self.feature_groups, self.channels)
-        stored = kernel = self.param("kernel", KERNEL_INIT, shape, jnp.float32)
+        stored = kernel = self.param("kernel", FAN_IN_UNIFORM, shape, jnp.float32)
         if mask is not None:
             kernel = kernel * mask.astype(kernel.dtype)
         if self.weight_norm:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lsgm_jax.arrays import in_steps
 from lsgm_jax.diffusions.matrices import Scalars
 from lsgm_jax.diffusions.vp import VariancePreserving
 
@@ -53,10 +54,7 @@ class DiscreteVP(VariancePreserving):
 
     def _position(self, t: Scalars) -> Scalars:
         """Time in steps, exact at the nodes."""
-        position = len(self.betas) * t
-        node = jnp.round(position)
-        near = jnp.abs(position - node) < 4.0 * len(self.betas) * jnp.finfo(t.dtype).eps
-        return position + jnp.where(near, jax.lax.stop_gradient(node - position), 0.0)
+        return in_steps(t, len(self.betas))
 
 
 def root_linear_betas(steps: int, first: float, last: float) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ from lsgm_jax.layers import attend
 from lsgm_jax.models.network import Compute, Network, StatefulNetwork, trainable
 from lsgm_jax.run import MAY_CHANGE
 from lsgm_jax.schema import ConfigError
+from lsgm_jax.scores.ldm import LDMUNet
 from lsgm_jax.scores.mlp import MLP
 from lsgm_jax.scores.ncsnpp import NCSNpp
 from lsgm_jax.scores.unet import UNet
@@ -59,6 +60,14 @@ CASES = {
         ((3, 8, 8, 4), T),
         2 + 10,
     ),
+    "ldm": Case(
+        LDMUNet(3, 32, (1, 2), 1, (2,), heads=2, scale_shift=True, resample_in_blocks=True),
+        ((3, 8, 8, 4), T),
+        2 + 10,
+    ),
+    "ldm_text": Case(
+        LDMUNet(3, 32, (1, 2), 1, (2,), head_width=16, context_width=5), ((3, 8, 8, 4), T, (3, 2, 5)), 2 + 8
+    ),
     "mlp": Case(MLP(2, (32, 32, 32), time_octaves=3), ((3, 4), T), 1),
     "encoder": Case(ConvEncoder((8, 16), 1, 2, 0.1), ((3, 8, 8, 1),), 0),
     "decoder": Case(ConvDecoder((8, 16), 1, 2, 0.1), ((3, 4, 4, 2),), 0),
@@ -85,11 +94,11 @@ def drawn(shapes, seed=0):
 
 
 def inputs_of(shapes, key=0):
-    """Maps are Normal, times between 0 and 1."""
-    maps, *times = shapes
+    """Maps are Normal, times and contexts between 0 and 1."""
+    maps, *others = shapes
     rng = np.random.default_rng(key)
     z = jnp.asarray(rng.normal(size=maps), jnp.float32)
-    return (z, *(jnp.linspace(0.05, 0.95, math.prod(shape)) for shape in times))
+    return (z, *(jnp.linspace(0.05, 0.95, math.prod(shape)).reshape(shape) for shape in others))
 
 
 @functools.cache
@@ -164,7 +173,7 @@ def products(closed):
                 yield from products(value)
 
 
-DIFFERENTIATED = ("unet", "ncsnpp_cld", "mlp", "mbconv", "flows")
+DIFFERENTIATED = ("unet", "ldm_text", "ncsnpp_cld", "mlp", "mbconv", "flows")
 
 
 @pytest.mark.parametrize("name", [*CASES, *NVAES])
@@ -242,7 +251,7 @@ def test_attention_is_that_of_flax(precision):
     np.testing.assert_array_equal(attend(query, key, value), expected)
 
 
-@pytest.mark.parametrize("name", ["unet", "flows"])
+@pytest.mark.parametrize("name", ["unet", "ldm_text", "flows"])
 def test_rematerialisation_changes_no_number(name):
     kept, again = (jax.tree.leaves(ran(name, compute)) for compute in (PLAIN, Compute(remat=True)))
     for left, right in zip(again, kept, strict=True):

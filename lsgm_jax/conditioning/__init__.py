@@ -1,0 +1,1 @@
+"""What a sample is to be like, as what a network looks at: labels, texts, maps."""

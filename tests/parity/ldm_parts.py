@@ -1,0 +1,89 @@
+"""LDM's single blocks, on inputs that hardly vary too, where the epsilon of a norm shows, and on odd sides."""
+
+import jax
+
+from lsgm_jax.interop import ldm_unet
+from lsgm_jax.interop.tables import to_variables
+from lsgm_jax.layers import downsample, upsample
+from lsgm_jax.scores.ldm_layers import (
+    Double,
+    Halve,
+    ResidualBlock,
+    SelfAttention,
+    SpatialTransformer,
+    timestep_embedding,
+)
+from tests.parity.cld import channels_first, channels_last
+from tests.parity.scores import state_dict
+
+ANGLE = 1e-4
+
+
+def check_parts(fixture):
+    if fixture.slack == {}:  # inputs are stored in float32 anyway
+        return fixture.leave(fixture.outputs())
+    state, h = state_dict(fixture), fixture.spec["hyperparameters"]
+    for part, settings in h["parts"].items():
+        assert part in BLOCKS, f"blocks of kind {part!r} are not handled yet"
+        prefix = f"{part}."
+        own = {name.removeprefix(prefix): w for name, w in state.items() if name.startswith(prefix)}
+        module, variables, inputs, options = BLOCKS[part](fixture, part, settings, own)
+        forward = jax.jit(lambda x, m=module, v=variables, i=inputs, o=options: m.apply(v, x, *i, **o))
+        for name in sorted(fixture.outputs()):
+            if name.startswith(f"{part}/"):
+                out = channels_first(forward(channels_last(fixture.input(f"in/{name}"))))
+                # Where inputs vary by 2e-3 the original, in float32, is less exact.
+                share = 1e-4 if name.endswith("x_small") else 2e-5
+                fixture.check_scaled(name, out, rtol=share, single_rtol=share)
+    index = fixture.input("in/t")
+    for name in sorted(fixture.outputs()):
+        if name.startswith("timestep_embedding/"):
+            width = int(name.rpartition("width")[2])
+            fixture.check_scaled(name, timestep_embedding(index, width), rtol=ANGLE, single_rtol=ANGLE)
+
+
+def block(build, entries):
+    """A block of ours by `build(fixture, settings, channels of the output)` -> module, inputs beside x, options.
+
+    `entries` of the shapes of the module's variables are its tensors.
+    """
+
+    def prepare(fixture, part, settings, state):
+        channels = fixture.arrays[f"out/{part}/x"].shape[1]
+        module, inputs, options = build(fixture, settings, channels)
+        x = channels_last(fixture.input(f"in/{part}/x"))
+        expected = jax.eval_shape(lambda: module.init(jax.random.key(0), x, *inputs, **options))
+        return module, to_variables(list(entries(expected)), state, expected), inputs, options
+
+    return prepare
+
+
+def of_denoiser(build):
+    return block(build, ldm_unet.entries)
+
+
+def residual(scale_shift=False, resample=None):
+    def build(fixture, settings, channels):
+        module = ResidualBlock(channels, scale_shift=scale_shift, resample=resample)
+        return module, (fixture.input("in/emb"),), {"deterministic": True}
+
+    return build
+
+
+def transformer(fixture, settings, channels):
+    depth = settings.get("depth", 1)
+    return SpatialTransformer(settings["heads"], depth), (fixture.input("in/context"),), {}
+
+
+# By the part's name: what makes a module, its variables, its inputs beside the maps, and its options.
+BLOCKS = {
+    "unet_resblock": of_denoiser(residual()),
+    "unet_resblock_scaleshift": of_denoiser(residual(scale_shift=True)),
+    "unet_resblock_down": of_denoiser(residual(resample=downsample)),
+    "unet_resblock_up": of_denoiser(residual(resample=upsample)),
+    "unet_attention": of_denoiser(lambda _, settings, channels: (SelfAttention(settings["heads"]), (), {})),
+    "unet_spatial_transformer": of_denoiser(transformer),
+    "unet_downsample": of_denoiser(lambda _, settings, channels: (Halve(channels), (), {})),
+    "unet_upsample": of_denoiser(lambda _, settings, channels: (Double(channels), (), {})),
+}
+CHECKS = {"ldm_parts": check_parts}

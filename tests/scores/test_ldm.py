@@ -1,0 +1,99 @@
+"""The published sizes; timesteps from times, exactly; numbers that cannot be."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsgm_jax.arrays import in_steps
+from lsgm_jax.evaluation.count import count_parameters
+from lsgm_jax.scores.ldm import LDMUNet
+
+
+def published(out_channels, channels, channel_mult, attention, **settings):
+    return LDMUNet(out_channels, channels, channel_mult, 2, attention, **settings)
+
+
+# By model: the denoiser, the channels that it is given, and millions of parameters.
+WIDE = (1, 2, 3, 4)
+PUBLISHED = {
+    "celebahq": (published(3, 224, WIDE, (8, 4, 2), head_width=32), 3, 274.1),
+    "churches": (
+        published(4, 192, (1, 2, 2, 4, 4), (1, 2, 4, 8), heads=8, scale_shift=True, resample_in_blocks=True),
+        4,
+        295.0,
+    ),
+    "imagenet": (published(4, 256, (1, 2, 4), (4, 2, 1), head_width=32, context_width=512), 4, 395.0),
+    "imagenet_v2": (published(3, 192, (1, 2, 3, 5), (8, 4, 2), heads=1, context_width=512), 3, 400.9),
+    "text": (published(4, 320, (1, 2, 4, 4), (4, 2, 1), heads=8, context_width=1280), 4, 872.3),
+    "text_small": (published(3, 192, (1, 2, 3, 5), (8, 4, 2), head_width=32, context_width=640), 3, 403.6),
+    "superresolution": (published(3, 160, (1, 2, 2, 4), (16, 8), head_width=32), 6, 113.6),
+    "inpainting": (published(3, 256, WIDE, (8, 4, 2), heads=8, resample_in_blocks=True), 7, 387.3),
+    "semantic": (published(3, 128, (1, 4, 8), (32, 16, 8), heads=8), 6, 215.2),
+    "layout": (
+        published(3, 128, WIDE, (8, 4, 2), head_width=32, context_width=512, transformer_depth=3),
+        3,
+        246.3,
+    ),
+    "retrieval": (published(16, 448, WIDE, (4, 2, 1), head_width=32, context_width=768), 16, 1335.5),
+}
+
+
+def inputs_of(module, channels, side=16):
+    z_t, t = jnp.zeros((1, side, side, channels)), jnp.ones(1)
+    return (z_t, t) if module.context_width is None else (z_t, t, jnp.zeros((1, 2, module.context_width)))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_parameters(name):
+    """To the digit that is known: inpainting's 387,245,827 were rounded twice."""
+    module, channels, millions = PUBLISHED[name]
+    init = functools.partial(module.init, deterministic=True)
+    shapes = jax.eval_shape(init, jax.random.key(0), *inputs_of(module, channels))
+    assert abs(count_parameters(shapes) / 1e6 - millions) < 0.055
+
+
+@pytest.mark.parametrize("steps", [4, 1000, 1024, 4000])
+def test_the_times_of_timesteps_are_whole_steps(steps, precision):
+    index = np.arange(steps + 1)
+    np.testing.assert_array_equal(in_steps(jnp.asarray(index, precision) / steps, steps), index)
+    assert jax.grad(in_steps)(jnp.asarray(0.25), steps) == steps
+
+
+TINY = {"out_channels": 3, "channels": 32, "channel_mult": (1, 2), "blocks": 1, "attention": (2,)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": 48, "heads": 4}, "channels=48: use a multiple of 32"),
+        ({}, "heads=None, head_width=None: give one of the two"),
+        ({"heads": 0}, "heads=0, head_width=None: give one of the two"),
+        ({"heads": 4, "head_width": 8}, "heads=4, head_width=8: give one of the two"),
+        ({"heads": 3}, "heads=3 does not divide the 64 channels of level 1"),
+        ({"head_width": 48}, "head_width=48 does not divide the 64 channels of level 1"),
+    ],
+)
+def test_impossible_settings_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        LDMUNet(**(TINY | change))
+
+
+@pytest.mark.parametrize(
+    ("side", "context_width", "given", "message"),
+    [
+        (7, None, None, "2 levels need sides divisible by 2"),
+        (8, 5, None, "a context of width None for a network with context_width=5"),
+        (8, None, 5, "a context of width 5 for a network with context_width=None"),
+        (8, 6, 5, "a context of width 5 for a network with context_width=6"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(side, context_width, given, message):
+    module = LDMUNet(**TINY, heads=4, context_width=context_width)
+    context = None if given is None else jnp.zeros((1, 2, given))
+    with pytest.raises(ValueError, match=message):
+        module.init(
+            jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.ones(1), context, deterministic=True
+        )

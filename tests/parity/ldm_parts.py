@@ -70,9 +70,17 @@ def residual(scale_shift=False, resample=None):
     return build
 
 
+def heads_of(settings, channels):
+    return settings["heads"] if "heads" in settings else channels // settings["head_width"]
+
+
+def attention(_, settings, channels):
+    return SelfAttention(heads_of(settings, channels)), (), {}
+
+
 def transformer(fixture, settings, channels):
     depth = settings.get("depth", 1)
-    return SpatialTransformer(settings["heads"], depth), (fixture.input("in/context"),), {}
+    return SpatialTransformer(heads_of(settings, channels), depth), (fixture.input("in/context"),), {}
 
 
 # By the part's name: what makes a module, its variables, its inputs beside the maps, and its options.
@@ -81,7 +89,7 @@ BLOCKS = {
     "unet_resblock_scaleshift": of_denoiser(residual(scale_shift=True)),
     "unet_resblock_down": of_denoiser(residual(resample=downsample)),
     "unet_resblock_up": of_denoiser(residual(resample=upsample)),
-    "unet_attention": of_denoiser(lambda _, settings, channels: (SelfAttention(settings["heads"]), (), {})),
+    "unet_attention": of_denoiser(attention),
     "unet_spatial_transformer": of_denoiser(transformer),
     "unet_downsample": of_denoiser(lambda _, settings, channels: (Halve(channels), (), {})),
     "unet_upsample": of_denoiser(lambda _, settings, channels: (Double(channels), (), {})),

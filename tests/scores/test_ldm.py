@@ -9,6 +9,7 @@ import pytest
 
 from lsgm_jax.arrays import in_steps
 from lsgm_jax.evaluation.count import count_parameters
+from lsgm_jax.interop.ldm_unet import ldm_unet_table
 from lsgm_jax.scores.ldm import LDMUNet
 
 
@@ -53,6 +54,19 @@ def test_published_parameters(name):
     init = functools.partial(module.init, deterministic=True)
     shapes = jax.eval_shape(init, jax.random.key(0), *inputs_of(module, channels))
     assert abs(count_parameters(shapes) / 1e6 - millions) < 0.055
+
+
+def test_deep_networks_are_numbered_as_published():
+    """Four levels of two blocks, attention not on the smallest maps: 686 tensors."""
+    module, channels, _ = PUBLISHED["text"]
+    names = {entry.official for entry in ldm_unet_table(module, channels)[0]}
+    assert len(names) == 686
+    resampling = {"input_blocks.3.0.op", "input_blocks.6.0.op", "input_blocks.9.0.op"}
+    resampling |= {"output_blocks.2.1.conv", "output_blocks.5.2.conv", "output_blocks.8.2.conv"}
+    assert {
+        name.removesuffix(".weight") for name in names if ".op.w" in name or "conv.w" in name
+    } == resampling
+    assert {"input_blocks.11.0.in_layers.0.weight", "output_blocks.11.1.proj_out.weight"} <= names
 
 
 @pytest.mark.parametrize("steps", [4, 1000, 1024, 4000])

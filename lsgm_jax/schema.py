@@ -30,6 +30,7 @@ from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.kl import KLSchedule
 from lsgm_jax.objectives.matching import known_start
 from lsgm_jax.objectives.times import Defensive, Optimal, Uniform
+from lsgm_jax.scores.ldm import LDMUNet
 from lsgm_jax.scores.mlp import MLP
 from lsgm_jax.scores.ncsnpp import NCSNpp
 from lsgm_jax.scores.parameterise import FixedPart
@@ -212,7 +213,7 @@ DENSITIES = {"uniform": Uniform, "optimal": optimal, "defensive": defensive}
 Sections = dict[str, Target | dict[str, Target]]
 SHARED: Sections = {
     "process": {"vp": VP, "sub_vp": SubVP, "ve": VE, "geometric_vp": GeometricVP, "cld": CLD},
-    "score": {"unet": UNetSpec, "ncsnpp": NCSNpp, "mlp": MLP},
+    "score": {"unet": UNetSpec, "ncsnpp": NCSNpp, "ldm": LDMUNet, "mlp": MLP},
     "compute": Compute,
     "density": DENSITIES,
     "solver": {**METHODS},
@@ -276,7 +277,8 @@ DEFAULT_NAMES = {
 GIVEN = {
     # A Linen module's own fields, and what the likelihood or the latent decides.
     "autoencoder": ("out_channels", "parent", "name"),
-    "score": ("out_channels", "out_features", "parent", "name"),
+    # No model has a context for its score yet.
+    "score": ("out_channels", "out_features", "context_width", "transformer_depth", "parent", "name"),
     "likelihood": ("levels",),
     "vae_stage": ("steps",),
     "joint_vae": ("steps",),

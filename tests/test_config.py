@@ -23,7 +23,7 @@ from tests.tiny import CONFIG, model
         ("--config.train.stesp=5", "config.train.stesp does not exist: train takes .*did you mean 'steps'"),
         (
             "--config.score.name=unte",
-            "config.score.name='unte' is none of unet, ncsnpp, mlp; did you mean 'unet'",
+            "config.score.name='unte' is none of unet, ncsnpp, ldm, mlp; did you mean 'unet'",
         ),
         ("--config.train.steps=many", "config.train.steps=many"),
         ("--config.train.steps=1.5", "config.train.steps=1.5"),

@@ -1,9 +1,13 @@
-"""LDM's single blocks, on inputs that hardly vary too, where the epsilon of a norm shows, and on odd sides."""
+"""LDM's single blocks, on inputs that hardly vary too, where the epsilon of a norm shows, and on odd sides; masks."""
 
 import jax
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
-from lsgm_jax.interop import ldm_unet
-from lsgm_jax.interop.tables import to_variables
+from lsgm_jax.autoencoders import ldm
+from lsgm_jax.conditioning.maps import nearest
+from lsgm_jax.interop import ldm_autoencoder, ldm_unet
+from lsgm_jax.interop.tables import CONV, POINTWISE, SAME, Entry, to_variables
 from lsgm_jax.layers import downsample, upsample
 from lsgm_jax.scores.ldm_layers import (
     Double,
@@ -78,6 +82,38 @@ def attention(_, settings, channels):
     return SelfAttention(heads_of(settings, channels)), (), {}
 
 
+def of_autoencoder(build):
+    def entries(expected):
+        for path in flatten_dict(expected):
+            *steps, leaf = path[1:]
+            official = ".".join([*(AUTOENCODER_STEPS[step] for step in steps), ldm_autoencoder.LEAVES[leaf]])
+            shortcut = steps[0] in POINTWISE_STEPS
+            kernel = POINTWISE if shortcut else CONV
+            yield Entry(official, path, kernel if leaf == "kernel" else SAME)
+
+    return block(build, entries)
+
+
+# What the original calls the layers of an autoencoder's block; dense layers of ours are 1 x 1 convolutions there.
+POINTWISE_STEPS = ("shortcut", "query", "key", "value", "out")
+AUTOENCODER_STEPS = {
+    step: ldm_autoencoder.STEPS[step]
+    for step in ("norm_0", "conv_0", "norm_1", "conv_1", "norm", *POINTWISE_STEPS)
+} | {"conv": "conv"}
+
+
+class Resampled(nn.Module):
+    """What encoder and decoder have between two levels."""
+
+    halve: bool
+
+    @nn.compact
+    def __call__(self, h):
+        if self.halve:
+            return ldm.halving_conv("conv", h)
+        return nn.Conv(h.shape[-1], (3, 3), name="conv")(upsample(h))
+
+
 def transformer(fixture, settings, channels):
     depth = settings.get("depth", 1)
     return SpatialTransformer(heads_of(settings, channels), depth), (fixture.input("in/context"),), {}
@@ -92,6 +128,20 @@ BLOCKS = {
     "unet_attention": of_denoiser(attention),
     "unet_spatial_transformer": of_denoiser(transformer),
     "unet_downsample": of_denoiser(lambda _, settings, channels: (Halve(channels), (), {})),
+    "autoencoder_resblock": of_autoencoder(
+        lambda _, settings, channels: (ldm.ResidualBlock(channels), (), {"deterministic": True})
+    ),
+    "autoencoder_attention": of_autoencoder(lambda *_: (ldm.PixelAttention(), (), {})),
+    "autoencoder_downsample": of_autoencoder(lambda *_: (Resampled(halve=True), (), {})),
+    "autoencoder_upsample": of_autoencoder(lambda *_: (Resampled(halve=False), (), {})),
     "unet_upsample": of_denoiser(lambda _, settings, channels: (Double(channels), (), {})),
 }
-CHECKS = {"ldm_parts": check_parts}
+
+
+def check_mask(fixture):
+    mask, factor = channels_last(fixture.input("in/mask")), fixture.spec["hyperparameters"]["factor"]
+    height, width = (side // factor for side in mask.shape[1:3])
+    fixture.check_scaled("mask_down", channels_first(nearest(mask, height, width)), rtol=0.0, single_rtol=0.0)
+
+
+CHECKS = {"ldm_parts": check_parts, "ldm_mask_downsample": check_mask}

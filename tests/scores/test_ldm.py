@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import in_steps
+from lsgm_jax.build import build_model
+from lsgm_jax.config import load_config
 from lsgm_jax.evaluation.count import count_parameters
 from lsgm_jax.interop.ldm_unet import ldm_unet_table
+from lsgm_jax.schema import ConfigError
 from lsgm_jax.scores.ldm import LDMUNet
+from tests import tiny
 
 
 def published(out_channels, channels, channel_mult, attention, **settings):
@@ -111,3 +115,24 @@ def test_inputs_that_do_not_fit_are_named(side, context_width, given, message):
         module.init(
             jax.random.key(0), jnp.zeros((1, side, side, 3)), jnp.ones(1), context, deterministic=True
         )
+
+
+LDM_SCORE = ("name=ldm", "channels=32", "channel_mult=(1, 2)", "blocks=1", "attention=(2,)", "heads=2")
+
+
+def test_any_model_may_have_it_for_a_score():
+    """By name in a config; like every score network it begins as the known part of the prediction alone."""
+    path = str(tiny.ROOT / "configs" / "sgm_digits.py")
+    model = build_model(load_config(path, [f"--config.score.{field}" for field in LDM_SCORE]))
+    params = jax.jit(model.init)(jax.random.key(0))
+    assert params["score_net"]["down_0_0"]["kernel"].shape[-1] == 32
+    z_t = jax.random.normal(jax.random.key(1), (2, *model.latent_shape))
+    t = jnp.array([0.1, 0.9])
+    known = 0.0 if model.fixed_part is None else model.fixed_part(model.process, z_t, t)
+    np.testing.assert_array_equal(model.eps_net(params)(z_t, t), jnp.broadcast_to(known, z_t.shape))
+
+
+def test_a_config_cannot_ask_for_a_context():
+    path = str(tiny.ROOT / "configs" / "sgm_digits.py")
+    with pytest.raises(ConfigError, match=r"config\.score\.context_width does not exist"):
+        load_config(path, [f"--config.score.{field}" for field in (*LDM_SCORE, "context_width=8")])

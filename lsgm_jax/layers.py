@@ -39,6 +39,15 @@ def group_norm(h: Maps) -> Maps:
     return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=h.dtype)(h)
 
 
+LDM_GROUPS = 32  # of every normalisation, whatever the width
+
+
+def ldm_group_norm(h: Maps, name: str, epsilon: float) -> Maps:
+    """GroupNorm as latent diffusion has it; float32 statistics that do not cancel where features hardly vary."""
+    norm = nn.GroupNorm(LDM_GROUPS, epsilon=epsilon, use_fast_variance=False, dtype=h.dtype, name=name)
+    return norm(h)
+
+
 def add_residual(skip: Maps, h: Maps, rescale: bool = True) -> Maps:
     """The sum of a block's input and output, over sqrt(2) to keep its variance."""
     total = skip + h

@@ -53,6 +53,13 @@ def run_lsgm(arguments, *, processes=2, devices=2, present=None, timeout=240):
     return run_commands(commands, devices=devices, timeout=timeout)
 
 
+def run_alone(*arguments, devices, timeout=240):
+    """Runs `python -m` with these arguments in a single process with so many devices."""
+    (done,) = run_commands([[sys.executable, "-m", *map(str, arguments)]], devices=devices, timeout=timeout)
+    assert done.status == 0, done.err
+    return done
+
+
 def run_commands(commands, *, devices, timeout):
     """Starts all commands at once; those that have not ended after `timeout` seconds are killed."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"

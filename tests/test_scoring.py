@@ -1,11 +1,8 @@
 """Scores and distances of a run: the same on any devices, after any interruption, and each called what it is."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -18,7 +15,7 @@ from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.evaluation.classifier import Training, kept_classifier, train_classifier
 from lsgm_jax.run import claim
 from lsgm_jax.training.checkpoint import Checkpoints
-from tests import tiny
+from tests import on_one_machine, tiny
 
 FEW = [
     "--solver=Heun",
@@ -70,14 +67,8 @@ def assert_close(left, right):
 def test_one_device_equals_eight(fresh, judged, tmp_path):
     """Bounds, ODE and distances, in a process of its own, where the host pretends to have eight devices."""
     shutil.copytree(fresh, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation", "report.json"))
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    command = [sys.executable, "-m", "lsgm_jax.cli", "evaluate", f"--workdir={tmp_path / 'run'}"]
-    subprocess.run(
-        [*command, "--metrics=nelbo,ode,fid,kid,pr", *FEW],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        check=True,
-        cwd=tiny.ROOT,
-    )
+    arguments = ("evaluate", f"--workdir={tmp_path / 'run'}", "--metrics=nelbo,ode,fid,kid,pr", *FEW)
+    on_one_machine.run_alone("lsgm_jax.cli", *arguments, devices=8)
     eight = json.loads((tmp_path / "run" / "report.json").read_text())
     assert_close(eight, judged)
 

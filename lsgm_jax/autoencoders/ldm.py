@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lsgm_jax.arrays import Images, Latents, Scalar
-from lsgm_jax.layers import Block, Maps, Resized, attend, upsample
+from lsgm_jax.layers import LDM_GROUPS, Block, Maps, Resized, attend, ldm_group_norm, upsample
 
-GROUPS = 32  # of every normalisation, whatever the width
+EPSILON = 1e-6  # of every normalisation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class Levels:
 
     def __post_init__(self):
         for width in self.widths:
-            if width % GROUPS or width <= 0:
+            if width % LDM_GROUPS or width <= 0:
                 raise ValueError(
                     f"channels={self.channels}, channel_mult={self.channel_mult}: a width of {width} is not divisible "
-                    f"into {GROUPS} groups, use multiples of {GROUPS}"
+                    f"into {LDM_GROUPS} groups, use multiples of {LDM_GROUPS}"
                 )
 
     @property
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
                 if levels.attends(level):
                     h = PixelAttention(name=f"attention_{level}_{index}")(h)
         h = Middle(levels, name="middle")(h, deterministic=deterministic)
-        h = nn.swish(group_norm("last_norm", h))
+        h = nn.swish(ldm_group_norm(h, "last_norm", EPSILON))
         h = nn.Conv(self.trunk_channels, (3, 3), dtype=h.dtype, name="trunk")(h)
         return nn.Dense(self.features, dtype=h.dtype, name="latent")(h)
 
@@ -116,7 +116,7 @@ class Decoder(nn.Module):
                     h = PixelAttention(name=f"attention_{level}_{index}")(h)
             if level:
                 h = nn.Conv(widths[level], (3, 3), dtype=h.dtype, name=f"up_{level}")(upsample(h))
-        h = nn.swish(group_norm("last_norm", h))
+        h = nn.swish(ldm_group_norm(h, "last_norm", EPSILON))
         return nn.Conv(self.out_channels, (3, 3), dtype=h.dtype, name="image")(h)
 
 
@@ -145,9 +145,9 @@ class ResidualBlock(Block):
         skip = h
         if h.shape[-1] != self.channels:
             skip = nn.Dense(self.channels, dtype=h.dtype, name="shortcut")(h)
-        h = nn.swish(group_norm("norm_0", h))
+        h = nn.swish(ldm_group_norm(h, "norm_0", EPSILON))
         h = nn.Conv(self.channels, (3, 3), dtype=h.dtype, name="conv_0")(h)
-        h = nn.swish(group_norm("norm_1", h))
+        h = nn.swish(ldm_group_norm(h, "norm_1", EPSILON))
         h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
         return skip + nn.Conv(self.channels, (3, 3), dtype=h.dtype, name="conv_1")(h)
 
@@ -158,7 +158,7 @@ class PixelAttention(Block):
     @nn.compact
     def __call__(self, h: Maps) -> Maps:
         batch, height, width, channels = h.shape
-        tokens = group_norm("norm", h).reshape(batch, height * width, channels)
+        tokens = ldm_group_norm(h, "norm", EPSILON).reshape(batch, height * width, channels)
         query, key, value = (
             nn.Dense(channels, dtype=h.dtype, name=name)(tokens)[:, :, None]
             for name in ("query", "key", "value")
@@ -171,12 +171,6 @@ def halving_conv(name: str, h: Maps) -> Resized:
     """3x3 convolution with stride 2 that pads below and to the right only; odd sizes are rounded down."""
     padding = ((0, 1), (0, 1))
     return nn.Conv(h.shape[-1], (3, 3), strides=2, padding=padding, dtype=h.dtype, name=name)(h)
-
-
-def group_norm(name: str, h: Maps) -> Maps:
-    """GroupNorm with 32 groups; two passes for the variance, which is small beside the mean in flat images."""
-    norm = nn.GroupNorm(GROUPS, epsilon=1e-6, dtype=h.dtype, use_fast_variance=False, name=name)
-    return norm(h)
 
 
 def unit_scale(z: Latents) -> Scalar:

@@ -7,9 +7,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lsgm_jax.arrays import Times, in_steps
-from lsgm_jax.layers import Context, Embedding, Maps, Resample, Resized, downsample, upsample
+from lsgm_jax.layers import (
+    LDM_GROUPS,
+    Context,
+    Embedding,
+    Maps,
+    Resample,
+    Resized,
+    downsample,
+    ldm_group_norm,
+    upsample,
+)
 from lsgm_jax.scores.ldm_layers import (
-    GROUPS,
+    EPSILON,
     ZEROS,
     Double,
     Halve,
@@ -18,7 +28,6 @@ from lsgm_jax.scores.ldm_layers import (
     SpatialTransformer,
     conv,
     dense,
-    group_norm,
     timestep_embedding,
 )
 from lsgm_jax.scores.unet import Prediction
@@ -59,8 +68,10 @@ class LDMUNet(nn.Module):
     steps: int = 1000
 
     def __post_init__(self):
-        if self.channels % GROUPS:
-            raise ValueError(f"channels={self.channels}: use a multiple of {GROUPS}, the groups of all norms")
+        if self.channels % LDM_GROUPS:
+            raise ValueError(
+                f"channels={self.channels}: use a multiple of {LDM_GROUPS}, the groups of all norms"
+            )
         if bool(self.heads) == bool(self.head_width):
             raise ValueError(f"heads={self.heads}, head_width={self.head_width}: give one of the two")
         given = f"heads={self.heads}" if self.heads else f"head_width={self.head_width}"
@@ -119,7 +130,7 @@ class LDMUNet(nn.Module):
                 last = 2 if 2**level in self.attention else 1
                 h = resized(h, f"up_{taken - 1}_{last}", upsample, Double)
 
-        h = nn.swish(group_norm(h, "last_norm"))
+        h = nn.swish(ldm_group_norm(h, "last_norm", EPSILON))
         return conv(self.out_channels, h, "eps", ZEROS)(h)
 
     @nn.nowrap

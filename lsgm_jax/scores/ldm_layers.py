@@ -21,10 +21,11 @@ from lsgm_jax.layers import (
     TokenAttention,
     Tokens,
     attend,
+    ldm_group_norm,
     upsample,
 )
 
-GROUPS = 32
+EPSILON = 1e-5  # of normalisations, but for those before spatial transformers
 Initializer = nn.initializers.Initializer
 ZEROS = nn.initializers.zeros
 
@@ -45,12 +46,6 @@ def dense(width: int, like: Array, name: str, kernel_init: Initializer = FAN_IN_
 def layer_norm(tokens: Tokens, name: str) -> Tokens:
     """LayerNorm with float32 statistics that do not cancel."""
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=tokens.dtype, name=name)(tokens)
-
-
-def group_norm(h: Maps, name: str, epsilon: float = 1e-5) -> Maps:
-    """GroupNorm of 32 groups; float32 statistics that do not cancel where features hardly vary."""
-    norm = nn.GroupNorm(GROUPS, epsilon=epsilon, use_fast_variance=False, dtype=h.dtype, name=name)
-    return norm(h)
 
 
 def timestep_embedding(index: Float[Array, "batch"], features: int) -> Embedding:
@@ -78,7 +73,7 @@ class ResidualBlock(Block):
 
     @nn.compact
     def __call__(self, h: Maps, embedding: Embedding, *, deterministic: bool) -> Resized:
-        skip, h = h, nn.swish(group_norm(h, "norm_in"))
+        skip, h = h, nn.swish(ldm_group_norm(h, "norm_in", EPSILON))
         if self.resample is not None:
             skip, h = self.resample(skip), self.resample(h)
         if skip.shape[-1] != self.channels:
@@ -93,9 +88,9 @@ class ResidualBlock(Block):
         embed = dense((1 + self.scale_shift) * self.channels, embedding, "embed")
         effect = embed(nn.swish(embedding))[:, None, None, :]
         if not self.scale_shift:
-            return group_norm((h + effect).astype(h.dtype), "norm_out")
+            return ldm_group_norm((h + effect).astype(h.dtype), "norm_out", EPSILON)
         scale, shift = jnp.split(effect, 2, axis=-1)
-        return (group_norm(h, "norm_out") * (1.0 + scale) + shift).astype(h.dtype)
+        return (ldm_group_norm(h, "norm_out", EPSILON) * (1.0 + scale) + shift).astype(h.dtype)
 
 
 class SelfAttention(Block):
@@ -106,7 +101,7 @@ class SelfAttention(Block):
     @nn.compact
     def __call__(self, h: Maps) -> Maps:
         batch, height, width, channels = h.shape
-        qkv = dense(3 * channels, h, "qkv")(group_norm(h, "norm"))
+        qkv = dense(3 * channels, h, "qkv")(ldm_group_norm(h, "norm", EPSILON))
         each = qkv.reshape(batch, height * width, self.heads, 3 * channels // self.heads)
         found = attend(*jnp.split(each, 3, axis=-1)).reshape(h.shape)
         return h + dense(channels, h, "project", ZEROS)(found)
@@ -121,7 +116,7 @@ class SpatialTransformer(Block):
     @nn.compact
     def __call__(self, h: Maps, context: Context) -> Maps:
         batch, height, width, channels = h.shape
-        tokens = dense(channels, h, "enter")(group_norm(h, "norm", epsilon=1e-6))
+        tokens = dense(channels, h, "enter")(ldm_group_norm(h, "norm", 1e-6))
         tokens = tokens.reshape(batch, height * width, channels)
         for index in range(self.depth):
             tokens = TransformerBlock(self.heads, name=f"block_{index}")(tokens, context)

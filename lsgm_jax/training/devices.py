@@ -1,5 +1,6 @@
 """Where arrays live: meshes of all devices, and functions that are computed on all of them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
+@functools.cache
 def data_mesh() -> Mesh:
     """All devices of all processes along one axis, "data".
 

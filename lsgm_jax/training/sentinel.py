@@ -69,15 +69,18 @@ class Sentinel:
 
     def _look(self, call: Call) -> None:
         skipped = int(call.metrics["skipped_in_a_row"])
-        why = f"loss={float(call.metrics['loss'])}, gradient norm={float(call.metrics['gradient_norm'])}"
         if skipped >= self._patience:
             raise FaultError(
-                f"{skipped} steps in a row to step {call.last} of stage {self._stage} were no numbers ({why})",
+                f"{skipped} steps in a row to step {call.last} of stage {self._stage} were no numbers ({_why(call)})",
                 call,
             )
         if skipped and not self._skipping:
-            warn(f"step {call.last} of stage {self._stage} is skipped ({why})")
+            warn(f"step {call.last} of stage {self._stage} is skipped ({_why(call)})")
         self._skipping = skipped > 0
+
+
+def _why(call: Call) -> str:
+    return f"loss={float(call.metrics['loss'])}, gradient norm={float(call.metrics['gradient_norm'])}"
 
 
 def keep_batch(folder: pathlib.Path, stage: str, call: Call, key: Key) -> pathlib.Path:

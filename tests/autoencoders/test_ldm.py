@@ -9,11 +9,12 @@ from scipy.stats import entropy
 
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.gaussian import Normal
-from lsgm_jax.autoencoders.ldm import Decoder, Encoder, Levels, group_norm, unit_scale
+from lsgm_jax.autoencoders.ldm import EPSILON, Decoder, Encoder, Levels, unit_scale
 from lsgm_jax.autoencoders.perceptual import LPIPS
 from lsgm_jax.autoencoders.quantiser import Quantiser, usage
 from lsgm_jax.evaluation.count import count_parameters
 from lsgm_jax.interop.ldm_autoencoder import FirstStage, first_stage_shapes
+from lsgm_jax.layers import ldm_group_norm
 from lsgm_jax.models.network import Compute, Network
 from lsgm_jax.objectives.adversarial import Game
 
@@ -81,7 +82,7 @@ def test_maps_between_layers_are_bfloat16_where_they_are_asked_for(attention):
 class Normalised(nn.Module):
     @nn.compact
     def __call__(self, h):
-        return group_norm("norm", h)
+        return ldm_group_norm(h, "norm", EPSILON)
 
 
 def test_flat_maps_are_normalised_as_published():

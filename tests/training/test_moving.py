@@ -37,12 +37,7 @@ def straight(tmp_path_factory):
 def begun(tmp_path_factory):
     """On eight devices; what remains is the checkpoint in the middle."""
     workdir = tmp_path_factory.mktemp("begun")
-    (done,) = on_one_machine.run_commands(
-        [[on_one_machine.sys.executable, "-m", "lsgm_jax.cli", *command(workdir, *DIVIDED)]],
-        devices=8,
-        timeout=240,
-    )
-    assert done.status == 0, done.err
+    on_one_machine.run_alone("lsgm_jax.cli", *command(workdir, *DIVIDED), devices=8)
     shutil.rmtree(workdir / "checkpoints" / "score" / "12")
     return workdir
 
@@ -96,9 +91,7 @@ def test_what_eight_devices_trained_is_sampled_on_one(begun, capsys):
     assert cli.main(arguments) == 0
     capsys.readouterr()
     here = np.load(begun / "samples.npz")["x"]
-    command = [on_one_machine.sys.executable, "-m", "lsgm_jax.cli", *arguments]
-    (done,) = on_one_machine.run_commands([command], devices=8, timeout=240)
-    assert done.status == 0, done.err
+    on_one_machine.run_alone("lsgm_jax.cli", *arguments, devices=8)
     there = np.load(begun / "samples.npz")["x"]
     assert here.shape == (10, 2)
     np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5)

@@ -1,9 +1,5 @@
 """The same numbers on one device and on eight, by every launcher; in a process that pretends to have them."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -11,7 +7,7 @@ import pytest
 from lsgm_jax.config import load_config
 from lsgm_jax.schema import ConfigError
 from lsgm_jax.training.parallel import Sharded, bytes_per_device, whole
-from tests import tiny
+from tests import on_one_machine, tiny
 from tests.training.launchers import CASES, MODEL
 
 LOSSES = (
@@ -22,13 +18,7 @@ LOSSES = (
 
 def launch(out, devices, *cases):
     """The parameters after a few steps, by case and name."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.training.launchers", str(out), *cases]
-    done = subprocess.run(
-        command, env=environment, cwd=tiny.ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    on_one_machine.run_alone("tests.training.launchers", out, *cases, devices=devices)
     with np.load(out) as arrays:
         return dict(arrays)
 

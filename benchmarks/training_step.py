@@ -21,7 +21,7 @@ from lsgm_jax.build import build, build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.schema import Config
-from lsgm_jax.stages import bare_stages
+from lsgm_jax.stages.plan import bare_stages
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.step import make_step, several
 

@@ -27,7 +27,9 @@ class Phase(NamedTuple):
 
 
 State = Latents | Phase
-EpsNet = Callable[[State, Times], Latents]  # (z_t, t) -> eps_hat, the noise of the last coordinate
+# (z_t, t) -> eps_hat, the noise of the last coordinate. If it is a pytree (`jax.tree_util.Partial`), its leaves have a
+# row per sample, which goes with the sample's row of z_t wherever a solver takes samples one by one.
+EpsNet = Callable[[State, Times], Latents]
 
 
 def coordinates(state: State) -> tuple[Latents, ...]:

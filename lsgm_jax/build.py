@@ -6,15 +6,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lsgm_jax.autoencoders.bottlenecks import Bottleneck, NarrowNormal, Rounding
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
+from lsgm_jax.autoencoders.ldm import Decoder, Encoder
 from lsgm_jax.autoencoders.likelihoods import Likelihood, shown
+from lsgm_jax.autoencoders.quantiser import Quantiser
 from lsgm_jax.diffusions.cld import CLD, velocity_eps
 from lsgm_jax.diffusions.linear import Process, sigma
 from lsgm_jax.models.backbones import Flat, Hierarchical
+from lsgm_jax.models.conditional import BesideLatents, Conditioning
+from lsgm_jax.models.first_stage import AdversarialTraining, FirstStage
+from lsgm_jax.models.ldm import FROZEN, LDM
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.models.network import Network
+from lsgm_jax.models.model import Model
+from lsgm_jax.models.network import Network, StatefulNetwork
 from lsgm_jax.models.sgm import SGM
+from lsgm_jax.models.tasks import Task
 from lsgm_jax.models.vae import VAE
+from lsgm_jax.objectives.adversarial import KLFirstStage, VQFirstStage
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.times import TimeDensity
 from lsgm_jax.schema import (
@@ -24,8 +33,10 @@ from lsgm_jax.schema import (
     WEIGHTINGS,
     Config,
     ConfigError,
+    KLSpec,
     ObjectiveSpec,
     SGMObjectiveSpec,
+    VQSpec,
     look_up,
     schema,
     section_target,
@@ -133,6 +144,7 @@ def build_lsgm(config: Config) -> LSGM:
         fixed_part=_fixed_part(process, spec.mixed_score),
         mixing_logit_init=spec.mixing_logit_init,
         inactive_kl=spec.inactive_kl,
+        conditioning=build("conditioning", config),
     )
 
 
@@ -151,21 +163,92 @@ def _refuse_shared_times(config: Config, spec: ObjectiveSpec) -> None:
 
 def build_sgm(config: Config) -> SGM:
     """A model of the data itself."""
-    data, spec = build("data", config), build("objective", config)
+    data = build("data", config)
+    return _score_model(config, data.shape, build("conditioning", config), data.bin_width)
+
+
+def build_ldm(config: Config) -> LDM:
+    """First stage and prior."""
+    first_stage, condition = build_first_stage(config), build("conditioning", config)
+    shape, scale = first_stage.latent_shape, config.objective.latent_scale
+    if not isinstance(condition, Task):
+        return LDM(first_stage=first_stage, prior=_score_model(config, shape, condition), scale=scale)
+    channels = condition.channels(shape[-1], first_stage.image_shape[-1])
+    beside = BesideLatents(shape=(*shape[:2], channels))
+    return LDM(
+        first_stage=first_stage, prior=_score_model(config, shape, beside), scale=scale, task=condition
+    )
+
+
+def _score_model(
+    config: Config, shape: tuple[int, ...], conditioning: Conditioning, bin_width: float = 0.0
+) -> SGM:
+    spec = build("objective", config)
     process, density = build("process", config), build("density", config)
     _check_noise("density", process, density)
     return SGM(
-        data_shape=data.shape,
+        data_shape=shape,
         process=process,
-        score_net=build_score_net(config, data.shape),
+        score_net=build_score_net(config, shape),
         objective=Objective(
             prior_weighting=look_up(WEIGHTINGS, spec.weighting, "objective.weighting"),
             density=density,
             spread=look_up(SPREADS, spec.spread, "objective.spread"),
         ),
-        bin_width=data.bin_width,
+        bin_width=bin_width,
         fixed_part=_fixed_part(process, spec.mixed_score),
         start=_known_start(process, spec),
+        conditioning=conditioning,
+    )
+
+
+def build_first_stage(config: Config) -> FirstStage:
+    """An LDM's autoencoder."""
+    spec, compute = build("autoencoder", config), build("compute", config)
+    image_shape = build("data", config).image_shape
+    height, width, channels = image_shape
+    if height % spec.factor or width % spec.factor:
+        raise ConfigError(
+            f"config.data.image_shape={image_shape} cannot be halved {len(spec.channel_mult) - 1} times: "
+            "resize the images or give config.autoencoder.channel_mult fewer entries"
+        )
+    bottleneck = _bottleneck(spec)
+    encoder = Encoder(spec, trunk_channels=bottleneck.features, features=bottleneck.features)
+    decoder = Decoder(spec, trunk_channels=spec.latent_channels, out_channels=channels)
+    return FirstStage(
+        image_shape=image_shape,
+        latent_shape=(height // spec.factor, width // spec.factor, spec.latent_channels),
+        encoder=Network(encoder, compute),
+        decoder=Network(decoder, compute),
+        bottleneck=bottleneck,
+    )
+
+
+def _bottleneck(spec: KLSpec | VQSpec) -> Bottleneck:
+    if isinstance(spec, KLSpec):
+        return NarrowNormal(latent_channels=spec.latent_channels)
+    try:
+        quantiser = Quantiser(
+            entries=spec.entries, width=spec.latent_channels, beta=spec.beta, legacy=spec.legacy
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.autoencoder: {error}") from error
+    return Rounding(quantiser=quantiser)
+
+
+def build_adversarial_training(config: Config, first_stage: FirstStage) -> AdversarialTraining:
+    """What trains an LDM's first stage."""
+    spec, perceptual = build("autoencoder", config), build("perceptual", config)
+    if isinstance(spec, KLSpec):
+        criterion = KLFirstStage(kl_weight=spec.kl_weight)
+    else:
+        criterion = VQFirstStage(codebook_weight=spec.codebook_weight)
+    return AdversarialTraining(
+        first_stage=first_stage,
+        discriminator=StatefulNetwork(build("discriminator", config), build("compute", config)),
+        criterion=criterion,
+        game=build("game", config),
+        perceptual_weight=perceptual.weight,
     )
 
 
@@ -191,14 +274,20 @@ def _known_start(process: Process, spec: SGMObjectiveSpec) -> Process | None:
     return start(process)
 
 
-def build_model(config: Config) -> LSGM | SGM:
+def build_model(config: Config) -> Model:
     """The model that `config.model` names."""
-    return {"lsgm": build_lsgm, "sgm": build_sgm}[config.model](config)
+    if config.sampling.guidance != 1.0 and config.conditioning.name == "none":
+        raise ConfigError(
+            f"config.sampling.guidance={config.sampling.guidance} is for a model of conditions: "
+            "this one has config.conditioning.name='none'"
+        )
+    return {"lsgm": build_lsgm, "sgm": build_sgm, "ldm": build_ldm}[config.model](config)
 
 
 def build_score_net(config: Config, shape: tuple[int, ...]) -> Network:
     """The network of the score, for latents of this shape."""
     vectors, compute = config.score.name == "mlp", build("compute", config)
+    given = {"context_width": config.conditioning.width} if config.score.name == "ldm" and "width" in config.conditioning else {}
     if vectors != (len(shape) == 1):
         fitting = "vectors" if vectors else "maps (height, width, channels)"
         raise ConfigError(
@@ -210,7 +299,7 @@ def build_score_net(config: Config, shape: tuple[int, ...]) -> Network:
         spec = build("score", config)
         net, levels = UNet(out_channels=shape[-1], **vars(spec)), len(spec.channels)
     else:
-        net = build("score", config, out_channels=shape[-1])
+        net = build("score", config, out_channels=shape[-1], **given)
         levels = len(net.channel_mult)
     if min(shape[:2]) % 2 ** (levels - 1):
         raise ConfigError(
@@ -243,12 +332,19 @@ def build_sampler(config: Config) -> Sampler:
 
 
 def build_optimiser(config: Config, stage: str) -> optax.GradientTransformation:
-    """The optimiser of a stage: "vae" or "joint" of an LSGM, "score" of an SGM."""
+    """The optimiser of a stage: "vae" or "joint" of an LSGM, "score" of an SGM, "first_stage" or "prior" of an LDM."""
     steps = config.train.steps
-    if stage == "vae":
-        return build("vae_stage", config, steps=config.train.vae_steps)
-    if stage == "score":
-        return build("optimiser", config, steps=steps)
+    match stage:
+        case "vae":
+            return build("vae_stage", config, steps=config.train.vae_steps)
+        case "score":
+            return build("optimiser", config, steps=steps)
+        case "first_stage":
+            player = build("first_stage", config, steps=config.train.first_stage_steps)
+            return per_part({"discriminator": player}, player)
+        case "prior":
+            still = optax.set_to_zero()
+            return per_part(dict.fromkeys(FROZEN, still), build("optimiser", config, steps=steps))
     prior = build("joint_prior", config, steps=steps)
     vae = optax.set_to_zero() if config.train.freeze_vae else build("joint_vae", config, steps=steps)
-    return per_part(vae, prior)
+    return per_part({"vae": vae}, prior)

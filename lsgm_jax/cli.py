@@ -284,16 +284,14 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _params(options: argparse.Namespace) -> None:
-    import numpy as np
-
     from lsgm_jax.build import build_model
     from lsgm_jax.config import load_config
     from lsgm_jax.evaluation.count import describe
-    from lsgm_jax.stages import Images, make_stages
+    from lsgm_jax.stages.plan import bare_stages
 
     config = load_config(options.config, options.overrides)
     model = build_model(config)
-    stage = make_stages(config, model, Images(None, np.zeros((0, *model.data_shape))))[-1]
+    stage = bare_stages(config, model)[-1]
     print(json.dumps(describe(model, stage, config.data.batch_size)))
 
 

@@ -8,10 +8,11 @@ from lsgm_jax.build import build, build_model
 from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.official import find_parts, official_params, vae_params
 from lsgm_jax.interop.torch_file import read_torch
+from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.run import check_other_sections, claim, holds_checkpoints
 from lsgm_jax.schema import Config, ConfigError
-from lsgm_jax.stages import last_stage
+from lsgm_jax.stages.plan import last_stage
 from lsgm_jax.training.checkpoint import Checkpoints
 
 
@@ -37,6 +38,7 @@ def convert(config: Config, checkpoint: pathlib.Path, workdir: pathlib.Path, *, 
         ConfigError: if the folder holds a run already, or cannot be written.
     """
     model = build_model(config)
+    assert not isinstance(model, LDM)
     check_other_sections(config)
     for section in ("data", "train"):
         build(section, config)

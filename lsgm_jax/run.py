@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +13,19 @@ import numpy as np
 
 from lsgm_jax.arrays import Key, Latents
 from lsgm_jax.build import build, build_model, build_sampler
+from lsgm_jax.conditions import read_split, split_conditions
 from lsgm_jax.config import SAMPLING_SECTIONS, differences, override, read_config, save_config
 from lsgm_jax.data.pipeline import training_batches, whole_split
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.evaluation import pictures
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
+from lsgm_jax.models.model import Model
 from lsgm_jax.models.network import Params
-from lsgm_jax.models.sgm import SGM
 from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, slerp
-from lsgm_jax.stages import Images, last_stage, make_stages
+from lsgm_jax.stages.parts import Data
+from lsgm_jax.stages.plan import initialiser, last_stage, make_stages
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import OverDevices, data_mesh, replicated, shared_count
 from lsgm_jax.training.loop import run_stage
@@ -68,10 +71,10 @@ def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None
     refuse_another_run(workdir, config)
     if _is_finished(workdir / "checkpoints" / last_stage(model), settings.steps):
         return
-    params = _vae_of(pathlib.Path(settings.vae_from), config) if getattr(settings, "vae_from", "") else None
-    training = data.open("train")
-    stages = make_stages(config, model, Images(training, whole_split(data, "validation")))
-    batches = [training_batches(training, config.seed + index) for index in range(len(stages))]
+    params = _trained_before(config)
+    training, condition = data.open("train"), split_conditions(config, "train")
+    stages = make_stages(config, model, Data(training, read_split(config, "validation")))
+    batches = [training_batches(training, config.seed + index, condition) for index in range(len(stages))]
     claim(workdir, config)
     course = Course(train=settings, launcher=launcher, workdir=workdir, config=config.to_dict(), trace=trace)
     keys = jax.random.split(jax.random.key(config.seed), 2 * len(stages))
@@ -99,20 +102,51 @@ def _launcher(config: Config, batch_size: int, parts: int) -> Launcher:
     return launcher
 
 
-def _vae_of(workdir: pathlib.Path, config: Config) -> Params:
-    """The VAE that another run has trained, in its last stage as far as there is one.
+class Donor(NamedTuple):
+    """How a model takes the first of its networks from another run.
+
+    Attributes:
+        key: of the config's section `train`, that names the other run's folder.
+        stage: the first, which trains the network.
+        describes: what of the configs has to agree.
+        of_whole: what that stage would have left, of the parameters of the last.
+    """
+
+    key: str
+    stage: str
+    describes: tuple[str, ...]
+    of_whole: Callable[[Params], Params]
+
+
+IMAGES = ("data.image_shape=", "data.levels=", "autoencoder.")
+DONORS = {
+    "lsgm": Donor("vae_from", "vae", (*IMAGES, "likelihood."), lambda params: params["vae"]),
+    "ldm": Donor("first_stage_from", "first_stage", IMAGES, lambda params: params),
+}
+
+
+def _trained_before(config: Config) -> Params | None:
+    """What the first stage of this run finds: the network that another run has trained, or nothing.
 
     Raises:
-        ConfigError: if that run is of other images, or of another autoencoder than `config`'s.
+        ConfigError: if that run is of other images, or of another network than `config`'s.
     """
+    donor = DONORS.get(config.model)
+    if donor is None or not config.train[donor.key]:
+        return None
+    workdir = pathlib.Path(config.train[donor.key])
     other = Run.open(workdir)
-    describes = ("data.image_shape=", "data.levels=", "autoencoder.", "likelihood.")
-    changed = [text for text in differences(other.config, config) if text.startswith(describes)]
+    if other.config.model != config.model:
+        raise ConfigError(
+            f"config.train.{donor.key}={str(workdir)!r} holds a run with model={other.config.model!r}, "
+            f"not {config.model!r}"
+        )
+    changed = [text for text in differences(other.config, config) if text.startswith(donor.describes)]
     if changed:
-        raise ConfigError(f"config.train.vae_from={str(workdir)!r} holds a run with {changed[0]}")
+        raise ConfigError(f"config.train.{donor.key}={str(workdir)!r} holds a run with {changed[0]}")
     if holds_checkpoints(workdir, last_stage(other.model)):
-        return other.best()[0]["vae"]
-    return other.best("vae")[0]
+        return donor.of_whole(other.best()[0])
+    return other.best(donor.stage)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +155,7 @@ class Run:
 
     workdir: pathlib.Path
     config: Config
-    model: LSGM | SGM
+    model: Model
 
     @classmethod
     def open(cls, workdir: pathlib.Path, overrides: list[str] | None = None) -> "Run":
@@ -140,11 +174,12 @@ class Run:
         """Averaged parameters that validation chose, and their step.
 
         Args:
-            stage: "vae" for those of an LSGM's first stage; None for the model's.
+            stage: the name of an earlier stage, for what that one trained; None for the model's.
             everywhere: on every device of all processes, for `OverDevices`, instead of on the first one.
         """
-        init = self.model.vae.init if stage == "vae" and isinstance(self.model, LSGM) else self.model.init
-        with Checkpoints(self._checkpoints(stage or last_stage(self.model)), read_only=True) as checkpoints:
+        stage = stage or last_stage(self.model)
+        init = initialiser(self.config, self.model, stage)
+        with Checkpoints(self._checkpoints(stage), read_only=True) as checkpoints:
             like = jax.eval_shape(init, jax.random.key(0))
             if everywhere:
                 whole = replicated(data_mesh())

@@ -10,6 +10,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
+from lsgm_jax.autoencoders.ldm import Levels
 from lsgm_jax.autoencoders.likelihoods import (
     Bernoulli,
     Categorical,
@@ -25,8 +27,11 @@ from lsgm_jax.diffusions.cld import CLD, velocity_eps
 from lsgm_jax.diffusions.linear import normal_eps
 from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
+from lsgm_jax.models.conditional import UNCONDITIONAL, Labels, Texts, Unconditional
 from lsgm_jax.models.network import Compute
+from lsgm_jax.models.tasks import Inpainting, Upscaling
 from lsgm_jax.objectives import times, weights
+from lsgm_jax.objectives.adversarial import Game
 from lsgm_jax.objectives.kl import KLSchedule
 from lsgm_jax.objectives.matching import known_start
 from lsgm_jax.objectives.times import Defensive, Optimal, Uniform
@@ -41,7 +46,7 @@ from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.training.optim import adamax, adamw
 from lsgm_jax.training.parallel import Replicated, Sharded, whole
 from lsgm_jax.training.penalty import Penalty
-from lsgm_jax.training.spec import TrainSpec, TwoStageSpec
+from lsgm_jax.training.spec import LDMTrainSpec, TrainSpec, TwoStageSpec
 
 FEWEST_SAMPLES = 4  # for a distance to the third neighbour
 
@@ -66,6 +71,61 @@ class ConvSpec:
         _check_network(self.channels, self.blocks, self.dropout)
         if self.latent_channels < 1:
             raise ValueError(f"latent_channels={self.latent_channels}: a latent needs at least one channel")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstStageSpec(Levels):
+    """A first stage of latent diffusion; see `Levels`.
+
+    Attributes:
+        latent_channels: of the latents.
+    """
+
+    latent_channels: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.latent_channels < 1:
+            raise ValueError(f"latent_channels={self.latent_channels}: a latent needs at least one channel")
+
+    @property
+    def factor(self) -> int:
+        """By which latents are smaller than images."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KLSpec(FirstStageSpec):
+    """With latents held near a standard Normal; see `KLFirstStage`."""
+
+    kl_weight: float = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VQSpec(FirstStageSpec):
+    """With latents rounded to a codebook; see `Quantiser` and `VQFirstStage`."""
+
+    entries: int = 8192
+    beta: float = 0.25
+    legacy: bool = True
+    codebook_weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerceptualSpec:
+    """LPIPS in a first stage's loss.
+
+    Attributes:
+        weights: a file of `torch.save` with its weights (see docs/howto/ldm.md); without one there is no such term.
+        weight: of the distance.
+    """
+
+    weights: str = ""
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if self.weight < 0.0:
+            raise ValueError(f"weight={self.weight}: give 0 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,12 +177,29 @@ class SGMObjectiveSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LDMObjectiveSpec(SGMObjectiveSpec):
+    """How the prior of an `LDM` is trained.
+
+    Attributes:
+        latent_scale: times the latents are what is diffused; 0 for one over the standard deviation of those of the
+            first images.
+    """
+
+    latent_scale: float = 0.0
+
+    def __post_init__(self):
+        if self.latent_scale < 0.0:
+            raise ValueError(f"latent_scale={self.latent_scale}: give a factor, or 0 to find one")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSpec:
     """How sampling starts and ends; see `Sampler`."""
 
     t_min: float = 1e-5
     denoise: str = "none"
     temperature: float = 1.0
+    guidance: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,6 +279,11 @@ def shared() -> None:
     """The encoder takes the prior's times."""
 
 
+def unconditional() -> Unconditional:
+    """Samples are all alike."""
+    return UNCONDITIONAL
+
+
 def cropped_bernoulli(*, levels: int = 2, border: int = 2) -> Cropped:
     """`Bernoulli` on the inside of padded images."""
     return Cropped(Bernoulli(levels=levels), border)
@@ -209,12 +291,16 @@ def cropped_bernoulli(*, levels: int = 2, border: int = 2) -> Cropped:
 
 DENSITIES = {"uniform": Uniform, "optimal": optimal, "defensive": defensive}
 
+CONDITIONINGS: dict[str, Target] = {"none": unconditional, "labels": Labels, "text": Texts}
+TASKS: dict[str, Target] = {"inpainting": Inpainting, "upscaling": Upscaling}
+
 # section -> target, or section -> table of targets, of which the section's `name` chooses one.
 Sections = dict[str, Target | dict[str, Target]]
 SHARED: Sections = {
     "process": {"vp": VP, "sub_vp": SubVP, "ve": VE, "geometric_vp": GeometricVP, "cld": CLD},
     "score": {"unet": UNetSpec, "ncsnpp": NCSNpp, "ldm": LDMUNet, "mlp": MLP},
     "compute": Compute,
+    "conditioning": CONDITIONINGS,
     "density": DENSITIES,
     "solver": {**METHODS},
     "steps": {
@@ -256,6 +342,19 @@ MODELS: dict[str, Sections] = {
         "joint_prior_penalty": Penalty,
         "train": TwoStageSpec,
     },
+    "ldm": {
+        "data": {"images": DataSpec},
+        "autoencoder": {"kl": KLSpec, "vq": VQSpec},
+        "perceptual": PerceptualSpec,
+        "discriminator": PatchDiscriminator,
+        "game": Game,
+        "first_stage": OPTIMISERS,
+        **SHARED,
+        "conditioning": {**CONDITIONINGS, **TASKS},
+        "objective": LDMObjectiveSpec,
+        "optimiser": OPTIMISERS,
+        "train": LDMTrainSpec,
+    },
     "sgm": {
         "data": {"images": DataSpec, "points": PointSpec},
         **SHARED,
@@ -267,6 +366,7 @@ MODELS: dict[str, Sections] = {
 }
 # What a section's `name` is if a config does not say.
 DEFAULT_NAMES = {
+    "conditioning": "none",
     "encoder_density": "shared",
     "data": "images",
     "solver": "Tsit5",
@@ -277,13 +377,15 @@ DEFAULT_NAMES = {
 GIVEN = {
     # A Linen module's own fields, and what the likelihood or the latent decides.
     "autoencoder": ("out_channels", "parent", "name"),
-    # No model has a context for its score yet.
-    "score": ("out_channels", "out_features", "context_width", "transformer_depth", "parent", "name"),
+    "discriminator": ("parent", "name"),
+    # `context_width` is that of the conditioning.
+    "score": ("out_channels", "out_features", "context_width", "parent", "name"),
     "likelihood": ("levels",),
     "vae_stage": ("steps",),
     "joint_vae": ("steps",),
     "joint_prior": ("steps",),
     "optimiser": ("steps",),
+    "first_stage": ("steps",),
 }
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.build import build, build_sampler
+from lsgm_jax.conditions import read_split
 from lsgm_jax.config import SAMPLING_SECTIONS
-from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.evaluation.kept import Arrays, Kept, digest
 from lsgm_jax.evaluation.nelbo import (
     Estimate,
@@ -22,6 +22,7 @@ from lsgm_jax.evaluation.nelbo import (
     score_images,
 )
 from lsgm_jax.models.bound import Batch
+from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
 from lsgm_jax.models.sgm import SGM
@@ -30,7 +31,8 @@ from lsgm_jax.run import Run
 from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler
-from lsgm_jax.stages import model_terms, vae_terms
+from lsgm_jax.stages.lsgm import vae_terms
+from lsgm_jax.stages.parts import model_terms
 from lsgm_jax.training.devices import OverDevices
 
 BOUNDS = ("nelbo", "ode", "iw")
@@ -51,8 +53,13 @@ def evaluate(run: Run, metrics: Collection[str], *, split: str = "test", seed: i
         standard error of its mean over samples.
 
     Raises:
-        ConfigError: if a metric needs an ODE and the solver integrates none, or devices cannot share a batch.
+        ConfigError: for an LDM, for a metric that needs an ODE if the solver integrates none, or if devices cannot
+            share a batch.
     """
+    if isinstance(run.model, LDM):
+        raise ConfigError(
+            f"an LDM gives images no likelihood, which {', '.join(BOUNDS)} are about: use --metrics=fid,kid,pr,time"
+        )
     settings, sampler = build("eval", run.config), build_sampler(run.config)
     if {"ode", "iw"} & set(metrics) and sampler.method.dynamics != "ode":
         raise ConfigError(
@@ -60,9 +67,9 @@ def evaluate(run: Run, metrics: Collection[str], *, split: str = "test", seed: i
             "use one such as Tsit5, or leave them out"
         )
     check_devices(settings.batch_size)
-    scorer = Scorer(run, split, whole_split(build("data", run.config), split), seed)
+    scorer = Scorer(run, split, read_split(run.config, split), seed)
     params, step = run.best(everywhere=True)
-    report: dict[str, Any] = {f"{split}_images": len(scorer.x), "chosen_step": step}
+    report: dict[str, Any] = {f"{split}_images": len(scorer.data.x), "chosen_step": step}
     report |= _bounds(scorer, params)
     terms, name = _ode_terms(run.model, sampler, build("divergence", run.config)), run.config.model
     if "iw" in metrics:
@@ -101,11 +108,11 @@ def what_is_scored(config: Config, params: Params, sections: Collection[str]) ->
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """Scores the samples `x` of a split; what is called `name` goes to a file of that name."""
+    """Scores the samples of a split; what is called `name` goes to a file of that name."""
 
     run: Run
     split: str
-    x: np.ndarray
+    data: Batch  # host arrays
     seed: int
 
     def score(
@@ -123,17 +130,18 @@ class Scorer:
             sections: as for `what_is_scored`.
         """
         how = self._how(name, params, draws or build("eval", self.run.config).draws, sections)
-        return score_images(OverDevices(terms), params, self.x, **how)
+        return score_images(OverDevices(terms), params, self.data, **how)
 
     def weigh(self, name: str, terms: PerImage, params: Params, *, draws: int) -> np.ndarray:
         """See `importance_bound`."""
         how = self._how(name, params, draws, ODE_SECTIONS)
-        return importance_bound(OverDevices(terms), params, self.x, **how)
+        return importance_bound(OverDevices(terms), params, self.data, **how)
 
     def _how(self, name: str, params: Params, draws: int, sections: Collection[str]) -> dict[str, Any]:
         batch_size = build("eval", self.run.config).batch_size
         of = what_is_scored(self.run.config, params, sections)
-        of |= {"seed": self.seed, "draws": draws, "batch_size": batch_size, "images": digest(self.x)}
+        of |= {"seed": self.seed, "draws": draws, "batch_size": batch_size, "images": digest(self.data.x)}
+        of |= {} if self.data.condition is None else {"condition": digest(self.data.condition)}
         kept = Kept(self.run.workdir / "evaluation" / f"{name}-{self.split}.npz", of)
         key = jax.random.key(self.seed)
         return {"key": key, "draws": draws, "batch_size": batch_size, "kept": kept, "label": name}
@@ -142,6 +150,7 @@ class Scorer:
 def _bounds(scorer: Scorer, params: Params) -> dict[str, Any]:
     """The model's bound by terms; for an LSGM also that of its VAE, alone and as the first stage left it."""
     model, name = scorer.run.model, scorer.run.config.model
+    assert not isinstance(model, LDM)
     scores = scorer.score(f"nelbo_{name}", model_terms(model), params)
     report: dict[str, Any] = _by_terms(name, scores, model.pixel_values)
     if isinstance(model, LSGM):

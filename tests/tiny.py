@@ -9,7 +9,7 @@ import numpy as np
 from lsgm_jax.build import build_lsgm, build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.models.bound import Batch
-from lsgm_jax.stages import bare_stages
+from lsgm_jax.stages.plan import bare_stages
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "digits.py") + ":quick"

@@ -5,7 +5,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import grain
 import jax
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.spec import Batch
 
+Rows = TypeVar("Rows")  # a tree of arrays, a row per sample
 # Batches, and the threads that make them, where images are decoded as they are read; decoders let Python go on.
 READ_AHEAD = min(16, 2 * (os.cpu_count() or 1))
 
@@ -85,8 +86,13 @@ class Data(Protocol):
         ...
 
 
-def training_batches(samples: Samples, seed: int) -> grain.DatasetIterator:
+def training_batches(
+    samples: Samples, seed: int, condition: np.ndarray | None = None
+) -> grain.DatasetIterator:
     """Endless shuffled batches; of each, {"x": [batch / processes, ...]}, the rows that this process contributes.
+
+    Args:
+        condition: what is known of every sample, [samples, ...]; batches then have their rows of it as "condition".
 
     Process p of P makes the p-th of P equal parts, and the parts together are the batch of a single process, bit for
     bit. The iterator's `get_state` and `set_state` resume it exactly, on any number of processes: what a batch holds,
@@ -103,8 +109,13 @@ def training_batches(samples: Samples, seed: int) -> grain.DatasetIterator:
         )
     order, rows = _Order(len(samples), data.batch_size, seed), _rows_of_process(data.batch_size)
     indices = grain.MapDataset.range(sys.maxsize).map(order.batch)
+
+    def make(indices: Int[np.ndarray, "batch"], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        known = {} if condition is None else {"condition": condition[indices[rows]]}
+        return samples.batch(indices, rng, rows) | known
+
     # Samples are made a batch at a time: per sample, Python would take longer than the work.
-    batches = indices.random_map(lambda batch, rng: samples.batch(batch, rng, rows), seed=_derived(seed, 0))
+    batches = indices.random_map(make, seed=_derived(seed, 0))
     # Of decoded images a batch takes less than a millisecond: threads would only compete with XLA for the cores.
     ahead = 0 if samples.in_memory else READ_AHEAD
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)))
@@ -179,11 +190,13 @@ def split_labels(data: Data, split: str, limit: int | None = None) -> Int32[np.n
     return np.asarray(labels, np.int32)
 
 
-def padded_batches(x: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Cuts `x` into batches of one size, the last filled up by repetition, each with its count of real rows.
+def padded_batches(x: Rows, batch_size: int) -> Iterator[tuple[Rows, int]]:
+    """Cuts arrays of as many rows each into batches of one size, the last filled up by repetition.
 
-    One size means one compilation.
+    One size means one compilation. With each batch comes its count of real rows.
     """
-    for start in range(0, len(x), batch_size):
-        part = x[start : start + batch_size]
-        yield np.resize(part, (batch_size, *x.shape[1:])), len(part)
+    count = len(jax.tree.leaves(x)[0])
+    for start in range(0, count, batch_size):
+        part = np.arange(start, min(start + batch_size, count))
+        rows = np.resize(part, batch_size)
+        yield jax.tree.map(lambda leaf, rows=rows: leaf[rows], x), len(part)

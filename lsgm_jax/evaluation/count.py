@@ -9,11 +9,16 @@ import jax.numpy as jnp
 
 from lsgm_jax.diffusions.linear import sample_prior
 from lsgm_jax.models.bound import Batch
+from lsgm_jax.models.conditional import told
+from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
+from lsgm_jax.models.model import Model
 from lsgm_jax.models.network import Params, trainable
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.training.stage import Stage
 from lsgm_jax.training.step import make_step
+
+AUTOENCODERS = {LSGM: "vae", LDM: "first_stage"}  # what models call theirs
 
 
 def count_parameters(tree: Any) -> int:
@@ -53,7 +58,7 @@ def _count(program: Any) -> int:
     return total
 
 
-def describe(model: LSGM | SGM, stage: Stage, batch_size: int) -> dict[str, Any]:
+def describe(model: Model, stage: Stage, batch_size: int) -> dict[str, Any]:
     """What `lsgm params` prints, of a model and its last stage.
 
     Parameters are those that are trained. Operations are per sample: those of one forward pass of each network as
@@ -62,9 +67,14 @@ def describe(model: LSGM | SGM, stage: Stage, batch_size: int) -> dict[str, Any]
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(model.init, key)
-    parts = {"score_net": {name: part for name, part in params.items() if name != "vae"}}
-    if "vae" in params:
-        parts = {"autoencoder": params["vae"], **parts}
+    autoencoder = AUTOENCODERS.get(type(model), "")
+    beside = {autoencoder, "scale", "conditioner"}
+    parts = {
+        "autoencoder": params.get(autoencoder, {}),
+        "score_net": {name: part for name, part in params.items() if name not in beside},
+        "conditioner": params.get("conditioner", {}),
+    }
+    parts = {name: part for name, part in parts.items() if part}
     batch = jax.eval_shape(lambda: Batch(jnp.zeros((batch_size, *model.data_shape))))
     step = make_step(stage.loss, stage.optimiser, stage.average)
     state = jax.eval_shape(stage.first_state, params, key)
@@ -78,16 +88,25 @@ def describe(model: LSGM | SGM, stage: Stage, batch_size: int) -> dict[str, Any]
     }
 
 
-def _forward_passes(model: LSGM | SGM, params: Params, key: Any) -> dict[str, tuple[Any, ...]]:
+def _forward_passes(model: Model, params: Params, key: Any) -> dict[str, tuple[Any, ...]]:
     """Each network with the shapes of what it is called with."""
     z_t = jax.eval_shape(lambda key: sample_prior(model.process, key, (1, *model.latent_shape)), key)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    score_net = (lambda params, z_t, t: model.eps_net(params)(z_t, t), params, z_t, t)
+    prior = model.prior if isinstance(model, LDM) else model
+    score_net = (_predict(prior), params, z_t, t)
     if isinstance(model, SGM):
         return {"score_net": score_net}
 
     def reconstruct(params: Params, x: jax.Array, key: jax.Array) -> jax.Array:
+        if isinstance(model, LDM):
+            return model.first_stage.autoencode(params, x, key).x_hat
         return model.vae.autoencode(params, x, key, train=False).reconstruction
 
     x = jax.ShapeDtypeStruct((1, *model.data_shape), jnp.float32)
-    return {"autoencoder": (reconstruct, params["vae"], x, key), "score_net": score_net}
+    return {"autoencoder": (reconstruct, params[AUTOENCODERS[type(model)]], x, key), "score_net": score_net}
+
+
+def _predict(prior: SGM | LSGM) -> Callable[[Params, Any, Any], jax.Array]:
+    """The noise prediction that is told nothing."""
+    context = lambda params: told(prior.conditioning, params, None, 1)
+    return lambda params, z_t, t: prior.eps_net(params, context=context(params))(z_t, t)

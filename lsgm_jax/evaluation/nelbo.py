@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 def score_images(
     per_image: PerImage,
     params: Params,
-    x: np.ndarray,
+    batch: Batch,
     key: Key,
     *,
     draws: int = 1,
@@ -37,7 +37,7 @@ def score_images(
     kept: Kept | None = None,
     label: str | None = None,
 ) -> Arrays:
-    """Averages `per_image` over `draws` independent keys for every image of `x`.
+    """Averages `per_image` over `draws` independent keys for every image of `batch`.
 
     Args:
         per_image: a compiled function to dictionaries of [batch] arrays; draw i of n gets the stratum (i, n). One of
@@ -46,14 +46,14 @@ def score_images(
         label: name of the progress bar; None shows none.
 
     Returns:
-        The same names with arrays [len(x)], float64.
+        The same names with arrays [images], float64.
     """
-    jobs = _Jobs(per_image, params, x, key, draws, batch_size)
+    jobs = _Jobs(per_image, params, batch, key, draws, batch_size)
 
     def advance(job: int, totals: Arrays) -> None:
         part, values = jobs.run(job)
         for name, value in values.items():
-            totals.setdefault(name, np.zeros(len(x)))[part] += value / draws
+            totals.setdefault(name, np.zeros(len(batch.x)))[part] += value / draws
 
     return accumulate({}, len(jobs), advance, kept=kept, label=label)
 
@@ -61,7 +61,7 @@ def score_images(
 def importance_bound(
     per_image: PerImage,
     params: Params,
-    x: np.ndarray,
+    batch: Batch,
     key: Key,
     *,
     draws: int,
@@ -69,19 +69,19 @@ def importance_bound(
     kept: Kept | None = None,
     label: str | None = None,
 ) -> np.ndarray:
-    """-log of the mean importance weight over `draws` latents, nats, [len(x)]: a bound on -log p(x), tighter with each.
+    """-log of the mean importance weight over `draws` latents, nats, [images]: a bound on -log p(x), tighter with each.
 
     Args:
         per_image: as in `score_images`; must return "log_weight".
         kept: as there.
     """
-    jobs = _Jobs(per_image, params, x, key, draws, batch_size)
+    jobs = _Jobs(per_image, params, batch, key, draws, batch_size)
 
     def advance(job: int, totals: Arrays) -> None:
         part, values = jobs.run(job)
         totals["log_sum"][part] = np.logaddexp(totals["log_sum"][part], values["log_weight"])
 
-    start = {"log_sum": np.full(len(x), -np.inf)}
+    start = {"log_sum": np.full(len(batch.x), -np.inf)}
     totals = accumulate(start, len(jobs), advance, kept=kept, label=label)
     return math.log(draws) - totals["log_sum"]
 
@@ -92,7 +92,7 @@ class _Jobs:
 
     per_image: PerImage
     params: Params
-    x: np.ndarray
+    batch: Batch  # host arrays of all images
     key: Key
     draws: int
     batch_size: int
@@ -102,15 +102,18 @@ class _Jobs:
 
     @property
     def _batches(self) -> int:
-        return math.ceil(len(self.x) / self.batch_size)
+        return math.ceil(len(self.batch.x) / self.batch_size)
 
     def run(self, job: int) -> tuple[slice, Arrays]:
         """A part of the images, and the values of one draw for it, float64."""
         draw, batch = divmod(job, self._batches)
         start = batch * self.batch_size
-        rows, count = next(padded_batches(self.x[start : start + self.batch_size], self.batch_size))
+        some = jax.tree.map(lambda rows: rows[start : start + self.batch_size], self.batch)
+        rows, count = next(padded_batches(some, self.batch_size))
         k_batch = jax.random.fold_in(jax.random.fold_in(self.key, draw), start)
-        values = self.per_image(self.params, Batch(jnp.asarray(rows)), k_batch, Stratum(draw, self.draws))
+        values = self.per_image(
+            self.params, jax.tree.map(jnp.asarray, rows), k_batch, Stratum(draw, self.draws)
+        )
         part = slice(start, start + count)
         return part, {name: np.asarray(value[:count], np.float64) for name, value in values.items()}
 

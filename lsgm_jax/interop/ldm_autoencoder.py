@@ -70,7 +70,7 @@ STEPS = {
 LATENT = {"encoder": "quant_conv", "decoder": "post_quant_conv"}
 
 
-class FirstStage(NamedTuple):
+class AutoencoderParts(NamedTuple):
     """The parts of an autoencoder that one state dict holds."""
 
     encoder: Encoder
@@ -78,7 +78,7 @@ class FirstStage(NamedTuple):
     quantiser: Quantiser | None = None  # none in a KL model
 
 
-def first_stage_variables(state: State, parts: FirstStage) -> Variables:
+def first_stage_variables(state: State, parts: AutoencoderParts) -> Variables:
     """{"encoder", "decoder"}: variables of the modules, and the "codebook" of a VQ model; dtypes are kept.
 
     Raises:
@@ -88,12 +88,12 @@ def first_stage_variables(state: State, parts: FirstStage) -> Variables:
     return to_variables(table(shapes, _first_stage_name), state, shapes)
 
 
-def first_stage_state(variables: Mapping[str, Any], parts: FirstStage) -> dict[str, np.ndarray]:
+def first_stage_state(variables: Mapping[str, Any], parts: AutoencoderParts) -> dict[str, np.ndarray]:
     """Inverse of `first_stage_variables`."""
     return to_state(table(first_stage_shapes(parts), _first_stage_name), dict(variables))
 
 
-def first_stage_shapes(parts: FirstStage) -> Shapes:
+def first_stage_shapes(parts: AutoencoderParts) -> Shapes:
     """Shapes of the variables, which are those of images of any size; allocates nothing."""
     encode = functools.partial(parts.encoder.init, deterministic=True)
     decode = functools.partial(parts.decoder.init, deterministic=True)

@@ -1,6 +1,6 @@
 """What every model learns from, and the terms in which it is scored."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -9,9 +9,10 @@ from lsgm_jax.arrays import Latents, PerSample, Scalar
 
 
 class Batch(NamedTuple):
-    """Samples of the data, [batch, ...]: images in [-1, 1], NHWC, or vectors."""
+    """Samples of the data, [batch, ...]: images in [-1, 1], NHWC, or vectors; and what is known of each."""
 
     x: Latents
+    condition: Any = None  # arrays [batch, ...], such as labels; see `conditional.Conditioning`
 
 
 class Bound(NamedTuple):

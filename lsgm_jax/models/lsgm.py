@@ -4,12 +4,34 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import EpsNet, Images, Key, Latents, PerSample, Scalar, State, Times, sum_per_sample
+from lsgm_jax.arrays import (
+    EpsNet,
+    Images,
+    Key,
+    Latents,
+    PerSample,
+    Scalar,
+    State,
+    Times,
+    coordinates,
+    sum_per_sample,
+)
 from lsgm_jax.autoencoders.likelihoods import label_count, scored_values
 from lsgm_jax.diffusions.linear import Process, normal_eps, sample_prior
 from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
+from lsgm_jax.models.conditional import (
+    NO_CONTEXT,
+    UNCONDITIONAL,
+    Condition,
+    Conditioning,
+    Context,
+    init_conditioner,
+    sampling_net,
+    told,
+)
 from lsgm_jax.models.network import Aux, Network, Params, constants
 from lsgm_jax.models.penalised import penalised
 from lsgm_jax.models.vae import VAE, Encoded
@@ -39,6 +61,8 @@ INACTIVE_LOGIT = -15.0
 class LSGM:
     """VAE, forward process and score network. Parameters: {"vae", "score_net", "mixing_logit"}.
 
+    A condition is the prior's alone, and so are the parameters of a "conditioner": encoder and decoder do not see it.
+
     Attributes:
         fixed_part: known part of the network's noise prediction, to which its output is added before it is mixed with
             the Normal one. For CLD that of its own mixed score, which small times need (D3); None leaves all to the
@@ -54,6 +78,7 @@ class LSGM:
     fixed_part: FixedPart | None = None
     mixing_logit_init: float = -3.0
     inactive_kl: float = 0.0
+    conditioning: Conditioning = UNCONDITIONAL
 
     @property
     def data_shape(self) -> tuple[int, ...]:
@@ -85,9 +110,12 @@ class LSGM:
         z_t = sample_prior(self.process, key, (1, *self.vae.latent_shape))
         channels = self.vae.latent_shape[-1]
         active = {"carried": {"active": jnp.ones(channels, jnp.float32)}} if self.inactive_kl else {}
+        conditioner = init_conditioner(self.conditioning, key)
+        inputs = told(self.conditioning, conditioner, None, 1).inputs(in_channels(z_t), jnp.zeros(1))
         return {
-            "score_net": self.score_net.init(key, in_channels(z_t), jnp.zeros(1)),
+            "score_net": self.score_net.init(key, *inputs),
             "mixing_logit": jnp.full(channels, self.mixing_logit_init, jnp.float32),
+            **conditioner,
             **active,
         }
 
@@ -101,18 +129,20 @@ class LSGM:
         logit = jnp.where(active > 0.0, params["mixing_logit"], INACTIVE_LOGIT)
         return params | {"mixing_logit": logit, "carried": {"active": active}}
 
-    def eps_net(self, params: Params, dropout_key: Key | None = None) -> EpsNet:
+    def eps_net(
+        self, params: Params, dropout_key: Key | None = None, context: Context = NO_CONTEXT
+    ) -> EpsNet:
         """The mixed noise prediction (z_t, t) -> eps_hat."""
 
-        def predict(z_t: State, t: Times) -> Latents:
+        def predict(context: Context, z_t: State, t: Times) -> Latents:
             active = params["carried"]["active"] if self.inactive_kl else 1.0
-            seen = in_channels(jax.tree.map(lambda z: active * z, z_t))
-            net_eps = self.score_net.apply(params["score_net"], seen, t, dropout_key=dropout_key)
+            inputs = context.inputs(in_channels(jax.tree.map(lambda z: active * z, z_t)), t)
+            net_eps = self.score_net.apply(params["score_net"], *inputs, dropout_key=dropout_key)
             if self.fixed_part is not None:
                 net_eps += self.fixed_part(self.process, z_t, t)
             return mix(params["mixing_logit"], normal_eps(self.process, z_t, t), net_eps)
 
-        return predict
+        return Partial(predict, context)
 
     def loss(
         self,
@@ -133,10 +163,10 @@ class LSGM:
             The scalar to differentiate (its value means little: it mixes weightings) and metrics, means over the
             batch in nats, of which `nelbo` estimates the bound.
         """
-        k_vae, k_prior, k_encoder, k_dropout = jax.random.split(key, 4)
+        k_vae, k_prior, k_encoder, k_dropout, k_condition = jax.random.split(key, 5)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=True)
         z_0 = encoded.latent.z_0
-        eps_net = self.eps_net(params, dropout_key=k_dropout)
+        eps_net = self._net_for(params, batch, k_dropout, k_condition)
         draw = self._draw(self.objective.density, k_prior, z_0)
 
         if self.objective.encoder_density is None:
@@ -146,7 +176,7 @@ class LSGM:
             prior_loss, cross_entropy = matching.prior_loss, matching.cross_entropy
         else:
             met = params if average is None or not self.objective.encoder_meets_average else average
-            frozen = self.eps_net(jax.lax.stop_gradient(met), dropout_key=k_dropout)
+            frozen = self._net_for(jax.lax.stop_gradient(met), batch, k_dropout, k_condition)
             encoder_draw = self._draw(self.objective.encoder_density, k_encoder, z_0)
             separate = denoise_separately(
                 self.objective, self.process, eps_net, frozen, z_0, draw, encoder_draw
@@ -162,9 +192,9 @@ class LSGM:
 
     def prior_loss(self, params: Params, batch: Batch, key: Key) -> tuple[Scalar, Aux]:
         """The prior's loss alone: the VAE is frozen, and encodes as it does for scoring. Otherwise as `loss`."""
-        k_vae, k_prior, k_dropout = jax.random.split(key, 3)
+        k_vae, k_prior, k_dropout, k_condition = jax.random.split(key, 4)
         encoded = self.vae.autoencode(jax.lax.stop_gradient(params["vae"]), batch.x, k_vae, train=False)
-        z_0, eps_net = encoded.latent.z_0, self.eps_net(params, dropout_key=k_dropout)
+        z_0, eps_net = encoded.latent.z_0, self._net_for(params, batch, k_dropout, k_condition)
         draw = self._draw(self.objective.density, k_prior, z_0)
         matching = denoise(self.objective, self.process, eps_net, z_0, draw)
         metrics = _metrics(encoded, matching.cross_entropy, matching.prior_loss)
@@ -177,7 +207,8 @@ class LSGM:
         """Terms of the NELBO per image, without dropout, one draw of z_0, t and eps each; see `score_cross_entropy`."""
         k_vae, k_draw = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-        latent, t_min, eps_net = encoded.latent, self.objective.density.t_min, self.eps_net(params)
+        latent, t_min = encoded.latent, self.objective.density.t_min
+        eps_net = self._net_for(params, batch)
         cross_entropy = score_cross_entropy(self.process, eps_net, latent.z_0, t_min, k_draw, stratum)
         return _bound(encoded, cross_entropy)
 
@@ -196,32 +227,42 @@ class LSGM:
         """
         k_vae, k_probe = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-        latent, eps_net = encoded.latent, self.eps_net(params)
+        latent, eps_net = encoded.latent, self._net_for(params, batch)
         prior = log_density(sampler, self.process, eps_net, k_probe, latent.z_0, divergence)
         joint = prior.log_prob - encoded.reconstruction - latent.rest
         nelbo, log_weight = -latent.total_entropy - joint, joint - latent.log_q
         return ODEBound(nelbo, log_weight, prior.nfe, prior.products, prior.success)
 
-    def sample(self, params: Params, key: Key, count: int, sampler: Sampler) -> tuple[Images, Solution]:
-        """Expected images of `count` latents drawn from the prior."""
+    def sample(
+        self, params: Params, key: Key, count: int, sampler: Sampler, condition: Condition = None
+    ) -> tuple[Images, Solution]:
+        """Expected images of `count` latents drawn from the prior, of a condition if one is given."""
         k_noise, k_decode = jax.random.split(key)
         z_1 = draw_noise(sampler, self.process, k_noise, (count, *self.latent_shape))
-        return self.decode(params, z_1, k_decode, sampler)
+        return self.decode(params, z_1, k_decode, sampler, condition)
 
-    def decode(self, params: Params, z_1: State, key: Key, sampler: Sampler) -> tuple[Images, Solution]:
+    def decode(
+        self, params: Params, z_1: State, key: Key, sampler: Sampler, condition: Condition = None
+    ) -> tuple[Images, Solution]:
         """Expected images of given noise; the key is for what is drawn on the way."""
         k_solve, k_decoder = jax.random.split(key)
-        noise = KeyedNoise(k_solve)
-        solution = solve_to_data(sampler, self.process, self.eps_net(params), z_1, noise)
+        eps_net = self._sampling_net(params, z_1, sampler, condition)
+        solution = solve_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(k_solve))
         return self.vae.decode(params["vae"], solution.z_0, k_decoder), solution
 
     def decode_path(
-        self, params: Params, z_1: State, key: Key, sampler: Sampler, times: KeptTimes
+        self,
+        params: Params,
+        z_1: State,
+        key: Key,
+        sampler: Sampler,
+        times: KeptTimes,
+        condition: Condition = None,
     ) -> tuple[Array, Path]:
         """Expected images of the latents on the way, [times, batch, h, w, c]; the last are those of `decode`."""
         k_solve, k_decoder = jax.random.split(key)
-        noise = KeyedNoise(k_solve)
-        path = path_to_data(sampler, self.process, self.eps_net(params), z_1, noise, times)
+        eps_net = self._sampling_net(params, z_1, sampler, condition)
+        path = path_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(k_solve), times)
         decode = lambda z: self.vae.decode(params["vae"], z, k_decoder)
         return jax.lax.map(decode, path.positions), path
 
@@ -229,7 +270,20 @@ class LSGM:
         """The noise z_1 whose way back passes a draw of q(z_0 | x)."""
         k_vae, k_solve = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-        return solve_to_noise(sampler, self.process, self.eps_net(params), k_solve, encoded.latent.z_0)
+        eps_net = self._net_for(params, batch)
+        return solve_to_noise(sampler, self.process, eps_net, k_solve, encoded.latent.z_0)
+
+    def _net_for(
+        self, params: Params, batch: Batch, k_dropout: Key | None = None, k_condition: Key | None = None
+    ) -> EpsNet:
+        """The noise prediction given the data's conditions; keys are for training. Nothing guides it."""
+        context = told(self.conditioning, params, batch.condition, len(batch.x), k_condition)
+        return self.eps_net(params, k_dropout, context)
+
+    def _sampling_net(self, params: Params, z_1: State, sampler: Sampler, condition: Condition) -> EpsNet:
+        given = lambda context: self.eps_net(params, context=context)
+        count = len(coordinates(z_1)[0])
+        return sampling_net(given, self.conditioning, params, condition, count, sampler.guidance)
 
     def _constants(self, params: Params) -> Params:
         """What of the prior never changes, as `Aux.carried`."""

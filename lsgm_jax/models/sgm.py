@@ -8,11 +8,22 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array
 
-from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times, expand
+from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times, coordinates, expand
 from lsgm_jax.diffusions.linear import Process, sample_prior
 from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
+from lsgm_jax.models.conditional import (
+    NO_CONTEXT,
+    UNCONDITIONAL,
+    Condition,
+    Conditioning,
+    Context,
+    init_conditioner,
+    sampling_net,
+    told,
+)
 from lsgm_jax.models.network import Aux, Network, Params, constants
 from lsgm_jax.models.penalised import penalised
 from lsgm_jax.objectives.elbo import (
@@ -33,7 +44,7 @@ from lsgm_jax.solvers.terms import KeyedNoise
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SGM:
-    """Forward process and score network. Parameters: {"score_net"}.
+    """Forward process and score network. Parameters: {"score_net"}, and the "conditioner" if conditions need one.
 
     Attributes:
         data_shape: of one sample: (height, width, channels), or (dimensions,).
@@ -52,6 +63,7 @@ class SGM:
     bin_width: float = 0.0
     fixed_part: FixedPart | None = None
     start: Process | None = None
+    conditioning: Conditioning = UNCONDITIONAL
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -71,26 +83,31 @@ class SGM:
     def init(self, key: Key) -> Params:
         """Fresh parameters."""
         z_t = sample_prior(self.process, key, (1, *self.data_shape))
-        return {"score_net": self.score_net.init(key, in_channels(z_t), jnp.ones(1))}
+        conditioner = init_conditioner(self.conditioning, key)
+        inputs = told(self.conditioning, conditioner, None, 1).inputs(in_channels(z_t), jnp.ones(1))
+        return {"score_net": self.score_net.init(key, *inputs), **conditioner}
 
-    def eps_net(self, params: Params, dropout_key: Key | None = None) -> EpsNet:
+    def eps_net(
+        self, params: Params, dropout_key: Key | None = None, context: Context = NO_CONTEXT
+    ) -> EpsNet:
         """The noise prediction (z_t, t) -> eps_hat, its fixed part included."""
 
-        def predict(z_t: State, t: Times) -> Latents:
-            net_eps = self.score_net.apply(params["score_net"], in_channels(z_t), t, dropout_key=dropout_key)
+        def predict(context: Context, z_t: State, t: Times) -> Latents:
+            inputs = context.inputs(in_channels(z_t), t)
+            net_eps = self.score_net.apply(params["score_net"], *inputs, dropout_key=dropout_key)
             if self.start is not None:
                 net_eps *= expand(noise_ratio(self.process, self.start, t), net_eps)
             return net_eps if self.fixed_part is None else self.fixed_part(self.process, z_t, t) + net_eps
 
-        return predict
+        return Partial(predict, context)
 
     def loss(self, params: Params, batch: Batch, key: Key) -> tuple[Scalar, Aux]:
         """Score matching under the objective's weighting, mean over the batch, nats.
 
         The data are taken as they are, without dequantisation.
         """
-        k_draw, k_dropout = jax.random.split(key)
-        eps_net = self.eps_net(params, k_dropout)
+        k_draw, k_dropout, k_condition = jax.random.split(key, 3)
+        eps_net = self._net_for(params, batch, k_dropout, k_condition)
         if self.start is None:
             matching = match_data(self.objective, self.process, eps_net, batch.x, k_draw)
         else:
@@ -105,7 +122,7 @@ class SGM:
         """Terms of a bound on -log p(x), without dropout, one draw per sample; see `score_cross_entropy`."""
         k_bin, k_draw = jax.random.split(key)
         z_0, t_min = self._dequantise(batch.x, k_bin), self.objective.density.t_min
-        eps_net = self.eps_net(params)
+        eps_net = self._net_for(params, batch)
         return self._bound(score_cross_entropy(self.process, eps_net, z_0, t_min, k_draw, stratum))
 
     def ode_bound(
@@ -123,31 +140,56 @@ class SGM:
         """
         k_bin, k_probe = jax.random.split(key)
         z_0 = self._dequantise(batch.x, k_bin)
-        density = log_density(sampler, self.process, self.eps_net(params), k_probe, z_0, divergence)
+        eps_net = self._net_for(params, batch)
+        density = log_density(sampler, self.process, eps_net, k_probe, z_0, divergence)
         nelbo = self._bound(-density.log_prob).nelbo
         return ODEBound(nelbo, -nelbo, density.nfe, density.products, density.success)
 
-    def sample(self, params: Params, key: Key, count: int, sampler: Sampler) -> tuple[Latents, Solution]:
-        """`count` samples drawn from the prior."""
+    def sample(
+        self, params: Params, key: Key, count: int, sampler: Sampler, condition: Condition = None
+    ) -> tuple[Latents, Solution]:
+        """`count` samples drawn from the prior, of a condition if one is given."""
         k_noise, k_decode = jax.random.split(key)
         z_1 = draw_noise(sampler, self.process, k_noise, (count, *self.data_shape))
-        return self.decode(params, z_1, k_decode, sampler)
+        return self.decode(params, z_1, k_decode, sampler, condition)
 
-    def decode(self, params: Params, z_1: State, key: Key, sampler: Sampler) -> tuple[Latents, Solution]:
+    def decode(
+        self, params: Params, z_1: State, key: Key, sampler: Sampler, condition: Condition = None
+    ) -> tuple[Latents, Solution]:
         """Samples of given noise; the key is for what is drawn on the way."""
-        solution = solve_to_data(sampler, self.process, self.eps_net(params), z_1, KeyedNoise(key))
+        eps_net = self._sampling_net(params, z_1, sampler, condition)
+        solution = solve_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(key))
         return solution.z_0, solution
 
     def decode_path(
-        self, params: Params, z_1: State, key: Key, sampler: Sampler, times: KeptTimes
+        self,
+        params: Params,
+        z_1: State,
+        key: Key,
+        sampler: Sampler,
+        times: KeptTimes,
+        condition: Condition = None,
     ) -> tuple[Array, Path]:
         """Where the samples were on the way, [times, batch, ...]; the last are those of `decode`."""
-        path = path_to_data(sampler, self.process, self.eps_net(params), z_1, KeyedNoise(key), times)
+        eps_net = self._sampling_net(params, z_1, sampler, condition)
+        path = path_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(key), times)
         return path.positions, path
 
     def encode(self, params: Params, batch: Batch, key: Key, sampler: Sampler) -> State:
         """The noise z_1 whose way back passes the data."""
-        return solve_to_noise(sampler, self.process, self.eps_net(params), key, batch.x)
+        return solve_to_noise(sampler, self.process, self._net_for(params, batch), key, batch.x)
+
+    def _net_for(
+        self, params: Params, batch: Batch, k_dropout: Key | None = None, k_condition: Key | None = None
+    ) -> EpsNet:
+        """The noise prediction given the data's conditions; keys are for training. Nothing guides it."""
+        context = told(self.conditioning, params, batch.condition, len(batch.x), k_condition)
+        return self.eps_net(params, k_dropout, context)
+
+    def _sampling_net(self, params: Params, z_1: State, sampler: Sampler, condition: Condition) -> EpsNet:
+        given = lambda context: self.eps_net(params, context=context)
+        count = len(coordinates(z_1)[0])
+        return sampling_net(given, self.conditioning, params, condition, count, sampler.guidance)
 
     def _dequantise(self, x: Latents, key: Key) -> Latents:
         """Adds noise that is uniform over the bins."""

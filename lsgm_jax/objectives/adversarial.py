@@ -75,9 +75,9 @@ class Game:
         """The discriminator's loss."""
         return self.switch(step) * DISCRIMINATOR_LOSSES[self.loss](real, fake)
 
-    def autoencoder(self, fake: Logits, adaptive: Scalar, step: ArrayLike) -> Scalar:
-        """The autoencoder's term; `adaptive` is that of `adaptive_weight`."""
-        return self.weight * adaptive * self.switch(step) * generator_loss(fake)
+    def autoencoder(self, generator: Scalar, adaptive: Scalar, step: ArrayLike) -> Scalar:
+        """The autoencoder's term, of `generator_loss` and `adaptive_weight`."""
+        return self.weight * adaptive * self.switch(step) * generator
 
 
 def adaptive_weight(reconstruction: Weights, generator: Weights) -> Scalar:

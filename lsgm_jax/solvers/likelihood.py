@@ -8,6 +8,7 @@ from typing import NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample, State, as_state, coordinates, sum_per_sample
@@ -63,16 +64,15 @@ class LogDensity(NamedTuple):
     success: Bool[Array, "batch"]
 
 
-def _with_divergence(
-    process: Process, eps_net: EpsNet, divergence: Divergence
-) -> Callable[[Clock, Tree, Tree], Tree]:
-    """The probability flow in t of (z, int div dt), given the vectors of the divergence.
+def _with_divergence(process: Process, divergence: Divergence) -> Callable[[Clock, Tree, Tree], Tree]:
+    """The probability flow in t of (z, int div dt), given the vectors of the divergence and the noise prediction.
 
     The network moves the last coordinate alone, so its Jacobian in that one is all that has to be found (S2).
     """
     combine = jnp.sum if divergence.name == "exact" else jnp.mean
 
-    def vector_field(t: Clock, y: Tree, vectors: Vectors) -> Tree:
+    def vector_field(t: Clock, y: Tree, args: tuple[Vectors, EpsNet]) -> Tree:
+        vectors, eps_net = args
         *others, last = coordinates(y[0])
         times = times_like(last, t)
 
@@ -111,9 +111,9 @@ def log_density(
     k_vectors, k_auxiliary = jax.random.split(key)
     state, auxiliary_log_prob = add_auxiliary(process, k_auxiliary, z_0, sampler.t_min)
     vectors = divergence.vectors(k_vectors, z_0)
-    term = diffrax.ODETerm(_with_divergence(process, eps_net, divergence))
+    term = diffrax.ODETerm(_with_divergence(process, divergence))
     start = (state, jnp.zeros(len(z_0), z_0.dtype))
-    solved = follow(sampler, process, term, start, vectors)
+    solved = follow(sampler, process, term, start, (vectors, Partial(eps_net)))
     z_1, int_divergence = solved.end
     log_prob = prior_log_prob(process, z_1) + int_divergence - auxiliary_log_prob
     nfe = solved.evaluations.batch

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from lsgm_jax.arrays import (
@@ -54,6 +55,7 @@ class Sampler:
         denoise: what follows: "none"; "euler", a step of the reverse SDE's drift to t = 0 (CLD-SGM's); or "mean", the
             expected data given the last state. Either takes one more evaluation.
         temperature: factor of the noise that sampling starts from.
+        guidance: how much conditions are exaggerated (see `guide`); 1 for not at all, 0 to leave them aside.
 
     Raises:
         ValueError: for adaptive steps of a solver without error estimate, or a bad number.
@@ -64,6 +66,7 @@ class Sampler:
     t_min: float = 1e-5
     denoise: str = "none"
     temperature: float = 1.0
+    guidance: float = 1.0
 
     def __post_init__(self):
         if isinstance(self.steps, Adaptive) and not self.method.adaptive:
@@ -76,6 +79,8 @@ class Sampler:
             raise ValueError(f"denoise={self.denoise!r} is none of none, euler, mean")
         if self.temperature <= 0.0:
             raise ValueError(f"temperature={self.temperature}: give a positive number")
+        if self.guidance < 0.0:
+            raise ValueError(f"guidance={self.guidance}: give 0 or more")
 
 
 class Solution(NamedTuple):
@@ -175,11 +180,11 @@ def solve_to_noise(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key
     require_ode(sampler.method)
     start, _ = add_auxiliary(process, key, z_0, sampler.t_min)
 
-    def vector_field(t: Clock, z_t: State, args: None) -> State:
+    def vector_field(t: Clock, z_t: State, eps_net: EpsNet) -> State:
         times = times_like(z_t, t)
         return probability_flow(process, z_t, eps_net(z_t, times), times)
 
-    return follow(sampler, process, diffrax.ODETerm(vector_field), start).end
+    return follow(sampler, process, diffrax.ODETerm(vector_field), start, Partial(eps_net)).end
 
 
 def follow(
@@ -207,16 +212,19 @@ def require_ode(method: Method) -> None:
 def _integrate(sampler: Sampler, problem: Problem, z_1: State, keep: KeptTimes | None) -> Integral:
     method, steps = sampler.method, sampler.steps
     keep = None if keep is None else 1.0 - keep
+    eps_net = Partial(problem.eps_net)
     if isinstance(steps, Adaptive):
-        return integrate_adaptively(method, steps, Reverse(problem), z_1, 0.0, 1.0 - sampler.t_min, keep=keep)
+        return integrate_adaptively(
+            method, steps, Reverse(problem), z_1, 0.0, 1.0 - sampler.t_min, eps_net, keep
+        )
     taus = 1.0 - steps.times(problem.process, sampler.t_min)
     if method.dynamics != "sde":
-        return integrate_on(method, taus, Reverse(problem), z_1, keep=keep)
+        return integrate_on(method, taus, Reverse(problem), z_1, eps_net, keep)
     last = coordinates(z_1)[-1]
     like = jax.ShapeDtypeStruct(last.shape, last.dtype)
     path = GridPath(taus=taus.astype(last.dtype), problem=problem, like=like)
     terms = diffrax.MultiTerm(reverse_drift_term(problem), Diffusion(problem, path))
-    return integrate_on(method, taus, terms, z_1, keep=keep)
+    return integrate_on(method, taus, terms, z_1, eps_net, keep)
 
 
 def _last_time(sampler: Sampler) -> float:

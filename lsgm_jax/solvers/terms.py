@@ -73,11 +73,11 @@ def reverse_drift_term(problem: Problem) -> diffrax.ODETerm:
 
 
 def _backward(problem: Problem, rate: Callable[..., State]) -> Callable[[Clock, State, Any], State]:
-    """dz/dtau for a given dz/dt."""
+    """dz/dtau for a given dz/dt; diffrax's `args` is the noise prediction, so that its rows go with the samples."""
 
-    def vector_field(tau: Clock, z_t: State, args: Any) -> State:
+    def vector_field(tau: Clock, z_t: State, eps_net: EpsNet) -> State:
         t = times_like(z_t, 1.0 - tau)
-        velocity = rate(problem.process, z_t, problem.eps_net(z_t, t), t)
+        velocity = rate(problem.process, z_t, eps_net(z_t, t), t)
         return jax.tree.map(jnp.negative, velocity)
 
     return vector_field

@@ -18,6 +18,7 @@ from lsgm_jax.training.logs import warn
 from lsgm_jax.training.state import TrainState
 
 FORMAT = 2
+JUDGED = "nelbo"  # what a checkpoint calls its validation score, whatever that is
 READABLE = (1, 2)  # of which the averaged parameters are the same
 HALF_WRITTEN = ".orbax-checkpoint-tmp"  # in names of folders, while orbax writes them
 DAMAGED = "damaged"  # folder beside the stages', for what could not be read
@@ -52,10 +53,10 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoints in {folder}: run  lsgm train  with this --workdir first")
         unknown = self._forget_damaged_scores()
         best = BestN(
-            get_metric_fn=lambda metrics: -metrics["nelbo"], n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=lambda metrics: -metrics[JUDGED], n=1, keep_checkpoints_without_metrics=False
         )
         options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics["nelbo"],
+            best_fn=lambda metrics: metrics[JUDGED],
             best_mode="min",
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
             read_only=read_only,
@@ -87,11 +88,12 @@ class Checkpoints:
         saved = [int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()]
         return f"goes on from step {max(saved)}, which is saved" if saved else "starts this stage again"
 
-    def save(self, state: TrainState, meta: dict[str, Any], nelbo: float | None) -> None:
+    def save(self, state: TrainState, meta: dict[str, Any], score: float | None) -> None:
         """Writes a checkpoint in the background.
 
         Args:
-            nelbo: the validation score of the averaged parameters; None for one that is to go on from, not to choose.
+            score: of the averaged parameters on the validation split, less being better; None for a checkpoint that is
+                to go on from, not to choose.
 
         Raises:
             CheckpointError: if it, or the one before, cannot be written.
@@ -101,7 +103,7 @@ class Checkpoints:
             ema=ocp.args.StandardSave(state.ema),
             meta=ocp.args.JsonSave({"format": FORMAT, **meta}),
         )
-        metrics = None if nelbo is None else {"nelbo": nelbo}
+        metrics = None if score is None else {JUDGED: score}
         with self._writing():
             self._manager.save(int(state.step), args=items, metrics=metrics)
 

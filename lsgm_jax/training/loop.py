@@ -34,7 +34,7 @@ def run_stage(
 
     Args:
         before: the best parameters of the stage before.
-        batches: this process's batches {"x": ...}; its position is saved with each checkpoint.
+        batches: this process's batches, the fields of `Batch`; its position is saved with each checkpoint.
         k_init: of fresh parameters.
         key: of everything else, the same for the whole stage.
 
@@ -134,7 +134,7 @@ class _Training:
         ):
             while number < stage.steps:
                 count = self._steps_at_once(number)
-                batches = [Batch(next(self.batches)["x"]) for _ in range(count)]
+                batches = [Batch(**next(self.batches)) for _ in range(count)]
                 state, metrics = self._call(count)(state, self.launcher.put(batches), key)
                 number += count
                 bar.update(count)
@@ -164,7 +164,7 @@ class _Training:
         log.scalars(number, "validation", scores)
         log.image(number, "samples", self.stage.draw(state.ema))
         if number == self.stage.steps or not int(metrics["skipped_in_a_row"]):
-            self.checkpoints.save(state, self._meta(), scores["nelbo"])
+            self.checkpoints.save(state, self._meta(), scores[self.stage.judged_by])
 
     def _save_and_stop(self, state: TrainState, number: int, *, saved: bool) -> None:
         """Without validation, for which there may be no time."""

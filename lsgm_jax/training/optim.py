@@ -1,10 +1,14 @@
 """Optimisers and learning-rate schedules of the two stages."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from lsgm_jax.models.network import Params
+
+OTHERS = "prior"  # what checkpoints call the parts that are not named
 
 
 def schedule(peak: float, final: float, warmup: int, steps: int) -> optax.Schedule:
@@ -57,14 +61,14 @@ def adamw(
 
 
 def per_part(
-    vae: optax.GradientTransformation, prior: optax.GradientTransformation
+    optimisers: Mapping[str, optax.GradientTransformation], others: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """One optimiser for params["vae"], one for everything else: the prior."""
+    """One optimiser for each top-level part of the parameters that is named, and one for all others together."""
 
     def label(params: Params) -> Params:
-        return {name: "vae" if name == "vae" else "prior" for name in params}
+        return {name: name if name in optimisers else OTHERS for name in params}
 
-    return optax.multi_transform({"vae": vae, "prior": prior}, label)
+    return optax.multi_transform({**optimisers, OTHERS: others}, label)
 
 
 def _clip(norm: float) -> optax.GradientTransformation:

@@ -84,7 +84,9 @@ def _why(call: Call) -> str:
 
 
 def keep_batch(folder: pathlib.Path, stage: str, call: Call, key: Key) -> pathlib.Path:
-    """Writes what a failing call was given: `x`, the rows of its batches, and `key`, the data of its last step's key.
+    """Writes what a failing call was given: `x`, the rows of its batches, what else is known of them, and a key.
+
+    `condition` is there if batches have one; `key` is the data of the last step's key.
 
     Args:
         key: of the stage.
@@ -92,7 +94,13 @@ def keep_batch(folder: pathlib.Path, stage: str, call: Call, key: Key) -> pathli
     path = folder / f"{stage}-{call.last}.npz"
     folder.mkdir(exist_ok=True)
     k_step = jax.random.fold_in(key, call.last - 1)  # as `make_step` has it
-    x = np.concatenate([multihost_utils.process_allgather(batch.x, tiled=True) for batch in call.batches])
+    given = [batch._asdict() for batch in call.batches]
+    known = {name: [batch[name] for batch in given] for name, rows in given[0].items() if rows is not None}
+    whole = {
+        name: np.concatenate([multihost_utils.process_allgather(part, tiled=True) for part in parts])
+        for name, parts in known.items()
+    }
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, x=x, key=np.asarray(jax.random.key_data(k_step)), step=call.last)
+        whole |= {"key": np.asarray(jax.random.key_data(k_step)), "step": np.asarray(call.last)}
+        np.savez_compressed(file, **whole)  # pyright: ignore[reportArgumentType]
     return path

@@ -63,3 +63,23 @@ class TwoStageSpec(TrainSpec):
         super().__post_init__()
         if self.vae_steps < 1:
             raise ValueError(f"vae_steps={self.vae_steps}: give a positive number of steps")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LDMTrainSpec(TrainSpec):
+    """The same for an LDM, whose `steps` are those of the prior.
+
+    Attributes:
+        first_stage_steps: before them, autoencoder and discriminator.
+        first_stage_from: folder of another run whose first stage is taken; "" for none.
+        average_first_stage: whether the autoencoder is averaged like the prior; the published ones are not.
+    """
+
+    first_stage_steps: int
+    first_stage_from: str = ""
+    average_first_stage: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.first_stage_steps < 1:
+            raise ValueError(f"first_stage_steps={self.first_stage_steps}: give a positive number of steps")

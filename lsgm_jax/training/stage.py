@@ -24,7 +24,8 @@ class Stage:
         init: fresh parameters from a key and the best ones of the stage before, which the first stage lacks.
         adapt: changes fresh parameters by what the data say.
         memory: what the loss finds in the first step, from parameters and a key (see `Aux.memory`).
-        validate: scores averaged parameters on the validation split; must return "nelbo", in nats.
+        validate: scores averaged parameters on the validation split.
+        judged_by: that of the scores by which the best parameters are chosen; less is better.
         draw: a picture [h, w, c], uint8, of what averaged parameters generate.
     """
 
@@ -36,6 +37,7 @@ class Stage:
     steps: int
     validate: Callable[[Params], dict[str, float]]
     draw: Callable[[Params], np.ndarray]
+    judged_by: str = "nelbo"
     adapt: Callable[[Params], Params] = lambda params: params
     memory: Callable[[Params, Key], Any] = lambda params, key: ()
 

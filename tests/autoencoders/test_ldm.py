@@ -13,7 +13,7 @@ from lsgm_jax.autoencoders.ldm import EPSILON, Decoder, Encoder, Levels, unit_sc
 from lsgm_jax.autoencoders.perceptual import LPIPS
 from lsgm_jax.autoencoders.quantiser import Quantiser, usage
 from lsgm_jax.evaluation.count import count_parameters
-from lsgm_jax.interop.ldm_autoencoder import FirstStage, first_stage_shapes
+from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, first_stage_shapes
 from lsgm_jax.layers import ldm_group_norm
 from lsgm_jax.models.network import Compute, Network
 from lsgm_jax.objectives.adversarial import Game
@@ -21,12 +21,12 @@ from lsgm_jax.objectives.adversarial import Game
 
 def kl_model(embed, *widening, attention=()):
     levels = Levels(channel_mult=widening, attention=attention)
-    return FirstStage(Encoder(levels, 2 * embed, 2 * embed), Decoder(levels, embed))
+    return AutoencoderParts(Encoder(levels, 2 * embed, 2 * embed), Decoder(levels, embed))
 
 
 def vq_model(entries, embed, *widening, attention=()):
     levels = Levels(channel_mult=widening, attention=attention)
-    return FirstStage(
+    return AutoencoderParts(
         Encoder(levels, embed, embed), Decoder(levels, embed), Quantiser(entries=entries, width=embed)
     )
 

@@ -12,7 +12,9 @@ from lsgm_jax.config import load_config
 from lsgm_jax.evaluation import pictures, report
 from lsgm_jax.evaluation.count import count_parameters, describe, flops, multiply_add_flops
 from lsgm_jax.evaluation.nelbo import bits_per_dimension, estimate, importance_bound, score_images
-from lsgm_jax.stages import Images, make_stages
+from lsgm_jax.models.bound import Batch
+from lsgm_jax.stages.parts import Data
+from lsgm_jax.stages.plan import make_stages
 from tests import tiny
 
 
@@ -22,15 +24,15 @@ def test_scores_average_draws_and_keep_the_order_of_images():
     def per_image(params, batch, key, stratum):
         return {"value": params * batch.x[:, 0] + stratum.draw}
 
-    scores = score_images(per_image, 2.0, x, jax.random.key(0), draws=4, batch_size=4)
+    scores = score_images(per_image, 2.0, Batch(x), jax.random.key(0), draws=4, batch_size=4)
     np.testing.assert_allclose(scores["value"], 2.0 * np.arange(10) + 1.5)
 
 
 def test_every_draw_and_batch_has_its_own_key():
     per_image = lambda params, batch, key, stratum: {"noise": jax.random.normal(key, (len(batch.x),))}
     x = np.zeros((8, 1), np.float32)
-    noise = score_images(per_image, None, x, jax.random.key(0), draws=1, batch_size=4)["noise"]
-    other = score_images(per_image, None, x, jax.random.key(0), draws=2, batch_size=4)["noise"]
+    noise = score_images(per_image, None, Batch(x), jax.random.key(0), draws=1, batch_size=4)["noise"]
+    other = score_images(per_image, None, Batch(x), jax.random.key(0), draws=2, batch_size=4)["noise"]
     assert len(set(noise)) == 8
     assert not np.isclose(noise, other).any()
 
@@ -80,7 +82,7 @@ def test_flops_of_a_matrix_product():
 def test_description_counts_the_real_model():
     config = load_config(tiny.CONFIG, tiny.OVERRIDES)
     model = tiny.model()
-    stage = make_stages(config, model, Images(None, np.zeros((0, *model.data_shape))))[-1]
+    stage = make_stages(config, model, Data(None, Batch(np.zeros((0, *model.data_shape)))))[-1]
     described = describe(model, stage, batch_size=16)
     params = jax.jit(model.init)(jax.random.key(0))
     assert described["parameters"]["autoencoder"] == count_parameters(params["vae"])
@@ -112,7 +114,7 @@ def test_the_importance_bound_is_the_log_of_the_mean_weight():
     x = np.zeros((6, 1), np.float32)
     weight = lambda params, batch, key, stratum: {"log_weight": jax.random.normal(key, (len(batch.x),))}
     key = jax.random.key(0)
-    bound = importance_bound(weight, None, x, key, draws=4000, batch_size=4)
+    bound = importance_bound(weight, None, Batch(x), key, draws=4000, batch_size=4)
     np.testing.assert_allclose(bound, -0.5, atol=5 * np.sqrt((np.e - 1) / 4000))
-    few = importance_bound(weight, None, x, key, draws=5, batch_size=4)
-    assert (few <= -score_images(weight, None, x, key, draws=5, batch_size=4)["log_weight"]).all()
+    few = importance_bound(weight, None, Batch(x), key, draws=5, batch_size=4)
+    assert (few <= -score_images(weight, None, Batch(x), key, draws=5, batch_size=4)["log_weight"]).all()

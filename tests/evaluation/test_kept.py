@@ -9,6 +9,7 @@ from lsgm_jax.evaluation import kept as module
 from lsgm_jax.evaluation.features import Extractor, describe_images
 from lsgm_jax.evaluation.kept import Kept, accumulate, digest
 from lsgm_jax.evaluation.nelbo import importance_bound, score_images
+from lsgm_jax.models.bound import Batch
 
 
 class Stopped(Exception):
@@ -98,11 +99,11 @@ def test_interrupted_scores_equal_uninterrupted_ones(tmp_path, score, after):
     kept = Kept(tmp_path / "scores.npz", {})
     first, _ = stopping(noisy, after)
     with pytest.raises(Stopped):
-        score(first, None, X, KEY, **how, kept=kept)
+        score(first, None, Batch(X), KEY, **how, kept=kept)
     second, calls = stopping(noisy, 9 - after)
-    found = score(second, None, X, KEY, **how, kept=kept)
+    found = score(second, None, Batch(X), KEY, **how, kept=kept)
     assert len(calls) == 9 - after
-    np.testing.assert_equal(found, score(noisy, None, X, KEY, **how))
+    np.testing.assert_equal(found, score(noisy, None, Batch(X), KEY, **how))
 
 
 # Image sets

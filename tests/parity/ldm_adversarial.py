@@ -143,7 +143,7 @@ def check_first_stage_loss(fixture, name, h, decode, last, judge):
     adaptive = balance(reconstruction, lambda last: generator_loss(judge(decode(last))), last)
 
     def objective(last):
-        adversarial = game.autoencoder(judge(decode(last)), adaptive, h["global_step"])
+        adversarial = game.autoencoder(generator_loss(judge(decode(last))), adaptive, h["global_step"])
         return first_stage.objective(reconstruction(last), price, adversarial)
 
     x_hat = decode(last)

@@ -11,7 +11,7 @@ from lsgm_jax.arrays import sum_per_sample
 from lsgm_jax.autoencoders.gaussian import Normal
 from lsgm_jax.autoencoders.ldm import Decoder, Encoder, Levels, unit_scale
 from lsgm_jax.autoencoders.quantiser import Quantiser, usage
-from lsgm_jax.interop.ldm_autoencoder import FirstStage, first_stage_state, first_stage_variables
+from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, first_stage_state, first_stage_variables
 from tests.parity.cld import channels_first, channels_last
 
 # The originals computed in float32, but for outputs with this ending.
@@ -61,7 +61,7 @@ def float32_inputs(check):
 class Model:
     """A fixture's modules and weights."""
 
-    parts: FirstStage
+    parts: AutoencoderParts
     variables: dict
 
     def encode(self, x):
@@ -94,7 +94,7 @@ def first_stage(fixture):
         dropout=h["dropout"],
     )
     doubled = 2 if h["double_z"] else 1
-    parts = FirstStage(
+    parts = AutoencoderParts(
         Encoder(levels, trunk_channels=doubled * h["z_channels"], features=doubled * h["embed_dim"]),
         Decoder(levels, trunk_channels=h["z_channels"], out_channels=h["out_ch"]),
         Quantiser(entries=h["n_embed"], width=h["embed_dim"], beta=h["beta"]) if "n_embed" in h else None,

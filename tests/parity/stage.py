@@ -14,13 +14,15 @@ from lsgm_jax.diffusions.vp import VP, GeometricVP
 from lsgm_jax.interop.ncsnpp import mixing_logit, ncsnpp_table, ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables, table
 from lsgm_jax.models.backbones import Hierarchical
+from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Network
 from lsgm_jax.models.vae import VAE
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.kl import KLSchedule
 from lsgm_jax.objectives.regularisers import SingularVectors
-from lsgm_jax.stages import Images, make_stages
+from lsgm_jax.stages.parts import Data
+from lsgm_jax.stages.plan import make_stages
 from lsgm_jax.training.penalty import Penalty
 from lsgm_jax.training.stage import Stage
 from tests import tiny
@@ -88,7 +90,7 @@ def read(fixture):
     nvae = nvae_module(h["vae"], vae_state)
     model = lsgm(h, nvae, channels_last(fixture.arrays["in/x"]).shape[1:])
     config = tiny.config("", *overrides(h))
-    (stage,) = (s for s in make_stages(config, model, Images([], np.zeros(()))) if s.name == "joint")
+    (stage,) = (s for s in make_stages(config, model, Data([], Batch(np.zeros(())))) if s.name == "joint")
     variables = nvae_variables(vae_state, nvae, model.data_shape)
     vae = {"net": variables["params"], "carried": {"batch_stats": variables["batch_stats"]}}
     params = {"vae": vae, **prior(model, state_dict(fixture, "dae"))}

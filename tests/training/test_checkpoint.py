@@ -31,7 +31,7 @@ def test_saving_in_the_background_does_not_see_later_steps(tmp_path):
         for _ in range(4):
             state, _ = step(state, batch, key)
             expected = jax.tree.map(np.array, state)
-            checkpoints.save(state, {"data": {}}, nelbo=-float(state.step))
+            checkpoints.save(state, {"data": {}}, score=-float(state.step))
             for _ in range(20):
                 state, _ = step(state, batch, key)
             restored, _ = checkpoints.restore(state)

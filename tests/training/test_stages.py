@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from lsgm_jax.diffusions.linear import normal_eps
+from lsgm_jax.models.bound import Batch
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.times import Optimal
-from lsgm_jax.stages import Images, make_stages
+from lsgm_jax.stages.parts import Data
+from lsgm_jax.stages.plan import make_stages
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import Context, make_step
 from tests import tiny, toy
@@ -20,7 +22,7 @@ KL = ("start=0.2", "end=0.6", "constant=10", "steps=20")
 def stages(*overrides, model=None, training=None):
     """By name; overrides without "--config."."""
     config = tiny.config("", *(f"--config.{override}" for override in overrides))
-    images = Images(training or toy.Samples(), np.zeros((0,)))
+    images = Data(training or toy.Samples(), Batch(np.zeros((0,))))
     return {stage.name: stage for stage in make_stages(config, model or toy.lsgm(), images)}
 
 

@@ -111,7 +111,7 @@ def test_a_first_stage_serves_as_well(donor, data_dir, tmp_path):
 
 
 def taken_from(workdir, data_dir):
-    return run._vae_of(workdir, tiny.config(data_dir))
+    return run._trained_before(tiny.config(data_dir, f"--config.train.vae_from={workdir}"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,172 @@
+"""The first stage of latent diffusion: an autoencoder that is trained against a discriminator.
+
+It has no likelihood and no prior to speak of: what it learns is to look right. What its latents are like is left to the
+second stage.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from lsgm_jax.arrays import Images, Key, Latents, PerSample, Scalar
+from lsgm_jax.autoencoders.bottlenecks import Bottleneck, Squeezed
+from lsgm_jax.models.bound import Batch
+from lsgm_jax.models.network import Aux, Network, Params, StatefulNetwork
+from lsgm_jax.objectives.adversarial import (
+    Game,
+    KLFirstStage,
+    Logits,
+    VQFirstStage,
+    balance,
+    error,
+    generator_loss,
+)
+
+Distance = Callable[[Images, Images], PerSample]
+LAST = "image"  # the decoder's last layer, at which the players' gradients are balanced
+
+
+class Coded(NamedTuple):
+    """Images through the bottleneck and back."""
+
+    squeezed: Squeezed
+    x_hat: Images
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstStage:
+    """Encoder, bottleneck and decoder. Parameters: {"encoder", "decoder"}, and the bottleneck's.
+
+    What the decoder gives may leave [-1, 1]; it is cut off where images are shown or stored.
+    """
+
+    image_shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int]
+    encoder: Network
+    decoder: Network
+    bottleneck: Bottleneck
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters."""
+        k_encoder, k_decoder, k_bottleneck = jax.random.split(key, 3)
+        return {
+            "encoder": self.encoder.init(k_encoder, jnp.zeros((1, *self.image_shape))),
+            "decoder": self.decoder.init(k_decoder, jnp.zeros((1, *self.latent_shape))),
+            **self.bottleneck.init(k_bottleneck),
+        }
+
+    def encode(self, params: Params, x: Images, key: Key | None) -> Latents:
+        """What the prior describes; the key is for a bottleneck that draws, which without one gives the mode."""
+        return self.bottleneck.encode(params, self.encoder.apply(params["encoder"], x), key)
+
+    def decode(self, params: Params, z_0: Latents) -> Images:
+        """Images of latents, of the data's or of the prior's."""
+        return self.decoder.apply(params["decoder"], self.bottleneck.decode(params, z_0))
+
+    def autoencode(self, params: Params, x: Images, key: Key) -> Coded:
+        """Images through the bottleneck and back, without dropout."""
+        features = self.encoder.apply(params["encoder"], x)
+        squeezed = self.bottleneck.squeeze(params, features, key)
+        return Coded(squeezed, self.decoder.apply(params["decoder"], squeezed.z_0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdversarialTraining:
+    """How a first stage is trained. Parameters: {"first_stage", "discriminator"}.
+
+    Both players move at once, each from the other's last position; the original moves them in turns.
+
+    Attributes:
+        criterion: what reconstructions and bottleneck cost.
+        perceptual: a distance of images that counts beside that of their numbers; None for none.
+        perceptual_weight: of it.
+    """
+
+    first_stage: FirstStage
+    discriminator: StatefulNetwork
+    criterion: KLFirstStage | VQFirstStage
+    game: Game
+    perceptual: Distance | None = None
+    perceptual_weight: float = 1.0
+
+    def init(self, key: Key) -> Params:
+        """Fresh parameters of both players."""
+        k_first_stage, k_discriminator = jax.random.split(key)
+        example = jnp.zeros((1, *self.first_stage.image_shape))
+        return {
+            "first_stage": self.first_stage.init(k_first_stage),
+            "discriminator": self.discriminator.init(k_discriminator, example),
+        }
+
+    def loss(self, params: Params, batch: Batch, key: Key, step: ArrayLike) -> tuple[Scalar, Aux]:
+        """The sum of both players' losses, of which each sees only its own parameters' gradient.
+
+        Args:
+            step: from 0; the discriminator counts from `game.start` on.
+        """
+        squeezed, x_hat = self._autoencode(params["first_stage"], batch.x, key)
+        frozen = jax.lax.stop_gradient(params)
+        reconstruction = self.criterion.reconstruction(self.error(batch.x, x_hat))
+        generator = generator_loss(self._judge(frozen["discriminator"], x_hat)[0])
+        adaptive = self._balance(frozen, batch.x, key)
+        fooled = self.game.autoencoder(generator, adaptive, step)
+        autoencoder_loss = self.criterion.objective(reconstruction, squeezed.price, fooled)
+
+        real, carried = self._judge(params["discriminator"], batch.x)
+        fake, carried = self._judge(params["discriminator"] | carried, jax.lax.stop_gradient(x_hat))
+        discriminator_loss = self.game.discriminator(real, fake, step)
+
+        metrics = {
+            "reconstruction": jnp.mean(self.error(batch.x, x_hat)),
+            "psnr": jnp.mean(psnr(batch.x, x_hat)),
+            "logit_real": jnp.mean(real),
+            "logit_fake": jnp.mean(fake),
+            "adaptive_weight": adaptive,
+            "discriminator_loss": discriminator_loss,
+            **self.first_stage.bottleneck.metrics(squeezed),
+        }
+        return autoencoder_loss + discriminator_loss, Aux(metrics, {"discriminator": carried})
+
+    def error(self, x: Images, x_hat: Images) -> Images:
+        """Of every number, the perceptual distance included."""
+        if self.perceptual is None:
+            return jnp.abs(x - x_hat)
+        return error(x, x_hat, self.perceptual(x, x_hat), self.perceptual_weight)
+
+    def _autoencode(self, params: Params, x: Images, key: Key) -> Coded:
+        """As `FirstStage.autoencode`, with dropout."""
+        k_bottleneck, k_encoder, k_decoder = jax.random.split(key, 3)
+        stage = self.first_stage
+        features = stage.encoder.apply(params["encoder"], x, dropout_key=k_encoder)
+        squeezed = stage.bottleneck.squeeze(params, features, k_bottleneck)
+        return Coded(squeezed, stage.decoder.apply(params["decoder"], squeezed.z_0, dropout_key=k_decoder))
+
+    def _judge(self, params: Params, x: Images) -> tuple[Logits, Params]:
+        """Logits of patches, normalised by the statistics of the batch, and the running ones."""
+        logits, carried, _ = self.discriminator.apply(params, x, train=True)
+        return logits, carried
+
+    def _balance(self, params: Params, x: Images, key: Key) -> Scalar:
+        """The adaptive weight; `params` take no gradient. XLA finds the forward pass to be that of the loss."""
+        stage = params["first_stage"]
+        decoder = stage["decoder"]
+
+        def decode(last: Params) -> Images:
+            changed = decoder | {LAST: decoder[LAST] | {"kernel": last}}
+            return self._autoencode(stage | {"decoder": changed}, x, key).x_hat
+
+        return balance(
+            lambda last: self.criterion.reconstruction(self.error(x, decode(last))),
+            lambda last: generator_loss(self._judge(params["discriminator"], decode(last))[0]),
+            decoder[LAST]["kernel"],
+        )
+
+
+def psnr(x: Images, x_hat: Images) -> PerSample:
+    """Peak signal-to-noise ratio of images in [-1, 1], dB; reconstructions are cut off there."""
+    squared = (x - jnp.clip(x_hat, -1.0, 1.0)) ** 2
+    return 10.0 * jnp.log10(4.0 / jnp.mean(squared.reshape(len(x), -1), axis=1))

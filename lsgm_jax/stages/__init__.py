@@ -1,0 +1,1 @@
+"""What a run trains: the stages of each model."""

@@ -287,7 +287,11 @@ def build_model(config: Config) -> Model:
 def build_score_net(config: Config, shape: tuple[int, ...]) -> Network:
     """The network of the score, for latents of this shape."""
     vectors, compute = config.score.name == "mlp", build("compute", config)
-    given = {"context_width": config.conditioning.width} if config.score.name == "ldm" and "width" in config.conditioning else {}
+    given = (
+        {"context_width": config.conditioning.width}
+        if config.score.name == "ldm" and "width" in config.conditioning
+        else {}
+    )
     if vectors != (len(shape) == 1):
         fitting = "vectors" if vectors else "maps (height, width, channels)"
         raise ConfigError(

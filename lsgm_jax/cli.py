@@ -150,8 +150,9 @@ def _sample(options: argparse.Namespace) -> None:
     if options.count < 1:
         raise UsageError(f"--count={options.count}: draw at least one sample")
 
+    asked = opened.conditions.ask(opened.model, options.count, label=options.label, prompt=options.prompt)
     params, step = opened.best(everywhere=True)
-    drawn = run.sample(opened, params, sampler, options.count, options.seed)
+    drawn = run.sample(opened, params, sampler, options.count, options.seed, asked)
     failed = int((~drawn.solution.success).sum())
     if failed:
         print(

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 USAGE = """lsgm COMMAND [options]
 
   lsgm train    --config=FILE[:ARG] --workdir=DIR [--profile] [--config.SECTION.KEY=VALUE ...]
-  lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N]
+  lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N] [--label=CLASS,... | --prompt=TEXT]
   lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw,fid,kid,pr,time] [--split=test|validation] [--seed=N]
                 [--samples=N] [--inception=FILE.pth]
   lsgm interpolate --workdir=DIR [SAMPLER] [--between=noise|test] [--pairs=N] [--points=N] [--seed=N]
@@ -22,7 +22,8 @@ USAGE = """lsgm COMMAND [options]
   Several processes train, sample or evaluate as one:  --distributed | --coordinator=HOST:PORT --processes=N --process=I
                 [--timeout=SECONDS]
   SAMPLER: [--solver=NAME] [--steps=N [--grid=linear|quadratic|log_snr|edm] | --rtol=X [--atol=X]] [--t_min=X]
-           [--denoise=none|euler|mean] [--temperature=X] [--config.solver.KEY=VALUE ...]
+           [--denoise=none|euler|mean] [--temperature=X] [--guidance=X]
+           [--config.solver.KEY=VALUE ...]
 """
 SOLVERS = "Euler,Heun,Tsit5,Dopri5,DDIM,DEIS,DPMSolverPP,UniPC,EulerMaruyama,Ancestral"  # of a study
 METRICS = ("nelbo", "ode", "iw", "fid", "kid", "pr", "time")
@@ -92,6 +93,9 @@ def _make_parser() -> _Parser:
     convert.add_argument("--checkpoint", required=True, type=pathlib.Path)
     convert.add_argument("--weights", choices=("average", "last"), default="average")
     sample.add_argument("--count", type=int, default=64)
+    asked = sample.add_mutually_exclusive_group()
+    asked.add_argument("--label")
+    asked.add_argument("--prompt")
     evaluate.add_argument("--metrics", default="nelbo,ode")
     evaluate.add_argument("--split", choices=("test", "validation"), default="test")
     evaluate.add_argument("--samples", type=int)
@@ -122,6 +126,7 @@ def _add_ends(parser: _Parser) -> None:
     parser.add_argument("--t_min", type=float)
     parser.add_argument("--denoise")
     parser.add_argument("--temperature", type=float)
+    parser.add_argument("--guidance", type=float)
 
 
 def _add_processes(parser: _Parser) -> None:
@@ -171,7 +176,7 @@ def numbers(kind: type, options: argparse.Namespace, name: str) -> list[Any]:
 
 def ends(options: argparse.Namespace) -> dict[str, Any]:
     """How sampling starts and ends, as far as the options say."""
-    given = {"t_min": options.t_min, "denoise": options.denoise, "temperature": options.temperature}
+    given = {name: getattr(options, name) for name in ("t_min", "denoise", "temperature", "guidance")}
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from lsgm_jax.arrays import Images, Key, State
 from lsgm_jax.build import build, build_sampler
+from lsgm_jax.conditions import Asked
 from lsgm_jax.data import pixels
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.data.spec import DataSpec
@@ -22,6 +23,7 @@ from lsgm_jax.evaluation.features import Extractor, ImageSet, describe_images, f
 from lsgm_jax.evaluation.inception_weights import read_inception
 from lsgm_jax.evaluation.kept import Kept, digest
 from lsgm_jax.evaluation.pictures import to_bytes
+from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
 from lsgm_jax.run import Run, compile_draw
@@ -91,6 +93,8 @@ def compare_with_data(
         "samples_nfe": drawn.means["nfe"],
         "samples_failed": round(drawn.means["failed"] * settings.samples),
     }
+    if "right" in drawn.means:
+        report["class_accuracy"] = drawn.means["right"]
     report |= _distances(name, metrics, reference, drawn)
     if run.has_vae_stage:
         baseline = _describe_samples(run, "vae", vae_generator(run), extractor, seed)
@@ -146,14 +150,16 @@ class Generator:
         step: of training, at which they were chosen.
         of: what the images depend on, beside the noise.
         noise: that of a batch, for a key.
-        decode: over all devices; images [batch, h, w, c] and what is known of each, [batch].
+        asked: what the images are to be like.
+        decode: over all devices, of noise and conditions; images [batch, h, w, c] and what is known of each, [batch].
     """
 
     params: Params
     step: int
     of: dict[str, Any]
     noise: Callable[[Key], State]
-    decode: Callable[[Params, State, Key], tuple[np.ndarray, dict[str, np.ndarray]]]
+    asked: Asked
+    decode: Callable[[Params, tuple[State, Condition], Key], tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
 def model_generator(run: Run, sampler: Sampler) -> Generator:
@@ -162,8 +168,11 @@ def model_generator(run: Run, sampler: Sampler) -> Generator:
     params, step = run.best(everywhere=True)
     shape = (batch_size, *model.latent_shape)
 
-    def decode(params: Params, z_1: State, key: Key) -> tuple[Images, dict[str, jax.Array]]:
-        x, solution = model.decode(params, z_1, key, sampler)
+    def decode(
+        params: Params, given: tuple[State, Condition], key: Key
+    ) -> tuple[Images, dict[str, jax.Array]]:
+        z_1, condition = given
+        x, solution = model.decode(params, z_1, key, sampler, condition)
         return x, {"nfe": jnp.full(len(x), solution.nfe), "failed": ~solution.success}
 
     return Generator(
@@ -171,6 +180,7 @@ def model_generator(run: Run, sampler: Sampler) -> Generator:
         step=step,
         of=what_is_scored(run.config, params, SAMPLING_CHOICES),
         noise=lambda key: draw_noise(sampler, model.process, key, shape),
+        asked=run.conditions.ask(model, build("eval", run.config).samples),
         decode=OverDevices(decode),
     )
 
@@ -185,7 +195,8 @@ def vae_generator(run: Run) -> Generator:
         step=step,
         of=what_is_scored(run.config, params, ()),
         noise=lambda key: jax.random.normal(key, (batch_size, *vae.latent_shape)),
-        decode=OverDevices(lambda params, z_0, key: (vae.decode(params, z_0, key), {})),
+        asked=lambda rows: None,
+        decode=OverDevices(lambda params, given, key: (vae.decode(params, given[0], key), {})),
     )
 
 
@@ -194,13 +205,23 @@ def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extr
 
     def batches(job: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         k_noise, k_decode = jax.random.split(jax.random.fold_in(key, job))
-        x, known = generator.decode(generator.params, generator.noise(k_noise), k_decode)
-        return as_data(x, data, np.random.default_rng((seed, job))), known
+        condition = generator.asked(np.arange(job * batch_size, (job + 1) * batch_size) % count)
+        given = generator.noise(k_noise), condition
+        x, known = generator.decode(generator.params, given, k_decode)
+        x = as_data(x, data, np.random.default_rng((seed, job)))
+        return x, known | _agreement(extractor, x, condition, run)
 
     count, batch_size = settings.samples, settings.batch_size
     of = generator.of | {"seed": seed, "samples": count, "batch_size": batch_size, "by": extractor.identity}
     kept = Kept(run.workdir / "evaluation" / f"samples_{name}.npz", of)
     return describe_images(extractor, batches, count, batch_size, kept=kept, label=f"samples of {name}")
+
+
+def _agreement(extractor: Extractor, x: np.ndarray, condition: Condition, run: Run) -> dict[str, np.ndarray]:
+    """Whether each image is of the class that it was asked to be, as a judge of classes has it."""
+    if extractor.classify is None or run.config.conditioning.name != "labels" or condition is None:
+        return {}
+    return {"right": extractor.classify(extractor.params, to_bytes(x)) == condition}
 
 
 def as_data(x: np.ndarray, data: DataSpec, rng: np.random.Generator) -> np.ndarray:

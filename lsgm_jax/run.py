@@ -11,20 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.arrays import Key, Latents
+from lsgm_jax.arrays import Key, Latents, State
 from lsgm_jax.build import build, build_model, build_sampler
-from lsgm_jax.conditions import read_split, split_conditions
+from lsgm_jax.conditions import Asked, Conditions
 from lsgm_jax.config import SAMPLING_SECTIONS, differences, override, read_config, save_config
 from lsgm_jax.data.pipeline import training_batches, whole_split
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.evaluation import pictures
 from lsgm_jax.models.bound import Batch
+from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.model import Model
 from lsgm_jax.models.network import Params
 from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, slerp
-from lsgm_jax.stages.parts import Data
+from lsgm_jax.stages.parts import Data, first_rows
 from lsgm_jax.stages.plan import initialiser, last_stage, make_stages
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import OverDevices, data_mesh, replicated, shared_count
@@ -72,10 +73,12 @@ def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None
     if _is_finished(workdir / "checkpoints" / last_stage(model), settings.steps):
         return
     params = _trained_before(config)
-    training, condition = data.open("train"), split_conditions(config, "train")
-    stages = make_stages(config, model, Data(training, read_split(config, "validation")))
+    conditions = Conditions.for_training(config, workdir)
+    training, condition = data.open("train"), conditions.of_split("train")
+    stages = make_stages(config, model, Data(training, conditions.batch("validation")))
     batches = [training_batches(training, config.seed + index, condition) for index in range(len(stages))]
     claim(workdir, config)
+    conditions.save(workdir)
     course = Course(train=settings, launcher=launcher, workdir=workdir, config=config.to_dict(), trace=trace)
     keys = jax.random.split(jax.random.key(config.seed), 2 * len(stages))
     for index, stage in enumerate(stages):
@@ -187,6 +190,11 @@ class Run:
             return checkpoints.restore_best(like)
 
     @property
+    def conditions(self) -> Conditions:
+        """What its samples can be asked to be like."""
+        return Conditions.of_run(self.config, self.workdir)
+
+    @property
     def has_vae_stage(self) -> bool:
         """Whether there is a VAE of a first stage to compare with."""
         return isinstance(self.model, LSGM) and self._checkpoints("vae").is_dir()
@@ -205,17 +213,21 @@ class Samples:
     compile_seconds: float
 
 
-def sample(run: Run, params: Params, sampler: Sampler, count: int, seed: int) -> Samples:
-    """Draws `count` samples in one compiled call over all devices."""
+def sample(run: Run, params: Params, sampler: Sampler, count: int, seed: int, asked: Asked) -> Samples:
+    """Draws `count` samples of the conditions that are asked for, in one compiled call over all devices."""
     model = run.model
-    decode = OverDevices(lambda params, z_1, key: model.decode(params, z_1, key, sampler))
+
+    def decode(params: Params, given: tuple[State, Condition], key: Key) -> tuple[Latents, Solution]:
+        z_1, condition = given
+        return model.decode(params, z_1, key, sampler, condition)
+
     k_noise, k_decode = jax.random.split(jax.random.key(seed))  # as in the models' `sample`
     noise = jax.jit(lambda key: draw_noise(sampler, model.process, key, (count, *model.latent_shape)))
-    z_1 = jax.tree.map(lambda z: np.resize(z, (shared_count(count), *model.latent_shape)), noise(k_noise))
+    given = first_rows((noise(k_noise), asked(np.arange(count))), shared_count(count))
     start = time.monotonic()
-    compiled = decode.compile(params, z_1, k_decode)
+    compiled = OverDevices(decode).compile(params, given, k_decode)
     begin = time.monotonic()
-    x, solution = compiled(params, z_1, k_decode)
+    x, solution = compiled(params, given, k_decode)
     seconds = time.monotonic() - begin
     drawn = solution._replace(z_0=solution.z_0[:count], success=solution.success[:count])
     return Samples(x[:count], drawn, seconds, begin - start)
@@ -225,9 +237,10 @@ def compile_draw(
     run: Run, params: Params, sampler: Sampler, count: int
 ) -> tuple[Callable[[Params, Key], tuple[Latents, Solution]], float]:
     """The compiled call that draws `count` samples on one device, and the seconds that compiling it took."""
+    condition = run.conditions.ask(run.model, count)(np.arange(count))
 
     def draw(params: Params, key: Key) -> tuple[Latents, Solution]:
-        return run.model.sample(params, key, count, sampler)
+        return run.model.sample(params, key, count, sampler, condition)
 
     start = time.monotonic()
     compiled = jax.jit(draw).lower(params, jax.random.key(0)).compile()

@@ -10,7 +10,6 @@ import numpy as np
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.build import build, build_sampler
-from lsgm_jax.conditions import read_split
 from lsgm_jax.config import SAMPLING_SECTIONS
 from lsgm_jax.evaluation.kept import Arrays, Kept, digest
 from lsgm_jax.evaluation.nelbo import (
@@ -67,7 +66,7 @@ def evaluate(run: Run, metrics: Collection[str], *, split: str = "test", seed: i
             "use one such as Tsit5, or leave them out"
         )
     check_devices(settings.batch_size)
-    scorer = Scorer(run, split, read_split(run.config, split), seed)
+    scorer = Scorer(run, split, run.conditions.batch(split), seed)
     params, step = run.best(everywhere=True)
     report: dict[str, Any] = {f"{split}_images": len(scorer.data.x), "chosen_step": step}
     report |= _bounds(scorer, params)

@@ -25,6 +25,7 @@ from lsgm_jax.data.pipeline import Data, Samples, padded_batches, split_labels, 
 from lsgm_jax.evaluation.features import Bytes, Extractor, Features, fingerprint
 from lsgm_jax.evaluation.kept import Arrays, Kept, digest
 from lsgm_jax.layers import ResBlock, downsample, group_norm
+from lsgm_jax.training.devices import OverDevices
 
 FEATURES = 64
 Logits = Float[Array, "batch classes"]
@@ -83,6 +84,7 @@ def classifier_of(data: Data, folder: pathlib.Path, training: Training = TRAININ
         width=FEATURES,
         params=unflatten_dict(trained, sep="/"),
         apply=functools.partial(_features, Classifier(classes)),
+        classify=OverDevices(functools.partial(_classes, Classifier(classes))),
     )
 
 
@@ -103,6 +105,11 @@ def _name(data: Data) -> str:
 def _features(net: Classifier, params: Any, images: Bytes) -> Features:
     features, _ = _apply(net, params, images.astype(jnp.float32) / 127.5 - 1.0)
     return features
+
+
+def _classes(net: Classifier, params: Any, images: Bytes) -> Labels:
+    _, logits = _apply(net, params, images.astype(jnp.float32) / 127.5 - 1.0)
+    return logits.argmax(axis=-1)
 
 
 def _apply(net: Classifier, params: Any, x: Images) -> Outputs:

@@ -29,6 +29,7 @@ class Extractor:
         width: features per image.
         params: what `apply` takes first.
         apply: pure; parameters and images, uint8, to features.
+        classify: images to the classes that it takes them for, if it knows those of the data set.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Extractor:
     width: int
     params: Any
     apply: Callable[[Any, Bytes], Features]
+    classify: Callable[[Any, Any], np.ndarray] | None = None
 
 
 class ImageSet(NamedTuple):

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     # `layers` to know what a block is: the boundary says whether its inside is kept.
     "models": {"arrays", "layers", "objectives", "solvers", *PARTS},
     "training": {"arrays", "files", "models", "objectives"},
-    "data": {"arrays"},
+    "data": {"arrays", "files"},
     # `layers` for a classifier, `interop` for published weights of Inception: what judges images is no part of a model.
     "evaluation": {
         "arrays",
@@ -155,6 +155,7 @@ CONFINED = {
     "torch": set(),
     "tensorflow_datasets": {"data"},
     "grain": {"data", "training/loop.py"},
+    "tokenizers": {"data"},
     "tensorboardX": {"training/logs.py"},
 }
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import grain
@@ -14,6 +14,7 @@ from grain.experimental import index_shuffle
 from jaxtyping import Float32, Int, Int32
 from tqdm import tqdm
 
+from lsgm_jax.data.captions import WHERE, Captions
 from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.spec import Batch
 
@@ -36,6 +37,11 @@ class Samples(Protocol):
         """Whether a sample costs nothing to speak of."""
         ...
 
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the labels 0, 1, ...; empty if there are none."""
+        ...
+
     def __len__(self) -> int: ...
 
     def batch(
@@ -54,6 +60,10 @@ class Samples(Protocol):
 
     def label(self, index: int) -> int | None:
         """The class of a sample; None if there are none."""
+        ...
+
+    def captions(self, index: int) -> Captions | None:
+        """The texts of a sample, at least one; None if there are none."""
         ...
 
 
@@ -188,6 +198,40 @@ def split_labels(data: Data, split: str, limit: int | None = None) -> Int32[np.n
             "or to a folder with one sub-folder of images per class"
         )
     return np.asarray(labels, np.int32)
+
+
+def class_names(data: Data) -> list[str] | None:
+    """What the labels 0, 1, ... stand for; None if there are none."""
+    return list(data.open("train", decode=False).classes) or None
+
+
+def all_captions(data: Data, split: str, limit: int | None = None) -> list[Captions]:
+    """The texts of each of the samples that `whole_split` gives, at least one.
+
+    Where none are written, the name of the class makes one.
+
+    Raises:
+        DataError: if the samples have none, or some have none.
+    """
+    samples = data.open(split, decode=False)
+    count = len(samples) if limit is None else min(limit, len(samples))
+    indices = tqdm(range(count), desc=f"reading texts of {split}", delay=1, leave=False)
+    captions = [found for index in indices if (found := samples.captions(index)) is not None]
+    if len(captions) < count:
+        raise DataError(
+            f"{data.source} has no texts: set config.data.source to a data set that has texts or labels, or to a "
+            f"folder with {WHERE}, or with one sub-folder of images per class"
+        )
+    return captions
+
+
+def split_captions(data: Data, split: str, limit: int | None = None) -> list[str]:
+    """One text for each of the samples that `whole_split` gives: where there are several, the first.
+
+    Raises:
+        DataError: if the samples have none, or some have none.
+    """
+    return [texts[0] for texts in all_captions(data, split, limit)]
 
 
 def padded_batches(x: Rows, batch_size: int) -> Iterator[tuple[Rows, int]]:

@@ -4,7 +4,7 @@ They are centred, with a variance of one per coordinate, as the processes' prior
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.special import logsumexp
@@ -131,6 +131,7 @@ class Points:
     spec: PointSpec
     points: np.ndarray
     in_memory: bool = True
+    classes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.points)
@@ -143,3 +144,6 @@ class Points:
 
     def label(self, index: int) -> None:
         """Points have none."""
+
+    def captions(self, index: int) -> None:
+        """Nor texts."""

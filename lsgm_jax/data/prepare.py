@@ -165,6 +165,7 @@ def _write(job: Job, contents: Contents, record: dict[str, Any]) -> None:
             name=job.called,
             image_shape=contents.shape or (job.size, job.size, _channels(contents)),
             classes=contents.classes,
+            captioned=contents.captioned,
             splits={
                 split: functools.partial(_encoded, job, contents, split, stream, record, bar)
                 for split, stream in contents.splits.items()
@@ -188,7 +189,7 @@ def _channels(contents: Contents) -> int:
 
 def _encoded(
     job: Job, contents: Contents, split: str, stream: Stream, record: dict[str, Any], bar: tqdm
-) -> Iterator[tuple[bytes, int | None]]:
+) -> Iterator[Example]:
     """The images of a split as files; counts them, and what is left out."""
     record["images"][split] = 0
     for example in stream.read():
@@ -205,7 +206,7 @@ def _encoded(
                 f"{example.origin} has the label {example.label}: {job.kind} has {len(contents.classes)} classes"
             )
         record["images"][split] += 1
-        yield image, example.label
+        yield example._replace(image=image)
     if not record["images"][split]:
         raise DataError(f"no image for the split {split!r} in {job.source} can be read")
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from lsgm_jax.data.sources import VERSION
-
-Encoded = tuple[bytes, int | None]  # an image file, and its label
+from lsgm_jax.data.readers.contents import Example
+from lsgm_jax.data.sources import TEXT_FEATURES, VERSION
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -22,13 +21,15 @@ class PreparedConfig(tfds.core.BuilderConfig):
     Attributes:
         image_shape: None for what differs between images.
         classes: names of the labels; empty if there are none.
-        splits: the images of each split.
+        captioned: whether images have texts.
+        splits: the images of each split, as files.
         record: what is kept beside them in metadata.json, read once all are written.
     """
 
     image_shape: tuple[int | None, int | None, int]
     classes: Sequence[str]
-    splits: Mapping[str, Callable[[], Iterator[Encoded]]]
+    captioned: bool
+    splits: Mapping[str, Callable[[], Iterator[Example]]]
     record: dict[str, Any]
 
 
@@ -42,6 +43,8 @@ class Prepared(tfds.core.GeneratorBasedBuilder):
         features: dict[str, Any] = {"image": tfds.features.Image(shape=config.image_shape)}
         if config.classes:
             features["label"] = tfds.features.ClassLabel(names=list(config.classes))
+        if config.captioned:
+            features[TEXT_FEATURES[0]] = tfds.features.Sequence(tfds.features.Text())
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{config.name}, prepared by lsgm-jax from files of its user.",
@@ -54,7 +57,13 @@ class Prepared(tfds.core.GeneratorBasedBuilder):
         config: Any = self.builder_config
         return {split: self._generate_examples(read) for split, read in config.splits.items()}
 
-    def _generate_examples(self, read: Callable[[], Iterator[Encoded]]) -> Iterator[tuple[int, dict]]:
-        for index, (image, label) in enumerate(read()):
-            named = {} if label is None else {"label": label}
-            yield index, {"image": io.BytesIO(image), **named}
+    def _generate_examples(self, read: Callable[[], Iterator[Example]]) -> Iterator[tuple[int, dict]]:
+        config: Any = self.builder_config
+        for index, example in enumerate(read()):
+            assert isinstance(example.image, bytes)
+            features: dict[str, Any] = {"image": io.BytesIO(example.image)}
+            if example.label is not None:
+                features["label"] = example.label
+            if config.captioned:
+                features[TEXT_FEATURES[0]] = example.captions
+            yield index, features

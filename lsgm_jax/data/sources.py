@@ -1,11 +1,15 @@
 """Random access to the encoded images of a data set, with their labels where there are any."""
 
 import contextlib
+import functools
 import io
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+
+from lsgm_jax.data.captions import Captions, FolderCaptions
 from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.folders import (
     IMAGE_SUFFIXES,
@@ -14,6 +18,7 @@ from lsgm_jax.data.folders import (
     image_names,
     split_by_name,
 )
+from lsgm_jax.data.readers.archives import Folder
 
 DATA_DIR = "~/.cache/lsgm_jax"  # unless someone says otherwise
 PREPARED = "prepared"  # where `lsgm data prepare` leaves its sets, in data_dir
@@ -26,6 +31,7 @@ PUBLISHED = (
     "imagenet32",
     "imagenet64",
 )  # what it knows to read
+TEXT_FEATURES = ("captions", "caption", "text")  # of TFDS's data sets
 
 
 class Record(NamedTuple):
@@ -40,12 +46,25 @@ class Record(NamedTuple):
 class Source(Protocol):
     """Random access to records."""
 
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the labels 0, 1, ...; empty if there are none."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
 
     def label(self, index: int) -> int | None:
         """That of a record, without its image; None if there are none."""
+        ...
+
+    def captions(self, index: int) -> Captions | None:
+        """The texts of a record, at least one; None if there are none in the data set.
+
+        Raises:
+            DataError: if there are, but none of this record.
+        """
         ...
 
 
@@ -96,6 +115,7 @@ class FolderSource:
             raise DataError(f"no images for the split {split!r} in {folder}: {found}")
         self.classes, labels = classes_by_name(names)
         label_of = dict(zip(names, labels, strict=True)) if labels else {}
+        self._folder, self._names = folder, names
         self.files = [folder / name for name in splits[split]]
         self._labels = [label_of.get(name) for name in splits[split]]
 
@@ -113,6 +133,21 @@ class FolderSource:
         """The index of its sub-folder."""
         return self._labels[index]
 
+    def captions(self, index: int) -> Captions | None:
+        """As `FolderCaptions` finds them."""
+        if not self._captions:
+            return None
+        path = self.files[index]
+        if found := self._captions.of(path.relative_to(self._folder).as_posix()):
+            return found
+        raise DataError(
+            f"{path} has no text, though others have: write {path.with_suffix('.txt').name} beside it"
+        )
+
+    @functools.cached_property
+    def _captions(self) -> FolderCaptions:
+        return FolderCaptions(Folder(self._folder), self._names)
+
 
 class TfdsSource:
     """A split of a data set that TFDS has prepared as array_record."""
@@ -125,6 +160,9 @@ class TfdsSource:
             raise DataError(f"data set {name!r} has no images: set config.data.source to one that has")
         self._name, self._split = name, split
         self._labelled = _is(tfds.features.ClassLabel, features, "label")
+        named = self._labelled and features["label"].num_classes is not None
+        self.classes: list[str] = features["label"].names if named else []
+        self._text = next((name for name in TEXT_FEATURES if _is_text(features, name)), None)
         try:
             # Left encoded, so that an image is decoded once, to what is wanted of it.
             self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -146,9 +184,29 @@ class TfdsSource:
         """As the data set says; None if it has none."""
         return self[index].label if self._labelled else None
 
+    def captions(self, index: int) -> Captions | None:
+        """Those of the first of `TEXT_FEATURES` that it has: a text, several, or several that are a "text" each."""
+        if self._text is None:
+            return None
+        stored = self._records[index][self._text]
+        texts = stored["text"] if isinstance(stored, dict) else stored
+        if found := tuple(text.decode() for text in ([texts] if isinstance(texts, bytes) else texts)):
+            return found
+        raise DataError(
+            f"image {index} of {self._split!r} in {self._name} has no {self._text}: set config.data.splits to those "
+            "that have"
+        )
+
 
 def _is(kind: type, features: Any, name: str) -> bool:
     return name in features and isinstance(features[name], kind)
+
+
+def _is_text(features: Any, name: str) -> bool:
+    """Whether it is of strings, or of dictionaries with such a "text"; asking for `dtype` would need TensorFlow."""
+    kind = features[name].np_dtype if name in features else None
+    kind = kind.get("text") if isinstance(kind, dict) else kind
+    return kind is not None and np.dtype(kind) == np.object_
 
 
 @contextlib.contextmanager

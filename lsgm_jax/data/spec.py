@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt
 from tqdm import tqdm
 
 from lsgm_jax.data import pixels
+from lsgm_jax.data.captions import Captions, class_caption
 from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.images import FITS, KINDS, Layout, decode
 from lsgm_jax.data.sources import DATA_DIR, SPLIT_NAMES, open_split
@@ -158,6 +160,21 @@ class Split:
     def label(self, index: int) -> int | None:
         """The class of an image; None if the source knows none."""
         return self.source.label(index)
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the labels; empty if there are none."""
+        return self.source.classes
+
+    def captions(self, index: int) -> Captions | None:
+        """The texts of an image; where the source has no texts, one that names its class; None without classes."""
+        written = self.source.captions(index)
+        if written is not None:
+            return written
+        label = self.source.label(index)
+        if label is None or not 0 <= label < len(self.classes):  # TFDS says -1 of what is not known
+            return None
+        return (class_caption(self.classes[label]),)
 
     @functools.cached_property
     def _values(self) -> Float32[np.ndarray, "stored"]:

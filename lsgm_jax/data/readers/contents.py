@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lsgm_jax.data.captions import Captions
+
 Shape = tuple[int, int, int]
 
 
@@ -16,6 +18,7 @@ class Example(NamedTuple):
     image: np.ndarray | bytes
     label: int | None
     origin: str
+    captions: Captions = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,12 +38,14 @@ class Contents:
         splits: in the order they are to be written.
         classes: the names of the labels 0, 1, ...; empty if there are no labels.
         files: what was read, for checksums.
+        captioned: whether images have texts.
     """
 
     shape: Shape | None
     splits: dict[str, Stream]
     classes: Sequence[str]
     files: Sequence[pathlib.Path]
+    captioned: bool = False
 
 
 def arrays(images: np.ndarray, labels: np.ndarray | None, origin: str) -> Iterator[Example]:

@@ -1,9 +1,13 @@
-"""Any image files, in a folder, a zip file or a tar file; the folders they lie in are their splits and classes."""
+"""Any image files, in a folder, a zip file or a tar file, with their texts.
+
+The folders they lie in are their splits and classes.
+"""
 
 import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 
+from lsgm_jax.data.captions import FolderCaptions
 from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.folders import (
     IMAGE_SUFFIXES,
@@ -19,7 +23,7 @@ from lsgm_jax.data.readers.contents import Contents, Example, Stream
 def read_folder(source: pathlib.Path) -> Contents:
     """All image files, sorted by name; `split_by_name` and `classes_by_name` say how they are sorted.
 
-    The one folder in which an archive has everything does not count.
+    `FolderCaptions` says where their texts are. The one folder in which an archive has everything does not count.
 
     Raises:
         DataError: if there are none.
@@ -32,16 +36,23 @@ def read_folder(source: pathlib.Path) -> Contents:
     short = sorted(original)
     classes, labels = classes_by_name(short)
     label_of = dict(zip(short, labels, strict=True)) if labels else {}
-    splits = {}
+    texts, splits = FolderCaptions(archive, names), {}
     for split, part in split_by_name(short).items():
         chosen = [label_of[name] for name in part] if labels else None
-        read = functools.partial(encoded, archive, [original[name] for name in part], chosen)
+        read = functools.partial(encoded, archive, [original[name] for name in part], chosen, texts)
         splits[split] = Stream(count=len(part), read=read)
-    return Contents(shape=None, splits=splits, classes=classes, files=archive.files(names))
+    files = archive.files([*names, *texts.files])
+    return Contents(shape=None, splits=splits, classes=classes, files=files, captioned=bool(texts))
 
 
-def encoded(archive: Archive, names: Sequence[str], labels: Sequence[int] | None = None) -> Iterator[Example]:
+def encoded(
+    archive: Archive,
+    names: Sequence[str],
+    labels: Sequence[int] | None = None,
+    texts: FolderCaptions | None = None,
+) -> Iterator[Example]:
     """The files as they are."""
     for index, name in enumerate(names):
         label = None if labels is None else labels[index]
-        yield Example(archive.read(name), label, f"{name} in {archive.path}")
+        captions = texts.of(name) if texts else ()
+        yield Example(archive.read(name), label, f"{name} in {archive.path}", captions)

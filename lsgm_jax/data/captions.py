@@ -1,0 +1,81 @@
+"""Texts that go with images: where they are written, what stands for them, and which is shown in training."""
+
+import functools
+import itertools
+import json
+import posixpath
+from collections.abc import Iterator, Sequence
+
+from lsgm_jax.data.errors import DataError
+from lsgm_jax.data.readers.archives import Archive
+
+Captions = tuple[str, ...]  # all texts of one image, which are as good as each other
+METADATA = "metadata.jsonl"
+WHERE = f'NAME.txt beside NAME.png, or "file_name" and "text" in {METADATA}'
+
+
+def class_caption(name: str) -> str:
+    """What stands for a text of an image whose class alone is known: `a photo of a sea lion` for `sea_lion`."""
+    return f"a photo of a {name.replace('_', ' ').replace('/', ' ')}"
+
+
+class FolderCaptions:
+    """The texts of the images in a folder or an archive, which are read when they are asked for.
+
+    Those of `NAME.png` are the lines of `NAME.txt` beside it. Without such a file they are what its line in a
+    `metadata.jsonl` says, as in Hugging Face's image folders: {"file_name": path from there, "text": text or list}.
+    An empty file or text is the empty text.
+    """
+
+    def __init__(self, archive: Archive, images: Sequence[str]):
+        self._archive, names = archive, set(archive.names())
+        beside = {image: image.rpartition(".")[0] + ".txt" for image in images}
+        self._beside = {image: text for image, text in beside.items() if text in names}
+        self._lists = sorted(name for name in names if posixpath.basename(name) == METADATA)
+
+    def __bool__(self) -> bool:
+        """Whether any image has one."""
+        return bool(self._beside) or bool(self._listed)
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the files in which they are."""
+        return [*sorted(set(self._beside.values())), *(self._lists if self._listed else [])]
+
+    def of(self, image: str) -> Captions:
+        """Those of one image; none if it has none.
+
+        Raises:
+            DataError: if what holds them is no text, or damaged.
+        """
+        if image in self._beside:
+            lines = map(str.strip, _read(self._archive, self._beside[image]).splitlines())
+            return tuple(filter(None, lines)) or ("",)
+        return self._listed.get(image, ())
+
+    @functools.cached_property
+    def _listed(self) -> dict[str, Captions]:
+        return dict(itertools.chain.from_iterable(_entries(self._archive, name) for name in self._lists))
+
+
+def _entries(archive: Archive, name: str) -> Iterator[tuple[str, Captions]]:
+    """The names of images in a `metadata.jsonl`, with their texts; entries of other kinds are none of ours."""
+    for number, line in enumerate(_read(archive, name).split("\n"), 1):
+        where = f"line {number} of {name} in {archive.path}"
+        try:
+            entry = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where} is no JSON ({error}): mend or remove it") from error
+        if not isinstance(entry, dict) or not {"file_name", "text"} <= entry.keys():
+            continue
+        texts = entry["text"] if isinstance(entry["text"], list) else [entry["text"]]
+        if not all(isinstance(text, str) for text in (entry["file_name"], *texts)):
+            raise DataError(f'{where} needs a name as "file_name", and as "text" a text or a list of texts')
+        yield posixpath.normpath(posixpath.join(posixpath.dirname(name), entry["file_name"])), tuple(texts)
+
+
+def _read(archive: Archive, name: str) -> str:
+    try:
+        return archive.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} in {archive.path} is no text in UTF-8 ({error}): save it as such") from error

@@ -26,6 +26,7 @@ SPECIAL = (
     "[MASK]",
 )  # the last for BERT's training alone, which old vocabularies lack
 CHARACTERS = 1000  # that a vocabulary has at most; others are unknown
+CHUNK = 10_000  # texts that are encoded at a time
 SHOWN = 40  # characters of a text in a message
 
 
@@ -124,7 +125,9 @@ class Tokenizer:
             raise ValueError(f"length={length}: [CLS] and [SEP] need two")
         # Bytes of the command line that are no text cannot be encoded; they are unknown as any other word.
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        found = [encoding.ids for encoding in self._tokenizer.encode_batch(clean)]
+        chunks = tqdm(range(0, len(clean), CHUNK), desc="encoding texts", delay=1, leave=False)
+        encoded = (self._tokenizer.encode_batch(clean[start : start + CHUNK]) for start in chunks)
+        found = [encoding.ids for encoding in itertools.chain.from_iterable(encoded)]
         too_long = [index for index, ids in enumerate(found) if len(ids) > length]
         if too_long and not cut:
             raise _too_long(texts[too_long[0]], len(found[too_long[0]]) - 2, length - 2)

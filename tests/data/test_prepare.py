@@ -336,6 +336,9 @@ def test_the_examples_of_the_howto_run(tmp_path, monkeypatch):
     exec(compile(example, "data.md", "exec"), names)
     assert names["x"].shape == names["test"].shape == (64, 32, 32, 1)
     np.testing.assert_array_equal(names["labels"], labels(64))
+    assert names["captions"] == [f"a photo of a {label}" for label in labels(64)]
+    assert names["pieces"].shape == (64, 12)
+    assert names["tokenizer"].pieces == 26
 
 
 def test_a_prepared_set_comes_before_a_folder_of_its_name(mnist, tmp_path, monkeypatch):

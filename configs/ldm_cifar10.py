@@ -1,6 +1,5 @@
-"""Latent diffusion on CIFAR-10, conditional on the class, at a size that two CPU cores bear. It is ours: nothing like it is published.
+"""Latent diffusion on CIFAR-10, conditional on the class, at a size that two CPU cores bear; nothing like it is published.
 
-    lsgm data prepare cifar10 --source=cifar-10-python.tar.gz
     lsgm train --config=configs/ldm_cifar10.py --workdir=runs/ldm
     lsgm sample --workdir=runs/ldm --label=3 --guidance=2.0
 """
@@ -26,7 +25,9 @@ def get_config(arg: str = "") -> ConfigDict:
             first_stage=dict(name="adamw", learning_rate=1e-3, final=1e-4, weight_decay=0.0, clip=0.0),
             process=dict(name="vp"),
             conditioning=dict(name="labels", classes=10, width=128),
-            score=dict(name="ldm", channels=64, channel_mult=(1, 2), blocks=2, attention=(1, 2), head_width=32),
+            score=dict(
+                name="ldm", channels=64, channel_mult=(1, 2), blocks=2, attention=(1, 2), head_width=32
+            ),
             objective=dict(weighting="unweighted"),
             density=dict(name="uniform", t_min=1e-3),
             optimiser=dict(name="adamw", learning_rate=5e-4, final=5e-5, clip=1.0),

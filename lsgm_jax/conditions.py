@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Int
 
 from lsgm_jax.build import build
-from lsgm_jax.data.pipeline import class_names, split_captions, split_labels, whole_split
-from lsgm_jax.data.words import Tokenizer
+from lsgm_jax.data.pipeline import all_captions, class_names, split_captions, split_labels, whole_split
+from lsgm_jax.data.words import EncodedCaptions, Tokenizer, encode_captions
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.conditional import Condition, Labels, Texts
 from lsgm_jax.models.ldm import LDM
@@ -85,6 +85,13 @@ class Conditions:
         """All samples of a split, or the first ones, with their conditions; host arrays."""
         x: Any = whole_split(build("data", self.config), split, limit=limit)
         return Batch(x, self.of_split(split, limit))
+
+    def for_batches(self, split: str) -> np.ndarray | EncodedCaptions | None:
+        """As `of_split`, but with all texts of a sample, of which each batch draws one."""
+        if self.tokenizer is None:
+            return self.of_split(split)
+        captions = all_captions(build("data", self.config), split)
+        return encode_captions(captions, self.tokenizer, build("conditioning", self.config).length)
 
     def of_split(self, split: str, limit: int | None = None) -> np.ndarray | None:
         """Those of a split's samples, [n, ...]; None for a model of none, or of what it draws from images.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from lsgm_jax.arrays import Key, Latents, State
 from lsgm_jax.build import build, build_model, build_sampler
@@ -74,7 +75,7 @@ def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None
         return
     params = _trained_before(config)
     conditions = Conditions.for_training(config, workdir)
-    training, condition = data.open("train"), conditions.of_split("train")
+    training, condition = data.open("train"), conditions.for_batches("train")
     stages = make_stages(config, model, Data(training, conditions.batch("validation")))
     batches = [training_batches(training, config.seed + index, condition) for index in range(len(stages))]
     claim(workdir, config)
@@ -217,7 +218,7 @@ def sample(run: Run, params: Params, sampler: Sampler, count: int, seed: int, as
     """Draws `count` samples of the conditions that are asked for, in one compiled call over all devices."""
     model = run.model
 
-    def decode(params: Params, given: tuple[State, Condition], key: Key) -> tuple[Latents, Solution]:
+    def decode(params: Params, given: tuple[State, Condition], key: Key) -> tuple[Array, Solution]:
         z_1, condition = given
         return model.decode(params, z_1, key, sampler, condition)
 

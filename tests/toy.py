@@ -99,7 +99,7 @@ def lsgm(inactive_kl=0.0, **objective):
 class Samples:
     """Binary images, as the data pipeline has them."""
 
-    spec, in_memory = None, True
+    spec, in_memory, classes = None, True, ()
 
     def __init__(self, count=8, seed=0):
         on = np.random.default_rng(seed).random((count, SIDE, SIDE, 1)) < 0.5
@@ -112,6 +112,9 @@ class Samples:
         return {"x": self.x[indices[rows]]}
 
     def label(self, index):
+        return None
+
+    def captions(self, index):
         return None
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from lsgm_jax.data.captions import WHERE, Captions
 from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.spec import Batch
+from lsgm_jax.data.words import EncodedCaptions
 
 Rows = TypeVar("Rows")  # a tree of arrays, a row per sample
 # Batches, and the threads that make them, where images are decoded as they are read; decoders let Python go on.
@@ -97,16 +98,17 @@ class Data(Protocol):
 
 
 def training_batches(
-    samples: Samples, seed: int, condition: np.ndarray | None = None
+    samples: Samples, seed: int, condition: np.ndarray | EncodedCaptions | None = None
 ) -> grain.DatasetIterator:
     """Endless shuffled batches; of each, {"x": [batch / processes, ...]}, the rows that this process contributes.
-
-    Args:
-        condition: what is known of every sample, [samples, ...]; batches then have their rows of it as "condition".
 
     Process p of P makes the p-th of P equal parts, and the parts together are the batch of a single process, bit for
     bit. The iterator's `get_state` and `set_state` resume it exactly, on any number of processes: what a batch holds,
     drawn numbers included, follows from `seed` and the number of the batch.
+
+    Args:
+        condition: what is known of every sample, [samples, ...], or texts to draw from, each time one of a sample's;
+            batches then have their rows of it as "condition".
 
     Raises:
         DataError: if there are fewer samples than a batch, or the processes cannot share it evenly.
@@ -121,8 +123,10 @@ def training_batches(
     indices = grain.MapDataset.range(sys.maxsize).map(order.batch)
 
     def make(indices: Int[np.ndarray, "batch"], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        known = {} if condition is None else {"condition": condition[indices[rows]]}
-        return samples.batch(indices, rng, rows) | known
+        batch = samples.batch(indices, rng, rows)
+        if isinstance(condition, EncodedCaptions):
+            return batch | {"condition": condition.batch(indices, rng, rows)}
+        return batch if condition is None else batch | {"condition": condition[indices[rows]]}
 
     # Samples are made a batch at a time: per sample, Python would take longer than the work.
     batches = indices.random_map(make, seed=_derived(seed, 0))

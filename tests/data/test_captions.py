@@ -113,6 +113,8 @@ def test_an_image_without_a_text_is_named_when_texts_are_asked_for(tmp_path):
     )
     job = Job(kind="folder", source=tmp_path / "files", data_dir=tmp_path / "data", name="mine")
     prepare(job)
+    write(tmp_path / "files" / "metadata.jsonl", listed([{"file_name": "train/3.png", "score": 2}]))
+    assert prepare(job).was_there
     folder, prepared = spec_of(job.source), spec_of("mine", data_dir=str(job.data_dir))
     for spec in (folder, prepared):
         assert next(training_batches(spec.open("train"), 0))["x"].shape == (4, 4, 4, 1)

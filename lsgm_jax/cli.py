@@ -61,6 +61,8 @@ def _run(options: argparse.Namespace) -> int:
         "params": _params,
         "convert": _convert,
         "study": _study,
+        "inpaint": _inpaint,
+        "upscale": _upscale,
         "interpolate": _interpolate,
         "animate": _animate,
         "data": _data,
@@ -180,6 +182,63 @@ def _sample(options: argparse.Namespace) -> None:
         f"{drawn.seconds:.2f} s after {drawn.compile_seconds:.1f} s of compilation"
     )
     print(f"wrote {options.workdir}/samples.png, comparison.png and samples.npz")
+
+
+def _inpaint(options: argparse.Namespace) -> None:
+    import jax
+    import numpy as np
+
+    from lsgm_jax import restore, run
+    from lsgm_jax.build import build_sampler
+
+    opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    x = restore.read_picture(opened, options.image, "an image for this model")
+    mask = restore.read_mask(opened, options.mask)
+    sampler, (params, _) = build_sampler(opened.config), opened.best()
+    several = lambda picture: np.repeat(picture[None], _at_least_one(options), axis=0)
+    filled, success = restore.inpaint(
+        opened, params, sampler, several(x), several(mask), jax.random.key(options.seed)
+    )
+    _show_restored(options, "inpainted.png", [x, (1.0 - mask) * x, *filled], success)
+
+
+def _upscale(options: argparse.Namespace) -> None:
+    import jax
+    import numpy as np
+
+    from lsgm_jax import restore, run
+    from lsgm_jax.build import build_sampler
+
+    opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    small = restore.read_small(opened, options.image)
+    sampler, (params, _) = build_sampler(opened.config), opened.best()
+    several = np.repeat(small[None], _at_least_one(options), axis=0)
+    large, success = restore.upscale(opened, params, sampler, several, jax.random.key(options.seed))
+    factor = large.shape[1] // len(small)
+    blocks = small.repeat(factor, axis=0).repeat(factor, axis=1)
+    _show_restored(options, "upscaled.png", [blocks, *large], success)
+
+
+def _at_least_one(options: argparse.Namespace) -> int:
+    if options.count < 1:
+        raise UsageError(f"--count={options.count}: make at least one image")
+    return options.count
+
+
+def _show_restored(options: argparse.Namespace, name: str, panels: list[Any], success: Any) -> None:
+    """What was given and what came of it, in a row; and each result in a file of its own."""
+    import numpy as np
+
+    from lsgm_jax.evaluation import pictures
+
+    _warn_of_failures(int((~success).sum()), "samples")
+    path = options.out or options.workdir / name
+    pictures.save_png(path, pictures.grid(np.stack(panels), columns=len(panels)))
+    results = panels[-len(success) :]
+    files = [path.with_stem(f"{path.stem}_{number}") for number in range(len(results))]
+    for file, result in zip(files, results, strict=True):
+        pictures.save_png(file, pictures.to_pixels(result))
+    print(f"wrote {path} and {files[0]}{f' to {files[-1].name}' if len(files) > 1 else ''}")
 
 
 def _interpolate(options: argparse.Namespace) -> None:

@@ -10,6 +10,8 @@ USAGE = """lsgm COMMAND [options]
   lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N] [--label=CLASS,... | --prompt=TEXT]
   lsgm evaluate --workdir=DIR [SAMPLER] [--metrics=nelbo,ode,iw,fid,kid,pr,time] [--split=test|validation] [--seed=N]
                 [--samples=N] [--inception=FILE.pth]
+  lsgm inpaint  --workdir=DIR --image=FILE --mask=FILE [SAMPLER] [--count=N] [--seed=N] [--out=FILE.png]
+  lsgm upscale  --workdir=DIR --image=FILE [SAMPLER] [--count=N] [--seed=N] [--out=FILE.png]
   lsgm interpolate --workdir=DIR [SAMPLER] [--between=noise|test] [--pairs=N] [--points=N] [--seed=N]
   lsgm animate  --workdir=DIR [SAMPLER] [--count=N] [--frames=N] [--seed=N]
   lsgm study    --workdir=DIR [--solvers=NAME,...] [--nfe=N,...] [--rtol=X,...] [--grid=NAME] [--count=N] [--seed=N]
@@ -32,6 +34,8 @@ CONFIGURED = ("train", "params", "convert")  # commands that take a config
 OVERRIDDEN = (
     *CONFIGURED,
     "sample",
+    "inpaint",
+    "upscale",
     "evaluate",
     "study",
     "interpolate",
@@ -77,16 +81,16 @@ def _make_parser() -> _Parser:
     for name in CONFIGURED:
         command(name).add_argument("--config", required=True)
     train, convert = commands.choices["train"], commands.choices["convert"]
-    sample, evaluate, study, interpolate, animate = map(
-        command, ("sample", "evaluate", "study", "interpolate", "animate")
+    sample, evaluate, study, interpolate, animate, inpaint, upscale = map(
+        command, ("sample", "evaluate", "study", "interpolate", "animate", "inpaint", "upscale")
     )
     for name in TOGETHER:
         _add_processes(commands.choices[name])
-    for each in (train, convert, sample, evaluate, study, interpolate, animate):
+    for each in (train, convert, sample, evaluate, study, interpolate, animate, inpaint, upscale):
         each.add_argument("--workdir", required=True, type=pathlib.Path)
-    for each in (sample, evaluate, interpolate, animate):
+    for each in (sample, evaluate, interpolate, animate, inpaint, upscale):
         _add_sampler(each)
-    for each in (sample, evaluate, interpolate, animate, study):
+    for each in (sample, evaluate, interpolate, animate, study, inpaint, upscale):
         _add_ends(each)
         each.add_argument("--seed", type=int, default=0)
     train.add_argument("--profile", action="store_true")
@@ -96,6 +100,11 @@ def _make_parser() -> _Parser:
     asked = sample.add_mutually_exclusive_group()
     asked.add_argument("--label")
     asked.add_argument("--prompt")
+    for each in (inpaint, upscale):
+        each.add_argument("--image", required=True, type=pathlib.Path)
+        each.add_argument("--count", type=int, default=4)
+        each.add_argument("--out", type=pathlib.Path)
+    inpaint.add_argument("--mask", required=True, type=pathlib.Path)
     evaluate.add_argument("--metrics", default="nelbo,ode")
     evaluate.add_argument("--split", choices=("test", "validation"), default="test")
     evaluate.add_argument("--samples", type=int)

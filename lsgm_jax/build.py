@@ -293,12 +293,16 @@ def build_score_net(config: Config, shape: tuple[int, ...]) -> Network:
         raise ConfigError(f"config.score.name={name!r} is for {fitting}, not for latents of shape {shape}")
     if vectors:
         return Network(build("score", config, out_features=shape[-1]), compute)
-    given = {"out_channels": shape[-1]}
-    if name == "ldm":
-        given["context_width"] = config.conditioning.get("width")
+    token_width = config.conditioning.get("width")  # None: the context has no tokens
+    given = {"out_channels": shape[-1]} | ({"context_width": token_width} if name == "ldm" else {})
     net = UNet(**given, **vars(build("score", config))) if name == "unet" else build("score", config, **given)
     if (refusal := net.refuse(shape)) is not None:
         raise ConfigError(f"config.score: {refusal}")
+    if name == "dit" and net.cross_attention and token_width is None:
+        raise ConfigError(
+            "config.score.cross_attention=True needs tokens to attend to: "
+            f"config.conditioning.name={config.conditioning.name!r} has none"
+        )
     return Network(net, compute)
 
 

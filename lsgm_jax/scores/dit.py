@@ -81,10 +81,10 @@ class DiT(nn.Module):
         embedding = see_context(embed_time(t, self.steps, TIME_FEATURES, self.width), context)
         tokens = dense(self.width, z_t, "patches", XAVIER)(to_patches(z_t, self.patch))
         tokens = (tokens + positions(rows, columns, self.width)).astype(z_t.dtype)
-        seen = context if self.cross_attention else None
+        seen = () if context is None or not self.cross_attention else (context,)
         for index in range(self.depth):
             block = DiTBlock(self.heads, self.mlp_ratio, self.dropout, name=f"block_{index}")
-            tokens = block(tokens, embedding, seen, deterministic=deterministic)
+            tokens = block(tokens, embedding, *seen, deterministic=deterministic)
         shift, scale = adapt(embedding, self.width, 2)
         patches = dense(self.patch**2 * self.out_channels, z_t, "eps", ZEROS)(modulate(tokens, shift, scale))
         return from_patches(patches, self.patch, rows)

@@ -245,8 +245,11 @@ CONFIG = str(tiny.ROOT / "configs" / "sgm_digits.py") + ":quick"
 TINY = ("name=dit", "width=16", "depth=2", "heads=2")
 
 
-def config(*overrides):
-    return load_config(CONFIG, [f"--config.score.{field}" for field in (*TINY, *overrides)])
+LABELS = ("--config.conditioning.name=labels", "--config.conditioning.classes=10")
+
+
+def config(*fields, others=()):
+    return load_config(CONFIG, [*(f"--config.score.{field}" for field in (*TINY, *fields)), *others])
 
 
 def test_any_model_may_train_it():
@@ -263,6 +266,16 @@ def test_any_model_may_train_it():
         state, _ = step(state, grey, jax.random.key(1))
     assert loss(state.params) < 0.96 * loss(before)
     assert np.any(state.params["score_net"]["block_0"]["adapt"]["kernel"])
+
+
+def test_a_config_may_attend_to_what_there_is():
+    """To the token of a label, but not to nothing."""
+    params = jax.eval_shape(
+        build_model(config("cross_attention=True", others=LABELS)).init, jax.random.key(0)
+    )
+    assert "attend_context" in params["score_net"]["block_1"]
+    with pytest.raises(ConfigError, match=r"cross_attention=True needs tokens .*conditioning\.name='none'"):
+        build_model(config("cross_attention=True"))
 
 
 def test_a_config_whose_patches_do_not_fit():

@@ -286,29 +286,22 @@ def build_model(config: Config) -> Model:
 
 def build_score_net(config: Config, shape: tuple[int, ...]) -> Network:
     """The network of the score, for latents of this shape."""
-    vectors, compute = config.score.name == "mlp", build("compute", config)
-    given = (
-        {"context_width": config.conditioning.width}
-        if config.score.name == "ldm" and "width" in config.conditioning
-        else {}
-    )
+    name, compute = config.score.name, build("compute", config)
+    vectors = name == "mlp"
     if vectors != (len(shape) == 1):
         fitting = "vectors" if vectors else "maps (height, width, channels)"
-        raise ConfigError(
-            f"config.score.name={config.score.name!r} is for {fitting}, not for latents of shape {shape}"
-        )
+        raise ConfigError(f"config.score.name={name!r} is for {fitting}, not for latents of shape {shape}")
     if vectors:
         return Network(build("score", config, out_features=shape[-1]), compute)
-    if config.score.name == "unet":
-        spec = build("score", config)
-        net, levels = UNet(out_channels=shape[-1], **vars(spec)), len(spec.channels)
-    else:
-        net = build("score", config, out_channels=shape[-1], **given)
-        levels = len(net.channel_mult)
-    if min(shape[:2]) % 2 ** (levels - 1):
+    token_width = config.conditioning.get("width")  # None: the context has no tokens
+    given = {"out_channels": shape[-1]} | ({"context_width": token_width} if name == "ldm" else {})
+    net = UNet(**given, **vars(build("score", config))) if name == "unet" else build("score", config, **given)
+    if (refusal := net.refuse(shape)) is not None:
+        raise ConfigError(f"config.score: {refusal}")
+    if name == "dit" and net.cross_attention and token_width is None:
         raise ConfigError(
-            f"config.score halves the {shape} latent {levels - 1} times, which its sides do not bear: "
-            "give fewer levels"
+            "config.score.cross_attention=True needs tokens to attend to: "
+            f"config.conditioning.name={config.conditioning.name!r} has none"
         )
     return Network(net, compute)
 

@@ -54,6 +54,23 @@ def add_residual(skip: Maps, h: Maps, rescale: bool = True) -> Maps:
     return total / jnp.sqrt(2.0).astype(h.dtype) if rescale else total
 
 
+def see_context(embedding: Embedding, context: Context | None) -> Embedding:
+    """The embedding of time, moved by what the mean over a context's tokens says; without a context, as it is.
+
+    The map is linear and starts at zero: a fresh network is the unconditional one bit for bit, whatever the context's
+    scale, and the map learns as soon as the embedding does, because its own gradient does not vanish with it.
+
+    Args:
+        embedding: of the module that calls, which gets a layer named "context".
+        context: a class is one token, a text many.
+    """
+    if context is None:
+        return embedding
+    mean = jnp.mean(at_least_float32(context), axis=1)
+    effect = nn.Dense(embedding.shape[-1], use_bias=False, kernel_init=nn.initializers.zeros, name="context")
+    return embedding + effect(mean)
+
+
 class Block(nn.Module):
     """A part of a network whose inside need not be kept for the gradient, if that may compute it again."""
 
@@ -120,22 +137,29 @@ class Attention(Block):
 
 
 class TokenAttention(nn.Module):
-    """What each token finds in a context, by several heads side by side; only the map that joins them has a bias."""
+    """What each token finds in a context, by several heads side by side; only the map that joins them has a bias.
+
+    Attributes:
+        head_width: features of each head, whatever the width of the tokens.
+        last_init: of the kernel that joins the heads.
+    """
 
     heads: int
     head_width: int
+    last_init: nn.initializers.Initializer = FAN_IN_UNIFORM
 
     @nn.compact
     def __call__(self, tokens: Tokens, context: Context) -> Tokens:
         width = self.heads * self.head_width
-        dense = functools.partial(nn.Dense, kernel_init=FAN_IN_UNIFORM, dtype=tokens.dtype)
+        dense = functools.partial(nn.Dense, dtype=tokens.dtype)
 
         def heads_of(source: Array, name: str) -> Array:
-            projected = dense(width, use_bias=False, name=name)(source)
+            projected = dense(width, use_bias=False, kernel_init=FAN_IN_UNIFORM, name=name)(source)
             return projected.reshape(*source.shape[:2], self.heads, self.head_width)
 
         found = attend(heads_of(tokens, "query"), heads_of(context, "key"), heads_of(context, "value"))
-        return dense(tokens.shape[-1], name="join")(found.reshape(*tokens.shape[:2], width))
+        join = dense(tokens.shape[-1], kernel_init=self.last_init, name="join")
+        return join(found.reshape(*tokens.shape[:2], width))
 
 
 def attend(query: Heads, key: ContextHeads, value: ContextHeads) -> Heads:

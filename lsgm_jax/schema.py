@@ -35,6 +35,7 @@ from lsgm_jax.objectives.adversarial import Game
 from lsgm_jax.objectives.kl import KLSchedule
 from lsgm_jax.objectives.matching import known_start
 from lsgm_jax.objectives.times import Defensive, Optimal, Uniform
+from lsgm_jax.scores.dit import DiT
 from lsgm_jax.scores.ldm import LDMUNet
 from lsgm_jax.scores.mlp import MLP
 from lsgm_jax.scores.ncsnpp import NCSNpp
@@ -298,7 +299,7 @@ TASKS: dict[str, Target] = {"inpainting": Inpainting, "upscaling": Upscaling}
 Sections = dict[str, Target | dict[str, Target]]
 SHARED: Sections = {
     "process": {"vp": VP, "sub_vp": SubVP, "ve": VE, "geometric_vp": GeometricVP, "cld": CLD},
-    "score": {"unet": UNetSpec, "ncsnpp": NCSNpp, "ldm": LDMUNet, "mlp": MLP},
+    "score": {"unet": UNetSpec, "ncsnpp": NCSNpp, "ldm": LDMUNet, "dit": DiT, "mlp": MLP},
     "compute": Compute,
     "conditioning": CONDITIONINGS,
     "density": DENSITIES,

@@ -23,7 +23,7 @@ from tests.tiny import CONFIG, model
         ("--config.train.stesp=5", "config.train.stesp does not exist: train takes .*did you mean 'steps'"),
         (
             "--config.score.name=unte",
-            "config.score.name='unte' is none of unet, ncsnpp, ldm, mlp; did you mean 'unet'",
+            "config.score.name='unte' is none of unet, ncsnpp, ldm, dit, mlp; did you mean 'unet'",
         ),
         ("--config.train.steps=many", "config.train.steps=many"),
         ("--config.train.steps=1.5", "config.train.steps=1.5"),
@@ -33,7 +33,7 @@ from tests.tiny import CONFIG, model
         ("--config.score.channels=()", "config.score: channels=\\(\\): give one positive width"),
         (
             "--config.score.channels=(8,8,8,8)",
-            "halves the \\(4, 4, 4\\) latent 3 times, which its sides do not bear: give fewer levels",
+            "config.score: a latent of shape \\(4, 4, 4\\): 4 levels need sides divisible by 8; give fewer levels",
         ),
         ("--config.autoencoder.dropout=1.5", "config.autoencoder: dropout=1.5"),
         ("--config.density.t_min=0", "config.density.t_min=0.0: the process has no noise there"),

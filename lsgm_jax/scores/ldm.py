@@ -6,11 +6,10 @@ What is concatenated to the latent (a low-resolution image, a masked one with it
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lsgm_jax.arrays import Times, in_steps
+from lsgm_jax.arrays import Times
 from lsgm_jax.layers import (
     LDM_GROUPS,
     Context,
-    Embedding,
     Maps,
     Resample,
     Resized,
@@ -27,10 +26,9 @@ from lsgm_jax.scores.ldm_layers import (
     SelfAttention,
     SpatialTransformer,
     conv,
-    dense,
-    timestep_embedding,
+    embed_time,
 )
-from lsgm_jax.scores.unet import Prediction
+from lsgm_jax.scores.unet import Prediction, refuse_halving
 
 
 class LDMUNet(nn.Module):
@@ -87,7 +85,7 @@ class LDMUNet(nn.Module):
         self, z_t: Maps, t: Times, context: Context | None = None, *, deterministic: bool
     ) -> Prediction:
         self._require_fit(z_t, context)
-        embedding = self._embed(t)
+        embedding = embed_time(t, self.steps, self.channels, 4 * self.channels)
 
         # Names count as the published ones do: down_i_j is layer j of what gives skip i, up_i_j of what takes one.
         def residual(h: Maps, width: int, name: str, resample: Resample | None = None) -> Resized:
@@ -134,20 +132,16 @@ class LDMUNet(nn.Module):
         return conv(self.out_channels, h, "eps", ZEROS)(h)
 
     @nn.nowrap
+    def refuse(self, shape: tuple[int, ...]) -> str | None:
+        """Why latents of this shape do not fit, or None."""
+        return refuse_halving(shape, len(self.channel_mult))
+
+    @nn.nowrap
     def _require_fit(self, z_t: Maps, context: Context | None) -> None:
-        factor = 2 ** (len(self.channel_mult) - 1)
-        if z_t.shape[1] % factor or z_t.shape[2] % factor:
-            raise ValueError(
-                f"a latent of shape {z_t.shape[1:]}: {len(self.channel_mult)} levels need sides divisible by {factor}"
-            )
+        if (refusal := self.refuse(z_t.shape[1:])) is not None:
+            raise ValueError(refusal)
         given = None if context is None else context.shape[-1]
         if given != self.context_width:
             raise ValueError(
                 f"a context of width {given} for a network with context_width={self.context_width}"
             )
-
-    def _embed(self, t: Times) -> Embedding:
-        index = in_steps(t, self.steps) - 1.0
-        features = timestep_embedding(index, self.channels)
-        hidden = dense(4 * self.channels, features, "time_in")(features)
-        return dense(4 * self.channels, features, "time_out")(nn.swish(hidden))

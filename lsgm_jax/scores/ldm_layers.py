@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from lsgm_jax.arrays import Times, in_steps
 from lsgm_jax.layers import (
     FAN_IN_UNIFORM,
     Block,
@@ -55,6 +56,13 @@ def timestep_embedding(index: Float[Array, "batch"], features: int) -> Embedding
     angles = index[:, None] * frequencies
     embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, features % 2)))
+
+
+def embed_time(t: Times, steps: int, features: int, width: int) -> Embedding:
+    """Two dense layers, "time_in" and "time_out", of the timestep's embedding; timestep i is at t = (i + 1) / steps."""
+    embedding = timestep_embedding(in_steps(t, steps) - 1.0, features)
+    hidden = dense(width, embedding, "time_in")(embedding)
+    return dense(width, embedding, "time_out")(nn.swish(hidden))
 
 
 class ResidualBlock(Block):

@@ -5,6 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Times
+from lsgm_jax.layers import Context, see_context
 
 Vectors = Float[Array, "batch features"]
 VectorPrediction = Float[Array, "batch out_features"]
@@ -12,7 +13,9 @@ TimeFeatures = Float[Array, "batch time_features"]
 
 
 class MLP(nn.Module):
-    """(z_t, t) -> eps_hat; the coordinates of z_t lie side by side, and t is one more input behind them.
+    """(z_t, t, context) -> eps_hat; the coordinates of z_t lie side by side, and t is one more input behind them.
+
+    So are the means over a context's tokens, if there is one: they shift what the first layer makes of the rest.
 
     Attributes:
         out_features: dimensions of the noise prediction.
@@ -26,13 +29,17 @@ class MLP(nn.Module):
     time_octaves: int = 0
 
     @nn.compact
-    def __call__(self, z_t: Vectors, t: Times, *, deterministic: bool) -> VectorPrediction:
+    def __call__(
+        self, z_t: Vectors, t: Times, context: Context | None = None, *, deterministic: bool
+    ) -> VectorPrediction:
         del deterministic  # nothing here is random; score networks share one signature
         # Beside the time, z_t is float32 too: close times meet in anything less.
         h = jnp.concatenate([z_t, t[:, None], log_time_features(t, self.time_octaves)], axis=-1)
-        for width in self.hidden:
-            h = nn.swish(nn.Dense(width, dtype=h.dtype)(h)).astype(z_t.dtype)
-        return nn.Dense(self.out_features, dtype=h.dtype)(h)
+        first, *others = (*self.hidden, self.out_features)
+        h = see_context(nn.Dense(first, dtype=h.dtype)(h), context)
+        for width in others:
+            h = nn.Dense(width, dtype=z_t.dtype)(nn.swish(h).astype(z_t.dtype))
+        return h
 
 
 def log_time_features(t: Times, octaves: int) -> TimeFeatures:

@@ -11,6 +11,7 @@ from flax import linen as nn
 from lsgm_jax.arrays import Times
 from lsgm_jax.layers import (
     Attention,
+    Context,
     Embedding,
     Maps,
     Resample,
@@ -19,6 +20,7 @@ from lsgm_jax.layers import (
     add_residual,
     downsample,
     group_norm,
+    see_context,
     upsample,
 )
 from lsgm_jax.scores.ncsnpp_layers import (
@@ -28,11 +30,13 @@ from lsgm_jax.scores.ncsnpp_layers import (
     fir_upsample,
     scaled_init,
 )
-from lsgm_jax.scores.unet import Prediction, sinusoidal_embedding
+from lsgm_jax.scores.unet import Prediction, refuse_halving, sinusoidal_embedding
 
 
 class NCSNpp(nn.Module):
-    """(z_t, t) -> eps_hat; the coordinates of z_t lie side by side in its channels.
+    """(z_t, t, context) -> eps_hat; the coordinates of z_t lie side by side in its channels.
+
+    The mean of the context's tokens, if there is one, shifts the embedding of time.
 
     Attributes:
         out_channels: channels of the noise prediction.
@@ -76,11 +80,19 @@ class NCSNpp(nn.Module):
             raise ValueError("input_pyramid='residual' needs fir, the kernel that smooths the input")
         super().__post_init__()
 
+    @nn.nowrap
+    def refuse(self, shape: tuple[int, ...]) -> str | None:
+        """Why latents of this shape do not fit, or None."""
+        return refuse_halving(shape, len(self.channel_mult))
+
     @nn.compact
-    def __call__(self, z_t: Maps, t: Times, *, deterministic: bool) -> Prediction:
-        self._require_divisible(z_t)
+    def __call__(
+        self, z_t: Maps, t: Times, context: Context | None = None, *, deterministic: bool
+    ) -> Prediction:
+        if (refusal := self.refuse(z_t.shape[1:])) is not None:
+            raise ValueError(refusal)
         first, last = scaled_init(1.0), scaled_init(self.init_scale)
-        embedding = self._embed(t)
+        embedding = see_context(self._embed(t), context)
 
         def block(h: Maps, channels: int, resample: Resample | None = None) -> Resized:
             layer = ResBlock(channels, self.dropout, resample, self.rescale, first, last)
@@ -120,14 +132,6 @@ class NCSNpp(nn.Module):
 
         h = nn.swish(group_norm(h))
         return nn.Conv(self.out_channels, (3, 3), kernel_init=last, dtype=h.dtype, name="eps")(h)
-
-    @nn.nowrap
-    def _require_divisible(self, z_t: Maps) -> None:
-        factor = 2 ** (len(self.channel_mult) - 1)
-        if z_t.shape[1] % factor or z_t.shape[2] % factor:
-            raise ValueError(
-                f"a latent of shape {z_t.shape[1:]}: {len(self.channel_mult)} levels need sides divisible by {factor}"
-            )
 
     def _embed(self, t: Times) -> Embedding:
         dim = self.embedding_dim or self.channels

@@ -5,7 +5,18 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.layers import Attention, Embedding, Maps, ResBlock, Resized, downsample, group_norm, upsample
+from lsgm_jax.layers import (
+    Attention,
+    Context,
+    Embedding,
+    Maps,
+    ResBlock,
+    Resized,
+    downsample,
+    group_norm,
+    see_context,
+    upsample,
+)
 
 Prediction = Float[Array, "batch height width out_channels"]
 
@@ -17,8 +28,20 @@ def sinusoidal_embedding(t: Times, features: int, scale: float) -> Embedding:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def refuse_halving(shape: tuple[int, ...], levels: int) -> str | None:
+    """Why maps of this shape (height, width, channels) have not so many levels, each of half the side; or None."""
+    factor = 2 ** (levels - 1)
+    if any(side % factor for side in shape[:2]):
+        return (
+            f"a latent of shape {shape}: {levels} levels need sides divisible by {factor}; give fewer levels"
+        )
+    return None
+
+
 class UNet(nn.Module):
-    """(z_t, t) -> eps_hat; the coordinates of z_t lie side by side in its channels.
+    """(z_t, t, context) -> eps_hat; the coordinates of z_t lie side by side in its channels.
+
+    The mean of the context's tokens, if there is one, shifts the embedding of time.
 
     Attributes:
         channels: widths per resolution; each level after the first works at half the side of the one before.
@@ -37,11 +60,20 @@ class UNet(nn.Module):
     dropout: float
     embedding_scale: float = 1000.0
 
+    @nn.nowrap
+    def refuse(self, shape: tuple[int, ...]) -> str | None:
+        """Why latents of this shape do not fit, or None."""
+        return refuse_halving(shape, len(self.channels))
+
     @nn.compact
-    def __call__(self, z_t: Maps, t: Times, *, deterministic: bool) -> Prediction:
+    def __call__(
+        self, z_t: Maps, t: Times, context: Context | None = None, *, deterministic: bool
+    ) -> Prediction:
+        if (refusal := self.refuse(z_t.shape[1:])) is not None:
+            raise ValueError(refusal)
         width = self.channels[0]
         embedding = nn.Dense(4 * width)(sinusoidal_embedding(t, width, self.embedding_scale))
-        embedding = nn.Dense(4 * width)(nn.swish(embedding))
+        embedding = see_context(nn.Dense(4 * width)(nn.swish(embedding)), context)
 
         def stage(h: Maps, channels: int) -> Resized:
             h = ResBlock(channels, self.dropout)(h, embedding, deterministic=deterministic)

@@ -19,6 +19,7 @@ from lsgm_jax.layers import attend
 from lsgm_jax.models.network import Compute, Network, StatefulNetwork, trainable
 from lsgm_jax.run import MAY_CHANGE
 from lsgm_jax.schema import ConfigError
+from lsgm_jax.scores.dit import DiT
 from lsgm_jax.scores.ldm import LDMUNet
 from lsgm_jax.scores.mlp import MLP
 from lsgm_jax.scores.ncsnpp import NCSNpp
@@ -54,6 +55,7 @@ class Case(NamedTuple):
 CASES = {
     # Two layers embed the time, and each residual block shifts its features by it.
     "unet": Case(UNet(3, (8, 16), 1, (4,), 0.1), ((3, 8, 8, 4), T), 2 + 8),
+    "unet_class": Case(UNet(3, (8, 16), 1, (4,), 0.1), ((3, 8, 8, 4), T, (3, 1, 5)), 3 + 8),
     "ncsnpp": Case(NCSNpp(**NCSNPP), ((3, 8, 8, 4), T), 2 + 10),
     "ncsnpp_cld": Case(
         NCSNpp(**NCSNPP, embedding="fourier", embedding_scale=16.0, input_pyramid="residual"),
@@ -67,6 +69,12 @@ CASES = {
     ),
     "ldm_text": Case(
         LDMUNet(3, 32, (1, 2), 1, (2,), head_width=16, context_width=5), ((3, 8, 8, 4), T, (3, 2, 5)), 2 + 8
+    ),
+    # Beside what embeds time and context, what adapts each block and the end to them.
+    "dit_text": Case(
+        DiT(3, width=16, depth=2, heads=2, dropout=0.1, cross_attention=True),
+        ((3, 8, 8, 4), T, (3, 2, 5)),
+        3 + 3,
     ),
     "mlp": Case(MLP(2, (32, 32, 32), time_octaves=3), ((3, 4), T), 1),
     "encoder": Case(ConvEncoder((8, 16), 1, 2, 0.1), ((3, 8, 8, 1),), 0),
@@ -173,7 +181,7 @@ def products(closed):
                 yield from products(value)
 
 
-DIFFERENTIATED = ("unet", "ldm_text", "ncsnpp_cld", "mlp", "mbconv", "flows")
+DIFFERENTIATED = ("unet", "ldm_text", "dit_text", "ncsnpp_cld", "mlp", "mbconv", "flows")
 
 
 @pytest.mark.parametrize("name", [*CASES, *NVAES])
@@ -251,7 +259,7 @@ def test_attention_is_that_of_flax(precision):
     np.testing.assert_array_equal(attend(query, key, value), expected)
 
 
-@pytest.mark.parametrize("name", ["unet", "ldm_text", "flows"])
+@pytest.mark.parametrize("name", ["unet", "ldm_text", "dit_text", "flows"])
 def test_rematerialisation_changes_no_number(name):
     kept, again = (jax.tree.leaves(ran(name, compute)) for compute in (PLAIN, Compute(remat=True)))
     for left, right in zip(again, kept, strict=True):

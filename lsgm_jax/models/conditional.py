@@ -6,15 +6,16 @@ so that sampling can be told to mind the rest (`guide`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
-from lsgm_jax.arrays import EpsNet, Key, Latents, State, Times, expand
+from lsgm_jax.arrays import EpsNet, Key, Latents, State, Times
 from lsgm_jax.conditioning.labels import ClassEmbedding
 from lsgm_jax.conditioning.text import TextEncoder, WordPieces
 from lsgm_jax.layers import Maps, Tokens
@@ -211,12 +212,10 @@ def told(
         key: in training, when every sample's condition is replaced by `nothing` with probability `dropout`.
     """
     nothing = conditioning.nothing(count)
-    condition = nothing if condition is None else condition
+    condition = nothing if condition is None else jax.tree.map(jnp.asarray, condition)
     if key is not None and conditioning.dropout:
         dropped = jax.random.bernoulli(key, conditioning.dropout, (count,))
-        condition = jax.tree.map(
-            lambda given, none: jnp.where(expand(dropped, given), none, given), condition, nothing
-        )
+        condition = jax.tree.map(functools.partial(_put, dropped), nothing, condition)
     return conditioning.context(params.get("conditioner", {}), condition)
 
 
@@ -260,6 +259,10 @@ def guide(
         return without + scale * (within - without)
 
     return Partial(predict, (nothing, context))
+
+
+def _put(where: Bool[Array, "batch"], nothing: Array, given: Array) -> Array:
+    return jnp.where(where.reshape(-1, *(1,) * (given.ndim - 1)), nothing, given)
 
 
 def _interleave(one: Array, other: Array) -> Array:

@@ -8,14 +8,13 @@ from typing import NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample, State, as_state, coordinates, sum_per_sample
 from lsgm_jax.diffusions.linear import Process, add_auxiliary, prior_log_prob, probability_flow
 from lsgm_jax.solvers.integrate import Tree
 from lsgm_jax.solvers.sampler import Sampler, follow, require_ode
-from lsgm_jax.solvers.terms import Clock, times_like
+from lsgm_jax.solvers.terms import Clock, by_rows, times_like
 
 Vectors = Float[Array, "batch vectors *latent"]
 
@@ -113,7 +112,7 @@ def log_density(
     vectors = divergence.vectors(k_vectors, z_0)
     term = diffrax.ODETerm(_with_divergence(process, divergence))
     start = (state, jnp.zeros(len(z_0), z_0.dtype))
-    solved = follow(sampler, process, term, start, (vectors, Partial(eps_net)))
+    solved = follow(sampler, process, term, start, (vectors, by_rows(eps_net)))
     z_1, int_divergence = solved.end
     log_prob = prior_log_prob(process, z_1) + int_divergence - auxiliary_log_prob
     nfe = solved.evaluations.batch

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from lsgm_jax.arrays import (
@@ -39,6 +38,7 @@ from lsgm_jax.solvers.terms import (
     Noise,
     Problem,
     Reverse,
+    by_rows,
     reverse_drift_term,
     times_like,
 )
@@ -184,7 +184,7 @@ def solve_to_noise(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key
         times = times_like(z_t, t)
         return probability_flow(process, z_t, eps_net(z_t, times), times)
 
-    return follow(sampler, process, diffrax.ODETerm(vector_field), start, Partial(eps_net)).end
+    return follow(sampler, process, diffrax.ODETerm(vector_field), start, by_rows(eps_net)).end
 
 
 def follow(
@@ -212,7 +212,7 @@ def require_ode(method: Method) -> None:
 def _integrate(sampler: Sampler, problem: Problem, z_1: State, keep: KeptTimes | None) -> Integral:
     method, steps = sampler.method, sampler.steps
     keep = None if keep is None else 1.0 - keep
-    eps_net = Partial(problem.eps_net)
+    eps_net = by_rows(problem.eps_net)
     if isinstance(steps, Adaptive):
         return integrate_adaptively(
             method, steps, Reverse(problem), z_1, 0.0, 1.0 - sampler.t_min, eps_net, keep

@@ -12,6 +12,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, State, as_state, coordinates
@@ -128,6 +129,14 @@ class GridPath(diffrax.AbstractBrownianPath):
             return increment
         area = jnp.sqrt(dt / 12.0) * self.problem.noise.draw(interval, 1, like)
         return diffrax.SpaceTimeLevyArea(dt=dt, W=increment, H=area)
+
+
+def by_rows(eps_net: EpsNet) -> Partial:
+    """The noise prediction as a pytree, whose leaves, if any, have a row per sample: an argument of diffrax's terms.
+
+    A closure's arrays would stay those of the whole batch where a solve is mapped over its samples.
+    """
+    return eps_net if isinstance(eps_net, Partial) else Partial(eps_net)
 
 
 def times_like(z_t: State, t: Clock) -> Float[Array, "batch"]:

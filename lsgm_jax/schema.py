@@ -24,6 +24,7 @@ from lsgm_jax.autoencoders.nvae import NVAE
 from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.spec import SPLIT_NAMES, DataSpec
 from lsgm_jax.diffusions.cld import CLD, velocity_eps
+from lsgm_jax.diffusions.discrete import discrete_vp
 from lsgm_jax.diffusions.linear import normal_eps
 from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
@@ -297,7 +298,14 @@ TASKS: dict[str, Target] = {"inpainting": Inpainting, "upscaling": Upscaling}
 # section -> target, or section -> table of targets, of which the section's `name` chooses one.
 Sections = dict[str, Target | dict[str, Target]]
 SHARED: Sections = {
-    "process": {"vp": VP, "sub_vp": SubVP, "ve": VE, "geometric_vp": GeometricVP, "cld": CLD},
+    "process": {
+        "vp": VP,
+        "sub_vp": SubVP,
+        "ve": VE,
+        "geometric_vp": GeometricVP,
+        "discrete_vp": discrete_vp,
+        "cld": CLD,
+    },
     "score": {"unet": UNetSpec, "ncsnpp": NCSNpp, "ldm": LDMUNet, "mlp": MLP},
     "compute": Compute,
     "conditioning": CONDITIONINGS,

@@ -34,8 +34,8 @@ from lsgm_jax.models.tasks import Inpainting, Upscaling
 from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.adversarial import Game
 from lsgm_jax.objectives.kl import KLSchedule
-from lsgm_jax.objectives.matching import known_start
-from lsgm_jax.objectives.times import Defensive, Optimal, Uniform
+from lsgm_jax.objectives.matching import known_start, l1, l2
+from lsgm_jax.objectives.times import Defensive, Optimal, Timesteps, Uniform
 from lsgm_jax.scores.ldm import LDMUNet
 from lsgm_jax.scores.mlp import MLP
 from lsgm_jax.scores.ncsnpp import NCSNpp
@@ -168,13 +168,16 @@ class ObjectiveSpec:
 class SGMObjectiveSpec:
     """How an `SGM` is trained; names as in `ObjectiveSpec`.
 
-    `mixed_score` is a key of `FIXED_PARTS`, `matching` one of `MATCHINGS`.
+    `mixed_score` is a key of `FIXED_PARTS`, `matching` one of `MATCHINGS`. `prediction`, of `PREDICTIONS`, is what the
+    network's output means, and `norm`, of `NORMS`, how large its error is.
     """
 
     weighting: str = "unweighted"
     spread: str = "stratified"
     mixed_score: str = "none"
     matching: str = "hybrid"
+    prediction: str = "eps"
+    norm: str = "l2"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,12 +249,15 @@ WEIGHTINGS = {
     "reweighted": weights.reweighted,
     "unweighted": weights.unweighted,
     "rescaled": weights.rescaled,
+    "x_0": weights.x_0,
+    "v": weights.v,
 }
 SPREADS = {
     "stratified": times.stratified,
     "equidistant": times.equidistant,
     "independent": times.independent,
 }
+NORMS = {"l2": l2, "l1": l1}
 # The known part of the network's noise prediction.
 FIXED_PARTS: dict[str, FixedPart | None] = {"none": None, "normal": normal_eps, "velocity": velocity_eps}
 # What CLD's score is matched given, beside the data: nothing, or the velocity at time 0.
@@ -290,7 +296,7 @@ def cropped_bernoulli(*, levels: int = 2, border: int = 2) -> Cropped:
     return Cropped(Bernoulli(levels=levels), border)
 
 
-DENSITIES = {"uniform": Uniform, "optimal": optimal, "defensive": defensive}
+DENSITIES = {"uniform": Uniform, "optimal": optimal, "defensive": defensive, "timesteps": Timesteps}
 
 CONDITIONINGS: dict[str, Target] = {"none": unconditional, "labels": Labels, "text": Texts}
 TASKS: dict[str, Target] = {"inpainting": Inpainting, "upscaling": Upscaling}

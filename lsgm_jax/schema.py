@@ -44,7 +44,7 @@ from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.registry import METHODS
-from lsgm_jax.training.optim import adamax, adamw
+from lsgm_jax.training.optim import adam, adamax, adamw
 from lsgm_jax.training.parallel import Replicated, Sharded, whole
 from lsgm_jax.training.penalty import Penalty
 from lsgm_jax.training.spec import LDMTrainSpec, TrainSpec, TwoStageSpec
@@ -262,7 +262,7 @@ NORMS = {"l2": l2, "l1": l1}
 FIXED_PARTS: dict[str, FixedPart | None] = {"none": None, "normal": normal_eps, "velocity": velocity_eps}
 # What CLD's score is matched given, beside the data: nothing, or the velocity at time 0.
 MATCHINGS: dict[str, Callable[[CLD], CLD] | None] = {"hybrid": None, "plain": known_start}
-OPTIMISERS = {"adamax": adamax, "adamw": adamw}
+OPTIMISERS = {"adamax": adamax, "adam": adam, "adamw": adamw}
 
 
 def optimal(*, weighting: str = "likelihood", t_min: float = 0.01) -> Optimal:

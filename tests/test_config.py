@@ -166,11 +166,11 @@ def test_a_learning_rate_may_start_and_end_where_one_wants():
     config = load_config(CONFIG, [f"--config.joint_prior.{line}" for line in lines])
     assert config.joint_prior.to_dict() == {
         **dict(name="adam", learning_rate=1e-4, final=1e-5, warmup=100, start=1e-6, decay_steps=500),
-        **dict(clip=1.0, b1=0.5, b2=0.999, eps=1e-8),
+        **dict(clip=50.0, b1=0.5, b2=0.999, eps=1e-8),
     }
     build_optimiser(config, "joint")
     with pytest.raises(
-        ConfigError, match="config.joint_prior: decay_steps=50: give more than the warmup=100"
+        ConfigError, match=r"config\.joint_prior: decay_steps=50: give more than the warmup=100"
     ):
         build_optimiser(load_config(CONFIG, ["--config.joint_prior.decay_steps=50"]), "joint")
 

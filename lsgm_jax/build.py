@@ -1,5 +1,6 @@
 """Config -> objects."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from lsgm_jax.autoencoders.likelihoods import Likelihood, shown
 from lsgm_jax.autoencoders.quantiser import Quantiser
 from lsgm_jax.diffusions.cld import CLD, velocity_eps
 from lsgm_jax.diffusions.linear import Process, sigma
+from lsgm_jax.diffusions.predictions import PREDICTIONS, Prediction, eps, require_one_coordinate, v
 from lsgm_jax.models.backbones import Flat, Hierarchical
 from lsgm_jax.models.conditional import BesideLatents, Conditioning
 from lsgm_jax.models.first_stage import AdversarialTraining, FirstStage
@@ -26,9 +28,11 @@ from lsgm_jax.models.vae import VAE
 from lsgm_jax.objectives.adversarial import KLFirstStage, VQFirstStage
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.times import TimeDensity
+from lsgm_jax.objectives.weights import Weighting
 from lsgm_jax.schema import (
     FIXED_PARTS,
     MATCHINGS,
+    NORMS,
     SPREADS,
     WEIGHTINGS,
     Config,
@@ -121,12 +125,11 @@ def build_lsgm(config: Config) -> LSGM:
     """The whole model."""
     vae, spec = build_vae(config), build("objective", config)
     score_net = build_score_net(config, vae.latent_shape)
-    weighting = look_up(WEIGHTINGS, spec.weighting, "objective.weighting")
     process, density = build("process", config), build("density", config)
     encoder_density = build("encoder_density", config)
-    _check_noise("density", process, density)
+    _check_density("density", process, density)
     if encoder_density is not None:
-        _check_noise("encoder_density", process, encoder_density)
+        _check_density("encoder_density", process, encoder_density)
     if encoder_density is None:
         _refuse_shared_times(config, spec)
     return LSGM(
@@ -134,7 +137,7 @@ def build_lsgm(config: Config) -> LSGM:
         process=process,
         score_net=score_net,
         objective=Objective(
-            prior_weighting=weighting,
+            prior_weighting=_weighting(process, spec.weighting),
             density=density,
             encoder_density=encoder_density,
             encoder_meets_average=spec.encoder_meets_average,
@@ -185,20 +188,22 @@ def _score_model(
 ) -> SGM:
     spec = build("objective", config)
     process, density = build("process", config), build("density", config)
-    _check_noise("density", process, density)
+    _check_density("density", process, density)
     return SGM(
         data_shape=shape,
         process=process,
         score_net=build_score_net(config, shape),
         objective=Objective(
-            prior_weighting=look_up(WEIGHTINGS, spec.weighting, "objective.weighting"),
+            prior_weighting=_weighting(process, spec.weighting),
             density=density,
             spread=look_up(SPREADS, spec.spread, "objective.spread"),
+            norm=look_up(NORMS, spec.norm, "objective.norm"),
         ),
         bin_width=bin_width,
         fixed_part=_fixed_part(process, spec.mixed_score),
         start=_known_start(process, spec),
         conditioning=conditioning,
+        prediction=_prediction(process, spec),
     )
 
 
@@ -250,6 +255,35 @@ def build_adversarial_training(config: Config, first_stage: FirstStage) -> Adver
         game=build("game", config),
         perceptual_weight=perceptual.weight,
     )
+
+
+def _weighting(process: Process, name: str) -> Weighting:
+    weighting = look_up(WEIGHTINGS, name, "objective.weighting")
+    _try("objective.weighting", lambda: weighting(process, jnp.ones(1)))
+    return weighting
+
+
+def _prediction(process: Process, spec: SGMObjectiveSpec) -> Prediction:
+    """What the output means. Other parts of a prediction are noise, and can be added to noise only."""
+    prediction = look_up(PREDICTIONS, spec.prediction, "objective.prediction")
+    asked = {"mixed_score": (spec.mixed_score, "none"), "matching": (spec.matching, "hybrid")}
+    for key, (value, neutral) in asked.items():
+        if prediction is not eps and value != neutral:
+            raise ConfigError(
+                f"config.objective.{key}={value!r} needs a network that predicts noise, not {spec.prediction}: "
+                f"set it to {neutral!r}, or config.objective.prediction to 'eps'"
+            )
+    if prediction is v:
+        _try("objective.prediction", lambda: require_one_coordinate(process))
+    return prediction
+
+
+def _try(key: str, function: Callable[[], Any]) -> None:
+    """Refuses what a function, of shapes alone, refuses."""
+    try:
+        jax.eval_shape(function)
+    except ValueError as error:
+        raise ConfigError(f"config.{key}: {error}") from error
 
 
 def _fixed_part(process: Process, name: str) -> FixedPart | None:
@@ -306,7 +340,8 @@ def build_score_net(config: Config, shape: tuple[int, ...]) -> Network:
     return Network(net, compute)
 
 
-def _check_noise(section: str, process: Process, density: TimeDensity) -> None:
+def _check_density(section: str, process: Process, density: TimeDensity) -> None:
+    _try(section, lambda: density.density(process, jnp.ones(1)))
     if not sigma(process, jnp.asarray(density.t_min)) > 0.0:
         raise ConfigError(
             f"config.{section}.t_min={density.t_min}: the process has no noise there; choose a larger one"

@@ -24,6 +24,7 @@ from lsgm_jax.autoencoders.nvae import NVAE
 from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.spec import SPLIT_NAMES, DataSpec
 from lsgm_jax.diffusions.cld import CLD, velocity_eps
+from lsgm_jax.diffusions.discrete import discrete_vp
 from lsgm_jax.diffusions.linear import normal_eps
 from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
@@ -33,8 +34,8 @@ from lsgm_jax.models.tasks import Inpainting, Upscaling
 from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.adversarial import Game
 from lsgm_jax.objectives.kl import KLSchedule
-from lsgm_jax.objectives.matching import known_start
-from lsgm_jax.objectives.times import Defensive, Optimal, Uniform
+from lsgm_jax.objectives.matching import known_start, l1, l2
+from lsgm_jax.objectives.times import Defensive, Optimal, Timesteps, Uniform
 from lsgm_jax.scores.dit import DiT
 from lsgm_jax.scores.ldm import LDMUNet
 from lsgm_jax.scores.mlp import MLP
@@ -44,7 +45,7 @@ from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.registry import METHODS
-from lsgm_jax.training.optim import adamax, adamw
+from lsgm_jax.training.optim import adam, adamax, adamw
 from lsgm_jax.training.parallel import Replicated, Sharded, whole
 from lsgm_jax.training.penalty import Penalty
 from lsgm_jax.training.spec import LDMTrainSpec, TrainSpec, TwoStageSpec
@@ -168,13 +169,16 @@ class ObjectiveSpec:
 class SGMObjectiveSpec:
     """How an `SGM` is trained; names as in `ObjectiveSpec`.
 
-    `mixed_score` is a key of `FIXED_PARTS`, `matching` one of `MATCHINGS`.
+    `mixed_score` is a key of `FIXED_PARTS`, `matching` one of `MATCHINGS`. `prediction`, of `PREDICTIONS`, is what the
+    network's output means, and `norm`, of `NORMS`, how large its error is.
     """
 
     weighting: str = "unweighted"
     spread: str = "stratified"
     mixed_score: str = "none"
     matching: str = "hybrid"
+    prediction: str = "eps"
+    norm: str = "l2"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,17 +250,20 @@ WEIGHTINGS = {
     "reweighted": weights.reweighted,
     "unweighted": weights.unweighted,
     "rescaled": weights.rescaled,
+    "x_0": weights.x_0,
+    "v": weights.v,
 }
 SPREADS = {
     "stratified": times.stratified,
     "equidistant": times.equidistant,
     "independent": times.independent,
 }
+NORMS = {"l2": l2, "l1": l1}
 # The known part of the network's noise prediction.
 FIXED_PARTS: dict[str, FixedPart | None] = {"none": None, "normal": normal_eps, "velocity": velocity_eps}
 # What CLD's score is matched given, beside the data: nothing, or the velocity at time 0.
 MATCHINGS: dict[str, Callable[[CLD], CLD] | None] = {"hybrid": None, "plain": known_start}
-OPTIMISERS = {"adamax": adamax, "adamw": adamw}
+OPTIMISERS = {"adamax": adamax, "adam": adam, "adamw": adamw}
 
 
 def optimal(*, weighting: str = "likelihood", t_min: float = 0.01) -> Optimal:
@@ -290,7 +297,7 @@ def cropped_bernoulli(*, levels: int = 2, border: int = 2) -> Cropped:
     return Cropped(Bernoulli(levels=levels), border)
 
 
-DENSITIES = {"uniform": Uniform, "optimal": optimal, "defensive": defensive}
+DENSITIES = {"uniform": Uniform, "optimal": optimal, "defensive": defensive, "timesteps": Timesteps}
 
 CONDITIONINGS: dict[str, Target] = {"none": unconditional, "labels": Labels, "text": Texts}
 TASKS: dict[str, Target] = {"inpainting": Inpainting, "upscaling": Upscaling}
@@ -298,7 +305,14 @@ TASKS: dict[str, Target] = {"inpainting": Inpainting, "upscaling": Upscaling}
 # section -> target, or section -> table of targets, of which the section's `name` chooses one.
 Sections = dict[str, Target | dict[str, Target]]
 SHARED: Sections = {
-    "process": {"vp": VP, "sub_vp": SubVP, "ve": VE, "geometric_vp": GeometricVP, "cld": CLD},
+    "process": {
+        "vp": VP,
+        "sub_vp": SubVP,
+        "ve": VE,
+        "geometric_vp": GeometricVP,
+        "discrete_vp": discrete_vp,
+        "cld": CLD,
+    },
     "score": {"unet": UNetSpec, "ncsnpp": NCSNpp, "ldm": LDMUNet, "dit": DiT, "mlp": MLP},
     "compute": Compute,
     "conditioning": CONDITIONINGS,

@@ -160,6 +160,21 @@ def test_what_may_be_left_out_keeps_its_type(override, value):
     assert type(given) is type(value)
 
 
+def test_a_learning_rate_may_start_and_end_where_one_wants():
+    """A number of steps that may be left out is a whole one; without `final` the rate is constant."""
+    lines = ("name=adam", "learning_rate=1e-4", "b1=0.5", "start=1e-6", "decay_steps=500", "final=1e-5")
+    config = load_config(CONFIG, [f"--config.joint_prior.{line}" for line in lines])
+    assert config.joint_prior.to_dict() == {
+        **dict(name="adam", learning_rate=1e-4, final=1e-5, warmup=100, start=1e-6, decay_steps=500),
+        **dict(clip=50.0, b1=0.5, b2=0.999, eps=1e-8),
+    }
+    build_optimiser(config, "joint")
+    with pytest.raises(
+        ConfigError, match=r"config\.joint_prior: decay_steps=50: give more than the warmup=100"
+    ):
+        build_optimiser(load_config(CONFIG, ["--config.joint_prior.decay_steps=50"]), "joint")
+
+
 def test_a_density_names_its_weighting():
     config = load_config(CONFIG, ["--config.density.name=optimal", "--config.density.weighting=unweighted"])
     assert build_lsgm(config).objective.density.weighting is unweighted

@@ -57,11 +57,63 @@ class DiscreteVP(VariancePreserving):
         return in_steps(t, len(self.betas))
 
 
+def discrete_vp(
+    *,
+    schedule: str = "linear",
+    steps: int = 1000,
+    first: float = 0.0015,
+    last: float = 0.0195,
+    offset: float = 0.008,
+) -> DiscreteVP:
+    """The chain of a published schedule, by the names that LDM gives them, of which two mislead.
+
+    Args:
+        schedule: "linear" (`root_linear_betas`), "sqrt_linear" (`linear_betas`), "sqrt" (`root_betas`), or "cosine".
+        first, last: of all but "cosine": the variances between which its rule leads; under "sqrt" their squares.
+        offset: of "cosine" alone.
+
+    Raises:
+        ValueError: if there is no such schedule, or its numbers make no variances.
+    """
+    schedules = {
+        "linear": lambda: root_linear_betas(steps, first, last),
+        "cosine": lambda: cosine_betas(steps, offset),
+        "sqrt_linear": lambda: linear_betas(steps, first, last),
+        "sqrt": lambda: root_betas(steps, first, last),
+    }
+    if schedule not in schedules:
+        raise ValueError(f"schedule={schedule!r} is none of {', '.join(schedules)}")
+    if steps < 1:
+        raise ValueError(f"steps={steps}: give a positive number of steps")
+    if not 0.0 < first <= last < 1.0:
+        raise ValueError(f"first={first}, last={last}: variances grow between 0 and 1, 0 < first <= last < 1")
+    if offset < 0.0:
+        raise ValueError(f"offset={offset}: give a number that is not negative")
+    return DiscreteVP(betas=schedules[schedule]())
+
+
 def root_linear_betas(steps: int, first: float, last: float) -> tuple[float, ...]:
     """Squares of equally spaced roots, which LDM calls "linear" (Rombach et al. 2022)."""
     return tuple((np.linspace(first**0.5, last**0.5, steps) ** 2).tolist())
 
 
-def betas_of_alphas_cumprod(alphas_cumprod: np.ndarray) -> tuple[float, ...]:
-    """The transitions' variances from the products of what they leave, [T]."""
-    return tuple((1.0 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])).tolist())
+def linear_betas(steps: int, first: float, last: float) -> tuple[float, ...]:
+    """Equally spaced variances (Ho et al. 2020), which LDM calls "sqrt_linear"."""
+    return tuple(np.linspace(first, last, steps).tolist())
+
+
+def root_betas(steps: int, first: float, last: float) -> tuple[float, ...]:
+    """Roots of equally spaced numbers: LDM's "sqrt"."""
+    return tuple(np.sqrt(np.linspace(first, last, steps)).tolist())
+
+
+def cosine_betas(steps: int, offset: float) -> tuple[float, ...]:
+    """What keeps alpha^2 at cos^2((t + offset) / (1 + offset) pi / 2), to 0.999 at most (Nichol and Dhariwal 2021)."""
+    angle = 0.5 * np.pi * (np.linspace(0.0, 1.0, steps + 1) + offset) / (1.0 + offset)
+    return betas_of_alphas_cumprod(np.cos(angle[1:]) ** 2 / np.cos(angle[0]) ** 2, most=0.999)
+
+
+def betas_of_alphas_cumprod(alphas_cumprod: np.ndarray, most: float = 1.0) -> tuple[float, ...]:
+    """The transitions' variances, each at most `most`, from the products of what they leave, [T]."""
+    betas = 1.0 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])
+    return tuple(np.minimum(betas, most).tolist())

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times, coordinates, expand
 from lsgm_jax.diffusions.linear import Process, sample_prior
+from lsgm_jax.diffusions.predictions import Prediction, eps
 from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.models.conditional import (
     NO_CONTEXT,
@@ -54,6 +55,7 @@ class SGM:
             (CLD section 3.2). None leaves all to the network.
         start: of CLD, `known_start(process)`: to match the score given data and initial velocity, plainly, and have the
             network predict the noise of that kernel. None to match it given the data alone, hybridly (CLD section 3.1).
+        prediction: what the network's output means; any but `eps` goes with neither a fixed part nor `start`.
     """
 
     data_shape: tuple[int, ...]
@@ -64,6 +66,7 @@ class SGM:
     fixed_part: FixedPart | None = None
     start: Process | None = None
     conditioning: Conditioning = UNCONDITIONAL
+    prediction: Prediction = eps
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -94,7 +97,8 @@ class SGM:
 
         def predict(context: Context, z_t: State, t: Times) -> Latents:
             inputs = context.inputs(in_channels(z_t), t)
-            net_eps = self.score_net.apply(params["score_net"], *inputs, dropout_key=dropout_key)
+            output = self.score_net.apply(params["score_net"], *inputs, dropout_key=dropout_key)
+            net_eps = self.prediction(self.process, z_t, t, output)
             if self.start is not None:
                 net_eps *= expand(noise_ratio(self.process, self.start, t), net_eps)
             return net_eps if self.fixed_part is None else self.fixed_part(self.process, z_t, t) + net_eps

@@ -39,12 +39,15 @@ from lsgm_jax.diffusions.linear import (
     unit_noise,
 )
 from lsgm_jax.objectives.matching import (
-    phase_score_matching,
+    Norm,
+    l2,
+    phase_prediction_error,
+    prediction_error,
     score_matching,
     squared_error,
 )
 from lsgm_jax.objectives.times import Defensive, Spread, Stratum, TimeDensity, sample_times, stratified
-from lsgm_jax.objectives.weights import Weighting, likelihood, unweighted
+from lsgm_jax.objectives.weights import Weighting, likelihood
 
 
 class Matching(NamedTuple):
@@ -83,6 +86,8 @@ class Objective:
         control_variate: estimate only what the network adds to the Normal prior, whose cross entropy is known
             (O9). It leaves the prior's gradient alone, and takes from the encoder's the more noise the
             nearer the latent is to standard Normal. False gives the published estimate.
+        norm: how large an error of the prior is. What an encoder minimises is in the prior's loss under `l2` alone, so
+            others are for models of the data. Bounds know `l2` only, whatever trains the network.
     """
 
     prior_weighting: Weighting
@@ -91,6 +96,7 @@ class Objective:
     encoder_meets_average: bool = False
     spread: Spread = stratified
     control_variate: bool = True
+    norm: Norm = l2
 
 
 def sample_draw(
@@ -127,24 +133,45 @@ def denoise(
     Returns:
         The loss to differentiate and the value of the cross entropy, both [batch]. With the control variate
         the cross entropy estimates a bound on -log p(z_0) for every t_min (O7).
+
+    Raises:
+        ValueError: if the objective's norm is not `l2`.
     """
+    _require_l2(objective)
+    return _denoise(objective, process, eps_net, z_0, draw, encoder_scale)
+
+
+def _require_l2(objective: Objective) -> None:
+    if objective.norm is not l2:
+        raise ValueError(f"norm={objective.norm.__name__}: an encoder needs its prior trained by l2")
+
+
+def _denoise(
+    objective: Objective,
+    process: Process,
+    eps_net: EpsNet,
+    z_0: Latents,
+    draw: Draw,
+    encoder_scale: float | Scalar = 1.0,
+) -> Matching:
+    """As `denoise`; under another norm the gradient with respect to z_0 means nothing."""
     t, eps = draw
     density = objective.density.density(process, t)
-    w_p = objective.prior_weighting(process, t) / density
-    w_q = likelihood(process, t) / density
+    weight = objective.prior_weighting(process, t)
+    w_p, w_q = weight / density, likelihood(process, t) / density
 
     z_t = perturb(process, z_0, t, eps)
-    error = sum_per_sample(squared_error(eps_net, scale_gradient(z_t, encoder_scale * w_q / w_p), t, eps))
+    error = prediction_error(eps_net, scale_gradient(z_t, encoder_scale * w_q / w_p), t, eps)
     known = sum_per_sample(_known(objective, objective.density, process, z_0, z_t, draw))
-    prior_loss = w_p * error
+    prior_loss = objective.norm(error, weight) / density
     loss = prior_loss + encoder_scale * (known if objective.control_variate else 0.0)
-    return Matching(loss, prior_loss, w_q * error + known)
+    return Matching(loss, prior_loss, l2(error, w_q) + known)
 
 
 def match_data(objective: Objective, process: Process, eps_net: EpsNet, z_0: Latents, key: Key) -> Matching:
-    """Matches the score given the data: one draw of times and noise, and `denoise`. Hybrid matching for CLD."""
+    """Matches the score given the data: one draw of times and noise, under any norm. Hybrid matching for CLD."""
     draw = sample_draw(objective.density, objective.spread, process, key, z_0)
-    return denoise(objective, process, eps_net, z_0, draw)
+    return _denoise(objective, process, eps_net, z_0, draw)
 
 
 def match_data_and_velocity(
@@ -160,12 +187,12 @@ def match_data_and_velocity(
     k_draw, k_velocity = jax.random.split(key)
     t, eps = sample_draw(objective.density, objective.spread, process, k_draw, z_0)
     phase, _ = add_auxiliary(process, k_velocity, z_0, 0.0)
-    error = phase_score_matching(unweighted, process, start, eps_net, phase, t, eps)
-    error /= objective.density.density(process, t)
-    prior_loss = objective.prior_weighting(start, t) * error
+    error = phase_prediction_error(process, start, eps_net, phase, t, eps)
+    density = objective.density.density(process, t)
+    prior_loss = objective.norm(error, objective.prior_weighting(start, t)) / density
     at_t_min = noise_entropy(start, jnp.asarray(objective.density.t_min, t.dtype))
     constant = z_0[0].size * (at_t_min - auxiliary_entropy(process))
-    return Matching(prior_loss, prior_loss, likelihood(start, t) * error + constant)
+    return Matching(prior_loss, prior_loss, l2(error, likelihood(start, t) / density) + constant)
 
 
 def score_cross_entropy(
@@ -199,7 +226,11 @@ def denoise_separately(
         frozen_eps_net: the prediction with parameters that take no gradient: those of `eps_net`, or their average.
         prior_draw: times from `objective.density`.
         encoder_draw: times from `objective.encoder_density`, or from `objective.density` if that is None.
+
+    Raises:
+        ValueError: if the objective's norm is not `l2`.
     """
+    _require_l2(objective)
     weighting, (t, eps) = objective.prior_weighting, prior_draw
     prior_error = score_matching(weighting, process, eps_net, jax.lax.stop_gradient(z_0), t, eps)
     prior_loss = prior_error / objective.density.density(process, t)

@@ -2,10 +2,11 @@
 
 Time is drawn by the caller, so what is returned has to be divided by the density of t. Sums are over the
 dimensions of a sample, weights are those of `weights.py`, and the error concerns the last coordinate alone, since
-noise enters there alone: for CLD the velocity (O12).
+noise enters there alone: for CLD the velocity (O12). A `Norm` says how large an error is.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
@@ -24,9 +25,28 @@ from lsgm_jax.diffusions.linear import Process, move, perturb, sigma
 from lsgm_jax.objectives.weights import Weighting
 
 
+def prediction_error(eps_net: EpsNet, z_t: State, t: Times, eps: State) -> Latents:
+    """Eps - eps_hat of the last coordinate, for every dimension."""
+    return coordinates(eps)[-1] - eps_net(z_t, t)
+
+
 def squared_error(eps_net: EpsNet, z_t: State, t: Times, eps: State) -> Latents:
     """(eps - eps_hat)^2 of the last coordinate, for every dimension."""
-    return (coordinates(eps)[-1] - eps_net(z_t, t)) ** 2
+    return prediction_error(eps_net, z_t, t, eps) ** 2
+
+
+# Size of an error per sample, given it per dimension, and the weight [batch] that its square has.
+Norm = Callable[[Latents, Times], PerSample]
+
+
+def l2(error: Latents, weight: Times) -> PerSample:
+    """Lambda |error|^2, summed over dimensions."""
+    return weight * sum_per_sample(error**2)
+
+
+def l1(error: Latents, weight: Times) -> PerSample:
+    """sqrt(lambda) |error|, summed over dimensions: weights change the unit of an error as they do under `l2` (O16)."""
+    return jnp.sqrt(weight) * sum_per_sample(jnp.abs(error))
 
 
 def score_matching(
@@ -47,6 +67,17 @@ def phase_score_matching(
     """lambda(t) |eps - eps_hat|^2 given the whole state at time 0: plain denoising score matching for CLD (O12).
 
     Args:
+        process, start, eps_net, z_0: as for `phase_prediction_error`.
+    """
+    return l2(phase_prediction_error(process, start, eps_net, z_0, t, eps), weighting(start, t))
+
+
+def phase_prediction_error(
+    process: Process, start: Process, eps_net: EpsNet, z_0: State, t: Times, eps: State
+) -> Latents:
+    """Eps - eps_hat given the whole state at time 0, in the noise of `start`.
+
+    Args:
         process: whose noise `eps_net` predicts, the velocity at time 0 averaged over.
         start: `known_start(process)`. Its noise is smaller, and is what the prediction is compared with: the target is
             noisier for the same score.
@@ -57,8 +88,7 @@ def phase_score_matching(
         eps_hat = eps_net(z_t, t)
         return expand(noise_ratio(start, process, t), eps_hat) * eps_hat
 
-    z_t = move(start, z_0, jnp.zeros_like(t), t, eps)
-    return weighting(start, t) * sum_per_sample(squared_error(from_start, z_t, t, eps))
+    return prediction_error(from_start, move(start, z_0, jnp.zeros_like(t), t, eps), t, eps)
 
 
 def known_start(process: CLD) -> CLD:

@@ -20,7 +20,7 @@ from lsgm_jax.objectives.weights import Weighting, likelihood
 
 @runtime_checkable
 class TimeDensity(Protocol):
-    """A probability density on [t_min, 1]."""
+    """A probability density on [t_min, 1], by the length of time, or as `Timesteps` by a measure of its own."""
 
     @property
     def t_min(self) -> float:
@@ -158,6 +158,38 @@ class Defensive:
 
     def _parts(self) -> tuple[Optimal, Uniform]:
         return Optimal(weighting=self.weighting, t_min=self.t_min), Uniform(t_min=self.t_min)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timesteps:
+    """The nodes t = 1/steps, 2/steps, ..., 1, equally likely: DDPM's timesteps 0 to steps - 1.
+
+    Its density is one by the measure that puts 1/steps on every node, by which integrals over time are sums. So a loss
+    is the mean over timesteps of its weighted error, and the sum of a bound's integrand bounds nothing: scoring draws
+    its times from [1/steps, 1] all the same, and asks the network between its nodes (O17).
+
+    Raises:
+        ValueError: for fewer than two steps.
+    """
+
+    steps: int = 1000
+
+    def __post_init__(self):
+        if self.steps < 2:
+            raise ValueError(f"steps={self.steps}: give at least two")
+
+    @property
+    def t_min(self) -> float:
+        """The first node."""
+        return 1.0 / self.steps
+
+    def quantile(self, process: Process, u: Times) -> Times:
+        """The node at the end of the step that u falls in."""
+        return jnp.minimum(jnp.floor(u * self.steps) + 1.0, self.steps) / self.steps
+
+    def density(self, process: Process, t: Times) -> Times:
+        """One."""
+        return jnp.ones_like(t)
 
 
 def _check_t_min(t_min: float) -> None:

@@ -2,7 +2,8 @@
 
 A loss is E_t[lambda(t) / r(t) * |eps - eps_hat|^2] with t drawn from the density r of `times.py`. Any function of
 (process, t) is a weighting. CLD's "reweighted v1" and "v2" are `reweighted` and `unweighted`: in terms of `sigma` and g
-the two papers weigh alike (O3).
+the two papers weigh alike (O3). `unweighted`, `x_0` and `v` are the plain squared errors of what `predictions.py` knows
+(O16).
 """
 
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.diffusions.linear import Process, normal_error, sigma
+from lsgm_jax.diffusions.linear import Process, kernel, normal_error, sigma, whitened_signal
+from lsgm_jax.diffusions.predictions import require_one_coordinate
 
 Weighting = Callable[[Process, Times], Times]
 
@@ -26,10 +28,27 @@ def reweighted(process: Process, t: Times) -> Times:
 
 
 def unweighted(process: Process, t: Times) -> Times:
-    """w_un = 1: noise prediction as in DDPM."""
+    """w_un = 1: the error of the noise, as in DDPM."""
     return jnp.ones_like(t)
 
 
 def rescaled(process: Process, t: Times) -> Times:
     """Half the inverse of the error that is left for Normal data: every time counts alike (O3)."""
     return 0.5 / normal_error(process, t)
+
+
+def x_0(process: Process, t: Times) -> Times:
+    """1 / w_k^2, (sigma / alpha)^2 if k = 1: the error of the data (O16)."""
+    return whitened_signal(process, t)[..., -1] ** -2
+
+
+def v(process: Process, t: Times) -> Times:
+    """(alpha + sigma^2 / alpha)^2, which is 1 / alpha^2 for VP: the error of alpha eps - sigma x_0 (O16).
+
+    Raises:
+        ValueError: for a process of several coordinates.
+    """
+    require_one_coordinate(process)
+    signal, noise = kernel(process, t)
+    alpha, variance = signal[..., 0], noise[..., 0, 0] ** 2
+    return (alpha + variance / alpha) ** 2

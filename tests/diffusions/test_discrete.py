@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.discrete import DiscreteVP, betas_of_alphas_cumprod, root_linear_betas
+from lsgm_jax.diffusions.discrete import (
+    DiscreteVP,
+    betas_of_alphas_cumprod,
+    discrete_vp,
+    root_linear_betas,
+)
 
 STEPS = 1000
 BETAS = np.asarray(root_linear_betas(STEPS, 0.0015, 0.0195))
@@ -52,3 +57,39 @@ def test_a_process_is_static_and_can_be_an_argument_of_jit():
 def test_bad_betas_are_refused(betas):
     with pytest.raises(ValueError, match="give at least one, each between 0 and 1"):
         DiscreteVP(betas=betas)
+
+
+def test_schedules_follow_the_rule_that_they_stand_for():
+    """Despite their names: equal steps of the root, of the variance itself, and of its square."""
+    for schedule, power in (("linear", 0.5), ("sqrt_linear", 1.0), ("sqrt", 2.0)):
+        betas = np.asarray(discrete_vp(schedule=schedule, steps=100, first=1e-4, last=0.04).betas)
+        np.testing.assert_allclose(np.diff(betas**power, n=2), 0.0, atol=1e-15)
+        ends = (0.01, 0.2) if schedule == "sqrt" else (1e-4, 0.04)
+        np.testing.assert_allclose(betas[[0, -1]], ends, rtol=1e-12)
+
+
+def test_the_cosine_schedule_keeps_the_cosine(x64):
+    """alpha^2 is the square of a cosine until the last transition, which may not lose everything."""
+    process, t = discrete_vp(schedule="cosine", steps=500, offset=0.01), jnp.arange(1, 500) / 500
+    signal = linear.kernel(process, t).signal[:, 0]
+    np.testing.assert_allclose(
+        signal, np.cos((t + 0.01) / 1.01 * np.pi / 2) / np.cos(0.01 / 1.01 * np.pi / 2), rtol=1e-9
+    )
+    assert process.betas[-1] == 0.999
+    assert linear.kernel(process, jnp.ones(())).signal[0] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(schedule="cosin"), "schedule='cosin' is none of linear, cosine, sqrt_linear, sqrt"),
+        (dict(steps=0), "steps=0: give a positive number of steps"),
+        (dict(first=0.02), r"first=0\.02, last=0\.0195: variances grow"),
+        (dict(schedule="sqrt", last=1.0), r"last=1\.0: variances grow"),
+        (dict(schedule="cosine", offset=-0.1), r"offset=-0\.1"),
+    ],
+)
+def test_bad_schedules_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        discrete_vp(**settings)
+    assert "\n" not in str(error.value)

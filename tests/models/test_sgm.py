@@ -13,6 +13,7 @@ from lsgm_jax.config import load_config
 from lsgm_jax.diffusions.cld import velocity_eps
 from lsgm_jax.diffusions.linear import normal_eps
 from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.matching import l2
 from lsgm_jax.schema import ConfigError
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
@@ -98,6 +99,77 @@ def test_matching_decides_about_training_and_not_about_samples(matching):
     np.testing.assert_array_equal(model.eps_net(params)(z_t, t), exact)
     loss = lambda params: model.loss(params, Batch(x), jax.random.key(2))[0]
     assert np.isfinite(jax.jit(jax.grad(loss))(params)["score_net"]["Dense_0"]["kernel"]).all()
+
+
+@pytest.mark.parametrize("process", ["discrete_vp", "cld"])
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_the_error_of_the_data_is_that_of_the_noise_under_its_weighting(norm, process):
+    """A network that says nothing predicts data at the origin, which it misses by the data, in either norm."""
+    section = ["process.name=" + process, "density.name=timesteps", "objective.prediction=x_0"]
+    section += [f"objective.norm={norm}", "objective.weighting=x_0", "objective.mixed_score=none"]
+    model = toy(*(f"--config.{line}" for line in section))
+    params, x = silent(model), jax.random.normal(jax.random.key(1), (64, 2))
+    loss, aux = jax.jit(model.loss)(params, Batch(x), jax.random.key(2))
+    size = np.abs(np.asarray(x)) ** (1 if norm == "l1" else 2)
+    np.testing.assert_allclose(loss, size.sum(axis=-1).mean(), rtol=1e-4)
+    squared = dataclasses.replace(model, objective=dataclasses.replace(model.objective, norm=l2))
+    of_squares = jax.jit(squared.loss)(params, Batch(x), jax.random.key(2))[1]
+    jax.tree.map(
+        np.testing.assert_array_equal, aux.metrics, of_squares.metrics
+    )  # a bound does not know the norm
+
+
+@pytest.mark.parametrize(
+    ("process", "setting", "message"),
+    [
+        (
+            "vp",
+            "objective.prediction=x0",
+            "objective.prediction='x0' is none of eps, x_0, v; did you mean 'x_0'",
+        ),
+        ("vp", "objective.norm=l3", "objective.norm='l3' is none of l2, l1"),
+        (
+            "cld",
+            "objective.prediction=v",
+            "objective.prediction: v is for processes of one coordinate, not for CLD",
+        ),
+        (
+            "cld",
+            "objective.weighting=v",
+            "objective.weighting: v is for processes of one coordinate, not for CLD",
+        ),
+        (
+            "discrete_vp",
+            "process.schedule=cosin",
+            "config.process: schedule='cosin' is none of linear, cosine",
+        ),
+        ("discrete_vp", "process.first=0.5", "config.process: first=0.5, last=0.0195: variances grow"),
+        ("vp", "density.steps=1", "config.density: steps=1: give at least two"),
+    ],
+)
+def test_bad_objectives_get_one_line(process, setting, message):
+    density = "timesteps" if "density" in setting else "uniform"
+    lines = ("objective.mixed_score=none", f"process.name={process}", f"density.name={density}", setting)
+    with pytest.raises(ConfigError, match=message) as error:
+        toy(*(f"--config.{line}" for line in lines))
+    assert "\n" not in str(error.value)
+
+
+def test_a_density_of_a_weighting_that_the_process_lacks_gets_one_line():
+    lines = ("process.name=cld", "density.name=optimal", "density.weighting=v")
+    with pytest.raises(
+        ConfigError, match=r"config\.density: v is for processes of one coordinate, not for CLD"
+    ):
+        toy(*(f"--config.{line}" for line in lines))
+
+
+@pytest.mark.parametrize("asked", ["mixed_score=normal", "matching=plain"])
+def test_only_noise_is_added_to_noise(asked):
+    lines = ["objective.mixed_score=none", f"objective.{asked}", "objective.prediction=x_0"]
+    with pytest.raises(
+        ConfigError, match=rf"config\.objective\.{asked[:5]}.* predicts noise, not x_0: set it to"
+    ):
+        toy(*(f"--config.{line}" for line in lines))
 
 
 def test_networks_are_for_their_kind_of_data():

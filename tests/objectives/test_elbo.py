@@ -12,6 +12,7 @@ from lsgm_jax.arrays import as_state, coordinates, expand, sum_per_sample
 from lsgm_jax.diffusions import linear
 from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.elbo import Draw, Objective, denoise, denoise_separately, normal_bound
+from lsgm_jax.objectives.matching import l1
 from tests.processes import MAIN
 
 
@@ -380,3 +381,16 @@ def mean_gap(process, t_min, v, published):
         - np.linalg.slogdet(end_cov)[1]
     )
     return start_gap + end_kl + constant - neglected_end
+
+
+def test_an_encoder_takes_no_absolute_errors():
+    """Neither one pass for both nor two: the bound, which the encoder minimises, is of squares."""
+    process, z_0 = MAIN["vp"], jnp.ones((2, 3))
+    objective = Objective(prior_weighting=weights.unweighted, density=times.Uniform(), norm=l1)
+    draw, net = Draw(jnp.ones(2), z_0), lambda z_t, t: z_t
+    for match in (
+        lambda: denoise(objective, process, net, z_0, draw),
+        lambda: denoise_separately(objective, process, net, net, z_0, draw, draw),
+    ):
+        with pytest.raises(ValueError, match="norm=l1: an encoder needs its prior trained by l2"):
+            match()

@@ -27,6 +27,7 @@ WEIGHTINGS = {
     "reweighted": weights.reweighted,
     "unweighted": weights.unweighted,
     "rescaled": weights.rescaled,
+    "x_0": weights.x_0,
     "custom": squared_growth,
 }
 DENSITIES = {
@@ -165,6 +166,38 @@ def test_defensive_bounds_the_ratio(x64):
 def test_defensive_refuses_a_share_outside_the_unit_interval():
     with pytest.raises(ValueError, match=r"uniform_share=1\.0"):
         times.Defensive(uniform_share=1.0)
+
+
+@pytest.mark.parametrize("spread", [times.stratified, times.equidistant, times.independent])
+def test_timesteps_are_the_nodes_equally_often(precision, spread):
+    """Also where u rounds to 1; no time is between nodes, which noise prediction is trained at alone."""
+    density, process = times.Timesteps(steps=1000), MAIN["vp"]
+    u = jnp.concatenate([(jnp.arange(4000) + 0.5) / 4000, jnp.asarray([0.0, 1.0 - 6e-8, 1.0])])
+    steps = np.asarray(density.quantile(process, u)) * 1000
+    assert sorted(np.unique(np.round(steps[:4000]), return_counts=True)[1]) == [4] * 1000
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
+    np.testing.assert_allclose(steps[4000:], [1.0, 1000.0, 1000.0], rtol=1e-6)
+    drawn = times.sample_times(density, process, jax.random.key(0), 1000, spread=spread) * 1000
+    if spread is not times.independent:
+        np.testing.assert_allclose(np.sort(np.asarray(drawn)), np.arange(1, 1001), rtol=1e-5)
+    assert drawn.min() >= 1000 * density.t_min * (1 - 1e-6)
+
+
+def test_losses_over_timesteps_are_means_over_the_nodes(x64):
+    """The density is that by which sums of 1 / steps are integrals; for many steps they are those over time."""
+    process, weight = MAIN["vp"], weights.reweighted
+    for steps in (10, 1000):
+        density, nodes = times.Timesteps(steps=steps), jnp.arange(1, steps + 1) / steps
+        t = density.quantile(process, (jnp.arange(20 * steps) + 0.5) / (20 * steps))
+        mean = (weight(process, t) / density.density(process, t)).mean()
+        np.testing.assert_allclose(mean, weight(process, nodes).mean(), rtol=1e-12)
+    integral = jnp.trapezoid(weight(process, grid(1e-6)), grid(1e-6))
+    np.testing.assert_allclose(mean, integral, rtol=2e-3)
+
+
+def test_timesteps_are_at_least_two():
+    with pytest.raises(ValueError, match="steps=1: give at least two"):
+        times.Timesteps(steps=1)
 
 
 def test_constant_beta_has_no_error_function(x64):

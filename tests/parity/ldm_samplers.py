@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.discrete import DiscreteVP, root_linear_betas
+from lsgm_jax.diffusions.discrete import discrete_vp
 from lsgm_jax.solvers.interval import between
 from lsgm_jax.solvers.masked import PART, masked
 from lsgm_jax.solvers.registry import METHODS
@@ -34,9 +34,18 @@ class Recorded:
         return self.draws[part][step].astype(like.dtype)
 
 
+FIELDS = {
+    "beta_schedule": "schedule",
+    "timesteps": "steps",
+    "linear_start": "first",
+    "linear_end": "last",
+    "cosine_s": "offset",
+}
+
+
 def discrete_process(h):
-    assert h["beta_schedule"] == "linear", h
-    return DiscreteVP(betas=root_linear_betas(h["timesteps"], h["linear_start"], h["linear_end"]))
+    """The process that a schedule's hyper-parameters stand for."""
+    return discrete_vp(**{field: h[name] for name, field in FIELDS.items() if name in h})
 
 
 def mixture_eps(fixture, process, model, components=None):

@@ -169,7 +169,8 @@ def of_passes(case, parts):
         values |= {f"{role}/weight": weighting(process, t) / density.density(process, t)}
     # In joint training with times of its own the original's encoder shares a batch with the prior.
     together = jnp.concatenate if case.h["iw_sample_q"] != SHARED else lambda passes: passes[0]
-    lists = {"pred_params": parts["net_eps"], "l2_term": [*parts["prior_errors"], *parts["errors"]]}
+    squared = [error**2 for error in (*parts["prior_errors"], *parts["errors"])]
+    lists = {"pred_params": parts["net_eps"], "l2_term": squared}
     for name, passes in lists.items():
         values |= {f"{name}_p": passes[0], f"{name}_q": passes[-1], name: together(passes)}
     return values

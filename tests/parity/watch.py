@@ -40,8 +40,8 @@ PARTS = {
     "shared": (lsgm, "denoise"),
     "separate": (lsgm, "denoise_separately"),
     "net_eps": (Network, "apply"),
-    "prior_errors": (matching, "squared_error"),
-    "errors": (elbo, "squared_error"),
+    "prior_errors": (matching, "prediction_error"),
+    "errors": (elbo, "prediction_error"),
 }
 
 

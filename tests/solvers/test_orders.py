@@ -2,7 +2,10 @@
 
 import pytest
 
-from experiments.solver_orders import cases, slope
+from experiments.solver_orders import SETTING, cases, error, slope
+from lsgm_jax.diffusions.discrete import discrete_vp
+from lsgm_jax.solvers.grids import LogSNR
+from lsgm_jax.solvers.registry import METHODS
 
 # Each of these is another case's equal, which test_own_solvers.py holds it to.
 KNOWN = ("DEIS order=1", "DPMSolverPP order=1", "PredictorCorrector ancestral, corrections=0")
@@ -14,3 +17,13 @@ def test_errors_fall_at_the_order_of_the_method(x64, case):
     """The two larger numbers of steps are enough here; docs/solver_orders.md has them all."""
     setting = case.setting._replace(counts=case.setting.counts[1:])
     assert abs(slope(case.build, setting) - case.build(setting.counts[0]).order) < 0.25
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("name", sorted({case.label.split()[0] for case in CASES}, key=list(METHODS).index))
+def test_chains_of_steps_are_solved_by_every_method(x64, name, schedule):
+    """DDPM's chains in continuous time, also where the last transitions leave next to nothing (betas of 0.999)."""
+    case = next(case for case in CASES if case.label.split()[0] == name)
+    method, chain = case.build(40), discrete_vp(schedule=schedule)
+    setting = SETTING._replace(process=chain, grid=LogSNR, t_min=1e-3)
+    assert error(method, setting, 40) < (0.1 if method.order == 1 else 0.012)

@@ -10,7 +10,7 @@ import pytest
 from experiments.solver_orders import UnitDraws
 from lsgm_jax.diffusions import linear
 from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.discrete import DiscreteVP, root_linear_betas
+from lsgm_jax.diffusions.discrete import discrete_vp
 from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
 from lsgm_jax.solvers.edm import MOST_CHURN
@@ -27,7 +27,8 @@ PROCESSES = {
     "subvp": SubVP(),
     "ve": VE(),
     "geometric": GeometricVP(),
-    "discrete": DiscreteVP(betas=root_linear_betas(50, 0.03, 0.4)),
+    "discrete": discrete_vp(steps=50, first=0.03, last=0.4),
+    "discrete_cosine": discrete_vp(schedule="cosine", steps=50),
 }
 OWN = [name for name, make in METHODS.items() if make().dynamics == "own" and make().refuse(VP()) is None]
 DETERMINISTIC = ["DDIM", "PLMS", "DEIS", "DPMSolverPP", "UniPC", "EDMHeun"]
@@ -194,7 +195,7 @@ def test_intervals_keep_their_digits(name):
     with jax.enable_x64(True):
         double = numbers()
     # The chain's times are in steps, whose parts lose what a time has in digits before the point.
-    np.testing.assert_allclose(single, double, rtol=1e-4 if name == "discrete" else 3e-6)
+    np.testing.assert_allclose(single, double, rtol=1e-4 if "discrete" in name else 3e-6)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)

@@ -151,6 +151,40 @@ def test_learning_rate_warms_up_and_decays():
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(100)], [0.0, 5e-3, 1e-2, 1e-4], rtol=1e-5)
 
 
+def test_a_rate_may_start_above_zero_and_stay_at_its_peak_or_end_before_the_stage(x64):
+    """LDM's: a warm-up and nothing after it; a cosine to a step of its own, and constant from there."""
+    constant = optim.schedule(peak=2.0, final=None, warmup=4, steps=100, start=1.0)
+    np.testing.assert_allclose([constant(n) for n in (0, 1, 4, 50, 300)], [1.0, 1.25, 2.0, 2.0, 2.0])
+    early = optim.schedule(peak=1.0, final=0.1, warmup=10, steps=100, decay_steps=50)
+    np.testing.assert_allclose([early(n) for n in (10, 30, 50, 99)], [1.0, 0.55, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (dict(start=-1.0), r"start=-1\.0: give a number that is not negative"),
+        (dict(final=-1.0), r"final=-1\.0: give"),
+        (dict(warmup=20, decay_steps=20), "decay_steps=20: give more than the warmup=20"),
+        (dict(b1=1.0), r"b1=1\.0: an average needs a decay in"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        optim.adam(steps=100, learning_rate=1.0, **numbers)
+
+
+def test_adam_takes_the_decays_of_its_averages():
+    """The second step by hand, with the corrections for averages that start at zero."""
+    optimiser = optim.adam(b1=0.5, b2=0.9, clip=0.0, **RATE)
+    first, second = (jax.tree.map(lambda p, k=k: jnp.cos(k * p), LEAVES) for k in (1.0, 2.0))
+    _, state = optimiser.update(first, optimiser.init(LEAVES), LEAVES)
+    updates, _ = optimiser.update(second, state, LEAVES)
+    mean = jax.tree.map(lambda a, b: (0.25 * a + 0.5 * b) / 0.75, first, second)
+    square = jax.tree.map(lambda a, b: (0.09 * a**2 + 0.1 * b**2) / 0.19, first, second)
+    expected = jax.tree.map(lambda m, s: -0.1 * m / (jnp.sqrt(s) + 1e-8), mean, square)
+    jax.tree.map(lambda u, e: np.testing.assert_allclose(u, e, rtol=1e-4), updates, expected)
+
+
 def test_vae_and_prior_have_learning_rates_of_their_own():
     params = {
         "vae": {"w": jnp.ones((2, 2))},

@@ -1,0 +1,149 @@
+"""Noise, data and v are one prediction in three units: conversions, losses and minimisers agree."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsgm_jax.arrays import as_state, coordinates, expand, sum_per_sample
+from lsgm_jax.diffusions import linear
+from lsgm_jax.diffusions.cld import CLD
+from lsgm_jax.diffusions.discrete import discrete_vp
+from lsgm_jax.diffusions.predictions import PREDICTIONS
+from lsgm_jax.objectives.matching import l1, l2, prediction_error, score_matching
+from lsgm_jax.schema import WEIGHTINGS
+from tests.processes import MAIN
+from tests.solvers.exact import MEAN, VARIANCE, exact_eps, moments
+
+PROCESSES = {**MAIN, "chain": discrete_vp(steps=100, first=0.01, last=0.2)}
+PAIRS = [(name, kind) for name in PROCESSES for kind in PREDICTIONS if (name, kind) != ("cld", "v")]
+OWN_WEIGHTING = {"eps": "unweighted", "x_0": "x_0", "v": "v"}
+
+
+def target(process, kind, z_0, eps, t):
+    """What a network is asked for, given data and noise of the last coordinate."""
+    if kind == "v":
+        signal, noise = linear.kernel(process, t)
+        return expand(signal[:, 0], z_0) * eps - expand(noise[:, 0, 0], z_0) * z_0
+    return {"eps": eps, "x_0": z_0}[kind]
+
+
+def affine_predictor(process, kind, t):
+    """Slopes and intercept of E[target | z_t] for N(MEAN, VARIANCE) and one time, by regression on the state."""
+    mean, cov = moments(process, t)
+    signal, noise = linear.kernel(process, t)
+    of_data = VARIANCE * jnp.linalg.solve(cov, signal)
+    of_noise = jnp.linalg.solve(cov, noise[:, -1])
+    alpha, sigma = signal[0], noise[0, 0]
+    slopes = {"eps": of_noise, "x_0": of_data, "v": alpha * of_noise - sigma * of_data}[kind]
+    centre = {"eps": 0.0, "x_0": MEAN, "v": -sigma * MEAN}[kind]
+    return slopes, centre - slopes @ mean
+
+
+def apply(affine, z_t):
+    slopes, intercept = affine
+    return sum(slopes[i] * z for i, z in enumerate(coordinates(z_t))) + intercept
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_exact_predictors_of_any_kind_give_the_exact_noise(x64, name, kind):
+    process = PROCESSES[name]
+    z_t = as_state(
+        [jnp.linspace(-2.0, 3.0, 8)[:, None] * (1 + i) for i in range(len(process.prior_variance()))]
+    )
+    for time in (1e-3, 0.2, 1.0):
+        t = jnp.full(8, time)
+        output = apply(affine_predictor(process, kind, jnp.asarray(time)), z_t)
+        eps_hat = PREDICTIONS[kind](process, z_t, t, output)
+        np.testing.assert_allclose(eps_hat, exact_eps(process)(z_t, t), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_prediction_of_data_is_the_inverse_of_the_expected_data(x64, name):
+    process, t = PROCESSES[name], jnp.linspace(0.01, 1.0, 20)
+    draws = jax.random.normal(jax.random.key(0), (3, 20, 2))
+    z_t = linear.perturb(process, draws[0], t, linear.unit_noise(process, jax.random.key(1), (20, 2)))
+    data = linear.expected_data(process, z_t, draws[1], t)
+    np.testing.assert_allclose(PREDICTIONS["x_0"](process, z_t, t, data), draws[1], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_conversions_keep_float32_s_digits(name, kind):
+    """From t = 1e-3 on, to rounding of what is subtracted: data near z_t are worth many times the noise between."""
+    process, t = PROCESSES[name], np.geomspace(1e-3, 1.0, 40).astype(np.float32)
+    with jax.enable_x64(True):
+        long = jnp.asarray(t, jnp.float64)
+        z_0, eps = (jax.random.normal(jax.random.key(seed), (40, 3)) for seed in (0, 1))
+        noise = as_state([eps + i for i in range(len(process.prior_variance()))])
+        z_t = linear.perturb(process, z_0, long, noise)
+        output = target(process, kind, z_0, coordinates(noise)[-1], long)
+        worth = np.abs(linear.whitened_signal(process, long)[:, -1])[:, None] * np.abs(z_0)
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (z_t, output))
+    eps_hat = PREDICTIONS[kind](process, single[0], jnp.asarray(t), single[1])
+    assert eps_hat.dtype == jnp.float32
+    lost = worth if kind == "x_0" else 0.0
+    assert (np.abs(np.asarray(eps_hat) - np.asarray(coordinates(noise)[-1])) <= 2e-6 * (3.0 + lost)).all()
+
+
+@pytest.mark.parametrize("norm", [l1, l2])
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_a_weighting_is_the_error_of_the_kind_that_it_is_named_after(x64, name, kind, norm):
+    """Value and gradient: what is computed in the noise equals the plain norm of target - output."""
+    process, t = PROCESSES[name], jnp.linspace(0.02, 1.0, 10)
+    z_0, output = (jax.random.normal(jax.random.key(seed), (10, 3)) for seed in (0, 1))
+    eps = linear.unit_noise(process, jax.random.key(2), (10, 3))
+    wanted, z_t = (
+        target(process, kind, z_0, coordinates(eps)[-1], t),
+        linear.perturb(process, z_0, t, eps),
+    )
+
+    def of_noise(output):
+        net = lambda z_t, t: PREDICTIONS[kind](process, z_t, t, output)
+        weight = WEIGHTINGS[OWN_WEIGHTING[kind]](process, t)
+        return norm(prediction_error(net, z_t, t, eps), weight).sum()
+
+    def plain(output):
+        difference = wanted - output
+        return sum_per_sample(difference**2 if norm is l2 else jnp.abs(difference)).sum()
+
+    for ours, exact in zip(
+        jax.value_and_grad(of_noise)(output), jax.value_and_grad(plain)(output), strict=True
+    ):
+        np.testing.assert_allclose(ours, exact, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_every_kind_has_its_exact_predictor_as_optimum(x64, name, kind):
+    """Of affine networks, whose losses are quadratic: the gradient vanishes there, whatever the weighting.
+
+    Quadrature over data and noise is exact for polynomials of this order.
+    """
+    process, time = PROCESSES[name], jnp.asarray(0.3)
+    nodes, shares = np.polynomial.hermite_e.hermegauss(3)
+    size = 1 + len(process.prior_variance())
+    points = np.stack(np.meshgrid(*[nodes] * size, indexing="ij"), axis=-1).reshape(-1, size)
+    share = np.prod(np.stack(np.meshgrid(*[shares / shares.sum()] * size, indexing="ij")), axis=0).ravel()
+    z_0, t = MEAN + VARIANCE**0.5 * points[:, :1], jnp.full(len(points), time)
+    eps = as_state([jnp.asarray(points[:, i : i + 1]) for i in range(1, size)])
+
+    def loss(affine, weighting):
+        net = lambda z_t, t: PREDICTIONS[kind](process, z_t, t, apply(affine, z_t))
+        return (share * score_matching(WEIGHTINGS[weighting], process, net, jnp.asarray(z_0), t, eps)).sum()
+
+    best = affine_predictor(process, kind, time)
+    for weighting in ("unweighted", "likelihood", OWN_WEIGHTING[kind]):
+        slope = jax.grad(loss)(best, weighting)
+        off = jax.grad(loss)((best[0] + 0.1, best[1]), weighting)
+        scale = float(jnp.abs(off[0]).max())
+        assert scale > 0.0
+        jax.tree.map(
+            lambda leaf, scale=scale: np.testing.assert_allclose(leaf, 0.0, atol=1e-9 * scale), slope
+        )
+
+
+def test_v_is_for_processes_of_one_coordinate():
+    z_t = as_state([jnp.ones((2, 1))] * 2)
+    with pytest.raises(
+        ValueError, match="v is for processes of one coordinate, not for CLD: take that of eps"
+    ):
+        PREDICTIONS["v"](CLD(), z_t, jnp.ones(2), z_t.x)

@@ -129,7 +129,7 @@ class AdversarialTraining:
             "discriminator_loss": discriminator_loss,
             **self.first_stage.bottleneck.metrics(squeezed),
         }
-        return autoencoder_loss + discriminator_loss, Aux(metrics, {"discriminator": carried})
+        return autoencoder_loss + discriminator_loss, Aux(metrics, {"discriminator": carried}, {})
 
     def error(self, x: Images, x_hat: Images) -> Images:
         """Of every number, the perceptual distance included."""

@@ -13,7 +13,7 @@ from lsgm_jax.diffusions.discrete import discrete_vp
 from lsgm_jax.solvers.interval import between
 from lsgm_jax.solvers.masked import PART, masked
 from lsgm_jax.solvers.registry import METHODS
-from lsgm_jax.solvers.terms import Problem, Reverse, times_like
+from lsgm_jax.solvers.terms import Problem, Reverse, by_rows, times_like
 
 # A trajectory's largest error as a share of its largest entry. In float32 the states' is up to 4e-6 (guided PLMS; 8e-7
 # without guidance) and in float64 still 1.5e-6, because the original ran in float32.
@@ -96,6 +96,7 @@ def trajectory(method, problem, times, start):
             nodes[-1],
             None,
             start,
+            by_rows(problem.eps_net),
             stepsize_controller=diffrax.StepTo(nodes),
             max_steps=len(times) - 1,
             saveat=diffrax.SaveAt(t0=True, steps=True),

@@ -111,7 +111,7 @@ def test_the_callers_parameters_survive_donation():
 def test_the_step_compiles_once():
     """A weakly typed parameter would make the second step another program, and users wait twice."""
     model = tiny.model()
-    optimiser = optim.per_part(vae=optax.adamw(1e-3), prior=optax.adamw(1e-3))
+    optimiser = optim.per_part({"vae": optax.adamw(1e-3)}, optax.adamw(1e-3))
     launcher, traced = parallel.whole(), []
 
     def loss(*args):
@@ -191,7 +191,7 @@ def test_vae_and_prior_have_learning_rates_of_their_own():
         "score_net": {"w": jnp.ones((2, 2))},
         "mixing_logit": jnp.ones(3),
     }
-    optimiser = optim.per_part(vae=optax.sgd(0.1), prior=optax.sgd(0.5))
+    optimiser = optim.per_part({"vae": optax.sgd(0.1)}, optax.sgd(0.5))
     updates, _ = optimiser.update(jax.tree.map(jnp.ones_like, params), optimiser.init(params), params)
     np.testing.assert_allclose(updates["vae"]["w"], -0.1)
     np.testing.assert_allclose(updates["score_net"]["w"], -0.5)

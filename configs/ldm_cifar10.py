@@ -25,17 +25,15 @@ def get_config(arg: str = "") -> ConfigDict:
             discriminator=dict(channels=32, layers=2),
             game=dict(start=20 if quick else 1500, weight=0.1),
             first_stage=dict(name="adamw", learning_rate=1e-3, final=1e-4, weight_decay=0.0, clip=0.0),
-            process=dict(name="vp"),
+            process=dict(name="discrete_vp", schedule="linear"),
             conditioning=dict(name="labels", classes=10, width=128),
-            score=dict(
-                name="ldm", channels=64, channel_mult=(1, 2), blocks=2, attention=(1, 2), head_width=32
-            ),
+            score=dict(name="ldm", channels=64, channel_mult=(1, 2), blocks=1, attention=(2,), head_width=32),
             objective=dict(weighting="unweighted"),
-            density=dict(name="uniform", t_min=1e-3),
-            optimiser=dict(name="adamw", learning_rate=5e-4, final=5e-5, clip=1.0),
+            density=dict(name="timesteps"),
+            optimiser=dict(name="adamw", learning_rate=6e-4, final=5e-5, clip=1.0),
             train=dict(
-                first_stage_steps=40 if quick else 4000,
-                steps=40 if quick else 10000,
+                first_stage_steps=40 if quick else 3000,
+                steps=40 if quick else 3500,
                 ema_decay=0.999,
                 log_every=20 if quick else 50,
                 eval_every=20 if quick else 500,

@@ -8,11 +8,13 @@ import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from lsgm_jax.arrays import Key, Latents, PerSample, Scalar, sum_per_sample
 from lsgm_jax.autoencoders.gaussian import Normal
 from lsgm_jax.autoencoders.quantiser import Codebook, Quantiser, usage
+
+Features = Float[Array, "batch ... features"]
 
 
 class Squeezed(NamedTuple):
@@ -47,11 +49,11 @@ class Bottleneck(Protocol):
         """Fresh parameters."""
         ...
 
-    def squeeze(self, params: Any, features: Latents, key: Key) -> Squeezed:
+    def squeeze(self, params: Any, features: Features, key: Key) -> Squeezed:
         """What is decoded in training, and its price."""
         ...
 
-    def encode(self, params: Any, features: Latents, key: Key | None) -> Latents:
+    def encode(self, params: Any, features: Features, key: Key | None) -> Latents:
         """What the prior describes; of a Normal the mode, without a key."""
         ...
 
@@ -79,12 +81,12 @@ class NarrowNormal:
         """None."""
         return {}
 
-    def squeeze(self, params: Any, features: Latents, key: Key) -> Squeezed:
+    def squeeze(self, params: Any, features: Features, key: Key) -> Squeezed:
         """A draw, and KL(q || N(0, I)) in nats."""
         posterior = Normal.from_log_variance(features)
         return Squeezed(posterior.sample(key), sum_per_sample(posterior.divergence_from_standard()))
 
-    def encode(self, params: Any, features: Latents, key: Key | None) -> Latents:
+    def encode(self, params: Any, features: Features, key: Key | None) -> Latents:
         """A draw, or the mode."""
         posterior = Normal.from_log_variance(features)
         return posterior.mean if key is None else posterior.sample(key)
@@ -118,12 +120,12 @@ class Rounding:
         """{"codebook"}."""
         return {"codebook": self.quantiser.init(key)}
 
-    def squeeze(self, params: Any, features: Latents, key: Key) -> Squeezed:
+    def squeeze(self, params: Any, features: Features, key: Key) -> Squeezed:
         """The nearest entries, and the codebook's loss."""
         rounded = self.quantiser(params["codebook"], features)
         return Squeezed(rounded.values, rounded.loss, rounded.indices)
 
-    def encode(self, params: Any, features: Latents, key: Key | None) -> Latents:
+    def encode(self, params: Any, features: Features, key: Key | None) -> Latents:
         """The features, not rounded."""
         return features
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Images, Key, Latents
 from lsgm_jax.conditioning.maps import nearest
-from lsgm_jax.layers import Maps
+from lsgm_jax.layers import Resized
 
 Masks = Float[Array, "batch height width 1"]
 Encode = Callable[[Images], Latents]
@@ -31,7 +31,7 @@ class Task(Protocol):
         """A condition for every training image."""
         ...
 
-    def maps(self, encode: Encode, condition: Any, latent_shape: tuple[int, ...]) -> Maps:
+    def maps(self, encode: Encode, condition: Any, latent_shape: tuple[int, ...]) -> Resized:
         """The condition at the latents' sides, [batch, height, width, channels]."""
         ...
 
@@ -77,7 +77,7 @@ class Inpainting:
         """Rectangles of any place and size."""
         return Masked(x, rectangles(key, x.shape, self.rectangles, self.smallest, self.largest))
 
-    def maps(self, encode: Encode, condition: Masked, latent_shape: tuple[int, ...]) -> Maps:
+    def maps(self, encode: Encode, condition: Masked, latent_shape: tuple[int, ...]) -> Resized:
         """Latent and mask; the mask is reduced to single pixels, as published."""
         height, width, _ = latent_shape
         known = encode(condition.x * (1.0 - condition.mask))
@@ -96,13 +96,13 @@ class Upscaling:
         """The training images themselves, which `maps` reduces."""
         return x
 
-    def maps(self, encode: Encode, condition: Images, latent_shape: tuple[int, ...]) -> Maps:
+    def maps(self, encode: Encode, condition: Images, latent_shape: tuple[int, ...]) -> Resized:
         """The images at the latents' sides, reduced by a bicubic filter as wide as the reduction if they are larger."""
         height, width, _ = latent_shape
         return reduced(condition, height, width)
 
 
-def reduced(x: Images, height: int, width: int) -> Maps:
+def reduced(x: Images, height: int, width: int) -> Resized:
     """Images of other sides: bicubic, with a filter as wide as a reduction."""
     return jax.image.resize(x, (len(x), height, width, x.shape[-1]), "bicubic")
 

@@ -249,7 +249,8 @@ def test_rectangles_have_the_sizes_that_are_asked_for():
     assert (rows.min(), rows.max()) == (4, 8)
     assert (columns.min(), columns.max()) == (8, 16)
     np.testing.assert_array_equal(masks.sum(axis=(1, 2)), rows * columns)
-    assert masks.mean(axis=0).min() > 0.0  # anywhere
+    for axes in ((0, 1), (0, 2)):  # they reach all columns and rows
+        assert masks.mean(axis=axes).min() > 0.0
     assert np.all(rectangles(jax.random.key(0), (3, 4, 4, 1), 1, 1.0, 1.0) == 1.0)
 
 

@@ -24,6 +24,7 @@ from lsgm_jax.evaluation.inception_weights import read_inception
 from lsgm_jax.evaluation.kept import Kept, digest
 from lsgm_jax.evaluation.pictures import to_bytes
 from lsgm_jax.models.conditional import Condition
+from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
 from lsgm_jax.run import Run, compile_draw
@@ -62,7 +63,9 @@ def choose_extractor(run: Run, inception: pathlib.Path | None) -> Extractor:
 def compare_with_data(
     run: Run, metrics: Collection[str], extractor: Extractor, *, seed: int = 0
 ) -> dict[str, Any]:
-    """Distances between samples of the model and the reference split, and beside an LSGM those of its first stage.
+    """Distances between samples of the model and the reference split, and beside them those of its first stage.
+
+    Of an LSGM's those of samples of its VAE, of an LDM's those of the test split's reconstructions.
 
     Samples are drawn and described in batches over all devices. Features of the reference are kept with the data sets
     (`data_dir`), for all runs; those of samples in the run's folder `evaluation`, where an interrupted call goes on.
@@ -99,6 +102,9 @@ def compare_with_data(
     if run.has_vae_stage:
         baseline = _describe_samples(run, "vae", vae_generator(run), extractor, seed)
         report |= _distances("vae", metrics, reference, baseline)
+    if isinstance(run.model, LDM):
+        passed = _describe_samples(run, "first_stage", reconstructor(run), extractor, seed)
+        report |= _distances("first_stage", metrics, reference, passed)
     return report
 
 
@@ -197,6 +203,27 @@ def vae_generator(run: Run) -> Generator:
         noise=lambda key: jax.random.normal(key, (batch_size, *vae.latent_shape)),
         asked=lambda rows: None,
         decode=OverDevices(lambda params, given, key: (vae.decode(params, given[0], key), {})),
+    )
+
+
+def reconstructor(run: Run) -> Generator:
+    """The first stage of an LDM, as it gives back images of the test split: no prior can do better."""
+    model, batch_size = run.model, build("eval", run.config).batch_size
+    assert isinstance(model, LDM)
+    params, step = run.best(everywhere=True)
+    samples = _images(run).open("test")
+
+    def decode(params: Params, given: tuple[State, Condition], key: Key) -> tuple[Images, dict[str, Images]]:
+        _, x = given
+        return model.first_stage.autoencode(params["first_stage"], x, key).x_hat, {}
+
+    return Generator(
+        params=params,
+        step=step,
+        of=what_is_scored(run.config, params, ()),
+        noise=lambda key: jnp.zeros(batch_size),
+        asked=lambda rows: samples.batch(rows % len(samples))["x"],
+        decode=OverDevices(decode),
     )
 
 

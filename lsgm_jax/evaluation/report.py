@@ -7,7 +7,13 @@ from typing import Any
 from lsgm_jax.files import write_json
 
 # What reports call the models they score, and what the table does.
-COLUMNS = {"lsgm": "LSGM", "sgm": "SGM", "vae": "VAE, Normal prior"}
+COLUMNS = {
+    "lsgm": "LSGM",
+    "sgm": "SGM",
+    "ldm": "LDM",
+    "vae": "VAE, Normal prior",
+    "first_stage": "reconstructions",
+}
 # Names in a report, in the table, and how values are written.
 DISTANCE_ROWS = (
     ("fid", "FID", "{0:.3f}"),
@@ -104,6 +110,9 @@ def distance_table(entries: dict[str, Any]) -> str:
         lines.append(
             f"KID: mean ± standard deviation over {entries['kid_subsets']} subsets of {entries['kid_subset']}"
         )
+    if "class_accuracy" in entries:
+        share = 100.0 * entries["class_accuracy"]
+        lines.append(f"class accuracy {share:.1f} %: samples taken for what they were asked to be")
     if "pr_images" in entries:
         lines.append(f"precision and recall: {entries['pr_images']} of each, k = 3")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lsgm_jax.files import is_first, replacing
 
+# Those of every run, in this order; what else a stage measures comes after them.
 COLUMNS: tuple[str, ...] = (
     "stage",
     "step",
@@ -42,7 +43,12 @@ class MetricsLog:
     def __init__(self, workdir: pathlib.Path, stage: str, resumed_step: int):
         self.stage = stage
         self.path = workdir / "metrics.csv"
-        _drop_rows_after(self.path, stage, resumed_step)
+        self._columns, rows = _read(self.path)
+        _write(
+            self.path,
+            self._columns,
+            [row for row in rows if row["stage"] != stage or int(row["step"]) <= resumed_step],
+        )
         self._tensorboard = SummaryWriter(
             str(workdir / "tensorboard" / stage),
             purge_step=resumed_step + 1 if resumed_step else None,
@@ -52,11 +58,14 @@ class MetricsLog:
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Appends a row and writes the same numbers to TensorBoard."""
         row = {"stage": self.stage, "step": step, "split": split}
-        row |= {name: f"{value:.6g}" for name, value in values.items() if name in COLUMNS}
+        row |= {name: f"{value:.6g}" for name, value in values.items()}
         if not is_first():
             return
+        if new := [name for name in row if name not in self._columns]:
+            self._columns, rows = [*self._columns, *new], _read(self.path)[1]
+            _write(self.path, self._columns, rows)
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, self._columns).writerow(row)
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
@@ -117,10 +126,18 @@ class CompileClock:
             self.seconds += duration_secs
 
 
-def _drop_rows_after(path: pathlib.Path, stage: str, step: int) -> None:
-    rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-    kept = [row for row in rows if row["stage"] != stage or int(row["step"]) <= step]
+def _read(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Names of the columns, and the rows that there are."""
+    if not path.exists():
+        return list(COLUMNS), []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+        return list(reader.fieldnames or COLUMNS), rows
+
+
+def _write(path: pathlib.Path, columns: list[str], rows: list[dict[str, str]]) -> None:
     with replacing(path) as partial, partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(kept)
+        writer.writerows(rows)

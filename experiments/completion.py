@@ -1,0 +1,176 @@
+"""Holes filled in and small images made large, on held-out images, against baselines that know no images.
+
+python -m experiments.completion --inpainting=runs/inpainting --upscaling=runs/upscaling --held=runs/ldm
+
+Peak signal-to-noise ratio, dB, mean over images ± standard error; of filled holes over the holes alone. Baselines: the
+mean of what is known of the image, and bicubic interpolation. `held` is a model that was not trained for holes and is
+held to what is known before every step. Of each task the first stage's own error is the limit, and the mean of several
+samples is nearer the image than one: a sample is not meant to be the mean. Writes completion.csv, .png and .md.
+"""
+
+import argparse
+import csv
+import math
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lsgm_jax.build import build, build_sampler
+from lsgm_jax.data.pipeline import whole_split
+from lsgm_jax.evaluation import pictures
+from lsgm_jax.files import replacing
+from lsgm_jax.models.ldm import LDM
+from lsgm_jax.models.tasks import Inpainting, rectangles, reduced
+from lsgm_jax.restore import inpaint, upscale
+from lsgm_jax.run import Run
+
+SHOWN = 8  # images in the picture
+
+
+def decibels(x: np.ndarray, x_hat: np.ndarray, where: np.ndarray | float = 1.0) -> np.ndarray:
+    """PSNR of every image in [-1, 1] over the numbers `where` is 1."""
+    weight = np.broadcast_to(np.asarray(where, np.float64), x.shape)
+    squared = weight * (x - np.clip(x_hat, -1.0, 1.0)) ** 2
+    axes = tuple(range(1, x.ndim))
+    return 10.0 * np.log10(4.0 * weight.sum(axes) / np.maximum(squared.sum(axes), 1e-12))
+
+
+def mean_fill(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Every hole in the mean colour of the rest of its image."""
+    known = 1.0 - mask
+    colour = (known * x).sum(axis=(1, 2), keepdims=True) / known.sum(axis=(1, 2), keepdims=True)
+    return known * x + mask * colour
+
+
+def in_batches(restore: Any, count: int, size: int) -> np.ndarray:
+    """What `restore` makes of the rows start to stop."""
+    return np.concatenate(
+        [restore(slice(start, min(start + size, count))) for start in range(0, count, size)]
+    )
+
+
+def fill(run: Run, x: np.ndarray, mask: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """[draws, images, ...]."""
+    params, sampler = run.best()[0], build_sampler(run.config)
+    keys = jax.random.split(jax.random.key(seed), draws)
+    return np.stack(
+        [
+            in_batches(lambda rows, k=k: inpaint(run, params, sampler, x[rows], mask[rows], k)[0], len(x), 64)
+            for k in keys
+        ]
+    )
+
+
+def enlarge(run: Run, small: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """[draws, images, ...]."""
+    params, sampler = run.best()[0], build_sampler(run.config)
+    keys = jax.random.split(jax.random.key(seed), draws)
+    return np.stack(
+        [
+            in_batches(lambda rows, k=k: upscale(run, params, sampler, small[rows], k)[0], len(small), 64)
+            for k in keys
+        ]
+    )
+
+
+def reconstruct(run: Run, x: np.ndarray) -> np.ndarray:
+    """The first stage alone."""
+    model, (params, _) = run.model, run.best()
+    assert isinstance(model, LDM)
+    code = jax.jit(lambda x, key: model.first_stage.autoencode(params["first_stage"], x, key).x_hat)
+    return in_batches(lambda rows: np.asarray(code(jnp.asarray(x[rows]), jax.random.key(0))), len(x), 64)
+
+
+def holes(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """The rows of the table, and the columns of the picture."""
+    run = Run.open(options.inpainting)
+    x = whole_split(build("data", run.config), "test", limit=options.count)
+    task = Inpainting()
+    mask = np.asarray(
+        rectangles(jax.random.key(options.seed), x.shape, task.rectangles, task.smallest, task.largest)
+    )
+    trained = fill(run, x, mask, options.draws, options.seed)
+    found = {"mean of the rest": mean_fill(x, mask), "inpainting, a sample": trained[0]}
+    found[f"inpainting, mean of {options.draws}"] = trained.mean(axis=0)
+    if options.held is not None:
+        found["held, a sample"] = fill(Run.open(options.held), x, mask, 1, options.seed)[0]
+    found["first stage (limit)"] = reconstruct(run, x)
+    rows = [row("inpainting", name, decibels(x, x_hat, mask)) for name, x_hat in found.items()]
+    samples = [x_hat for name, x_hat in found.items() if "sample" in name]
+    return rows, [x, (1.0 - mask) * x, mean_fill(x, mask), *samples]
+
+
+def large(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """The same for small images."""
+    run = Run.open(options.upscaling)
+    x = whole_split(build("data", run.config), "test", limit=options.count)
+    height, width, _ = run.model.latent_shape
+    small = np.asarray(reduced(jnp.asarray(x), height, width))
+    bicubic = np.asarray(reduced(jnp.asarray(small), *x.shape[1:3]))
+    drawn = enlarge(run, small, options.draws, options.seed)
+    blocks = small.repeat(x.shape[1] // height, axis=1).repeat(x.shape[2] // width, axis=2)
+    found = {
+        "bicubic": bicubic,
+        "upscaling, a sample": drawn[0],
+        f"upscaling, mean of {options.draws}": drawn.mean(axis=0),
+        "first stage (limit)": reconstruct(run, x),
+    }
+    rows = [row("super-resolution", name, decibels(x, x_hat)) for name, x_hat in found.items()]
+    return rows, [x, blocks, bicubic, drawn[0]]
+
+
+def row(task: str, method: str, values: np.ndarray) -> dict[str, Any]:
+    """Mean and standard error over images."""
+    stderr = values.std(ddof=1) / math.sqrt(len(values))
+    return {"task": task, "method": method, "psnr": values.mean(), "stderr": stderr, "images": len(values)}
+
+
+def conclude(rows: list[dict[str, Any]]) -> str:
+    """A line per task: the best of the model's rows against the baseline, which is the first."""
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        baseline, *others = [row for row in rows if row["task"] == task and "limit" not in row["method"]]
+        best = max(others, key=lambda row: row["psnr"])
+        gain = best["psnr"] - baseline["psnr"]
+        verb = "above" if gain > 0 else "below"
+        lines.append(f"{task}: {best['method']} is {abs(gain):.2f} dB {verb} {baseline['method']}")
+    return "; ".join(lines) + "."
+
+
+def main() -> None:
+    """Runs both tasks and writes table, picture and conclusion."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("inpainting", "upscaling"):
+        parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
+    parser.add_argument("--held", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/completion"))
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--draws", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    (hole_rows, hole_panels), (large_rows, large_panels) = holes(options), large(options)
+    rows = hole_rows + large_rows
+    with replacing(options.out / "completion.csv") as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    columns = [panel[:SHOWN] for panel in (*hole_panels, *large_panels)]
+    picture = pictures.grid(np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]), len(columns))
+    pictures.save_png(options.out / "completion.png", picture)
+    table = ["| task | method | PSNR, dB |", "|---|---|---|"]
+    table += [f"| {r['task']} | {r['method']} | {r['psnr']:.2f} ± {r['stderr']:.2f} |" for r in rows]
+    text = "\n".join([*table, "", conclude(rows), ""])
+    with replacing(options.out / "completion.md") as partial:
+        partial.write_text(text)
+    print(text)
+    print(f"wrote {options.out}/completion.csv, completion.md and completion.png")
+
+
+if __name__ == "__main__":
+    main()

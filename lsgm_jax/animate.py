@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from lsgm_jax.arrays import Key, coordinates
 from lsgm_jax.build import build
+from lsgm_jax.conditions import Asked
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.diffusions.linear import Process, kernel
 from lsgm_jax.evaluation import paths, pictures
+from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.network import Params
 from lsgm_jax.run import Run
 from lsgm_jax.schema import ConfigError
@@ -31,15 +33,26 @@ SECONDS, PAUSE = 4.0, 2.0  # the way, and the samples at its end
 Ways = Float32[np.ndarray, "times n ..."]
 
 
-def animate(run: Run, params: Params, sampler: Sampler, *, count: int | None, frames: int, seed: int) -> None:
+def animate(
+    run: Run,
+    params: Params,
+    sampler: Sampler,
+    *,
+    count: int | None,
+    frames: int,
+    seed: int,
+    label: str | None = None,
+    prompt: str | None = None,
+) -> None:
     """Writes paths.gif and paths.png into the run's folder.
 
     Args:
         count: samples; None for a number that fits the data.
         frames: of the animation.
+        label, prompt: what the samples are to be like, see `Conditions.ask`.
 
     Raises:
-        ConfigError: if a sample runs out of steps.
+        ConfigError: if a sample runs out of steps, or the model does not know what is asked for.
     """
     of_points = len(run.model.data_shape) == 1
     # Points are cheap: their paths are followed at more times than there are frames.
@@ -47,7 +60,9 @@ def animate(run: Run, params: Params, sampler: Sampler, *, count: int | None, fr
     # Noise takes shape late: the nearer to the data, the slower time runs.
     rest = np.linspace(1.0, 0.0, stride * (frames - 1) + 1, dtype=np.float32) ** 2
     times = sampler.t_min + (1.0 - sampler.t_min) * rest
-    x, v = follow(run, params, sampler, times, count or (POINTS if of_points else IMAGES), seed)
+    count = count or (POINTS if of_points else IMAGES)
+    asked = run.conditions.ask(run.model, count, label=label, prompt=prompt)
+    x, v = follow(run, params, sampler, times, count, seed, asked)
     if of_points:
         way = _scaled(paths.PlanePaths(times, x, v, _held_out(run)), run.model.process)
         drawn, still = paths.plane_frames(way, frames), paths.plane_still(way)
@@ -59,7 +74,13 @@ def animate(run: Run, params: Params, sampler: Sampler, *, count: int | None, fr
 
 
 def follow(
-    run: Run, params: Params, sampler: Sampler, times: Float32[np.ndarray, "times"], count: int, seed: int
+    run: Run,
+    params: Params,
+    sampler: Sampler,
+    times: Float32[np.ndarray, "times"],
+    count: int,
+    seed: int,
+    asked: Asked = lambda rows: None,
 ) -> tuple[Ways, Ways | None]:
     """The ways of `count` samples: data at decreasing `times`, and the velocities if the process has them.
 
@@ -70,14 +91,20 @@ def follow(
     size = math.ceil(count / batches)
 
     @jax.jit
-    def solve(params: Params, key: Key) -> tuple[Array, tuple[Array, ...], Bool[Array, "batch"]]:
+    def solve(
+        params: Params, key: Key, condition: Condition
+    ) -> tuple[Array, tuple[Array, ...], Bool[Array, "batch"]]:
         k_noise, k_decode = jax.random.split(key)
         z_1 = draw_noise(sampler, run.model.process, k_noise, (size, *run.model.latent_shape))
-        x, path = run.model.decode_path(params, z_1, k_decode, sampler, jnp.asarray(times))
+        x, path = run.model.decode_path(params, z_1, k_decode, sampler, jnp.asarray(times), condition)
         return x, coordinates(path.states)[1:], path.solution.success
 
     keys = jax.random.split(jax.random.key(seed), batches)
-    solved = [jax.device_get(solve(params, key)) for key in tqdm(keys, desc="paths", leave=False)]
+    conditions = [asked(np.arange(number * size, (number + 1) * size) % count) for number in range(batches)]
+    solved = [
+        jax.device_get(solve(params, key, condition))
+        for key, condition in tqdm(list(zip(keys, conditions, strict=True)), desc="paths", leave=False)
+    ]
     failed = sum(int((~success).sum()) for _, _, success in solved)
     if failed:
         raise ConfigError(

@@ -167,7 +167,16 @@ def animate_command(options: argparse.Namespace) -> None:
         raise UsageError(f"--count={options.count}: follow at least one sample")
     params, _ = opened.best()
     sampler = build_sampler(opened.config)
-    animate(opened, params, sampler, count=options.count, frames=options.frames, seed=options.seed)
+    animate(
+        opened,
+        params,
+        sampler,
+        count=options.count,
+        frames=options.frames,
+        seed=options.seed,
+        label=options.label,
+        prompt=options.prompt,
+    )
     print(f"wrote {options.workdir}/paths.gif and paths.png: from noise to data by {sampler.method.name}")
 
 

@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from tqdm import tqdm
 
-from lsgm_jax.arrays import Key, Latents, State
+from lsgm_jax.arrays import Key, State
 from lsgm_jax.build import build, build_sampler
 from lsgm_jax.config import override
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.evaluation.distances import energy_distance
 from lsgm_jax.files import replacing
+from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.network import Params
 from lsgm_jax.run import Run
 from lsgm_jax.schema import ConfigError, look_up
@@ -27,6 +29,8 @@ from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise
 
 REFERENCE = ("Dopri8", 1e-6)  # solver and tolerance that stand in for the exact flow
+
+Given = tuple[State, Condition]  # noise, and what its samples are to be like
 
 
 class Row(NamedTuple):
@@ -109,13 +113,14 @@ def study(run: Run, settings: Sequence[Setting], count: int, seed: int, folder: 
     ends = ", ".join(f"{name} {value}" for name, value in sorted(run.config.sampling.items()))
     _claim(folder, f"{count} samples, seed {seed}, parameters of step {step}, {ends}")
     z_1 = draw_noise(build_sampler(run.config), run.model.process, k_prior, (count, *run.model.latent_shape))
-    reference, test = _reference(run, params, z_1, key, folder), _test_split(run)
+    given = z_1, run.conditions.ask(run.model, count)(np.arange(count))
+    reference, test = _reference(run, params, given, key, folder), _test_split(run)
     rows = {(row.solver, row.setting): row for row in _read(folder / "study.csv")}
     for setting in tqdm(settings, desc="study", leave=False):
         if (setting.solver, setting.name) in rows:
             continue
         sampler = build_sampler(override(run.config, list(setting.overrides)))
-        x, solution, seconds = _draw(run, params, z_1, key, sampler)
+        x, solution, seconds = _draw(run, params, given, key, sampler)
         follows = not sampler.method.stochastic
         rows[setting.solver, setting.name] = Row(
             solver=setting.solver,
@@ -197,21 +202,24 @@ def _linear_part(field: str) -> dict[str, float]:
 
 
 def _draw(
-    run: Run, params: Params, z_1: State, key: Key, sampler: Sampler
+    run: Run, params: Params, given: Given, key: Key, sampler: Sampler
 ) -> tuple[np.ndarray, Solution, float]:
     """Samples, their solution, and the seconds of the second call."""
 
-    def decode(params: Params, z_1: State, key: Key) -> tuple[Latents, Solution]:
-        return run.model.decode(params, z_1, key, sampler)
+    def decode(params: Params, given: Given, key: Key) -> tuple[Array, Solution]:
+        z_1, condition = given
+        return run.model.decode(params, z_1, key, sampler, condition)
 
-    compiled = jax.jit(decode).lower(params, z_1, key).compile()
-    jax.block_until_ready(compiled(params, z_1, key))
+    compiled = jax.jit(decode).lower(params, given, key).compile()
+    jax.block_until_ready(compiled(params, given, key))
     start = time.monotonic()
-    x, solution = jax.block_until_ready(compiled(params, z_1, key))
+    x, solution = jax.block_until_ready(compiled(params, given, key))
     return np.asarray(x), solution, time.monotonic() - start
 
 
-def _reference(run: Run, params: Params, z_1: State, key: Key, folder: pathlib.Path) -> dict[str, np.ndarray]:
+def _reference(
+    run: Run, params: Params, given: Given, key: Key, folder: pathlib.Path
+) -> dict[str, np.ndarray]:
     """Latents and samples of the converged flow, kept in the folder."""
     path = folder / "reference.npz"
     if path.exists():
@@ -219,7 +227,7 @@ def _reference(run: Run, params: Params, z_1: State, key: Key, folder: pathlib.P
     solver, tolerance = REFERENCE
     overrides = [f"--config.solver.name={solver}", *_adaptive(tolerance)]
     sampler = build_sampler(override(run.config, [*overrides, "--config.sampling.denoise=none"]))
-    x, solution, _ = _draw(run, params, z_1, key, sampler)
+    x, solution, _ = _draw(run, params, given, key, sampler)
     if not solution.success.all():
         raise ConfigError(
             f"the reference by {solver} at {tolerance:g} ran out of steps: raise --config.steps.max_steps"

@@ -106,6 +106,7 @@ MAY_IMPORT = {
         "solvers",
     },
     "animate": {
+        "conditions",
         "schema",
         "arrays",
         "build",

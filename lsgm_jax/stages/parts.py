@@ -14,6 +14,7 @@ from lsgm_jax.evaluation.nelbo import PerImage, score_images
 from lsgm_jax.evaluation.pictures import picture
 from lsgm_jax.models.bound import Batch, Bound
 from lsgm_jax.models.conditional import Condition
+from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.model import Model
 from lsgm_jax.models.network import Params
 from lsgm_jax.objectives.times import Stratum
@@ -82,11 +83,13 @@ def validator(
 
 
 def model_drawer(model: Model, data: Data, count: int) -> Callable[[Params], np.ndarray]:
-    """Pictures of the model's samples, of conditions of the validation split."""
+    """Pictures of the model's samples, of conditions, or parts of images, of the validation split."""
 
     def noise(key: Key) -> tuple[State, Condition]:
         shared = shared_count(count)
         z_1 = draw_noise(PREVIEW_SAMPLER, model.process, key, (shared, *model.latent_shape))
+        if isinstance(model, LDM) and model.task is not None:
+            return z_1, model.task.draw(key, jnp.asarray(first_rows(data.validation.x, shared)))
         return z_1, first_rows(data.validation.condition, shared)
 
     def decode(params: Params, given: tuple[State, Condition], key: Key) -> Array:

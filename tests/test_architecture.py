@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "objectives": {"arrays", *PARTS},
     "solvers": {"arrays", *PARTS},
     # `interop` turns what others have stored into what our modules take.
-    "interop": {"arrays", "layers", "autoencoders", "conditioning", "scores", "models"},
+    "interop": {"arrays", "layers", "autoencoders", "conditioning", "diffusions", "scores", "models"},
     # `layers` to know what a block is: the boundary says whether its inside is kept.
     "models": {"arrays", "layers", "objectives", "solvers", *PARTS},
     "training": {"arrays", "files", "models", "objectives"},
@@ -118,7 +118,7 @@ MAY_IMPORT = {
         "solvers",
     },
     "restore": {"schema", "arrays", "build", "conditioning", "data", "models", "run", "solvers"},
-    "convert": {"schema", "build", "interop", "models", "run", "stages", "training"},
+    "convert": {"schema", "build", "conditions", "interop", "models", "run", "stages", "training"},
     "command_line": set(),
     "commands": {
         "schema",

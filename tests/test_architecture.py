@@ -37,7 +37,8 @@ MAY_IMPORT = {
         "objectives",
     },
     "schema": {"models", "training", "data", "objectives", "solvers", *PARTS},
-    "build": {"arrays", "schema", "models", "training", "objectives", "solvers", *PARTS},
+    # `interop` for the published weights of a perceptual distance.
+    "build": {"arrays", "schema", "interop", "models", "training", "objectives", "solvers", *PARTS},
     "config": {"schema", "files"},
     "stages": {
         "schema",

@@ -21,9 +21,9 @@ from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, discriminator_variables, first_stage_variables
 from lsgm_jax.interop.ldm_text import text_encoder_variables
 from lsgm_jax.interop.ldm_unet import ldm_unet_variables
-from lsgm_jax.interop.official import as_float32, contents, counters, only
+from lsgm_jax.interop.official import contents, counters, only
 from lsgm_jax.interop.search import Found, containers, state_dicts
-from lsgm_jax.interop.tables import State
+from lsgm_jax.interop.tables import State, as_float32
 from lsgm_jax.models.conditional import BesideLatents, Labels, Texts
 from lsgm_jax.models.first_stage import FirstStage
 from lsgm_jax.models.ldm import LDM

@@ -10,7 +10,6 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Float
@@ -20,7 +19,7 @@ from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.ncsnpp import Shape, mixing_logit, mlp_variables, ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.interop.search import Found, containers, state_dicts
-from lsgm_jax.interop.tables import State, listing
+from lsgm_jax.interop.tables import State, as_float32, listing
 from lsgm_jax.models.backbones import Backbone, Hierarchical
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
@@ -198,8 +197,3 @@ def mixing_logits(state: State) -> Float[np.ndarray, "channels"]:
         ConversionError: if there are none, because the network was trained without mixing.
     """
     return as_float32(mixing_logit(state))
-
-
-def as_float32(tree: Any) -> Any:
-    """Copies: what was read may be half precision, and views of a file."""
-    return jax.tree.map(lambda leaf: np.array(leaf, np.float32, order="C"), tree)

@@ -267,8 +267,8 @@ def build_adversarial_training(config: Config, first_stage: FirstStage) -> Adver
 def _perceptual(spec: PerceptualSpec) -> Distance | None:
     """The distance, whose weights are read when it is first used: what is trained already does without the file.
 
-    They are constants of the compiled step, 59 MB of them: on a CPU that costs a second when it is compiled, and nothing
-    in a step.
+    They are constants of the compiled step, 59 MB of them: on a CPU that costs a second when it is compiled, and
+    nothing in a step.
     """
     if not spec.weights or not spec.weight:
         return None

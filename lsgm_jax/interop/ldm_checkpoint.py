@@ -217,7 +217,8 @@ def _kind(state: State) -> str:
         "transformer.token_emb.weight": "a text encoder",
         "encoder.conv_in.weight": "an autoencoder",
     }
-    return next((kind for name, kind in kinds.items() if name in state), "unknown" if state else "")
+    unknown = f"of an unknown kind ({next(iter(state))})" if state else ""
+    return next((kind for name, kind in kinds.items() if name in state), unknown)
 
 
 def _require_copy(state: State, first_stage: State) -> None:

@@ -106,7 +106,7 @@ def guided():
 
 @pytest.mark.parametrize("weights", ["average", "last"])
 def test_a_model_of_classes_becomes_a_run(tmp_path, capsys, guided, weights):
-    """Only the denoiser is averaged. It samples the class that it is asked for."""
+    """Only the denoiser is averaged."""
     _, last, average, state = guided
     written(tmp_path / "model.ckpt", state)
     workdir = tmp_path / "run"
@@ -127,6 +127,13 @@ def test_a_converted_run_samples(tmp_path, guided):
     assert convert(tmp_path / "model.ckpt", workdir, "imagenet256_guided", *CLASSES) == 0
     assert cli.main(["sample", f"--workdir={workdir}", "--steps=1", "--count=2", "--label=3"]) == 0
     assert np.load(workdir / "samples.npz")["x"].shape == (2, 16, 16, 3)
+
+
+def test_a_scale_that_was_found_comes_with_the_file(tmp_path, guided):
+    written(tmp_path / "model.ckpt", guided[3] | {"scale_factor": np.full((), 0.25, np.float32)})
+    fields = [*CLASSES, "--config.objective.latent_scale=0.0"]
+    assert convert(tmp_path / "model.ckpt", tmp_path / "run", "imagenet256_guided", *fields) == 0
+    assert Run.open(tmp_path / "run").best()[0]["scale"] == 0.25
 
 
 def test_classes_without_one_for_none_get_their_mean(tmp_path, guided):

@@ -1,27 +1,32 @@
 """Config -> objects."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lsgm_jax.arrays import Images, PerSample
 from lsgm_jax.autoencoders.bottlenecks import Bottleneck, NarrowNormal, Rounding
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.ldm import Decoder, Encoder
 from lsgm_jax.autoencoders.likelihoods import Likelihood, shown
+from lsgm_jax.autoencoders.perceptual import LPIPS
 from lsgm_jax.autoencoders.quantiser import Quantiser
 from lsgm_jax.diffusions.cld import CLD, velocity_eps
 from lsgm_jax.diffusions.linear import Process, sigma
 from lsgm_jax.diffusions.predictions import PREDICTIONS, Prediction, eps, require_one_coordinate, v
+from lsgm_jax.interop.errors import ConversionError
+from lsgm_jax.interop.lpips_file import read_lpips
 from lsgm_jax.models.backbones import Flat, Hierarchical
 from lsgm_jax.models.conditional import BesideLatents, Conditioning
-from lsgm_jax.models.first_stage import AdversarialTraining, FirstStage
+from lsgm_jax.models.first_stage import AdversarialTraining, Distance, FirstStage
 from lsgm_jax.models.ldm import FROZEN, LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.model import Model
-from lsgm_jax.models.network import Network, StatefulNetwork
+from lsgm_jax.models.network import Network, Params, StatefulNetwork
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.models.tasks import Task
 from lsgm_jax.models.vae import VAE
@@ -39,6 +44,7 @@ from lsgm_jax.schema import (
     ConfigError,
     KLSpec,
     ObjectiveSpec,
+    PerceptualSpec,
     SGMObjectiveSpec,
     VQSpec,
     look_up,
@@ -253,8 +259,31 @@ def build_adversarial_training(config: Config, first_stage: FirstStage) -> Adver
         discriminator=StatefulNetwork(build("discriminator", config), build("compute", config)),
         criterion=criterion,
         game=build("game", config),
+        perceptual=_perceptual(perceptual),
         perceptual_weight=perceptual.weight,
     )
+
+
+def _perceptual(spec: PerceptualSpec) -> Distance | None:
+    """The distance, whose weights are read when it is first used: what is trained already does without the file.
+
+    They are constants of the compiled step, 59 MB of them: on a CPU that costs a second when it is compiled, and
+    nothing in a step.
+    """
+    if not spec.weights or not spec.weight:
+        return None
+
+    @functools.cache
+    def variables() -> Params:
+        try:
+            return read_lpips(spec.weights)
+        except ConversionError as error:
+            raise ConfigError(f"config.perceptual.weights: {error}") from error
+
+    def distance(x: Images, x_hat: Images) -> PerSample:
+        return cast(PerSample, LPIPS().apply(variables(), x, x_hat))
+
+    return distance
 
 
 def _weighting(process: Process, name: str) -> Weighting:

@@ -250,7 +250,7 @@ def convert_command(options: argparse.Namespace) -> None:
     averaged = options.weights == "average"
     converted = convert(config, options.checkpoint, options.workdir, averaged=averaged)
     counted = "".join(f", {name} {number}" for name, number in converted.counters.items())
-    if converted.stage == "vae":
+    if converted.stage in ("vae", "first_stage"):
         print(f"converted the first stage{counted}: train the second with  lsgm train")
     else:
         weights = "moving average" if converted.averaged else "last step's weights"

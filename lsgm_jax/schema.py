@@ -118,7 +118,8 @@ class PerceptualSpec:
     """LPIPS in a first stage's loss.
 
     Attributes:
-        weights: a file of `torch.save` with its weights (see docs/howto/ldm.md); without one there is no such term.
+        weights: a file of `torch.save` with its weights, or two with a comma between (see docs/howto/ldm.md); without
+            any there is no such term.
         weight: of the distance.
     """
 

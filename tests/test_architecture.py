@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "objectives": {"arrays", *PARTS},
     "solvers": {"arrays", *PARTS},
     # `interop` turns what others have stored into what our modules take.
-    "interop": {"arrays", "layers", "autoencoders", "conditioning", "scores", "models"},
+    "interop": {"arrays", "layers", "autoencoders", "conditioning", "diffusions", "scores", "models"},
     # `layers` to know what a block is: the boundary says whether its inside is kept.
     "models": {"arrays", "layers", "objectives", "solvers", *PARTS},
     "training": {"arrays", "files", "models", "objectives"},
@@ -37,7 +37,8 @@ MAY_IMPORT = {
         "objectives",
     },
     "schema": {"models", "training", "data", "objectives", "solvers", *PARTS},
-    "build": {"arrays", "schema", "models", "training", "objectives", "solvers", *PARTS},
+    # `interop` for the published weights of a perceptual distance.
+    "build": {"arrays", "schema", "interop", "models", "training", "objectives", "solvers", *PARTS},
     "config": {"schema", "files"},
     "stages": {
         "schema",
@@ -118,7 +119,7 @@ MAY_IMPORT = {
         "solvers",
     },
     "restore": {"schema", "arrays", "build", "conditioning", "data", "models", "run", "solvers"},
-    "convert": {"schema", "build", "interop", "models", "run", "stages", "training"},
+    "convert": {"schema", "build", "conditions", "interop", "models", "run", "stages", "training"},
     "command_line": set(),
     "commands": {
         "schema",

@@ -10,7 +10,6 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Float
@@ -20,7 +19,7 @@ from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.ncsnpp import Shape, mixing_logit, mlp_variables, ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.interop.search import Found, containers, state_dicts
-from lsgm_jax.interop.tables import State, listing
+from lsgm_jax.interop.tables import State, as_float32, listing
 from lsgm_jax.models.backbones import Backbone, Hierarchical
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
@@ -73,12 +72,12 @@ def find_parts(checkpoint: Any) -> Parts:
             average, or an average that is not the score network's.
     """
     found = containers(checkpoint)
-    vae = _only("NVAEs", list(state_dicts(found, VAE)))
+    vae = only("NVAEs", list(state_dicts(found, VAE)))
     nets = list(state_dicts(found, SCORE_NET))
-    score_net = _only("score networks", [net for net in nets if not is_average(net)] or nets)
+    score_net = only("score networks", [net for net in nets if not is_average(net)] or nets)
     if vae is None and score_net is None:
         raise ConversionError(
-            f"holds no network of LSGM or CLD-SGM, only {_contents(checkpoint)}: "
+            f"holds no network of LSGM or CLD-SGM, only {contents(checkpoint)}: "
             "no tensor is called prior_ftr0 (NVAE), all_modules.* (NCSN++) or main.* (MLP)"
         )
     return Parts(
@@ -86,18 +85,23 @@ def find_parts(checkpoint: Any) -> Parts:
         score_net=score_net.value if score_net else None,
         score_net_average=_average(found, nets, score_net) if score_net else None,
         arguments=_arguments(found),
-        counters=_counters(checkpoint),
+        counters=counters(checkpoint),
     )
 
 
-def _contents(checkpoint: Any) -> str:
+def contents(checkpoint: Any) -> str:
     """The outermost keys, for a message."""
     if isinstance(checkpoint, Mapping) and checkpoint:
         return listing([Found((str(key),), None).place for key in checkpoint])
     return f"a {type(checkpoint).__name__}"
 
 
-def _only(what: str, candidates: Sequence[Found]) -> Found | None:
+def only(what: str, candidates: Sequence[Found]) -> Found | None:
+    """The one candidate, or None.
+
+    Raises:
+        ConversionError: if there are more.
+    """
     if len(candidates) > 1:
         places = ", ".join(candidate.place for candidate in candidates)
         raise ConversionError(f"holds {len(candidates)} {what}, {places}: save it again with one of them")
@@ -119,7 +123,7 @@ def _arguments(found: Sequence[Found]) -> dict[str, Any] | None:
     return None
 
 
-def _counters(checkpoint: Any) -> dict[str, int]:
+def counters(checkpoint: Any) -> dict[str, int]:
     """Counters stand beside the networks, at the top level."""
     top = checkpoint if isinstance(checkpoint, Mapping) else {}
     numbers = {name: np.asarray(top[name]) for name in COUNTERS if name in top}
@@ -160,7 +164,7 @@ def vae_params(state: State, backbone: Backbone) -> Params:
     """
     if not isinstance(backbone, Hierarchical):
         raise ConversionError("holds an NVAE, and the model has another autoencoder: use a config with nvae")
-    variables = _as_float32(nvae_variables(state, backbone.net, backbone.image_shape))
+    variables = as_float32(nvae_variables(state, backbone.net, backbone.image_shape))
     return {"net": variables.pop("params"), "carried": variables}
 
 
@@ -176,9 +180,9 @@ def score_params(state: State, module: nn.Module, shape: Shape) -> Params:
         ConversionError: if a tensor is missing, unknown or of another shape, or the module of another kind.
     """
     if isinstance(module, MLP):
-        variables = _as_float32(mlp_variables(state, module, *shape))
+        variables = as_float32(mlp_variables(state, module, *shape))
     elif isinstance(module, NCSNpp):
-        variables = _as_float32(ncsnpp_variables(state, module, shape))
+        variables = as_float32(ncsnpp_variables(state, module, shape))
     else:
         kind = type(module).__name__
         raise ConversionError(f"no official score network is a {kind}: use a config with ncsnpp or mlp")
@@ -192,9 +196,4 @@ def mixing_logits(state: State) -> Float[np.ndarray, "channels"]:
     Raises:
         ConversionError: if there are none, because the network was trained without mixing.
     """
-    return _as_float32(mixing_logit(state))
-
-
-def _as_float32(tree: Any) -> Any:
-    """Copies: what was read may be half precision, and views of a file."""
-    return jax.tree.map(lambda leaf: np.array(leaf, np.float32, order="C"), tree)
+    return as_float32(mixing_logit(state))

@@ -114,3 +114,8 @@ def trace(module: nn.Module, *shapes: tuple[int, ...]) -> tuple[list[Call], Vari
     with nn.intercept_methods(record):
         variables = jax.eval_shape(init)
     return calls, variables
+
+
+def as_float32(tree: Any) -> Any:
+    """Copies: what was read may be half precision, and views of a file."""
+    return jax.tree.map(lambda leaf: np.array(leaf, np.float32, order="C"), tree)

@@ -99,7 +99,7 @@ class Labels:
 
     def init(self, key: Key) -> Params:
         """The table of tokens."""
-        return self._net.init(key, self.nothing(1))["params"]
+        return self.net.init(key, self.nothing(1))["params"]
 
     def nothing(self, count: int) -> Int[Array, "count"]:
         """The label after the last."""
@@ -107,10 +107,11 @@ class Labels:
 
     def context(self, params: Params, condition: Condition) -> Context:
         """One token."""
-        return Context(tokens=cast(Tokens, self._net.apply({"params": params}, condition)))
+        return Context(tokens=cast(Tokens, self.net.apply({"params": params}, condition)))
 
     @property
-    def _net(self) -> ClassEmbedding:
+    def net(self) -> ClassEmbedding:
+        """The table as a module."""
         return ClassEmbedding(self.classes + 1, self.width)
 
 
@@ -149,7 +150,7 @@ class Texts:
 
     def init(self, key: Key) -> Params:
         """The transformer's."""
-        return self._net.init(key, self.nothing(1))["params"]
+        return self.net.init(key, self.nothing(1))["params"]
 
     def nothing(self, count: int) -> WordPieces:
         """The empty text."""
@@ -158,10 +159,11 @@ class Texts:
 
     def context(self, params: Params, condition: Condition) -> Context:
         """A token per piece."""
-        return Context(tokens=cast(Tokens, self._net.apply({"params": params}, condition)))
+        return Context(tokens=cast(Tokens, self.net.apply({"params": params}, condition)))
 
     @property
-    def _net(self) -> TextEncoder:
+    def net(self) -> TextEncoder:
+        """The transformer."""
         return TextEncoder(self.pieces, self.length, self.width, self.layers, self.heads, self.head_width)
 
 

@@ -25,6 +25,7 @@ from lsgm_jax.stages.parts import (
     validator,
 )
 from lsgm_jax.training.devices import shared_count
+from lsgm_jax.training.logs import warn
 from lsgm_jax.training.stage import Stage
 from lsgm_jax.training.step import Average, Context
 
@@ -49,10 +50,20 @@ def _first_stage(config: Config, model: LDM, data: Data) -> Stage:
         x_hat = model.first_stage.autoencode(params["first_stage"], x, key).x_hat
         return jnp.stack([x, x_hat], axis=1).reshape(-1, *x.shape[1:])
 
+    def adapt(params: Params) -> Params:
+        """The parameters; this is where training begins."""
+        if training.perceptual is None and training.perceptual_weight:
+            warn(
+                "no perceptual weights, config.perceptual.weights: "
+                "the first stage's error is in absolute values alone (docs/howto/ldm.md)"
+            )
+        return params
+
     decay = settings.ema_decay if settings.average_first_stage else 0.0
     return Stage(
         name="first_stage",
         init=lambda key, before: training.init(key),
+        adapt=adapt,
         loss=loss,
         optimiser=build_optimiser(config, "first_stage"),
         average=Average(decay, settings.ema_warmup, skip=("discriminator",)),

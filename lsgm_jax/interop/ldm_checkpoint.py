@@ -1,0 +1,279 @@
+"""Checkpoints of the official latent diffusion: the parts that one holds, and their tensors as our parameters.
+
+A whole model's tensors begin with `model.diffusion_model.` (the denoiser), `model_ema.` (its average, whose names have
+lost their dots), `first_stage_model.` and `cond_stage_model.`; those of a first stage alone have no such beginnings.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lsgm_jax.autoencoders.bottlenecks import Rounding
+from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
+from lsgm_jax.autoencoders.ldm import Decoder, Encoder
+from lsgm_jax.diffusions.discrete import DiscreteVP
+from lsgm_jax.interop.errors import ConversionError
+from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, discriminator_variables, first_stage_variables
+from lsgm_jax.interop.ldm_text import text_encoder_variables
+from lsgm_jax.interop.ldm_unet import ldm_unet_variables
+from lsgm_jax.interop.official import contents, counters, only
+from lsgm_jax.interop.search import Found, containers, state_dicts
+from lsgm_jax.interop.tables import State, as_float32
+from lsgm_jax.models.conditional import BesideLatents, Labels, Texts
+from lsgm_jax.models.first_stage import FirstStage
+from lsgm_jax.models.ldm import LDM
+from lsgm_jax.models.network import Params, StatefulNetwork
+from lsgm_jax.scores.ldm import LDMUNet
+
+# The first group of each is what stands before the names of that part.
+DENOISER = re.compile(r"(model\.diffusion_model\.).*")
+AVERAGE = re.compile(r"(model_ema\.).*")
+FIRST_STAGE = re.compile(r"(first_stage_model\.|)encoder\.conv_in\.weight")
+DISCRIMINATOR = re.compile(r"((?:first_stage_model\.)?loss\.discriminator\.).*")
+CONDITIONER = re.compile(r"(cond_stage_model\.).*")
+BUFFERS = re.compile(r"()(?:betas|scale_factor)")
+# What lies among a first stage's tensors and is none of them.
+BESIDE_FIRST_STAGE = ("loss.", "model_ema.")
+STEM = "input_blocks.0.0.weight"
+TO_CONTEXT = re.compile(r".*\.attn2\.to_k\.weight")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LDMParts:
+    """What a checkpoint holds; {} for what it does not. Names are those within the parts."""
+
+    first_stage: State
+    discriminator: State
+    denoiser: State
+    average: State  # names as stored, without dots
+    conditioner: State
+    buffers: State
+    counters: Mapping[str, int]  # those of `COUNTERS` that the file has
+
+
+def find_ldm_parts(checkpoint: Any) -> LDMParts:
+    """The parts of what `read_torch` has read.
+
+    Raises:
+        ConversionError: if there is no network of latent diffusion, or more than one of a kind.
+    """
+    found = containers(checkpoint)
+
+    def part(what: str, name: re.Pattern[str]) -> State:
+        one: Found | None = only(what, list(state_dicts(found, name)))
+        return one.value if one else {}
+
+    first_stage, denoiser = part("first stages", FIRST_STAGE), part("denoisers", DENOISER)
+    if not first_stage:
+        raise ConversionError(
+            f"holds no first stage of latent diffusion, only {contents(checkpoint)}: "
+            "no tensor is called encoder.conv_in.weight, or first_stage_model.encoder.conv_in.weight"
+        )
+    return LDMParts(
+        first_stage={n: t for n, t in first_stage.items() if not n.startswith(BESIDE_FIRST_STAGE)},
+        discriminator=part("discriminators", DISCRIMINATOR),
+        denoiser=denoiser,
+        average=part("averages", AVERAGE) if denoiser else {},
+        conditioner=part("conditioners", CONDITIONER),
+        buffers=part("schedules", BUFFERS),
+        counters=counters(checkpoint),
+    )
+
+
+def ldm_params(parts: LDMParts, model: LDM, *, averaged: bool) -> Params:
+    """All parameters of `model`, float32 copies.
+
+    Args:
+        averaged: take the denoiser's moving average, where the checkpoint has one; the rest has none.
+
+    Raises:
+        ConversionError: if a tensor is missing, unknown or of another shape than the model's, or the schedule or the
+            latents' scale are others.
+    """
+    if not parts.denoiser:
+        raise ConversionError("holds a first stage but no denoiser: it has no tensor model.diffusion_model.*")
+    first_stage = first_stage_params(parts.first_stage, model.first_stage)
+    conditioner = _conditioner(parts, model)
+    state = _averaged(parts) if averaged and parts.average else parts.denoiser
+    score_net = _denoiser(state, model)
+    _require_schedule(parts.buffers, model)
+    params = {"first_stage": first_stage, "scale": _scale(parts.buffers, model), "score_net": score_net}
+    return {**params, "conditioner": conditioner} if conditioner else params
+
+
+def first_stage_params(state: State, first_stage: FirstStage) -> Params:
+    """Parameters of a first stage, float32 copies.
+
+    Raises:
+        ConversionError: as `first_stage_variables`.
+    """
+    encoder, decoder, bottleneck = (
+        first_stage.encoder.module,
+        first_stage.decoder.module,
+        first_stage.bottleneck,
+    )
+    assert isinstance(encoder, Encoder)
+    assert isinstance(decoder, Decoder)
+    quantiser = bottleneck.quantiser if isinstance(bottleneck, Rounding) else None
+    kinds = {True: "a codebook (vq)", False: "a narrow Normal (kl)"}
+    stored = "quantize.embedding.weight" in state
+    if stored != (quantiser is not None):
+        raise ConversionError(
+            f"its first stage has {kinds[stored]}, not {kinds[not stored]}: set config.autoencoder.name"
+        )
+    with _about("its first stage is not that of config.autoencoder"):
+        variables = as_float32(first_stage_variables(state, AutoencoderParts(encoder, decoder, quantiser)))
+    return {
+        name: part["params"] if name in ("encoder", "decoder") else part for name, part in variables.items()
+    }
+
+
+def discriminator_params(state: State, discriminator: StatefulNetwork) -> Params:
+    """Parameters of a discriminator, float32 copies, with its running statistics.
+
+    Raises:
+        ConversionError: as `discriminator_variables`.
+    """
+    module = discriminator.module
+    assert isinstance(module, PatchDiscriminator)
+    with _about("its discriminator is not that of config.discriminator"):
+        variables = as_float32(discriminator_variables(state, module))
+    return {"net": variables.pop("params"), "carried": variables}
+
+
+def _denoiser(state: State, model: LDM) -> Params:
+    module = model.prior.score_net.module
+    if not isinstance(module, LDMUNet):
+        raise ConversionError(
+            f"no official denoiser is a {type(module).__name__}: set config.score.name='ldm'"
+        )
+    channels = model.latent_shape[-1] + _channels_beside(model)
+    _require_inputs(state, module, channels)
+    with _about("its denoiser is not that of config.score"):
+        return as_float32(ldm_unet_variables(state, module, channels))["params"]
+
+
+def _channels_beside(model: LDM) -> int:
+    conditioning = model.prior.conditioning
+    return conditioning.shape[-1] if isinstance(conditioning, BesideLatents) else 0
+
+
+def _require_inputs(state: State, module: LDMUNet, channels: int) -> None:
+    """What the condition of another model shows in first."""
+    if STEM in state and state[STEM].ndim == 4 and state[STEM].shape[1] != channels:
+        raise ConversionError(
+            f"its denoiser takes maps of {state[STEM].shape[1]} channels, the config's {channels}: "
+            "look at config.conditioning.name, 'inpainting' and 'upscaling' give more, and config.autoencoder"
+        )
+    widths = {tensor.shape[-1] for name, tensor in state.items() if TO_CONTEXT.fullmatch(name)}
+    given = {module.context_width} if module.context_width else set()
+    if widths and widths != given:
+        ours = f"is {module.context_width} wide" if given else "has none"
+        raise ConversionError(
+            f"its denoiser looks at a context that is {min(widths)} wide, the config's {ours}: "
+            "look at config.conditioning, its name and width"
+        )
+
+
+def _averaged(parts: LDMParts) -> State:
+    """The denoiser's average by the denoiser's names."""
+    stored = {name: f"diffusion_model{name.replace('.', '')}" for name in parts.denoiser}
+    missing = [short for short in stored.values() if short not in parts.average]
+    if missing:
+        raise ConversionError(
+            f"has an average, but not of its denoiser (model_ema.{missing[0]} is missing): take  --weights=last"
+        )
+    return {name: parts.average[short] for name, short in stored.items()}
+
+
+def _conditioner(parts: LDMParts, model: LDM) -> Params:
+    """Parameters of the conditioning; {} if it has none."""
+    conditioning, state = model.prior.conditioning, parts.conditioner
+    found = _kind(state)
+    wanted = {Labels: "classes", Texts: "a text encoder"}.get(type(conditioning), "")
+    if model.task is not None and found == "an autoencoder":
+        _require_copy(state, parts.first_stage)
+    elif found != wanted:
+        raise ConversionError(
+            f"its conditions are {found or 'none'}, the config's {wanted or 'none'}: set config.conditioning.name"
+        )
+    if isinstance(conditioning, Labels):
+        return {"table": {"embedding": _class_tokens(state["embedding.weight"], conditioning)}}
+    if isinstance(conditioning, Texts):
+        with _about("its text encoder is not that of config.conditioning"):
+            return as_float32(text_encoder_variables(state, conditioning.net))["params"]
+    return {}
+
+
+def _kind(state: State) -> str:
+    """Of a conditioner; "" for one without tensors."""
+    kinds = {
+        "embedding.weight": "classes",
+        "transformer.token_emb.weight": "a text encoder",
+        "encoder.conv_in.weight": "an autoencoder",
+    }
+    unknown = f"of an unknown kind ({next(iter(state))})" if state else ""
+    return next((kind for name, kind in kinds.items() if name in state), unknown)
+
+
+def _require_copy(state: State, first_stage: State) -> None:
+    for name, tensor in first_stage.items():
+        if name in state and not np.array_equal(state[name], tensor):
+            raise ConversionError(
+                f"its images to complete are encoded by another autoencoder than its first stage: {name} differs"
+            )
+
+
+def _class_tokens(table: np.ndarray, conditioning: Labels) -> Float[np.ndarray, "tokens width"]:
+    """The table of tokens. A model without one for no class gets their mean for it, which it was not trained on."""
+    rows, width = table.shape
+    if width != conditioning.width or rows not in (conditioning.classes, conditioning.classes + 1):
+        raise ConversionError(
+            f"its classes are {rows} tokens of width {width}: set config.conditioning.width to {width}, classes to "
+            f"{rows}, or to {rows - 1} if the last stands for none of them"
+        )
+    tokens: np.ndarray = as_float32(table)
+    if rows == conditioning.classes:
+        return np.concatenate([tokens, tokens.mean(axis=0, keepdims=True)])
+    return tokens
+
+
+def _require_schedule(buffers: State, model: LDM) -> None:
+    """The process has to be the one that the denoiser was trained with, where the file says."""
+    betas = buffers.get("betas")
+    if betas is None:
+        return
+    if not isinstance(model.process, DiscreteVP):
+        raise ConversionError(f"its process has {len(betas)} steps: set config.process.name='discrete_vp'")
+    ours = np.asarray(model.process.betas)
+    if ours.shape != betas.shape or not np.allclose(ours, betas, rtol=1e-4):
+        both = [
+            f"{len(values)} variances from {values[0]:.4g} to {values[-1]:.4g}" for values in (betas, ours)
+        ]
+        raise ConversionError(f"its process has {both[0]}, not {both[1]}: look at config.process")
+
+
+def _scale(buffers: State, model: LDM) -> Float[np.ndarray, ""]:
+    """What latents are multiplied by; only a model that found it out has it in its file."""
+    stored = buffers.get("scale_factor")
+    if stored is None and not model.scale:
+        raise ConversionError("does not say the scale of its latents: give config.objective.latent_scale")
+    if stored is not None and model.scale and not np.isclose(stored, model.scale, rtol=1e-4):
+        raise ConversionError(
+            f"its latents have the scale {float(stored):.6g}, not config.objective.latent_scale={model.scale}"
+        )
+    return np.asarray(model.scale if stored is None else stored, np.float32)
+
+
+@contextlib.contextmanager
+def _about(what: str) -> Iterator[None]:
+    """Puts what is at fault before the names of tensors."""
+    try:
+        yield
+    except ConversionError as error:
+        raise ConversionError(f"{what}: {error}") from error

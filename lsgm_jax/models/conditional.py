@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Int
 
-from lsgm_jax.arrays import EpsNet, Key, Latents, State, Times
+from lsgm_jax.arrays import EpsNet, Key, Latents, State, Times, coordinates
 from lsgm_jax.conditioning.labels import ClassEmbedding
 from lsgm_jax.conditioning.text import TextEncoder, WordPieces
 from lsgm_jax.layers import Maps, Tokens
+from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.network import Params
 
 Condition = Any  # arrays [batch, ...]; None for none
@@ -227,22 +228,48 @@ def init_conditioner(conditioning: Conditioning, key: Key) -> Params:
     return {"conditioner": params} if params else {}
 
 
-def sampling_net(
-    eps_net_given: Callable[[Context], EpsNet],
-    conditioning: Conditioning,
+@runtime_checkable
+class Conditional(Protocol):
+    """A model of what a condition is about: the noise prediction that is given a context."""
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """What makes contexts."""
+        ...
+
+    def eps_net(
+        self, params: Params, dropout_key: Key | None = None, context: Context = NO_CONTEXT
+    ) -> EpsNet:
+        """(z_t, t) -> eps_hat."""
+        ...
+
+
+def data_net(
+    model: Conditional,
     params: Params,
-    condition: Condition,
-    count: int,
-    guidance: float,
+    batch: Batch,
+    k_dropout: Key | None = None,
+    k_condition: Key | None = None,
 ) -> EpsNet:
-    """The noise prediction that samples `count` of a condition, guided if that is more than following it."""
-    nothing = told(conditioning, params, None, count)
+    """The noise prediction given the data's conditions; keys are for training.
+
+    Nothing guides it: what guidance samples has no density that is known.
+    """
+    context = told(model.conditioning, params, batch.condition, len(batch.x), k_condition)
+    return model.eps_net(params, k_dropout, context)
+
+
+def sampling_net(
+    model: Conditional, params: Params, condition: Condition, z_1: State, guidance: float
+) -> EpsNet:
+    """The noise prediction that leads z_1 to samples of a condition, guided if that is more than following it."""
+    given = lambda context: model.eps_net(params, context=context)
+    count = len(coordinates(z_1)[0])
+    nothing = told(model.conditioning, params, None, count)
     if condition is None or guidance == 0.0:
-        return eps_net_given(nothing)
-    context = told(conditioning, params, condition, count)
-    if guidance == 1.0:
-        return eps_net_given(context)
-    return guide(eps_net_given, nothing, context, guidance)
+        return given(nothing)
+    context = told(model.conditioning, params, condition, count)
+    return given(context) if guidance == 1.0 else guide(given, nothing, context, guidance)
 
 
 def guide(

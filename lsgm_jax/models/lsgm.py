@@ -16,7 +16,6 @@ from lsgm_jax.arrays import (
     Scalar,
     State,
     Times,
-    coordinates,
     sum_per_sample,
 )
 from lsgm_jax.autoencoders.likelihoods import label_count, scored_values
@@ -28,6 +27,7 @@ from lsgm_jax.models.conditional import (
     Condition,
     Conditioning,
     Context,
+    data_net,
     init_conditioner,
     sampling_net,
     told,
@@ -166,7 +166,7 @@ class LSGM:
         k_vae, k_prior, k_encoder, k_dropout, k_condition = jax.random.split(key, 5)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=True)
         z_0 = encoded.latent.z_0
-        eps_net = self._net_for(params, batch, k_dropout, k_condition)
+        eps_net = data_net(self, params, batch, k_dropout, k_condition)
         draw = self._draw(self.objective.density, k_prior, z_0)
 
         if self.objective.encoder_density is None:
@@ -176,7 +176,7 @@ class LSGM:
             prior_loss, cross_entropy = matching.prior_loss, matching.cross_entropy
         else:
             met = params if average is None or not self.objective.encoder_meets_average else average
-            frozen = self._net_for(jax.lax.stop_gradient(met), batch, k_dropout, k_condition)
+            frozen = data_net(self, jax.lax.stop_gradient(met), batch, k_dropout, k_condition)
             encoder_draw = self._draw(self.objective.encoder_density, k_encoder, z_0)
             separate = denoise_separately(
                 self.objective, self.process, eps_net, frozen, z_0, draw, encoder_draw
@@ -194,7 +194,7 @@ class LSGM:
         """The prior's loss alone: the VAE is frozen, and encodes as it does for scoring. Otherwise as `loss`."""
         k_vae, k_prior, k_dropout, k_condition = jax.random.split(key, 4)
         encoded = self.vae.autoencode(jax.lax.stop_gradient(params["vae"]), batch.x, k_vae, train=False)
-        z_0, eps_net = encoded.latent.z_0, self._net_for(params, batch, k_dropout, k_condition)
+        z_0, eps_net = encoded.latent.z_0, data_net(self, params, batch, k_dropout, k_condition)
         draw = self._draw(self.objective.density, k_prior, z_0)
         matching = denoise(self.objective, self.process, eps_net, z_0, draw)
         metrics = _metrics(encoded, matching.cross_entropy, matching.prior_loss)
@@ -208,7 +208,7 @@ class LSGM:
         k_vae, k_draw = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
         latent, t_min = encoded.latent, self.objective.density.t_min
-        eps_net = self._net_for(params, batch)
+        eps_net = data_net(self, params, batch)
         cross_entropy = score_cross_entropy(self.process, eps_net, latent.z_0, t_min, k_draw, stratum)
         return _bound(encoded, cross_entropy)
 
@@ -227,7 +227,7 @@ class LSGM:
         """
         k_vae, k_probe = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-        latent, eps_net = encoded.latent, self._net_for(params, batch)
+        latent, eps_net = encoded.latent, data_net(self, params, batch)
         prior = log_density(sampler, self.process, eps_net, k_probe, latent.z_0, divergence)
         joint = prior.log_prob - encoded.reconstruction - latent.rest
         nelbo, log_weight = -latent.total_entropy - joint, joint - latent.log_q
@@ -246,7 +246,7 @@ class LSGM:
     ) -> tuple[Images, Solution]:
         """Expected images of given noise; the key is for what is drawn on the way."""
         k_solve, k_decoder = jax.random.split(key)
-        eps_net = self._sampling_net(params, z_1, sampler, condition)
+        eps_net = sampling_net(self, params, condition, z_1, sampler.guidance)
         solution = solve_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(k_solve))
         return self.vae.decode(params["vae"], solution.z_0, k_decoder), solution
 
@@ -261,7 +261,7 @@ class LSGM:
     ) -> tuple[Array, Path]:
         """Expected images of the latents on the way, [times, batch, h, w, c]; the last are those of `decode`."""
         k_solve, k_decoder = jax.random.split(key)
-        eps_net = self._sampling_net(params, z_1, sampler, condition)
+        eps_net = sampling_net(self, params, condition, z_1, sampler.guidance)
         path = path_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(k_solve), times)
         decode = lambda z: self.vae.decode(params["vae"], z, k_decoder)
         return jax.lax.map(decode, path.positions), path
@@ -270,20 +270,8 @@ class LSGM:
         """The noise z_1 whose way back passes a draw of q(z_0 | x)."""
         k_vae, k_solve = jax.random.split(key)
         encoded = self.vae.autoencode(params["vae"], batch.x, k_vae, train=False)
-        eps_net = self._net_for(params, batch)
+        eps_net = data_net(self, params, batch)
         return solve_to_noise(sampler, self.process, eps_net, k_solve, encoded.latent.z_0)
-
-    def _net_for(
-        self, params: Params, batch: Batch, k_dropout: Key | None = None, k_condition: Key | None = None
-    ) -> EpsNet:
-        """The noise prediction given the data's conditions; keys are for training. Nothing guides it."""
-        context = told(self.conditioning, params, batch.condition, len(batch.x), k_condition)
-        return self.eps_net(params, k_dropout, context)
-
-    def _sampling_net(self, params: Params, z_1: State, sampler: Sampler, condition: Condition) -> EpsNet:
-        given = lambda context: self.eps_net(params, context=context)
-        count = len(coordinates(z_1)[0])
-        return sampling_net(given, self.conditioning, params, condition, count, sampler.guidance)
 
     def _constants(self, params: Params) -> Params:
         """What of the prior never changes, as `Aux.carried`."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times, coordinates, expand
+from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times, expand
 from lsgm_jax.diffusions.linear import Process, sample_prior
 from lsgm_jax.diffusions.predictions import Prediction, eps
 from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
@@ -21,6 +21,7 @@ from lsgm_jax.models.conditional import (
     Condition,
     Conditioning,
     Context,
+    data_net,
     init_conditioner,
     sampling_net,
     told,
@@ -111,7 +112,7 @@ class SGM:
         The data are taken as they are, without dequantisation.
         """
         k_draw, k_dropout, k_condition = jax.random.split(key, 3)
-        eps_net = self._net_for(params, batch, k_dropout, k_condition)
+        eps_net = data_net(self, params, batch, k_dropout, k_condition)
         if self.start is None:
             matching = match_data(self.objective, self.process, eps_net, batch.x, k_draw)
         else:
@@ -126,7 +127,7 @@ class SGM:
         """Terms of a bound on -log p(x), without dropout, one draw per sample; see `score_cross_entropy`."""
         k_bin, k_draw = jax.random.split(key)
         z_0, t_min = self._dequantise(batch.x, k_bin), self.objective.density.t_min
-        eps_net = self._net_for(params, batch)
+        eps_net = data_net(self, params, batch)
         return self._bound(score_cross_entropy(self.process, eps_net, z_0, t_min, k_draw, stratum))
 
     def ode_bound(
@@ -144,7 +145,7 @@ class SGM:
         """
         k_bin, k_probe = jax.random.split(key)
         z_0 = self._dequantise(batch.x, k_bin)
-        eps_net = self._net_for(params, batch)
+        eps_net = data_net(self, params, batch)
         density = log_density(sampler, self.process, eps_net, k_probe, z_0, divergence)
         nelbo = self._bound(-density.log_prob).nelbo
         return ODEBound(nelbo, -nelbo, density.nfe, density.products, density.success)
@@ -161,7 +162,7 @@ class SGM:
         self, params: Params, z_1: State, key: Key, sampler: Sampler, condition: Condition = None
     ) -> tuple[Latents, Solution]:
         """Samples of given noise; the key is for what is drawn on the way."""
-        eps_net = self._sampling_net(params, z_1, sampler, condition)
+        eps_net = sampling_net(self, params, condition, z_1, sampler.guidance)
         solution = solve_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(key))
         return solution.z_0, solution
 
@@ -175,25 +176,13 @@ class SGM:
         condition: Condition = None,
     ) -> tuple[Array, Path]:
         """Where the samples were on the way, [times, batch, ...]; the last are those of `decode`."""
-        eps_net = self._sampling_net(params, z_1, sampler, condition)
+        eps_net = sampling_net(self, params, condition, z_1, sampler.guidance)
         path = path_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(key), times)
         return path.positions, path
 
     def encode(self, params: Params, batch: Batch, key: Key, sampler: Sampler) -> State:
         """The noise z_1 whose way back passes the data."""
-        return solve_to_noise(sampler, self.process, self._net_for(params, batch), key, batch.x)
-
-    def _net_for(
-        self, params: Params, batch: Batch, k_dropout: Key | None = None, k_condition: Key | None = None
-    ) -> EpsNet:
-        """The noise prediction given the data's conditions; keys are for training. Nothing guides it."""
-        context = told(self.conditioning, params, batch.condition, len(batch.x), k_condition)
-        return self.eps_net(params, k_dropout, context)
-
-    def _sampling_net(self, params: Params, z_1: State, sampler: Sampler, condition: Condition) -> EpsNet:
-        given = lambda context: self.eps_net(params, context=context)
-        count = len(coordinates(z_1)[0])
-        return sampling_net(given, self.conditioning, params, condition, count, sampler.guidance)
+        return solve_to_noise(sampler, self.process, data_net(self, params, batch), key, batch.x)
 
     def _dequantise(self, x: Latents, key: Key) -> Latents:
         """Adds noise that is uniform over the bins."""

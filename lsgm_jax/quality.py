@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.arrays import Images, Key, State
+from lsgm_jax.arrays import Images, Key, PerSample, State
 from lsgm_jax.build import build, build_sampler
 from lsgm_jax.conditions import Asked
 from lsgm_jax.data import pixels
@@ -24,6 +24,7 @@ from lsgm_jax.evaluation.inception_weights import read_inception
 from lsgm_jax.evaluation.kept import Kept, digest
 from lsgm_jax.evaluation.pictures import to_bytes
 from lsgm_jax.models.conditional import Condition
+from lsgm_jax.models.first_stage import psnr
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.network import Params
@@ -105,6 +106,7 @@ def compare_with_data(
     if isinstance(run.model, LDM):
         passed = _describe_samples(run, "first_stage", reconstructor(run), extractor, seed)
         report |= _distances("first_stage", metrics, reference, passed)
+        report["psnr_first_stage"] = passed.means["psnr"]
     return report
 
 
@@ -213,9 +215,12 @@ def reconstructor(run: Run) -> Generator:
     params, step = run.best(everywhere=True)
     samples = _images(run).open("test")
 
-    def decode(params: Params, given: tuple[State, Condition], key: Key) -> tuple[Images, dict[str, Images]]:
+    def decode(
+        params: Params, given: tuple[State, Condition], key: Key
+    ) -> tuple[Images, dict[str, PerSample]]:
         _, x = given
-        return model.first_stage.autoencode(params["first_stage"], x, key).x_hat, {}
+        x_hat = model.first_stage.autoencode(params["first_stage"], x, key).x_hat
+        return x_hat, {"psnr": psnr(x, x_hat)}
 
     return Generator(
         params=params,

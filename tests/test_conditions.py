@@ -107,6 +107,7 @@ def test_asked_for_classes_are_judged(labelled, capsys):
     assert report["class_accuracy"] * 32 == round(report["class_accuracy"] * 32)
     assert report["fid_ldm"] > 0.0
     assert report["fid_first_stage"] > 0.0
+    assert report["psnr_first_stage"] > 0.0
     assert "class accuracy" in capsys.readouterr().out
 
 

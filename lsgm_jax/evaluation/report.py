@@ -110,6 +110,8 @@ def distance_table(entries: dict[str, Any]) -> str:
         lines.append(
             f"KID: mean ± standard deviation over {entries['kid_subsets']} subsets of {entries['kid_subset']}"
         )
+    if "psnr_first_stage" in entries:
+        lines.append(f"reconstructions: {entries['psnr_first_stage']:.2f} dB, mean over images")
     if "class_accuracy" in entries:
         share = 100.0 * entries["class_accuracy"]
         lines.append(f"class accuracy {share:.1f} %: samples taken for what they were asked to be")

@@ -10,7 +10,7 @@ would be an even division; what is above it are arrays too small or too odd to b
 
 import jax
 
-from lsgm_jax.build import build_model
+from lsgm_jax.building import build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.stages.plan import bare_stages
 from lsgm_jax.training.parallel import Sharded, bytes_per_device

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lsgm_jax.build import build, build_model
+from lsgm_jax.building import build, build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.schema import Config

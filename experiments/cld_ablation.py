@@ -30,7 +30,7 @@ from experiments.trials import (
     summary,
     write_table,
 )
-from lsgm_jax.build import build_sampler
+from lsgm_jax.building import build_sampler
 from lsgm_jax.run import Run, compile_draw
 
 TOY = "gaussians"

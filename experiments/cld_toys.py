@@ -39,7 +39,7 @@ from experiments.trials import (
     thousandths,
     write_table,
 )
-from lsgm_jax.build import build_sampler
+from lsgm_jax.building import build_sampler
 from lsgm_jax.config import override
 from lsgm_jax.data.points import DISTRIBUTIONS
 from lsgm_jax.run import Run, compile_draw

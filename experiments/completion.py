@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.build import build, build_sampler
+from lsgm_jax.building import build, build_sampler
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.evaluation import pictures
 from lsgm_jax.files import replacing

@@ -30,7 +30,7 @@ from experiments.trials import (
     thousandths,
     write_table,
 )
-from lsgm_jax.build import build, build_sampler
+from lsgm_jax.building import build, build_sampler
 from lsgm_jax.config import override
 from lsgm_jax.data.points import DISTRIBUTIONS, Distribution
 from lsgm_jax.evaluation.distances import sliced_wasserstein

@@ -27,7 +27,7 @@ from experiments.trials import (
     summary,
     write_table,
 )
-from lsgm_jax.build import build_model
+from lsgm_jax.building import build_model
 from lsgm_jax.evaluation.count import flops
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.lsgm import LSGM

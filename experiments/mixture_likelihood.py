@@ -28,7 +28,7 @@ from experiments.trials import (
     run_trial,
     write_table,
 )
-from lsgm_jax.build import build, build_sampler
+from lsgm_jax.building import build, build_sampler
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.points import DISTRIBUTIONS
 from lsgm_jax.evaluation.nelbo import estimate, score_images

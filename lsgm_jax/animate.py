@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float32
 from tqdm import tqdm
 
 from lsgm_jax.arrays import Key, coordinates
-from lsgm_jax.build import build
+from lsgm_jax.building import build
 from lsgm_jax.conditions import Asked
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.sources import DataError

@@ -17,7 +17,7 @@ import numpy as np
 from lsgm_jax import quality, restore, run, scoring
 from lsgm_jax import study as studies
 from lsgm_jax.animate import animate
-from lsgm_jax.build import build_model, build_sampler
+from lsgm_jax.building import build_model, build_sampler
 from lsgm_jax.command_line import METRICS, UsageError, ends, numbers, sampler_overrides
 from lsgm_jax.config import load_config
 from lsgm_jax.convert import convert

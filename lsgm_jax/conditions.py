@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from lsgm_jax.build import build
+from lsgm_jax.building import build
 from lsgm_jax.data.pipeline import all_captions, class_names, split_captions, split_labels, whole_split
 from lsgm_jax.data.words import EncodedCaptions, Tokenizer, encode_captions
 from lsgm_jax.models.bound import Batch

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.build import build, build_adversarial_training, build_model
+from lsgm_jax.building import build, build_adversarial_training, build_model
 from lsgm_jax.conditions import Conditions
 from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.ldm_checkpoint import (

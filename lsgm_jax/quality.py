@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Images, Key, PerSample, State
-from lsgm_jax.build import build, build_sampler
+from lsgm_jax.building import build, build_sampler
 from lsgm_jax.conditions import Asked
 from lsgm_jax.data import pixels
 from lsgm_jax.data.sources import DataError

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32
 
 from lsgm_jax.arrays import Images, Key, Latents
-from lsgm_jax.build import build
+from lsgm_jax.building import build
 from lsgm_jax.conditioning.maps import nearest
 from lsgm_jax.data import pixels
 from lsgm_jax.data.images import Layout, decode

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lsgm_jax.arrays import Key, Latents, State
-from lsgm_jax.build import build, build_model, build_sampler
+from lsgm_jax.building import build, build_model, build_sampler
 from lsgm_jax.conditions import Asked, Conditions
 from lsgm_jax.config import SAMPLING_SECTIONS, differences, override, read_config, save_config
 from lsgm_jax.data.pipeline import training_batches, whole_split

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Key
-from lsgm_jax.build import build, build_sampler
+from lsgm_jax.building import build, build_sampler
 from lsgm_jax.config import SAMPLING_SECTIONS
 from lsgm_jax.evaluation.kept import Arrays, Kept, digest
 from lsgm_jax.evaluation.nelbo import (

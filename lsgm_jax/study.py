@@ -15,7 +15,7 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from lsgm_jax.arrays import Key, State
-from lsgm_jax.build import build, build_sampler
+from lsgm_jax.building import build, build_sampler
 from lsgm_jax.config import override
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.sources import DataError

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lsgm_jax import animate, cli
 from lsgm_jax.arrays import coordinates
-from lsgm_jax.build import build_sampler
+from lsgm_jax.building import build_sampler
 from lsgm_jax.diffusions import linear
 from lsgm_jax.diffusions.ve import VE
 from lsgm_jax.diffusions.vp import VP

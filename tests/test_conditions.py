@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lsgm_jax import cli
-from lsgm_jax.build import build
+from lsgm_jax.building import build
 from lsgm_jax.evaluation.classifier import Training, kept_classifier, train_classifier
 from lsgm_jax.run import Run
 from tests import tiny

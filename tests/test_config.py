@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lsgm_jax.build import build, build_lsgm, build_optimiser, build_sampler
+from lsgm_jax.building import build, build_lsgm, build_optimiser, build_sampler
 from lsgm_jax.config import differences, load_config, override, read_config, save_config
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.objectives.weights import unweighted

@@ -22,7 +22,7 @@ from experiments import (
     toys,
     trials,
 )
-from lsgm_jax.build import build_model, build_sampler
+from lsgm_jax.building import build_model, build_sampler
 from lsgm_jax.config import differences, override
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.points import DISTRIBUTIONS, PointSpec

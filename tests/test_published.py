@@ -5,7 +5,7 @@ import pathlib
 import jax
 import pytest
 
-from lsgm_jax.build import build_adversarial_training, build_lsgm, build_model
+from lsgm_jax.building import build_adversarial_training, build_lsgm, build_model
 from lsgm_jax.config import differences, load_config
 from lsgm_jax.diffusions.linear import normal_eps
 from lsgm_jax.evaluation.count import count_parameters

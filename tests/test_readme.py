@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lsgm_jax import cli, command_line
-from lsgm_jax.build import build_model
+from lsgm_jax.building import build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.diffusions import linear
 from lsgm_jax.objectives.times import Optimal

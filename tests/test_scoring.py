@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lsgm_jax import cli, quality
-from lsgm_jax.build import build, build_lsgm
+from lsgm_jax.building import build, build_lsgm
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.evaluation.classifier import Training, kept_classifier, train_classifier
 from lsgm_jax.run import claim

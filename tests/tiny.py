@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.build import build_lsgm, build_model
+from lsgm_jax.building import build_lsgm, build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.stages.plan import bare_stages

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lsgm_jax.arrays import Images, Key, Scalar, sum_per_sample
-from lsgm_jax.build import build, build_adversarial_training, build_optimiser
+from lsgm_jax.building import build, build_adversarial_training, build_optimiser
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.first_stage import AdversarialTraining, psnr
 from lsgm_jax.models.ldm import FROZEN, LDM

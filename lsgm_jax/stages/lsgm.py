@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Key, Scalar
-from lsgm_jax.build import build, build_optimiser
+from lsgm_jax.building import build, build_optimiser
 from lsgm_jax.data.pipeline import Samples, padded_batches
 from lsgm_jax.evaluation.nelbo import PerImage
 from lsgm_jax.models.bound import Batch

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Key
-from lsgm_jax.build import build_adversarial_training
+from lsgm_jax.building import build_adversarial_training
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM

@@ -1,7 +1,7 @@
 """The stage of an SGM: its score."""
 
 from lsgm_jax.arrays import Scalar
-from lsgm_jax.build import build, build_optimiser
+from lsgm_jax.building import build, build_optimiser
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.network import Aux, Params
 from lsgm_jax.models.sgm import SGM

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from lsgm_jax import cli
-from lsgm_jax.build import build_model
+from lsgm_jax.building import build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.data.points import PointSpec

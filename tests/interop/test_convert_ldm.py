@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lsgm_jax import cli
-from lsgm_jax.build import build_adversarial_training, build_model
+from lsgm_jax.building import build_adversarial_training, build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, discriminator_state, first_stage_state
 from lsgm_jax.interop.ldm_text import text_encoder_state

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lsgm_jax.autoencoders.perceptual import LPIPS
-from lsgm_jax.build import build_adversarial_training, build_model
+from lsgm_jax.building import build_adversarial_training, build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.ldm_autoencoder import lpips_state

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.nvae import NVAE
-from lsgm_jax.build import build_lsgm
+from lsgm_jax.building import build_lsgm
 from lsgm_jax.config import complete, differences, load_config
 from lsgm_jax.layers import attend
 from lsgm_jax.models.network import Compute, Network, StatefulNetwork, trainable

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import Phase
-from lsgm_jax.build import build_model, build_optimiser
+from lsgm_jax.building import build_model, build_optimiser
 from lsgm_jax.config import load_config
 from lsgm_jax.diffusions.cld import velocity_eps
 from lsgm_jax.diffusions.linear import normal_eps

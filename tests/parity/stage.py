@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.build import build
+from lsgm_jax.building import build
 from lsgm_jax.diffusions import linear
 from lsgm_jax.diffusions.vp import VP, GeometricVP
 from lsgm_jax.interop.ncsnpp import mixing_logit, ncsnpp_table, ncsnpp_variables

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.build import build_model
+from lsgm_jax.building import build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.evaluation.count import count_parameters, multiply_add_flops
 from lsgm_jax.models.bound import Batch

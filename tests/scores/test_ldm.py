@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import in_steps
-from lsgm_jax.build import build_model
+from lsgm_jax.building import build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.evaluation.count import count_parameters
 from lsgm_jax.interop.ldm_unet import ldm_unet_table

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lsgm_jax import cli, run
-from lsgm_jax.build import build_lsgm
+from lsgm_jax.building import build_lsgm
 from lsgm_jax.config import save_config
 from lsgm_jax.schema import ConfigError
 from lsgm_jax.training.checkpoint import Checkpoints

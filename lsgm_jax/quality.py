@@ -160,6 +160,7 @@ class Generator:
         noise: that of a batch, for a key.
         asked: what the images are to be like.
         decode: over all devices, of noise and conditions; images [batch, h, w, c] and what is known of each, [batch].
+        of_classes: whether what is asked for are classes, which a judge may know.
     """
 
     params: Params
@@ -168,6 +169,7 @@ class Generator:
     noise: Callable[[Key], State]
     asked: Asked
     decode: Callable[[Params, tuple[State, Condition], Key], tuple[np.ndarray, dict[str, np.ndarray]]]
+    of_classes: bool = False
 
 
 def model_generator(run: Run, sampler: Sampler) -> Generator:
@@ -189,6 +191,7 @@ def model_generator(run: Run, sampler: Sampler) -> Generator:
         of=what_is_scored(run.config, params, SAMPLING_CHOICES),
         noise=lambda key: draw_noise(sampler, model.process, key, shape),
         asked=run.conditions.ask(model, build("eval", run.config).samples),
+        of_classes=run.config.conditioning.name == "labels",
         decode=OverDevices(decode),
     )
 
@@ -241,19 +244,14 @@ def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extr
         given = generator.noise(k_noise), condition
         x, known = generator.decode(generator.params, given, k_decode)
         x = as_data(x, data, np.random.default_rng((seed, job)))
-        return x, known | _agreement(extractor, x, condition, run)
+        if generator.of_classes and extractor.classify is not None:
+            known |= {"right": extractor.classify(extractor.params, to_bytes(x)) == condition}
+        return x, known
 
     count, batch_size = settings.samples, settings.batch_size
     of = generator.of | {"seed": seed, "samples": count, "batch_size": batch_size, "by": extractor.identity}
     kept = Kept(run.workdir / "evaluation" / f"samples_{name}.npz", of)
     return describe_images(extractor, batches, count, batch_size, kept=kept, label=f"samples of {name}")
-
-
-def _agreement(extractor: Extractor, x: np.ndarray, condition: Condition, run: Run) -> dict[str, np.ndarray]:
-    """Whether each image is of the class that it was asked to be, as a judge of classes has it."""
-    if extractor.classify is None or run.config.conditioning.name != "labels" or condition is None:
-        return {}
-    return {"right": extractor.classify(extractor.params, to_bytes(x)) == condition}
 
 
 def as_data(x: np.ndarray, data: DataSpec, rng: np.random.Generator) -> np.ndarray:

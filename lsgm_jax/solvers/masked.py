@@ -45,7 +45,7 @@ def masked(method: Method, keep: Float[Array, "..."], known: Latents) -> Method:
     """
     if not isinstance(method.scheme, ReverseSolver):
         raise ValueError(
-            f"solver {method.name!r} cannot be told a part of the data: use one that steps in the times of the process, "
-            "such as --solver=DDIM --steps=50"
+            f"solver {method.name!r} cannot be told a part of the data: use one that steps in the times of the "
+            "process, such as --solver=DDIM --steps=50"
         )
     return dataclasses.replace(method, scheme=Masked(method.scheme, keep, known), stochastic=True)

@@ -274,7 +274,7 @@ def test_what_is_kept_comes_out(name):
 
 
 def test_only_our_own_can_be_told_what_to_keep():
-    with pytest.raises(ValueError, match="'Tsit5' cannot be told a part of the data: use .*--solver=DDIM"):
+    with pytest.raises(ValueError, match=r"'Tsit5' cannot be told a part of the data: use .*--solver=DDIM"):
         masked(METHODS["Tsit5"](), jnp.ones(()), start())
 
 

@@ -17,7 +17,7 @@ from lsgm_jax.conditions import Asked
 from lsgm_jax.data import pixels
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.data.spec import DataSpec
-from lsgm_jax.evaluation.classifier import classifier_of
+from lsgm_jax.evaluation.classifier import Training, classifier_of
 from lsgm_jax.evaluation.distances import frechet_distance, kernel_distance, precision_recall
 from lsgm_jax.evaluation.features import Extractor, ImageSet, describe_images, fingerprint
 from lsgm_jax.evaluation.inception_weights import read_inception
@@ -48,8 +48,8 @@ def choose_extractor(run: Run, inception: pathlib.Path | None) -> Extractor:
         ConversionError: if the file is not to be read.
         DataError: if there is no file and the data set has no labels.
     """
-    data = _images(run)
-    check_devices(build("eval", run.config).batch_size)  # now, for to train a classifier takes a while
+    data, settings = _images(run), build("eval", run.config)
+    check_devices(settings.batch_size)  # now, for to train a classifier takes a while
     if inception is not None:
         if data.shape[-1] not in (1, 3):
             raise ConfigError(f"images of shape {data.shape} are neither grey nor RGB, which Inception needs")
@@ -58,7 +58,7 @@ def choose_extractor(run: Run, inception: pathlib.Path | None) -> Extractor:
         raise DataError(
             f"{data.source} has no labels to train a classifier on: give weights of Inception by --inception=FILE"
         )
-    return classifier_of(data, _shared_folder(data))
+    return classifier_of(data, _shared_folder(data), Training(steps=settings.classifier_steps))
 
 
 def compare_with_data(
@@ -216,7 +216,8 @@ def reconstructor(run: Run) -> Generator:
     model, batch_size = run.model, build("eval", run.config).batch_size
     assert isinstance(model, LDM)
     params, step = run.best(everywhere=True)
-    samples = _images(run).open("test")
+    data = _images(run)
+    samples = data.open("test")
 
     def decode(
         params: Params, given: tuple[State, Condition], key: Key
@@ -228,7 +229,7 @@ def reconstructor(run: Run) -> Generator:
     return Generator(
         params=params,
         step=step,
-        of=what_is_scored(run.config, params, ()),
+        of=what_is_scored(run.config, params, ()) | {"images": fingerprint(data, "test")},
         noise=lambda key: jnp.zeros(batch_size),
         asked=lambda rows: samples.batch(rows % len(samples))["x"],
         decode=OverDevices(decode),

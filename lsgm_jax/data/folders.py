@@ -24,11 +24,12 @@ def split_by_name(names: Sequence[str]) -> dict[str, list[str]]:
 
     Where all images lie in folders `train`, `validation` (also `val`, `valid`) and `test`, with `train` among them,
     those are the splits that there are. Otherwise a hash of each name decides: 80 % train, 10 % validation, 10 % test,
-    whatever other names there are.
+    whatever other names there are. The same hash orders each split, so that its first images are a fair share of it:
+    in the order of names they would all be of one class.
     """
     given = has_split_folders(names)
     splits: dict[str, list[str]] = {split: [] for split in SPLIT_NAMES}
-    for name in names:
+    for name in sorted(names, key=_hash):
         splits[SPLIT_OF_FOLDER[_top(name)] if given else _hashed_split(name)].append(name)
     return {split: chosen for split, chosen in splits.items() if chosen}
 
@@ -66,5 +67,9 @@ def _top(name: str) -> str:
 
 
 def _hashed_split(name: str) -> str:
-    tenth = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % 10
+    tenth = int.from_bytes(_hash(name)[:4], "big") % 10
     return {8: "validation", 9: "test"}.get(tenth, "train")
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()

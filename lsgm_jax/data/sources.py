@@ -93,7 +93,7 @@ def open_split(name: str, split: str, data_dir: str) -> Source:
 
 
 class FolderSource:
-    """Images of a folder and its sub-folders; `split_by_name` and `classes_by_name` say how they are sorted."""
+    """Images of a folder and its sub-folders; `split_by_name` and `classes_by_name` say which are where."""
 
     def __init__(self, folder: pathlib.Path, split: str):
         if split not in SPLIT_NAMES:

@@ -44,9 +44,6 @@ class Training:
     dropout: float = 0.2
 
 
-TRAINING = Training()
-
-
 class Classifier(nn.Module):
     """Residual blocks, each at half the side of the one before, down to two pixels; then means, features, classes."""
 
@@ -66,7 +63,7 @@ class Classifier(nn.Module):
         return features, nn.Dense(self.classes)(features)
 
 
-def classifier_of(data: Data, folder: pathlib.Path, training: Training = TRAINING) -> Extractor:
+def classifier_of(data: Data, folder: pathlib.Path, training: Training) -> Extractor:
     """The data set's classifier, trained now or read from where an earlier call has left it in `folder`.
 
     Raises:
@@ -88,7 +85,7 @@ def classifier_of(data: Data, folder: pathlib.Path, training: Training = TRAININ
     )
 
 
-def kept_classifier(data: Data, folder: pathlib.Path, training: Training = TRAINING) -> Kept:
+def kept_classifier(data: Data, folder: pathlib.Path, training: Training) -> Kept:
     """Where the classifier of a data set is, and what it was trained on."""
     of = {
         "training": dataclasses.asdict(training),

@@ -167,6 +167,8 @@ class EvalSpec:
         batch_size: images at a time, over all devices.
         samples: of the model that distances compare with the data.
         reference: the split that they are compared with; published FIDs take the training split.
+        classifier_steps: of training the classifier that judges where there are no weights of Inception; what suits
+            digits leaves a judge of photographs poor.
     """
 
     draws: int = 16
@@ -174,9 +176,10 @@ class EvalSpec:
     batch_size: int = 64
     samples: int = 50_000
     reference: str = "train"
+    classifier_steps: int = 1000
 
     def __post_init__(self):
-        for name in ("draws", "importance_draws", "batch_size"):
+        for name in ("draws", "importance_draws", "batch_size", "classifier_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give a positive number")
         if self.samples < FEWEST_SAMPLES:

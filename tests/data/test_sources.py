@@ -84,6 +84,12 @@ def test_a_folder_is_split_by_name_alone(folder):
     assert FolderSource(folder, "train").files == splits["train"][1:]
 
 
+def test_the_first_images_of_a_folder_are_of_all_classes(folder):
+    source = FolderSource(folder, "train")
+    counts = np.bincount([source.label(index) for index in range(21)], minlength=3)
+    assert counts.min() >= 3, counts
+
+
 def test_a_folder_trains_like_any_other_source(folder):
     spec = DataSpec(source=str(folder), image_shape=(8, 8, 1), batch_size=8)
     batch = next(training_batches(Split(spec, "train"), 0))["x"]

@@ -21,7 +21,7 @@ from lsgm_jax.data.readers.contents import Contents, Example, Stream
 
 
 def read_folder(source: pathlib.Path) -> Contents:
-    """All image files, sorted by name; `split_by_name` and `classes_by_name` say how they are sorted.
+    """All image files; `split_by_name` and `classes_by_name` say which are where, and in which order.
 
     `FolderCaptions` says where their texts are. The one folder in which an archive has everything does not count.
 

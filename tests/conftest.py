@@ -42,3 +42,10 @@ def compilation_cache(tmp_path_factory):
 def data_dir(tmp_path_factory):
     """A cache directory in which the digits are prepared once."""
     return tmp_path_factory.mktemp("data")
+
+
+def pytest_collection_modifyitems(items):
+    """Modules stay on one worker, for their tests share what they train; those of fixtures share nothing."""
+    for item in items:
+        if item.path.name != "test_oracles.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))

@@ -53,11 +53,15 @@ MODULES = (
 CHECKS = {kind: check for module in MODULES for kind, check in module.CHECKS.items()}
 
 
+# Whole training steps and whole trajectories take the compiler long: in float32 they can wait for `make test-all`.
+PATIENT = {"objective", "loss", "samplers"}
+
+
 def cases():
-    """All fixtures in both precisions. A whole training step takes the compiler long; in float32 it can wait."""
+    """All fixtures in both precisions."""
     for path in sorted(FOLDER.glob("*.json")):
         for precision in ("float32", "float64"):
-            patient = precision == "float32" and kind_of(json.loads(path.read_text())) == "objective"
+            patient = precision == "float32" and kind_of(json.loads(path.read_text())) in PATIENT
             yield pytest.param(path.stem, precision, marks=pytest.mark.slow if patient else ())
 
 

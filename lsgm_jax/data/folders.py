@@ -19,17 +19,21 @@ def _is_image(path: pathlib.PurePosixPath) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
 
 
+def mixed(names: Iterable[str]) -> list[str]:
+    """In the order of their hashes, so that the first images are a fair share: by name they would be of one class."""
+    return sorted(names, key=_hash)
+
+
 def split_by_name(names: Sequence[str]) -> dict[str, list[str]]:
     """The names of each split.
 
     Where all images lie in folders `train`, `validation` (also `val`, `valid`) and `test`, with `train` among them,
     those are the splits that there are. Otherwise a hash of each name decides: 80 % train, 10 % validation, 10 % test,
-    whatever other names there are. The same hash orders each split, so that its first images are a fair share of it:
-    in the order of names they would all be of one class.
+    whatever other names there are.
     """
     given = has_split_folders(names)
     splits: dict[str, list[str]] = {split: [] for split in SPLIT_NAMES}
-    for name in sorted(names, key=_hash):
+    for name in names:
         splits[SPLIT_OF_FOLDER[_top(name)] if given else _hashed_split(name)].append(name)
     return {split: chosen for split, chosen in splits.items() if chosen}
 

@@ -16,6 +16,7 @@ from lsgm_jax.data.folders import (
     SPLIT_NAMES,
     classes_by_name,
     image_names,
+    mixed,
     split_by_name,
 )
 from lsgm_jax.data.readers.archives import Folder
@@ -93,7 +94,7 @@ def open_split(name: str, split: str, data_dir: str) -> Source:
 
 
 class FolderSource:
-    """Images of a folder and its sub-folders; `split_by_name` and `classes_by_name` say which are where."""
+    """Images of a folder and its sub-folders, `mixed`; `split_by_name` and `classes_by_name` say which are where."""
 
     def __init__(self, folder: pathlib.Path, split: str):
         if split not in SPLIT_NAMES:
@@ -105,7 +106,7 @@ class FolderSource:
                 f"no folder {folder}: set config.data.source to a folder of images or the name of a data set"
             )
         names = image_names(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
-        splits = split_by_name(names)
+        splits = split_by_name(mixed(names))
         if split not in splits:
             found = (
                 f"there are {', '.join(splits)}"

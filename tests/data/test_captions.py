@@ -99,7 +99,10 @@ def test_an_empty_text_is_one(tmp_path):
     write(tmp_path / "train" / "a.txt", b"\n")
     (tmp_path / "train" / "b.txt").write_text("\ufeffAn apple\n", encoding="utf-8")
     write(tmp_path / "train" / "metadata.jsonl", listed([{"file_name": "c.png", "text": ""}]))
-    assert split_captions(spec_of(tmp_path), "train") == ["", "An apple", ""]
+    texts = dict(
+        zip(FolderSource(tmp_path, "train").files, split_captions(spec_of(tmp_path), "train"), strict=True)
+    )
+    assert {path.stem: text for path, text in texts.items()} == {"a": "", "b": "An apple", "c": ""}
 
 
 def test_an_image_without_a_text_is_named_when_texts_are_asked_for(tmp_path):
@@ -123,8 +126,9 @@ def test_an_image_without_a_text_is_named_when_texts_are_asked_for(tmp_path):
         DataError, match=r"/train/3\.png has no text, though others have: write 3\.txt beside it$"
     ):
         split_captions(folder, "train")
+    place = [path.stem for path in FolderSource(job.source, "train").files].index("3")
     with pytest.raises(
-        DataError, match=r"image 3 of 'train' in mine has no captions: set config.data.splits"
+        DataError, match=rf"image {place} of 'train' in mine has no captions: set config.data.splits"
     ):
         split_captions(prepared, "train")
 

@@ -13,6 +13,7 @@ from lsgm_jax.data.folders import (
     IMAGE_SUFFIXES,
     classes_by_name,
     image_names,
+    mixed,
     split_by_name,
     without_common_folder,
 )
@@ -21,7 +22,7 @@ from lsgm_jax.data.readers.contents import Contents, Example, Stream
 
 
 def read_folder(source: pathlib.Path) -> Contents:
-    """All image files; `split_by_name` and `classes_by_name` say which are where, and in which order.
+    """All image files, `mixed`; `split_by_name` and `classes_by_name` say which are where.
 
     `FolderCaptions` says where their texts are. The one folder in which an archive has everything does not count.
 
@@ -37,7 +38,7 @@ def read_folder(source: pathlib.Path) -> Contents:
     classes, labels = classes_by_name(short)
     label_of = dict(zip(short, labels, strict=True)) if labels else {}
     texts, splits = FolderCaptions(archive, names), {}
-    for split, part in split_by_name(short).items():
+    for split, part in split_by_name(mixed(short)).items():
         chosen = [label_of[name] for name in part] if labels else None
         read = functools.partial(encoded, archive, [original[name] for name in part], chosen, texts)
         splits[split] = Stream(count=len(part), read=read)

@@ -1,5 +1,6 @@
 """Conditional models by the commands: trained on the digits in a few steps, asked for, refused."""
 
+import csv
 import json
 
 import numpy as np
@@ -7,10 +8,7 @@ import pytest
 from PIL import Image
 
 from lsgm_jax import cli
-from lsgm_jax.building import build
-from lsgm_jax.evaluation.classifier import Training, kept_classifier, train_classifier
-from lsgm_jax.run import Run
-from tests import tiny
+from tests import on_one_machine, tiny
 from tests.test_cli import one_line
 
 CONFIG = str(tiny.ROOT / "configs" / "ldm_digits.py") + ":quick"
@@ -28,18 +26,26 @@ SMALL = [
 FEW = ["--steps=3", "--count=4"]
 
 
+def training(workdir, data_dir, *more):
+    return [
+        "train",
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={data_dir}",
+        *SMALL,
+        *more,
+    ]
+
+
 def train(workdir, data_dir, *more):
-    arguments = [f"--config={CONFIG}", f"--workdir={workdir}", f"--config.data.data_dir={data_dir}"]
-    return cli.main(["train", *arguments, *SMALL, *more])
+    return cli.main(training(workdir, data_dir, *more))
 
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory, data_dir):
-    """An LDM of the digits, told which; and a classifier, with the parameters that it begins with."""
+    """An LDM of the digits, told which."""
     workdir = tmp_path_factory.mktemp("labelled")
     assert train(workdir, data_dir) == 0
-    data = build("data", Run.open(workdir).config)
-    kept_classifier(data, data_dir / "evaluation").write(1, train_classifier(data, Training(steps=1)))
     return workdir
 
 
@@ -98,17 +104,42 @@ def test_unasked_every_class_gets_as_many(labelled):
     np.testing.assert_allclose(everything, one_each, atol=1e-5)
 
 
+def judging(workdir):
+    quick = ["--samples=32", "--steps=3", "--config.eval.batch_size=16", "--config.eval.classifier_steps=1"]
+    return ["evaluate", f"--workdir={workdir}", "--metrics=fid", *quick]
+
+
+def judged(workdir):
+    (report,) = json.loads((workdir / "report.json").read_text())["distances"].values()
+    return report
+
+
 def test_asked_for_classes_are_judged(labelled, capsys):
-    """By a classifier of the data set, whose share of agreement is part of the report, with and without guidance."""
-    arguments = ["evaluate", f"--workdir={labelled}", "--metrics=fid", "--samples=32", "--steps=3"]
-    assert cli.main([*arguments, "--config.eval.batch_size=16"]) == 0
-    (report,) = json.loads((labelled / "report.json").read_text())["distances"].values()
+    """By a classifier of the data set, whose share of agreement is part of the report."""
+    assert cli.main(judging(labelled)) == 0
+    report = judged(labelled)
     assert 0.0 <= report["class_accuracy"] <= 1.0
     assert report["class_accuracy"] * 32 == round(report["class_accuracy"] * 32)
     assert report["fid_ldm"] > 0.0
     assert report["fid_first_stage"] > 0.0
     assert report["psnr_first_stage"] > 0.0
     assert "class accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_one_device_equals_eight(labelled, data_dir, tmp_path):
+    """Both players of the first stage, the prior with its dropped labels, samples of every class, reconstructions."""
+    assert cli.main(judging(labelled)) == 0
+    for arguments in (training(tmp_path, data_dir), judging(tmp_path)):
+        on_one_machine.run_alone("lsgm_jax.cli", *arguments, devices=8)
+    one, eight = (list(csv.DictReader((folder / "metrics.csv").open())) for folder in (labelled, tmp_path))
+    assert len(one) == len(eight)
+    for expected, found in zip(one, eight, strict=True):
+        for name in expected.keys() - {"images_per_second"}:
+            same = expected[name] == found[name]
+            assert same or float(found[name]) == pytest.approx(float(expected[name]), rel=1e-4), name
+    for name in ("fid_ldm", "fid_first_stage", "psnr_first_stage", "class_accuracy"):
+        assert judged(tmp_path)[name] == pytest.approx(judged(labelled)[name], rel=1e-3), name
 
 
 @pytest.mark.parametrize("workdir", ["labelled", "holes"])

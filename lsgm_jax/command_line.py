@@ -13,6 +13,7 @@ USAGE = """lsgm COMMAND [options]
   lsgm inpaint  --workdir=DIR --image=FILE --mask=FILE [SAMPLER] [--count=N] [--seed=N] [--out=FILE.png]
   lsgm upscale  --workdir=DIR --image=FILE [SAMPLER] [--count=N] [--seed=N] [--out=FILE.png]
   lsgm interpolate --workdir=DIR [SAMPLER] [--between=noise|test] [--pairs=N] [--points=N] [--seed=N]
+                [--label=CLASS,... | --prompt=TEXT]
   lsgm animate  --workdir=DIR [SAMPLER] [--count=N] [--frames=N] [--seed=N] [--label=CLASS,... | --prompt=TEXT]
   lsgm study    --workdir=DIR [--solvers=NAME,...] [--nfe=N,...] [--rtol=X,...] [--grid=NAME] [--count=N] [--seed=N]
   lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
@@ -97,7 +98,7 @@ def _make_parser() -> _Parser:
     convert.add_argument("--checkpoint", required=True, type=pathlib.Path)
     convert.add_argument("--weights", choices=("average", "last"), default="average")
     sample.add_argument("--count", type=int, default=64)
-    for each in (sample, animate):
+    for each in (sample, animate, interpolate):
         asked = each.add_mutually_exclusive_group()
         asked.add_argument("--label")
         asked.add_argument("--prompt")

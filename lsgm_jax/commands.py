@@ -140,6 +140,7 @@ def interpolate_command(options: argparse.Namespace) -> None:
     opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
     if options.pairs < 1 or options.points < 2:
         raise UsageError(f"--pairs={options.pairs} --points={options.points}: give at least 1 and 2")
+    asked = opened.conditions.ask(opened.model, options.pairs, label=options.label, prompt=options.prompt)
     params, _ = opened.best()
     try:
         picture = run.interpolate(
@@ -150,6 +151,7 @@ def interpolate_command(options: argparse.Namespace) -> None:
             pairs=options.pairs,
             points=options.points,
             seed=options.seed,
+            asked=asked,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

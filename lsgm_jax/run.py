@@ -249,7 +249,15 @@ def compile_draw(
 
 
 def interpolate(
-    run: Run, params: Params, sampler: Sampler, *, between: str, pairs: int, points: int, seed: int
+    run: Run,
+    params: Params,
+    sampler: Sampler,
+    *,
+    between: str,
+    pairs: int,
+    points: int,
+    seed: int,
+    asked: Asked,
 ) -> np.ndarray:
     """A picture whose rows go from one image to another along a great circle of noise.
 
@@ -257,6 +265,7 @@ def interpolate(
         between: "noise" that is drawn, or that of "test" images, found by the probability flow.
         pairs: rows.
         points: images per row, ends included.
+        asked: the condition of each row, from one end to the other.
 
     Raises:
         ConfigError: for data that are no images.
@@ -268,9 +277,12 @@ def interpolate(
             f"samples of shape {model.data_shape} are no images, and have no picture in between"
         )
     k_ends, k_decode = jax.random.split(key)
+    of_rows = asked(np.arange(pairs))
+    along = lambda count: jax.tree.map(lambda values: np.repeat(values, count, axis=0), of_rows)
     if between == "test":
         x = jnp.asarray(whole_split(build("data", run.config), "test", limit=2 * pairs))
-        ends = jax.jit(lambda params, x: model.encode(params, Batch(x), k_ends, sampler))(params, x)
+        encode = jax.jit(lambda params, batch: model.encode(params, batch, k_ends, sampler))
+        ends = encode(params, Batch(x, along(2)))
     else:
         ends = draw_noise(sampler, model.process, k_ends, (2 * pairs, *model.latent_shape))
     first, last = (
@@ -278,8 +290,9 @@ def interpolate(
         for half in (slice(0, None, 2), slice(1, None, 2))
     )
     share = jnp.tile(jnp.linspace(0.0, 1.0, points), pairs)
-    decode = jax.jit(lambda params, z_1: model.decode(params, z_1, k_decode, sampler)[0])
-    return pictures.grid(np.asarray(decode(params, slerp(first, last, share))), points, model.labels)
+    decode = jax.jit(lambda params, z_1, given: model.decode(params, z_1, k_decode, sampler, given)[0])
+    x = decode(params, slerp(first, last, share), along(points))
+    return pictures.grid(np.asarray(x), points, model.labels)
 
 
 def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:

@@ -27,10 +27,10 @@ demo: $(VENV)/.run
 	@echo "look at $(RUN)/samples.png and $(RUN)/comparison.png; numbers are in $(RUN)/report.json"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup
+	$(BIN)/python -m pytest --numprocesses=2
 
 test-all: $(VENV)/.dev
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup -m ""
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses=2 -m ""
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

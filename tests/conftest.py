@@ -1,5 +1,6 @@
 """Shared fixtures. Tests choose their precision: theorems run in float64, what users run in float32."""
 
+import gc
 import os
 
 import jax
@@ -14,6 +15,8 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
     # The older code generator is twice as quick. Other versions may not know the flag, and XLA dies of unknown ones.
     if jaxlib.__version__.startswith("0.10."):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+# Compiled programs are kept until the end: to look through them for garbage, again and again, is a tenth of the time.
+gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture
@@ -44,8 +47,17 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
-def pytest_collection_modifyitems(items):
-    """Modules stay on one worker, for their tests share what they train; those of fixtures share nothing."""
-    for item in items:
-        if item.path.name != "test_oracles.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Modules stay on one worker, for their tests share what they train; those of parity share nothing.
+
+    Scopes of many tests go first, so that what is alone in its scope comes last.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByModule(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            module = super()._split_scope(nodeid)
+            return nodeid if module.endswith("test_oracles.py") else module
+
+    return ByModule(config, log)

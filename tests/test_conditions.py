@@ -178,6 +178,7 @@ def test_small_pictures_become_large(labelled, data_dir, files, tmp_path):
     assert np.asarray(Image.open(tmp_path / "here_0.png")).shape == (8, 8, 3)
 
 
+@pytest.mark.slow
 def test_an_lsgm_is_conditional_as_well(data_dir, tmp_path):
     """Trained jointly: encoder, decoder, and a prior that is told the digit."""
     steps = ["--config.train.vae_steps=4", "--config.train.steps=4", "--config.train.eval_every=4"]

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from lsgm_jax import cli, quality
-from lsgm_jax.building import build, build_lsgm
+from lsgm_jax.building import build_lsgm
 from lsgm_jax.data.spec import DataSpec
-from lsgm_jax.evaluation.classifier import Training, kept_classifier, train_classifier
 from lsgm_jax.run import claim
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import on_one_machine, tiny
@@ -23,16 +22,15 @@ FEW = [
     "--config.eval.draws=1",
     "--samples=100",
     "--config.eval.batch_size=48",
+    "--config.eval.classifier_steps=1",
 ]
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory, data_dir):
-    """A run, and a classifier of its data, with the parameters that they begin with: nothing is trained here."""
+    """A run, with the parameters that it begins with: nothing is trained here."""
     workdir = tmp_path_factory.mktemp("run")
     config = tiny.config(data_dir)
-    data = build("data", config)
-    kept_classifier(data, data_dir / "evaluation").write(1, train_classifier(data, Training(steps=1)))
     params = jax.jit(build_lsgm(config).init)(jax.random.key(0))
     claim(workdir, config)
     for stage, part in (("vae", params["vae"]), ("joint", params)):

@@ -69,7 +69,12 @@ def classifier_of(data: Data, folder: pathlib.Path, training: Training) -> Extra
     Raises:
         DataError: if the data set has no labels.
     """
-    kept = kept_classifier(data, folder, training)
+    of = {
+        "training": dataclasses.asdict(training),
+        "images": fingerprint(data, "train"),
+        "labels": digest(split_labels(data, "train", limit=16)),
+    }
+    kept = Kept(folder / f"{_name(data)}-{digest(of)}.npz", of)
     _, trained = kept.read()
     if not trained:
         trained = train_classifier(data, training)
@@ -83,16 +88,6 @@ def classifier_of(data: Data, folder: pathlib.Path, training: Training) -> Extra
         apply=functools.partial(_features, Classifier(classes)),
         classify=OverDevices(functools.partial(_classes, Classifier(classes))),
     )
-
-
-def kept_classifier(data: Data, folder: pathlib.Path, training: Training) -> Kept:
-    """Where the classifier of a data set is, and what it was trained on."""
-    of = {
-        "training": dataclasses.asdict(training),
-        "images": fingerprint(data, "train"),
-        "labels": digest(split_labels(data, "train", limit=16)),
-    }
-    return Kept(folder / f"{_name(data)}-{digest(of)}.npz", of)
 
 
 def _name(data: Data) -> str:

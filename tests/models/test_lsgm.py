@@ -50,9 +50,9 @@ def with_logit(params, value):
 @pytest.mark.parametrize(
     ("process", "encoder_density"),
     [
-        ("sub_vp", "shared"),
+        pytest.param("sub_vp", "shared", marks=pytest.mark.slow),
         ("ve", "shared"),
-        ("geometric_vp", "shared"),
+        pytest.param("geometric_vp", "shared", marks=pytest.mark.slow),
         ("cld", "optimal"),
     ],
 )

@@ -1,7 +1,9 @@
 """Pictures completed: holes filled in, small images made large. What `lsgm inpaint` and `lsgm upscale` do."""
 
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.model import Model
 from lsgm_jax.models.network import Params
-from lsgm_jax.models.tasks import Inpainting, Masked, Masks, Upscaling
+from lsgm_jax.models.tasks import Inpainting, Masked, Upscaling
 from lsgm_jax.run import Run
 from lsgm_jax.schema import ConfigError
 from lsgm_jax.solvers.masked import masked
@@ -26,6 +28,7 @@ from lsgm_jax.solvers.sampler import Sampler
 Picture = Float32[np.ndarray, "height width channels"]
 Pictures = Float32[np.ndarray, "batch height width _"]
 Success = Bool[Array, "batch"]
+Solve = Callable[[Model, Params, Sampler, Masked, Key], tuple[Images, Success]]
 
 
 def read_picture(run: Run, path: pathlib.Path, what: str, *, shape: tuple[int, ...] | None = None) -> Picture:
@@ -106,15 +109,9 @@ def inpaint(
             f"config.conditioning.name={run.config.conditioning.name!r}: this model completes something else; "
             "train one with 'inpainting', or one that takes no images"
         )
-    solve = _told if trained else _held
-
-    @jax.jit
-    def fill(params: Params, x: Images, mask: Masks, key: Key) -> tuple[Images, Success]:
-        restored, success = solve(model, params, sampler, Masked(x, mask), key)
-        return mask * restored + (1.0 - mask) * x, success
-
+    given = Masked(jnp.asarray(x), jnp.asarray(mask))
     try:
-        filled, success = fill(params, jnp.asarray(x), jnp.asarray(mask), key)
+        filled, success = _fill(_told if trained else _held, model, params, sampler, given, key)
     except ValueError as error:
         raise ConfigError(f"config.solver: {error}") from error
     return np.asarray(filled), np.asarray(success)
@@ -124,14 +121,25 @@ def upscale(
     run: Run, params: Params, sampler: Sampler, small: Pictures, key: Key
 ) -> tuple[np.ndarray, np.ndarray]:
     """Large images of small ones, [batch, height, width, channels], and whether each solve succeeded."""
-
-    @jax.jit
-    def enlarge(params: Params, small: Images, key: Key) -> tuple[Array, Success]:
-        x, solution = run.model.sample(params, key, len(small), sampler, small)
-        return x, solution.success
-
-    large, success = enlarge(params, jnp.asarray(small), key)
+    large, success = _enlarge(run.model, params, sampler, jnp.asarray(small), key)
     return np.asarray(large), np.asarray(success)
+
+
+# Many batches of one model and sampler compile once.
+@functools.partial(jax.jit, static_argnames=("solve", "model", "sampler"))
+def _fill(
+    solve: Solve, model: Model, params: Params, sampler: Sampler, given: Masked, key: Key
+) -> tuple[Images, Success]:
+    restored, success = solve(model, params, sampler, given, key)
+    return given.mask * restored + (1.0 - given.mask) * given.x, success
+
+
+@functools.partial(jax.jit, static_argnames=("model", "sampler"))
+def _enlarge(
+    model: Model, params: Params, sampler: Sampler, small: Images, key: Key
+) -> tuple[Images, Success]:
+    x, solution = model.sample(params, key, len(small), sampler, small)
+    return x, solution.success
 
 
 def _was_trained_for(model: Model, task: type) -> bool:

@@ -137,7 +137,7 @@ def _fill(
 @functools.partial(jax.jit, static_argnames=("model", "sampler"))
 def _enlarge(
     model: Model, params: Params, sampler: Sampler, small: Images, key: Key
-) -> tuple[Images, Success]:
+) -> tuple[Array, Success]:  # other sides than the small ones'
     x, solution = model.sample(params, key, len(small), sampler, small)
     return x, solution.success
 

@@ -12,6 +12,7 @@ import argparse
 import csv
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from lsgm_jax.restore import inpaint, upscale
 from lsgm_jax.run import Run
 
 SHOWN = 8  # images in the picture
+BATCH = 64
 
 
 def decibels(x: np.ndarray, x_hat: np.ndarray, where: np.ndarray | float = 1.0) -> np.ndarray:
@@ -45,35 +47,28 @@ def mean_fill(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return known * x + mask * colour
 
 
-def in_batches(restore: Any, count: int, size: int) -> np.ndarray:
-    """What `restore` makes of the rows start to stop."""
-    return np.concatenate(
-        [restore(slice(start, min(start + size, count))) for start in range(0, count, size)]
-    )
+def in_batches(restore: Callable[[slice], np.ndarray], count: int) -> np.ndarray:
+    """What `restore` makes of all rows."""
+    return np.concatenate([restore(slice(start, start + BATCH)) for start in range(0, count, BATCH)])
+
+
+def draw(restore: Callable[[slice, jax.Array], np.ndarray], count: int, draws: int, seed: int) -> np.ndarray:
+    """What it makes of them several times, [draws, images, ...]."""
+    keys = jax.random.split(jax.random.key(seed), draws)
+    return np.stack([in_batches(lambda rows, key=key: restore(rows, key), count) for key in keys])
 
 
 def fill(run: Run, x: np.ndarray, mask: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """[draws, images, ...]."""
     params, sampler = run.best()[0], build_sampler(run.config)
-    keys = jax.random.split(jax.random.key(seed), draws)
-    return np.stack(
-        [
-            in_batches(lambda rows, k=k: inpaint(run, params, sampler, x[rows], mask[rows], k)[0], len(x), 64)
-            for k in keys
-        ]
-    )
+    restore = lambda rows, key: inpaint(run, params, sampler, x[rows], mask[rows], key)[0]
+    return draw(restore, len(x), draws, seed)
 
 
 def enlarge(run: Run, small: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """[draws, images, ...]."""
     params, sampler = run.best()[0], build_sampler(run.config)
-    keys = jax.random.split(jax.random.key(seed), draws)
-    return np.stack(
-        [
-            in_batches(lambda rows, k=k: upscale(run, params, sampler, small[rows], k)[0], len(small), 64)
-            for k in keys
-        ]
-    )
+    return draw(lambda rows, key: upscale(run, params, sampler, small[rows], key)[0], len(small), draws, seed)
 
 
 def reconstruct(run: Run, x: np.ndarray) -> np.ndarray:
@@ -81,7 +76,7 @@ def reconstruct(run: Run, x: np.ndarray) -> np.ndarray:
     model, (params, _) = run.model, run.best()
     assert isinstance(model, LDM)
     code = jax.jit(lambda x, key: model.first_stage.autoencode(params["first_stage"], x, key).x_hat)
-    return in_batches(lambda rows: np.asarray(code(jnp.asarray(x[rows]), jax.random.key(0))), len(x), 64)
+    return in_batches(lambda rows: np.asarray(code(jnp.asarray(x[rows]), jax.random.key(0))), len(x))
 
 
 def holes(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[np.ndarray]]:

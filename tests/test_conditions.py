@@ -3,12 +3,16 @@
 import csv
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from lsgm_jax import cli
+from lsgm_jax.building import build_sampler
 from lsgm_jax.evaluation import pictures
+from lsgm_jax.restore import upscale
+from lsgm_jax.run import Run
 from tests import on_one_machine, tiny
 from tests.test_cli import one_line
 
@@ -176,6 +180,11 @@ def test_small_pictures_become_large(labelled, data_dir, files, tmp_path):
     given = [f"--image={files / 'small.png'}", f"--out={tmp_path / 'here.png'}", "--count=1", "--steps=3"]
     assert cli.main(["upscale", f"--workdir={tmp_path}", *given]) == 0
     assert np.asarray(Image.open(tmp_path / "here_0.png")).shape == (8, 8, 3)
+    run = Run.open(tmp_path, ["--config.steps.steps=3"])
+    (params, _), sampler = run.best(), build_sampler(run.config)
+    small = np.stack([np.full((4, 4, 1), level, np.float32) for level in (-1.0, 1.0)])
+    dark, light = (upscale(run, params, sampler, x[None], jax.random.key(0))[0] for x in small)
+    assert np.any(dark != light)  # the noise is the same
 
 
 @pytest.mark.slow

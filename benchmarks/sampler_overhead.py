@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import State, coordinates
-from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.linear import Process, probability_flow, reverse_drift, sample_prior
-from lsgm_jax.diffusions.vp import VP
+from lsgm_jax.processes.cld import CLD
+from lsgm_jax.processes.linear import Process, probability_flow, reverse_drift, sample_prior
+from lsgm_jax.processes.vp import VP
 from lsgm_jax.models.network import Network
 from lsgm_jax.scores.parameterise import in_channels
 from lsgm_jax.scores.unet import UNet

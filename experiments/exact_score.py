@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times, coordinates
 from lsgm_jax.data.points import CENTRES, NARROW
-from lsgm_jax.diffusions.linear import Process, kernel, sigma
+from lsgm_jax.processes.linear import Process, kernel, sigma
 from lsgm_jax.solvers.sampler import Sampler, sample
 
 

@@ -21,9 +21,9 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from lsgm_jax.arrays import State, as_state, coordinates
-from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.linear import Process
-from lsgm_jax.diffusions.vp import VP
+from lsgm_jax.processes.cld import CLD
+from lsgm_jax.processes.linear import Process
+from lsgm_jax.processes.vp import VP
 from lsgm_jax.solvers.grids import Grid, Linear, LogSNR, Quadratic
 from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.registry import METHODS

@@ -29,10 +29,10 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 from lsgm_jax.arrays import State, Times, as_state, coordinates, expand, sum_per_sample
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.ve import VE
-from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.cld import CLD
+from lsgm_jax.processes.ve import VE
+from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.objectives.matching import score_matching, squared_error
 from lsgm_jax.objectives.times import Defensive, Optimal, TimeDensity, Uniform, sample_times
 from lsgm_jax.objectives.weights import unweighted

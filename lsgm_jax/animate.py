@@ -15,7 +15,7 @@ from lsgm_jax.building import build
 from lsgm_jax.conditions import Asked
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.sources import DataError
-from lsgm_jax.diffusions.linear import Process, kernel
+from lsgm_jax.processes.linear import Process, kernel
 from lsgm_jax.evaluation import paths, pictures
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.network import Params

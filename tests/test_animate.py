@@ -9,9 +9,9 @@ from PIL import Image
 from lsgm_jax import animate, cli
 from lsgm_jax.arrays import coordinates
 from lsgm_jax.building import build_sampler
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.ve import VE
-from lsgm_jax.diffusions.vp import VP
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.ve import VE
+from lsgm_jax.processes.vp import VP
 from lsgm_jax.evaluation import paths
 from lsgm_jax.run import Run
 from lsgm_jax.solvers.grids import Linear

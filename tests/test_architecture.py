@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "lsgm_jax"
 # that fits counts, so a file may stand elsewhere than its room.
 LAYERS = (
     ("arrays.py", "files.py", "__init__.py"),
-    ("diffusions/",),
+    ("processes/",),
     ("objectives/",),
     ("solvers/",),
     ("layers.py",),
@@ -120,7 +120,7 @@ def test_libraries_stay_in_their_rooms(library):
     assert users or not CONFINED[library]
 
 
-@pytest.mark.parametrize("room", ["diffusions/", "objectives/", "solvers/"])
+@pytest.mark.parametrize("room", ["processes/", "objectives/", "solvers/"])
 def test_mathematics_never_imports_flax(room):
     """Not even through what it imports: a chain would pull it in."""
     seen, todo = set(), [file for file in FILES if file.startswith(room)]

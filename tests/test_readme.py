@@ -12,7 +12,7 @@ import pytest
 from lsgm_jax import cli, command_line
 from lsgm_jax.building import build_model
 from lsgm_jax.config import load_config
-from lsgm_jax.diffusions import linear
+from lsgm_jax.processes import linear
 from lsgm_jax.objectives.times import Optimal
 from lsgm_jax.objectives.weights import likelihood
 from tests import tiny

@@ -10,7 +10,7 @@ from flax import linen as nn
 from lsgm_jax.arrays import Times, expand, mean_over_devices, sum_per_sample
 from lsgm_jax.autoencoders.gaussian import Normal
 from lsgm_jax.autoencoders.likelihoods import Bernoulli
-from lsgm_jax.diffusions.vp import VP
+from lsgm_jax.processes.vp import VP
 from lsgm_jax.layers import Maps
 from lsgm_jax.models.backbones import Latent, Pass
 from lsgm_jax.models.bound import Batch

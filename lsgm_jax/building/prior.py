@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 
 from lsgm_jax.building.section import attempt, build
-from lsgm_jax.diffusions.cld import CLD, velocity_eps
-from lsgm_jax.diffusions.linear import Process, sigma
-from lsgm_jax.diffusions.predictions import PREDICTIONS, Prediction, eps, require_one_coordinate, v
+from lsgm_jax.processes.cld import CLD, velocity_eps
+from lsgm_jax.processes.linear import Process, sigma
+from lsgm_jax.processes.predictions import PREDICTIONS, Prediction, eps, require_one_coordinate, v
 from lsgm_jax.models.conditional import Conditioning
 from lsgm_jax.models.network import Network
 from lsgm_jax.models.sgm import SGM

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.diffusions.linear import sample_prior
+from lsgm_jax.processes.linear import sample_prior
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.conditional import told
 from lsgm_jax.models.ldm import LDM

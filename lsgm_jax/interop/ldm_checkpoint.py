@@ -16,7 +16,7 @@ from jaxtyping import Float
 from lsgm_jax.autoencoders.bottlenecks import Rounding
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.ldm import Decoder, Encoder
-from lsgm_jax.diffusions.discrete import DiscreteVP
+from lsgm_jax.processes.discrete import DiscreteVP
 from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, discriminator_variables, first_stage_variables
 from lsgm_jax.interop.ldm_text import text_encoder_variables

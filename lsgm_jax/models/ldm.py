@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from lsgm_jax.arrays import Images, Key, Latents, Scalar, State
 from lsgm_jax.autoencoders.ldm import unit_scale
-from lsgm_jax.diffusions.linear import Process
+from lsgm_jax.processes.linear import Process
 from lsgm_jax.models.bound import Batch, Bound
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.first_stage import FirstStage

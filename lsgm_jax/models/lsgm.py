@@ -19,7 +19,7 @@ from lsgm_jax.arrays import (
     sum_per_sample,
 )
 from lsgm_jax.autoencoders.likelihoods import label_count, scored_values
-from lsgm_jax.diffusions.linear import Process, normal_eps, sample_prior
+from lsgm_jax.processes.linear import Process, normal_eps, sample_prior
 from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.models.conditional import (
     NO_CONTEXT,

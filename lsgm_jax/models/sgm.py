@@ -12,8 +12,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times, expand
-from lsgm_jax.diffusions.linear import Process, sample_prior
-from lsgm_jax.diffusions.predictions import Prediction, eps
+from lsgm_jax.processes.linear import Process, sample_prior
+from lsgm_jax.processes.predictions import Prediction, eps
 from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.models.conditional import (
     NO_CONTEXT,

@@ -26,7 +26,7 @@ from lsgm_jax.arrays import (
     scale_gradient,
     sum_per_sample,
 )
-from lsgm_jax.diffusions.linear import (
+from lsgm_jax.processes.linear import (
     Process,
     add_auxiliary,
     auxiliary_entropy,

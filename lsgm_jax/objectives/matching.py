@@ -20,8 +20,8 @@ from lsgm_jax.arrays import (
     expand,
     sum_per_sample,
 )
-from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.linear import Process, move, perturb, sigma
+from lsgm_jax.processes.cld import CLD
+from lsgm_jax.processes.linear import Process, move, perturb, sigma
 from lsgm_jax.objectives.weights import Weighting
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Key, Scalar, Times
-from lsgm_jax.diffusions.linear import Process
+from lsgm_jax.processes.linear import Process
 from lsgm_jax.objectives.proposals import TimeUniform, proposal
 from lsgm_jax.objectives.weights import Weighting, likelihood
 

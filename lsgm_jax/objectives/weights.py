@@ -11,8 +11,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.diffusions.linear import Process, kernel, normal_error, sigma, whitened_signal
-from lsgm_jax.diffusions.predictions import require_one_coordinate
+from lsgm_jax.processes.linear import Process, kernel, normal_error, sigma, whitened_signal
+from lsgm_jax.processes.predictions import require_one_coordinate
 
 Weighting = Callable[[Process, Times], Times]
 

@@ -20,11 +20,11 @@ from lsgm_jax.autoencoders.mixture import MixtureOfLogistics
 from lsgm_jax.autoencoders.nvae import NVAE
 from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.spec import DataSpec
-from lsgm_jax.diffusions.cld import CLD, velocity_eps
-from lsgm_jax.diffusions.discrete import discrete_vp
-from lsgm_jax.diffusions.linear import normal_eps
-from lsgm_jax.diffusions.ve import VE
-from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
+from lsgm_jax.processes.cld import CLD, velocity_eps
+from lsgm_jax.processes.discrete import discrete_vp
+from lsgm_jax.processes.linear import normal_eps
+from lsgm_jax.processes.ve import VE
+from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.models.conditional import UNCONDITIONAL, Labels, Texts, Unconditional
 from lsgm_jax.models.network import Compute
 from lsgm_jax.models.tasks import Inpainting, Upscaling

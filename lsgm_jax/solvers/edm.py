@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Latents
-from lsgm_jax.diffusions.linear import Process, log_snr
+from lsgm_jax.processes.linear import Process, log_snr
 from lsgm_jax.solvers.grids import time_of_log_snr
 from lsgm_jax.solvers.interval import between
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step, one_coordinate

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from lsgm_jax.arrays import Latents
-from lsgm_jax.diffusions.linear import Process
+from lsgm_jax.processes.linear import Process
 from lsgm_jax.solvers.interval import Interval, between
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step, one_coordinate
 from lsgm_jax.solvers.terms import Clock, Index, Reverse

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Latents, Phase, State, Times, expand
-from lsgm_jax.diffusions.linear import Process, expected_data, kernel, perturb, whitened_signal
-from lsgm_jax.diffusions.matrices import Scalars, Vector
+from lsgm_jax.processes.linear import Process, expected_data, kernel, perturb, whitened_signal
+from lsgm_jax.processes.matrices import Scalars, Vector
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step
 from lsgm_jax.solvers.terms import Clock, Reverse, times_like
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lsgm_jax.diffusions.linear import Process, log_snr
-from lsgm_jax.diffusions.matrices import Scalars
+from lsgm_jax.processes.linear import Process, log_snr
+from lsgm_jax.processes.matrices import Scalars
 
 Nodes = Float[Array, "nodes"]
 Index = Int[Array, ""]

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Latents
-from lsgm_jax.diffusions.linear import Process, kernel
-from lsgm_jax.diffusions.matrices import Scalars
+from lsgm_jax.processes.linear import Process, kernel
+from lsgm_jax.processes.matrices import Scalars
 
 
 class Interval(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample, State, as_state, coordinates, sum_per_sample
-from lsgm_jax.diffusions.linear import Process, add_auxiliary, prior_log_prob, probability_flow
+from lsgm_jax.processes.linear import Process, add_auxiliary, prior_log_prob, probability_flow
 from lsgm_jax.solvers.integrate import Tree
 from lsgm_jax.solvers.sampler import Sampler, follow, require_ode
 from lsgm_jax.solvers.terms import Clock, by_rows, times_like

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Latents
-from lsgm_jax.diffusions.linear import perturb
+from lsgm_jax.processes.linear import perturb
 from lsgm_jax.solvers.method import Method, ReverseSolver, Step
 from lsgm_jax.solvers.terms import Reverse, times_like
 

@@ -8,7 +8,7 @@ import diffrax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import State
-from lsgm_jax.diffusions.linear import Process
+from lsgm_jax.processes.linear import Process
 from lsgm_jax.solvers.terms import Clock, Index, Reverse
 
 Refusal = Callable[[Process], str | None]

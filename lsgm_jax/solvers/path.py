@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Array
 
 from lsgm_jax.arrays import EpsNet, State, coordinates
-from lsgm_jax.diffusions.linear import Process
+from lsgm_jax.processes.linear import Process
 from lsgm_jax.solvers.integrate import KeptTimes
 from lsgm_jax.solvers.sampler import Sampler, Solution, carry_to_data
 from lsgm_jax.solvers.terms import Noise

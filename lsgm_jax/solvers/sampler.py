@@ -18,7 +18,7 @@ from lsgm_jax.arrays import (
     expand,
     sum_per_sample,
 )
-from lsgm_jax.diffusions.linear import (
+from lsgm_jax.processes.linear import (
     Process,
     add_auxiliary,
     expected_data,

@@ -5,8 +5,8 @@ from typing import Any, cast
 import equinox as eqx
 
 from lsgm_jax.arrays import Latents, Phase
-from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.linear import Process, move, score_of_eps
+from lsgm_jax.processes.cld import CLD
+from lsgm_jax.processes.linear import Process, move, score_of_eps
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step
 from lsgm_jax.solvers.terms import Clock, Problem, Reverse, times_like
 

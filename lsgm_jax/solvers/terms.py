@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, State, as_state, coordinates
-from lsgm_jax.diffusions.linear import Process, probability_flow, reverse_drift
+from lsgm_jax.processes.linear import Process, probability_flow, reverse_drift
 
 Clock = Any  # a time as diffrax has it: a float or a scalar array
 Index = Int[Array, ""]

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from scipy import stats
 
-from lsgm_jax.diffusions.vp import VP
+from lsgm_jax.processes.vp import VP
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.conditional import BesideLatents, Context, Labels, Texts, told
 from lsgm_jax.models.network import Network

@@ -9,7 +9,7 @@ from flax import linen as nn
 from lsgm_jax.autoencoders.bottlenecks import NarrowNormal, Rounding
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.quantiser import Quantiser
-from lsgm_jax.diffusions.vp import VP
+from lsgm_jax.processes.vp import VP
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.conditional import BesideLatents
 from lsgm_jax.models.first_stage import AdversarialTraining, FirstStage, psnr

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import Phase
-from lsgm_jax.diffusions.linear import normal_eps
+from lsgm_jax.processes.linear import normal_eps
 from lsgm_jax.models.network import Network
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.times import Stratum

@@ -10,8 +10,8 @@ import pytest
 from lsgm_jax.arrays import Phase
 from lsgm_jax.building import build_model, build_optimiser
 from lsgm_jax.config import load_config
-from lsgm_jax.diffusions.cld import velocity_eps
-from lsgm_jax.diffusions.linear import normal_eps
+from lsgm_jax.processes.cld import velocity_eps
+from lsgm_jax.processes.linear import normal_eps
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.objectives.matching import l2
 from lsgm_jax.schema import ConfigError

@@ -9,11 +9,11 @@ import pytest
 import scipy.stats
 
 from lsgm_jax.arrays import as_state, coordinates, expand, sum_per_sample
-from lsgm_jax.diffusions import linear
+from lsgm_jax.processes import linear
 from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.elbo import Draw, Objective, denoise, denoise_separately, normal_bound
 from lsgm_jax.objectives.matching import l1
-from tests.processes import MAIN
+from tests.process_examples import MAIN
 
 
 @pytest.fixture(params=MAIN)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import Phase, coordinates, expand
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.cld import CLD
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.cld import CLD
 from lsgm_jax.objectives import weights
 from lsgm_jax.objectives.elbo import Objective, match_data, match_data_and_velocity
 from lsgm_jax.objectives.matching import known_start, phase_score_matching, score_matching
 from lsgm_jax.objectives.times import Defensive
-from tests.processes import MAIN
+from tests.process_examples import MAIN
 
 COUNT = 200_000
 

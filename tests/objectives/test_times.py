@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.vp import VP, GeometricVP
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.vp import VP, GeometricVP
 from lsgm_jax.objectives import proposals, times, weights
-from tests.processes import MAIN, PROCESSES
+from tests.process_examples import MAIN, PROCESSES
 
 T_MIN = 1e-3
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Phase
-from lsgm_jax.diffusions import linear
+from lsgm_jax.processes import linear
 from lsgm_jax.solvers.grids import Linear, Quadratic
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.registry import METHODS

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import expand, sum_per_sample
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.predictions import PREDICTIONS
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.predictions import PREDICTIONS
 from lsgm_jax.objectives.matching import prediction_error, squared_error
 from lsgm_jax.schema import NORMS, WEIGHTINGS
 from tests.parity.cld import channels_first, channels_last

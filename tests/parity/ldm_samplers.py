@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.discrete import discrete_vp
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.discrete import discrete_vp
 from lsgm_jax.solvers.interval import between
 from lsgm_jax.solvers.masked import PART, masked
 from lsgm_jax.solvers.registry import METHODS

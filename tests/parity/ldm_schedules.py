@@ -9,7 +9,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.diffusions import linear
+from lsgm_jax.processes import linear
 from lsgm_jax.solvers.ddim import _stochastic
 from lsgm_jax.solvers.grids import Times
 from lsgm_jax.solvers.interval import between

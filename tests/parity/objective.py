@@ -13,7 +13,7 @@ import optax
 from flax.traverse_util import flatten_dict
 
 from lsgm_jax.arrays import expand, sum_per_sample
-from lsgm_jax.diffusions import linear
+from lsgm_jax.processes import linear
 from lsgm_jax.interop.ncsnpp import MIXING_LOGIT
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.penalised import penalised

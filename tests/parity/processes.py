@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.ve import VE
-from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.ve import VE
+from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.objectives import kl, times, weights
 
 MODES = {

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Phase
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.cld import velocity_eps
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.cld import velocity_eps
 from lsgm_jax.interop.ncsnpp import (
     MIXING_LOGIT,
     lsgm_channel_mult,

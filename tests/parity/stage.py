@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.building import build
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.vp import VP, GeometricVP
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.vp import VP, GeometricVP
 from lsgm_jax.interop.ncsnpp import mixing_logit, ncsnpp_table, ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables, table
 from lsgm_jax.models.backbones import Hierarchical

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import as_state, coordinates, expand
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.matrices import add_noise, solve_lower_state
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.matrices import add_noise, solve_lower_state
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data

@@ -10,9 +10,9 @@ import pytest
 from experiments.solver_orders import CLD_T_MIN as T_MIN
 from experiments.solver_orders import cld_cases, slope
 from lsgm_jax.arrays import Phase, as_state, coordinates
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.vp import VP
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.cld import CLD
+from lsgm_jax.processes.vp import VP
 from lsgm_jax.solvers.grids import Linear, Quadratic
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data

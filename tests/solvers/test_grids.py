@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.diffusions.linear import log_snr
+from lsgm_jax.processes.linear import log_snr
 from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times, time_of_log_snr
-from tests.processes import MAIN
+from tests.process_examples import MAIN
 
 GRIDS = {
     "linear": (Linear(steps=7), lambda process, t: t),

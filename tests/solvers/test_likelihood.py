@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import coordinates, expand
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.vp import VP, GeometricVP
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.cld import CLD
+from lsgm_jax.processes.vp import VP, GeometricVP
 from lsgm_jax.solvers.grids import Quadratic
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence, log_density

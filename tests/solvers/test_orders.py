@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.solver_orders import SETTING, cases, error, slope
-from lsgm_jax.diffusions.discrete import discrete_vp
+from lsgm_jax.processes.discrete import discrete_vp
 from lsgm_jax.solvers.grids import LogSNR
 from lsgm_jax.solvers.registry import METHODS
 

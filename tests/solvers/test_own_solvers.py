@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from experiments.solver_orders import UnitDraws
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.discrete import discrete_vp
-from lsgm_jax.diffusions.ve import VE
-from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.cld import CLD
+from lsgm_jax.processes.discrete import discrete_vp
+from lsgm_jax.processes.ve import VE
+from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.solvers.edm import MOST_CHURN
 from lsgm_jax.solvers.grids import Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.interval import between

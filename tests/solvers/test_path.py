@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import coordinates
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.ve import VE
-from lsgm_jax.diffusions.vp import VP
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.cld import CLD
+from lsgm_jax.processes.ve import VE
+from lsgm_jax.processes.vp import VP
 from lsgm_jax.solvers.grids import Linear, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.path import path_to_data

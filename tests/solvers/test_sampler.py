@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import coordinates
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.vp import VP, GeometricVP
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.vp import VP, GeometricVP
 from lsgm_jax.solvers.grids import Linear, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.method import Cost, Method
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, sample, slerp, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
-from tests.processes import MAIN
+from tests.process_examples import MAIN
 from tests.solvers.exact import MEAN, VARIANCE, exact_eps, exact_map, moments
 
 PROCESSES = {"vp": VP(), "geometric": GeometricVP()}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.diffusions.linear import normal_eps
+from lsgm_jax.processes.linear import normal_eps
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.times import Optimal

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lsgm_jax.arrays import Latents, State, Times, coordinates, expand
-from lsgm_jax.diffusions.linear import Process, kernel, whitened_signal
-from lsgm_jax.diffusions.matrices import solve_lower_state
+from lsgm_jax.processes.linear import Process, kernel, whitened_signal
+from lsgm_jax.processes.matrices import solve_lower_state
 
 # Process, z_t, t and the network's output to eps_hat; the state is the process's kind.
 Prediction = Callable[[Any, Any, Times, Latents], Latents]

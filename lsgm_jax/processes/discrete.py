@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import in_steps
-from lsgm_jax.diffusions.matrices import Scalars
-from lsgm_jax.diffusions.vp import VariancePreserving
+from lsgm_jax.processes.matrices import Scalars
+from lsgm_jax.processes.vp import VariancePreserving
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("betas",))

@@ -7,11 +7,11 @@ import pytest
 import scipy.linalg
 
 from lsgm_jax.arrays import as_state, coordinates
-from lsgm_jax.diffusions import linear, matrices
-from lsgm_jax.diffusions.cld import CLD, velocity_eps
-from lsgm_jax.diffusions.ve import VE
-from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP
-from tests.processes import PROCESSES
+from lsgm_jax.processes import linear, matrices
+from lsgm_jax.processes.cld import CLD, velocity_eps
+from lsgm_jax.processes.ve import VE
+from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
+from tests.process_examples import PROCESSES
 
 
 @pytest.fixture(params=PROCESSES, ids=str)

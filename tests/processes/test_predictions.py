@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import as_state, coordinates, expand, sum_per_sample
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.discrete import discrete_vp
-from lsgm_jax.diffusions.predictions import PREDICTIONS
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.cld import CLD
+from lsgm_jax.processes.discrete import discrete_vp
+from lsgm_jax.processes.predictions import PREDICTIONS
 from lsgm_jax.objectives.matching import l1, l2, prediction_error, score_matching
 from lsgm_jax.schema import WEIGHTINGS
-from tests.processes import MAIN
+from tests.process_examples import MAIN
 from tests.solvers.exact import MEAN, VARIANCE, exact_eps, moments
 
 PROCESSES = {**MAIN, "chain": discrete_vp(steps=100, first=0.01, last=0.2)}

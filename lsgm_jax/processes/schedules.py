@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from lsgm_jax.diffusions.linear import Number
-from lsgm_jax.diffusions.matrices import Scalars
+from lsgm_jax.processes.linear import Number
+from lsgm_jax.processes.matrices import Scalars
 
 
 def is_concrete(process: object) -> bool:

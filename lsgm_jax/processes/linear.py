@@ -29,7 +29,7 @@ from lsgm_jax.arrays import (
     expand,
     sum_per_sample,
 )
-from lsgm_jax.diffusions.matrices import (
+from lsgm_jax.processes.matrices import (
     Matrix,
     Scalars,
     Vector,

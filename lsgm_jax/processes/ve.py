@@ -5,9 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.diffusions.linear import Number, Transition, one_by_one
-from lsgm_jax.diffusions.matrices import Matrix, Scalars, as_matrix
-from lsgm_jax.diffusions.schedules import GeometricVariance, require
+from lsgm_jax.processes.linear import Number, Transition, one_by_one
+from lsgm_jax.processes.matrices import Matrix, Scalars, as_matrix
+from lsgm_jax.processes.schedules import GeometricVariance, require
 
 
 @jax.tree_util.register_dataclass

@@ -5,9 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.diffusions.cld import CLD
-from lsgm_jax.diffusions.ve import VE
-from lsgm_jax.diffusions.vp import VP, GeometricVP, SubVP, VariancePreserving
+from lsgm_jax.processes.cld import CLD
+from lsgm_jax.processes.ve import VE
+from lsgm_jax.processes.vp import VP, GeometricVP, SubVP, VariancePreserving
 
 
 @jax.tree_util.register_dataclass

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.diffusions import linear
-from lsgm_jax.diffusions.discrete import (
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.discrete import (
     DiscreteVP,
     betas_of_alphas_cumprod,
     discrete_vp,

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Latents, Phase, Times, expand
-from lsgm_jax.diffusions.linear import Number, Process, Transition, kernel
-from lsgm_jax.diffusions.matrices import Matrix, Scalars, as_matrix
-from lsgm_jax.diffusions.schedules import LinearBeta, require
+from lsgm_jax.processes.linear import Number, Process, Transition, kernel
+from lsgm_jax.processes.matrices import Matrix, Scalars, as_matrix
+from lsgm_jax.processes.schedules import LinearBeta, require
 
 
 @jax.tree_util.register_dataclass

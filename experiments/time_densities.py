@@ -37,7 +37,7 @@ from lsgm_jax.objectives.matching import score_matching, squared_error
 from lsgm_jax.objectives.times import Defensive, Optimal, TimeDensity, Uniform, sample_times
 from lsgm_jax.objectives.weights import unweighted
 from lsgm_jax.schema import WEIGHTINGS
-from lsgm_jax.scores.parameterise import mix
+from lsgm_jax.nn.mixed_score import mix
 
 T_MIN = 0.01
 PROCESSES = {"VP": VP(), "sub-VP": SubVP(), "VE": VE(), "geometric VP": GeometricVP(), "CLD": CLD()}

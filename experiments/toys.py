@@ -10,7 +10,7 @@ from experiments.trials import Row, Setup, Trial, load, run_trial
 from lsgm_jax.building import build
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.evaluation.distances import energy_distance, sliced_wasserstein
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.run import Run
 
 # A seventh of the config's work: what twenty-four models have time for.

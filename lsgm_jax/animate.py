@@ -18,7 +18,7 @@ from lsgm_jax.data.sources import DataError
 from lsgm_jax.processes.linear import Process, kernel
 from lsgm_jax.evaluation import paths, pictures
 from lsgm_jax.models.conditional import Condition
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.run import Run
 from lsgm_jax.schema import ConfigError
 from lsgm_jax.solvers.sampler import Sampler, draw_noise

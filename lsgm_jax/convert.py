@@ -20,7 +20,7 @@ from lsgm_jax.interop.official import find_parts, official_params, vae_params
 from lsgm_jax.interop.torch_file import read_torch
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.run import check_other_sections, claim, holds_checkpoints
 from lsgm_jax.schema import Config, ConfigError

@@ -27,7 +27,7 @@ from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.first_stage import psnr
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.run import Run, compile_draw
 from lsgm_jax.schema import FEWEST_SAMPLES, ConfigError
 from lsgm_jax.scoring import check_devices, what_is_scored

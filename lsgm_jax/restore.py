@@ -18,7 +18,7 @@ from lsgm_jax.data.images import Layout, decode
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.model import Model
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.models.tasks import Inpainting, Masked, Upscaling
 from lsgm_jax.run import Run
 from lsgm_jax.schema import ConfigError

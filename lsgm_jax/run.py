@@ -23,7 +23,7 @@ from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.model import Model
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, slerp
 from lsgm_jax.stages.parts import Data, first_rows

@@ -23,7 +23,7 @@ from lsgm_jax.evaluation.nelbo import (
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.run import Run

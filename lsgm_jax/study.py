@@ -22,7 +22,7 @@ from lsgm_jax.data.sources import DataError
 from lsgm_jax.evaluation.distances import energy_distance
 from lsgm_jax.files import replacing
 from lsgm_jax.models.conditional import Condition
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.run import Run
 from lsgm_jax.schema import ConfigError, look_up
 from lsgm_jax.solvers.registry import METHODS

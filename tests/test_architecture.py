@@ -13,8 +13,7 @@ LAYERS = (
     ("processes/",),
     ("objectives/",),
     ("solvers/",),
-    ("layers.py",),
-    ("scores/",),
+    ("nn/",),
     ("autoencoders/",),
     ("conditioning/",),
     ("data/",),
@@ -33,7 +32,7 @@ LAYERS = (
 )
 # What stands above, and yet is none of a room's business.
 STRANGERS = {
-    ("scores/", "autoencoders/", "conditioning/"): ("objectives/", "solvers/", "data/"),
+    ("nn/", "autoencoders/", "conditioning/"): ("solvers/", "data/"),
     ("models/", "interop/"): ("data/",),
     ("training/",): ("interop/", "solvers/"),
     ("command_line.py",): ("",),
@@ -41,12 +40,10 @@ STRANGERS = {
 # Third-party libraries that are confined to some rooms.
 CONFINED = {
     "flax": (
-        "layers.py",
         "autoencoders/",
-        "scores/",
+        "nn/",
         "conditioning/",
         "interop/",
-        "models/network.py",
         "training/state.py",
         "evaluation/inception.py",
         "evaluation/inception_weights.py",

@@ -3,7 +3,7 @@
 from flax import linen as nn
 
 from lsgm_jax.arrays import Images
-from lsgm_jax.layers import Maps, ResBlock, Resized, downsample, group_norm, upsample
+from lsgm_jax.nn.layers import Maps, ResBlock, Resized, downsample, group_norm, upsample
 
 
 class ConvEncoder(nn.Module):

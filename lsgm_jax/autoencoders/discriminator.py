@@ -4,7 +4,7 @@ from flax import linen as nn
 
 from lsgm_jax.arrays import Images
 from lsgm_jax.autoencoders.nvae_cells import BatchNorm
-from lsgm_jax.layers import Maps, Resized
+from lsgm_jax.nn.layers import Maps, Resized
 
 NARROW = nn.initializers.normal(0.02)
 NORM_MOMENTUM = 0.1

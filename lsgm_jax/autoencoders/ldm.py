@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lsgm_jax.arrays import Images, Latents, Scalar
-from lsgm_jax.layers import LDM_GROUPS, Block, Maps, Resized, attend, ldm_group_norm, upsample
+from lsgm_jax.nn.layers import LDM_GROUPS, Block, Maps, Resized, attend, ldm_group_norm, upsample
 
 EPSILON = 1e-6  # of every normalisation
 

@@ -17,7 +17,7 @@ from lsgm_jax.autoencoders.gaussian import Normal
 from lsgm_jax.autoencoders.likelihoods import Features
 from lsgm_jax.autoencoders.nvae_cells import Cell
 from lsgm_jax.autoencoders.nvae_towers import Constant, Encoder, LatentGroup, Level, Tail
-from lsgm_jax.layers import Maps, Resized
+from lsgm_jax.nn.layers import Maps, Resized
 
 GroupMaps = Float[Array, "batch height width _"]
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import mean_over_devices, parts_of_batch
-from lsgm_jax.layers import FAN_IN_UNIFORM, Block, Embedding, Maps, Resized, at_least_float32, upsample
+from lsgm_jax.nn.layers import FAN_IN_UNIFORM, Block, Embedding, Maps, Resized, at_least_float32, upsample
 
 Kernel = Float[Array, "rows columns inputs outputs"]
 Mask = Float[np.ndarray, "rows columns inputs outputs"]

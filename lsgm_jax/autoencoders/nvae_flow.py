@@ -4,7 +4,7 @@ import numpy as np
 from flax import linen as nn
 
 from lsgm_jax.autoencoders.nvae_cells import Conv, Mask
-from lsgm_jax.layers import Maps
+from lsgm_jax.nn.layers import Maps
 
 EXPANSION = 6
 

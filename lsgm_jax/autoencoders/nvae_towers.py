@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from lsgm_jax.autoencoders.gaussian import Normal
 from lsgm_jax.autoencoders.nvae_cells import BatchNorm, Cell, Conv
 from lsgm_jax.autoencoders.nvae_flow import FlowPair
-from lsgm_jax.layers import Maps, Resized, at_least_float32
+from lsgm_jax.nn.layers import Maps, Resized, at_least_float32
 
 Level = Float[Array, "batch _ _ _"]  # maps of any resolution and width
 

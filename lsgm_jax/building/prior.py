@@ -7,7 +7,7 @@ from lsgm_jax.processes.cld import CLD, velocity_eps
 from lsgm_jax.processes.linear import Process, sigma
 from lsgm_jax.processes.predictions import PREDICTIONS, Prediction, eps, require_one_coordinate, v
 from lsgm_jax.models.conditional import Conditioning
-from lsgm_jax.models.network import Network
+from lsgm_jax.nn.network import Network
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.times import TimeDensity
@@ -23,8 +23,8 @@ from lsgm_jax.schema import (
     SGMObjectiveSpec,
     look_up,
 )
-from lsgm_jax.scores.parameterise import FixedPart
-from lsgm_jax.scores.unet import UNet
+from lsgm_jax.nn.mixed_score import FixedPart
+from lsgm_jax.nn.unet import UNet
 
 
 def build_prior(

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from lsgm_jax.layers import Maps, Resized
+from lsgm_jax.nn.layers import Maps, Resized
 
 
 def nearest(maps: Maps, height: int, width: int) -> Resized:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Int
 
-from lsgm_jax.layers import FAN_IN_UNIFORM, Block, TokenAttention, Tokens
+from lsgm_jax.nn.layers import FAN_IN_UNIFORM, Block, TokenAttention, Tokens
 
 WordPieces = Int[Array, "batch tokens"]
 EMBEDDING_INIT = nn.initializers.normal(0.02)

@@ -13,7 +13,7 @@ from lsgm_jax.arrays import Key
 from lsgm_jax.data.pipeline import padded_batches
 from lsgm_jax.evaluation.kept import Arrays, Kept, accumulate
 from lsgm_jax.models.bound import Batch
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.objectives.times import Stratum
 
 PerImage = Callable[[Params, Batch, Key, Stratum], Mapping[str, jax.Array | np.ndarray]]

@@ -27,8 +27,8 @@ from lsgm_jax.interop.tables import State, as_float32
 from lsgm_jax.models.conditional import BesideLatents, Labels, Texts
 from lsgm_jax.models.first_stage import FirstStage
 from lsgm_jax.models.ldm import LDM
-from lsgm_jax.models.network import Params, StatefulNetwork
-from lsgm_jax.scores.ldm import LDMUNet
+from lsgm_jax.nn.network import Params, StatefulNetwork
+from lsgm_jax.nn.ldm import LDMUNet
 
 # The first group of each is what stands before the names of that part.
 DENOISER = re.compile(r"(model\.diffusion_model\.).*")

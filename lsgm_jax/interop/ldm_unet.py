@@ -22,7 +22,7 @@ from lsgm_jax.interop.tables import (
     to_variables,
     trace,
 )
-from lsgm_jax.scores.ldm import LDMUNet
+from lsgm_jax.nn.ldm import LDMUNet
 
 # A convolution along one axis of length one that is a dense layer here.
 LINE = Layout(lambda w: w[:, :, 0].T, lambda w: w.T[:, :, None])

@@ -26,10 +26,10 @@ from lsgm_jax.interop.tables import (
     to_variables,
     trace,
 )
-from lsgm_jax.layers import Attention, ResBlock
-from lsgm_jax.scores.mlp import MLP
-from lsgm_jax.scores.ncsnpp import NCSNpp
-from lsgm_jax.scores.ncsnpp_layers import FourierFeatures, PyramidDown
+from lsgm_jax.nn.layers import Attention, ResBlock
+from lsgm_jax.nn.mlp import MLP
+from lsgm_jax.nn.ncsnpp import NCSNpp
+from lsgm_jax.nn.ncsnpp_layers import FourierFeatures, PyramidDown
 
 MIXING_LOGIT = "mixing_logit"
 Shape = tuple[int, ...]

@@ -22,10 +22,10 @@ from lsgm_jax.interop.search import Found, containers, state_dicts
 from lsgm_jax.interop.tables import State, as_float32, listing
 from lsgm_jax.models.backbones import Backbone, Hierarchical
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.models.sgm import SGM
-from lsgm_jax.scores.mlp import MLP
-from lsgm_jax.scores.ncsnpp import NCSNpp
+from lsgm_jax.nn.mlp import MLP
+from lsgm_jax.nn.ncsnpp import NCSNpp
 
 VAE = re.compile(r"(.*\.)?prior_ftr0")
 SCORE_NET = re.compile(r"(.*?\.)?(?:all_modules\.\d+\..+|main\.\d+\.(?:weight|bias))")

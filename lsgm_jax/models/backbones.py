@@ -14,8 +14,8 @@ from lsgm_jax.autoencoders.gaussian import LOG_2PI, Normal
 from lsgm_jax.autoencoders.likelihoods import Features
 from lsgm_jax.autoencoders.nvae import NVAE, GroupSample, join_groups, split_groups
 from lsgm_jax.autoencoders.nvae_towers import Level
-from lsgm_jax.models.network import PLAINLY, Compute, Network, Params, StatefulNetwork, split_or_none
-from lsgm_jax.models.penalised import Penalised, by_layer, penalised
+from lsgm_jax.nn.network import PLAINLY, Compute, Network, Params, StatefulNetwork, split_or_none
+from lsgm_jax.nn.penalised import Penalised, by_layer, penalised
 from lsgm_jax.objectives.kl import PerGroup, sum_per_group
 
 

@@ -16,7 +16,7 @@ from lsgm_jax.processes.linear import Process
 from lsgm_jax.models.bound import Batch, Bound
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.first_stage import FirstStage
-from lsgm_jax.models.network import Aux, Params
+from lsgm_jax.nn.network import Aux, Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.models.tasks import Task
 from lsgm_jax.objectives.times import Stratum

@@ -32,8 +32,8 @@ from lsgm_jax.models.conditional import (
     sampling_net,
     told,
 )
-from lsgm_jax.models.network import Aux, Network, Params, constants
-from lsgm_jax.models.penalised import penalised
+from lsgm_jax.nn.network import Aux, Network, Params, constants
+from lsgm_jax.nn.penalised import penalised
 from lsgm_jax.models.vae import VAE, Encoded
 from lsgm_jax.objectives.elbo import (
     Draw,
@@ -45,7 +45,7 @@ from lsgm_jax.objectives.elbo import (
 )
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.times import Stratum, TimeDensity
-from lsgm_jax.scores.parameterise import FixedPart, in_channels, mix
+from lsgm_jax.nn.mixed_score import FixedPart, in_channels, mix
 from lsgm_jax.solvers.integrate import KeptTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
 from lsgm_jax.solvers.path import Path, path_to_data

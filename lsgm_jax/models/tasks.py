@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Images, Key, Latents
 from lsgm_jax.conditioning.maps import nearest
-from lsgm_jax.layers import Resized
+from lsgm_jax.nn.layers import Resized
 
 Masks = Float[Array, "batch height width 1"]
 Encode = Callable[[Images], Latents]

@@ -10,8 +10,8 @@ from lsgm_jax.arrays import Images, Key, Latents, PerSample, Scalar, sum_per_sam
 from lsgm_jax.autoencoders.likelihoods import Likelihood, shown
 from lsgm_jax.models.backbones import Backbone, Latent
 from lsgm_jax.models.bound import Batch, Bound, bound_metrics
-from lsgm_jax.models.network import Aux, Params
-from lsgm_jax.models.penalised import Penalised
+from lsgm_jax.nn.network import Aux, Params
+from lsgm_jax.nn.penalised import Penalised
 from lsgm_jax.objectives.kl import KLWeight, weigh
 
 

@@ -26,7 +26,7 @@ from lsgm_jax.processes.linear import normal_eps
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.models.conditional import UNCONDITIONAL, Labels, Texts, Unconditional
-from lsgm_jax.models.network import Compute
+from lsgm_jax.nn.network import Compute
 from lsgm_jax.models.tasks import Inpainting, Upscaling
 from lsgm_jax.objectives import times, weights
 from lsgm_jax.objectives.adversarial import Game
@@ -46,11 +46,11 @@ from lsgm_jax.schema.specs import (
     UNetSpec,
     VQSpec,
 )
-from lsgm_jax.scores.dit import DiT
-from lsgm_jax.scores.ldm import LDMUNet
-from lsgm_jax.scores.mlp import MLP
-from lsgm_jax.scores.ncsnpp import NCSNpp
-from lsgm_jax.scores.parameterise import FixedPart
+from lsgm_jax.nn.dit import DiT
+from lsgm_jax.nn.ldm import LDMUNet
+from lsgm_jax.nn.mlp import MLP
+from lsgm_jax.nn.ncsnpp import NCSNpp
+from lsgm_jax.nn.mixed_score import FixedPart
 from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence

@@ -13,7 +13,7 @@ from lsgm_jax.data.pipeline import Samples, padded_batches
 from lsgm_jax.evaluation.nelbo import PerImage
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.models.network import Aux, Params
+from lsgm_jax.nn.network import Aux, Params
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.schema import Config
 from lsgm_jax.stages.parts import (

@@ -16,7 +16,7 @@ from lsgm_jax.models.bound import Batch, Bound
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.model import Model
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS

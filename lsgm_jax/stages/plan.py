@@ -10,7 +10,7 @@ from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.model import Model
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.schema import Config
 from lsgm_jax.stages.ldm import ldm_stages

@@ -9,7 +9,7 @@ import jax
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.models.bound import Batch
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.logs import MetricsLog, Speed, progress_bar, warn

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 
 OTHERS = "prior"  # what checkpoints call the parts that are not named
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from lsgm_jax.arrays import Key, Scalar
-from lsgm_jax.models.network import Aux, Params
-from lsgm_jax.models.penalised import Penalised
+from lsgm_jax.nn.network import Aux, Params
+from lsgm_jax.nn.penalised import Penalised
 from lsgm_jax.objectives.regularisers import (
     SingularVectors,
     as_matrix,

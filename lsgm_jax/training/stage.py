@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from lsgm_jax.arrays import Key
-from lsgm_jax.models.network import Params
+from lsgm_jax.nn.network import Params
 from lsgm_jax.training.parallel import Launcher
 from lsgm_jax.training.spec import TrainSpec
 from lsgm_jax.training.state import TrainState, create_state

@@ -14,8 +14,8 @@ from lsgm_jax.autoencoders.perceptual import LPIPS
 from lsgm_jax.autoencoders.quantiser import Quantiser, usage
 from lsgm_jax.evaluation.count import count_parameters
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, first_stage_shapes
-from lsgm_jax.layers import ldm_group_norm
-from lsgm_jax.models.network import Compute, Network
+from lsgm_jax.nn.layers import ldm_group_norm
+from lsgm_jax.nn.network import Compute, Network
 from lsgm_jax.objectives.adversarial import Game
 
 

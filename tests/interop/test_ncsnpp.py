@@ -17,9 +17,9 @@ from lsgm_jax.interop.ncsnpp import (
     ncsnpp_table,
     ncsnpp_variables,
 )
-from lsgm_jax.scores.mlp import MLP
-from lsgm_jax.scores.ncsnpp import NCSNpp
-from tests.scores.published import NETWORKS
+from lsgm_jax.nn.mlp import MLP
+from lsgm_jax.nn.ncsnpp import NCSNpp
+from tests.nn.published import NETWORKS
 
 MODULE = NCSNpp(
     out_channels=3,

@@ -12,7 +12,7 @@ from scipy import stats
 from lsgm_jax.processes.vp import VP
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.conditional import BesideLatents, Context, Labels, Texts, told
-from lsgm_jax.models.network import Network
+from lsgm_jax.nn.network import Network
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.times import Uniform

@@ -14,7 +14,7 @@ from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.conditional import BesideLatents
 from lsgm_jax.models.first_stage import AdversarialTraining, FirstStage, psnr
 from lsgm_jax.models.ldm import LDM
-from lsgm_jax.models.network import Network, StatefulNetwork
+from lsgm_jax.nn.network import Network, StatefulNetwork
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.models.tasks import Inpainting, Masked, Upscaling, rectangles
 from lsgm_jax.objectives.adversarial import Game, KLFirstStage, VQFirstStage, generator_loss, hinge_loss

@@ -9,11 +9,11 @@ import pytest
 
 from lsgm_jax.arrays import Phase
 from lsgm_jax.processes.linear import normal_eps
-from lsgm_jax.models.network import Network
+from lsgm_jax.nn.network import Network
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.times import Stratum
 from lsgm_jax.schema import ConfigError
-from lsgm_jax.scores.unet import UNet
+from lsgm_jax.nn.unet import UNet
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.registry import METHODS

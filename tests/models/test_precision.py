@@ -15,15 +15,15 @@ from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.nvae import NVAE
 from lsgm_jax.building import build_lsgm
 from lsgm_jax.config import complete, differences, load_config
-from lsgm_jax.layers import attend
-from lsgm_jax.models.network import Compute, Network, StatefulNetwork, trainable
+from lsgm_jax.nn.layers import attend
+from lsgm_jax.nn.network import Compute, Network, StatefulNetwork, trainable
 from lsgm_jax.run import MAY_CHANGE
 from lsgm_jax.schema import ConfigError
-from lsgm_jax.scores.dit import DiT
-from lsgm_jax.scores.ldm import LDMUNet
-from lsgm_jax.scores.mlp import MLP
-from lsgm_jax.scores.ncsnpp import NCSNpp
-from lsgm_jax.scores.unet import UNet
+from lsgm_jax.nn.dit import DiT
+from lsgm_jax.nn.ldm import LDMUNet
+from lsgm_jax.nn.mlp import MLP
+from lsgm_jax.nn.ncsnpp import NCSNpp
+from lsgm_jax.nn.unet import UNet
 from tests import tiny
 
 BFLOAT16 = Compute(dtype="bfloat16")

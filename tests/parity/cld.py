@@ -10,7 +10,7 @@ from flax import linen as nn
 from lsgm_jax.arrays import Phase, expand
 from lsgm_jax.processes import linear, matrices
 from lsgm_jax.processes.cld import CLD, velocity_eps
-from lsgm_jax.models.network import Network
+from lsgm_jax.nn.network import Network
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives import weights
 from lsgm_jax.objectives.elbo import Objective

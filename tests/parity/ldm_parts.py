@@ -8,8 +8,8 @@ from lsgm_jax.autoencoders import ldm
 from lsgm_jax.conditioning.maps import nearest
 from lsgm_jax.interop import ldm_autoencoder, ldm_unet
 from lsgm_jax.interop.tables import CONV, POINTWISE, SAME, Entry, to_variables
-from lsgm_jax.layers import downsample, upsample
-from lsgm_jax.scores.ldm_layers import (
+from lsgm_jax.nn.layers import downsample, upsample
+from lsgm_jax.nn.ldm_layers import (
     Double,
     Halve,
     ResidualBlock,

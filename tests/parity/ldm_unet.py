@@ -10,8 +10,8 @@ from flax import linen as nn
 from lsgm_jax.conditioning.labels import ClassEmbedding
 from lsgm_jax.conditioning.maps import nearest
 from lsgm_jax.interop.ldm_unet import ldm_unet_state, ldm_unet_variables
-from lsgm_jax.scores.ldm import LDMUNet
-from lsgm_jax.scores.ldm_layers import timestep_embedding
+from lsgm_jax.nn.ldm import LDMUNet
+from lsgm_jax.nn.ldm_layers import timestep_embedding
 from tests.parity.cld import channels_first, channels_last
 from tests.parity.scores import check_round_trip, state_dict
 

@@ -17,10 +17,10 @@ from lsgm_jax.interop.ncsnpp import (
     ncsnpp_state,
     ncsnpp_variables,
 )
-from lsgm_jax.scores.mlp import MLP
-from lsgm_jax.scores.ncsnpp import NCSNpp
-from lsgm_jax.scores.parameterise import mix
-from lsgm_jax.scores.unet import sinusoidal_embedding
+from lsgm_jax.nn.mlp import MLP
+from lsgm_jax.nn.ncsnpp import NCSNpp
+from lsgm_jax.nn.mixed_score import mix
+from lsgm_jax.nn.unet import sinusoidal_embedding
 from tests.parity.cld import channels_first, channels_last, cld_process
 from tests.parity.processes import lsgm_process
 

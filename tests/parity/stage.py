@@ -16,7 +16,7 @@ from lsgm_jax.interop.nvae import nvae_variables, table
 from lsgm_jax.models.backbones import Hierarchical
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.models.network import Network
+from lsgm_jax.nn.network import Network
 from lsgm_jax.models.vae import VAE
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.kl import KLSchedule

@@ -6,7 +6,7 @@ import functools
 import pytest
 
 from lsgm_jax.models import backbones, lsgm
-from lsgm_jax.models.network import Network
+from lsgm_jax.nn.network import Network
 from lsgm_jax.models.vae import VAE
 from lsgm_jax.objectives import elbo, matching
 from tests.parity.cld import channels_last

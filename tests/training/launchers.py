@@ -16,7 +16,7 @@ from lsgm_jax.arrays import mean_over_devices
 from lsgm_jax.autoencoders.nvae_cells import BatchNorm
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.models.bound import Batch
-from lsgm_jax.models.network import Aux
+from lsgm_jax.nn.network import Aux
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.training.devices import place, replicated
 from lsgm_jax.training.parallel import Replicated, Sharded, whole

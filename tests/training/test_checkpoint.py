@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lsgm_jax.models.network import Aux
+from lsgm_jax.nn.network import Aux
 from lsgm_jax.training import parallel
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place

@@ -10,8 +10,8 @@ from flax.traverse_util import flatten_dict
 from lsgm_jax.autoencoders.nvae import NVAE
 from lsgm_jax.autoencoders.nvae_flow import flow_masks
 from lsgm_jax.models.backbones import Hierarchical
-from lsgm_jax.models.network import Aux
-from lsgm_jax.models.penalised import Penalised, penalised
+from lsgm_jax.nn.network import Aux
+from lsgm_jax.nn.penalised import Penalised, penalised
 from lsgm_jax.objectives.regularisers import SingularVectors
 from lsgm_jax.training.penalty import Penalty, first_memory, penalise
 from lsgm_jax.training.state import create_state

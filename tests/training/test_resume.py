@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from lsgm_jax import run
-from lsgm_jax.models.penalised import penalised
+from lsgm_jax.nn.penalised import penalised
 from lsgm_jax.training import parallel
 from lsgm_jax.training.checkpoint import CheckpointError, Checkpoints
 from tests import tiny

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lsgm_jax.models.network import Aux
+from lsgm_jax.nn.network import Aux
 from lsgm_jax.training import optim, parallel
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.state import Skips, create_state

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from lsgm_jax.models.network import Params, trainable
+from lsgm_jax.nn.network import Params, trainable
 from lsgm_jax.objectives.regularisers import Kernel
 
 

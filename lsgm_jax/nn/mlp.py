@@ -5,7 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.layers import Context, see_context
+from lsgm_jax.nn.layers import Context, see_context
 
 Vectors = Float[Array, "batch features"]
 VectorPrediction = Float[Array, "batch out_features"]

@@ -9,11 +9,11 @@ import pytest
 import scipy.signal
 
 from lsgm_jax.evaluation.count import count_parameters, flops
-from lsgm_jax.models.network import Network
-from lsgm_jax.scores.mlp import MLP, log_time_features
-from lsgm_jax.scores.ncsnpp import NCSNpp
-from lsgm_jax.scores.ncsnpp_layers import FourierFeatures, fir_downsample, fir_upsample
-from tests.scores.published import NETWORKS, operations
+from lsgm_jax.nn.network import Network
+from lsgm_jax.nn.mlp import MLP, log_time_features
+from lsgm_jax.nn.ncsnpp import NCSNpp
+from lsgm_jax.nn.ncsnpp_layers import FourierFeatures, fir_downsample, fir_upsample
+from tests.nn.published import NETWORKS, operations
 
 KERNEL = (1.0, 3.0, 3.0, 1.0)
 TINY = {

@@ -13,7 +13,7 @@ from lsgm_jax.config import load_config
 from lsgm_jax.evaluation.count import count_parameters
 from lsgm_jax.interop.ldm_unet import ldm_unet_table
 from lsgm_jax.schema import ConfigError
-from lsgm_jax.scores.ldm import LDMUNet
+from lsgm_jax.nn.ldm import LDMUNet
 from tests import tiny
 
 

@@ -5,7 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.layers import (
+from lsgm_jax.nn.layers import (
     Attention,
     Context,
     Embedding,

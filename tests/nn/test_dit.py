@@ -12,7 +12,7 @@ from lsgm_jax.config import load_config
 from lsgm_jax.evaluation.count import count_parameters, multiply_add_flops
 from lsgm_jax.models.bound import Batch
 from lsgm_jax.schema import ConfigError
-from lsgm_jax.scores.dit import DiT, DiTBlock, from_patches, positions, to_patches
+from lsgm_jax.nn.dit import DiT, DiTBlock, from_patches, positions, to_patches
 from lsgm_jax.stages.plan import bare_stages
 from lsgm_jax.training.step import make_step
 from tests import tiny

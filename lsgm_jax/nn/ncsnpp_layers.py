@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.layers import Embedding, Maps, Resized
+from lsgm_jax.nn.layers import Embedding, Maps, Resized
 
 Kernel = tuple[float, ...]
 

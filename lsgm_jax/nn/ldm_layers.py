@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Times, in_steps
-from lsgm_jax.layers import (
+from lsgm_jax.nn.layers import (
     FAN_IN_UNIFORM,
     Block,
     Context,

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.scores.dit import DiT
-from lsgm_jax.scores.mlp import MLP
-from lsgm_jax.scores.ncsnpp import NCSNpp
-from lsgm_jax.scores.unet import UNet
+from lsgm_jax.nn.dit import DiT
+from lsgm_jax.nn.mlp import MLP
+from lsgm_jax.nn.ncsnpp import NCSNpp
+from lsgm_jax.nn.unet import UNet
 from tests import tiny
 
 NETS = {

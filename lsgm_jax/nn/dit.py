@@ -11,9 +11,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.layers import Block, Context, Embedding, Maps, TokenAttention, Tokens, attend, see_context
-from lsgm_jax.scores.ldm_layers import ZEROS, dense, embed_time, timestep_embedding
-from lsgm_jax.scores.unet import Prediction
+from lsgm_jax.nn.layers import Block, Context, Embedding, Maps, TokenAttention, Tokens, attend, see_context
+from lsgm_jax.nn.ldm_layers import ZEROS, dense, embed_time, timestep_embedding
+from lsgm_jax.nn.unet import Prediction
 
 TIME_FEATURES = 256  # of the timestep's embedding, whatever the width
 XAVIER = nn.initializers.xavier_uniform()

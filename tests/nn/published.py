@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.extend
 
 from lsgm_jax.interop.ncsnpp import lsgm_channel_mult
-from lsgm_jax.scores.ncsnpp import NCSNpp
+from lsgm_jax.nn.ncsnpp import NCSNpp
 
 
 class Published(NamedTuple):

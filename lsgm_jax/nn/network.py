@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from lsgm_jax.arrays import Key, Scalar
-from lsgm_jax.layers import Block
+from lsgm_jax.nn.layers import Block
 
 Params = Any
 Forward = Callable[..., Any]  # of variables, maps and other inputs

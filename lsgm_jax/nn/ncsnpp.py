@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.layers import (
+from lsgm_jax.nn.layers import (
     Attention,
     Context,
     Embedding,
@@ -23,14 +23,14 @@ from lsgm_jax.layers import (
     see_context,
     upsample,
 )
-from lsgm_jax.scores.ncsnpp_layers import (
+from lsgm_jax.nn.ncsnpp_layers import (
     FourierFeatures,
     PyramidDown,
     fir_downsample,
     fir_upsample,
     scaled_init,
 )
-from lsgm_jax.scores.unet import Prediction, refuse_halving, sinusoidal_embedding
+from lsgm_jax.nn.unet import Prediction, refuse_halving, sinusoidal_embedding
 
 
 class NCSNpp(nn.Module):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.layers import (
+from lsgm_jax.nn.layers import (
     LDM_GROUPS,
     Context,
     Maps,
@@ -17,7 +17,7 @@ from lsgm_jax.layers import (
     ldm_group_norm,
     upsample,
 )
-from lsgm_jax.scores.ldm_layers import (
+from lsgm_jax.nn.ldm_layers import (
     EPSILON,
     ZEROS,
     Double,
@@ -28,7 +28,7 @@ from lsgm_jax.scores.ldm_layers import (
     conv,
     embed_time,
 )
-from lsgm_jax.scores.unet import Prediction, refuse_halving
+from lsgm_jax.nn.unet import Prediction, refuse_halving
 
 
 class LDMUNet(nn.Module):

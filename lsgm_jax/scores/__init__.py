@@ -1,1 +1,0 @@
-"""(z_t, t) -> eps_hat: score networks and their parameterisation."""

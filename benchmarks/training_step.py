@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lsgm_jax.building import build, build_model
 from lsgm_jax.config import load_config
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.schema import Config
 from lsgm_jax.stages.plan import bare_stages
 from lsgm_jax.training.devices import place

@@ -33,9 +33,9 @@ from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
-from lsgm_jax.objectives.matching import score_matching, squared_error
-from lsgm_jax.objectives.times import Defensive, Optimal, TimeDensity, Uniform, sample_times
-from lsgm_jax.objectives.weights import unweighted
+from lsgm_jax.objectives.score_matching import score_matching, squared_error
+from lsgm_jax.objectives.time_densities import Defensive, Optimal, TimeDensity, Uniform, sample_times
+from lsgm_jax.objectives.weightings import unweighted
 from lsgm_jax.schema import WEIGHTINGS
 from lsgm_jax.nn.mixed_score import mix
 

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from lsgm_jax.building import build
 from lsgm_jax.data.pipeline import all_captions, class_names, split_captions, split_labels, whole_split
 from lsgm_jax.data.words import EncodedCaptions, Tokenizer, encode_captions
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.conditional import Condition, Labels, Texts
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.model import Model

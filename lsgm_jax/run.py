@@ -19,7 +19,7 @@ from lsgm_jax.config import SAMPLING_SECTIONS, differences, override, read_confi
 from lsgm_jax.data.pipeline import training_batches, whole_split
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.evaluation import pictures
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.model import Model

@@ -20,12 +20,12 @@ from lsgm_jax.evaluation.nelbo import (
     importance_bound,
     score_images,
 )
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.nn.network import Params
 from lsgm_jax.models.sgm import SGM
-from lsgm_jax.objectives.times import Stratum
+from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.run import Run
 from lsgm_jax.schema import Config, ConfigError
 from lsgm_jax.solvers.likelihood import Divergence

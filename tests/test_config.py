@@ -9,8 +9,8 @@ import pytest
 
 from lsgm_jax.building import build, build_lsgm, build_optimiser, build_sampler
 from lsgm_jax.config import differences, load_config, override, read_config, save_config
-from lsgm_jax.models.bound import Batch
-from lsgm_jax.objectives.weights import unweighted
+from lsgm_jax.objectives.bound import Batch
+from lsgm_jax.objectives.weightings import unweighted
 from lsgm_jax.schema import MODELS, ConfigError
 from lsgm_jax.solvers.grids import Quadratic
 from tests.tiny import CONFIG, model

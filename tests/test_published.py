@@ -9,7 +9,7 @@ from lsgm_jax.building import build_adversarial_training, build_lsgm, build_mode
 from lsgm_jax.config import differences, load_config
 from lsgm_jax.processes.linear import normal_eps
 from lsgm_jax.evaluation.count import count_parameters
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.nn.network import trainable
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS

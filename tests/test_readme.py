@@ -13,8 +13,8 @@ from lsgm_jax import cli, command_line
 from lsgm_jax.building import build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.processes import linear
-from lsgm_jax.objectives.times import Optimal
-from lsgm_jax.objectives.weights import likelihood
+from lsgm_jax.objectives.time_densities import Optimal
+from lsgm_jax.objectives.weightings import likelihood
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent

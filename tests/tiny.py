@@ -8,7 +8,7 @@ import numpy as np
 
 from lsgm_jax.building import build_lsgm, build_model
 from lsgm_jax.config import load_config
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.stages.plan import bare_stages
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -16,11 +16,11 @@ from lsgm_jax.autoencoders.quantiser import Quantiser
 from lsgm_jax.building.section import build
 from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.lpips_file import read_lpips
-from lsgm_jax.models.backbones import Flat, Hierarchical
+from lsgm_jax.autoencoders.backbones import Flat, Hierarchical
 from lsgm_jax.models.first_stage import AdversarialTraining, Distance, FirstStage
 from lsgm_jax.nn.network import Network, Params, StatefulNetwork
 from lsgm_jax.models.vae import VAE
-from lsgm_jax.objectives.adversarial import KLFirstStage, VQFirstStage
+from lsgm_jax.objectives.gan import KLFirstStage, VQFirstStage
 from lsgm_jax.schema import (
     Config,
     ConfigError,

@@ -10,8 +10,8 @@ from lsgm_jax.models.conditional import Conditioning
 from lsgm_jax.nn.network import Network
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives.elbo import Objective
-from lsgm_jax.objectives.times import TimeDensity
-from lsgm_jax.objectives.weights import Weighting
+from lsgm_jax.objectives.time_densities import TimeDensity
+from lsgm_jax.objectives.weightings import Weighting
 from lsgm_jax.schema import (
     FIXED_PARTS,
     MATCHINGS,

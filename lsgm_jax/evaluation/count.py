@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.processes.linear import sample_prior
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.conditional import told
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM

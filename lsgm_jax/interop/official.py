@@ -20,7 +20,7 @@ from lsgm_jax.interop.ncsnpp import Shape, mixing_logit, mlp_variables, ncsnpp_v
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.interop.search import Found, containers, state_dicts
 from lsgm_jax.interop.tables import State, as_float32, listing
-from lsgm_jax.models.backbones import Backbone, Hierarchical
+from lsgm_jax.autoencoders.backbones import Backbone, Hierarchical
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.nn.network import Params
 from lsgm_jax.models.sgm import SGM

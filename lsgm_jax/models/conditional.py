@@ -19,7 +19,7 @@ from lsgm_jax.arrays import EpsNet, Key, Latents, State, Times, coordinates
 from lsgm_jax.conditioning.labels import ClassEmbedding
 from lsgm_jax.conditioning.text import TextEncoder, WordPieces
 from lsgm_jax.nn.layers import Maps, Tokens
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.nn.network import Params
 
 Condition = Any  # arrays [batch, ...]; None for none

@@ -20,7 +20,7 @@ from lsgm_jax.arrays import (
 )
 from lsgm_jax.autoencoders.likelihoods import label_count, scored_values
 from lsgm_jax.processes.linear import Process, normal_eps, sample_prior
-from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
+from lsgm_jax.objectives.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.models.conditional import (
     NO_CONTEXT,
     UNCONDITIONAL,
@@ -44,7 +44,7 @@ from lsgm_jax.objectives.elbo import (
     score_cross_entropy,
 )
 from lsgm_jax.objectives.kl import KLWeight
-from lsgm_jax.objectives.times import Stratum, TimeDensity
+from lsgm_jax.objectives.time_densities import Stratum, TimeDensity
 from lsgm_jax.nn.mixed_score import FixedPart, in_channels, mix
 from lsgm_jax.solvers.integrate import KeptTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times, expand
 from lsgm_jax.processes.linear import Process, sample_prior
 from lsgm_jax.processes.predictions import Prediction, eps
-from lsgm_jax.models.bound import Batch, Bound, ODEBound, bound_metrics
+from lsgm_jax.objectives.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.models.conditional import (
     NO_CONTEXT,
     UNCONDITIONAL,
@@ -34,8 +34,8 @@ from lsgm_jax.objectives.elbo import (
     match_data_and_velocity,
     score_cross_entropy,
 )
-from lsgm_jax.objectives.matching import noise_ratio
-from lsgm_jax.objectives.times import Stratum
+from lsgm_jax.objectives.score_matching import noise_ratio
+from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.nn.mixed_score import FixedPart, in_channels
 from lsgm_jax.solvers.integrate import KeptTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density

@@ -38,7 +38,7 @@ from lsgm_jax.processes.linear import (
     perturb,
     unit_noise,
 )
-from lsgm_jax.objectives.matching import (
+from lsgm_jax.objectives.score_matching import (
     Norm,
     l2,
     phase_prediction_error,
@@ -46,8 +46,8 @@ from lsgm_jax.objectives.matching import (
     score_matching,
     squared_error,
 )
-from lsgm_jax.objectives.times import Defensive, Spread, Stratum, TimeDensity, sample_times, stratified
-from lsgm_jax.objectives.weights import Weighting, likelihood
+from lsgm_jax.objectives.time_densities import Defensive, Spread, Stratum, TimeDensity, sample_times, stratified
+from lsgm_jax.objectives.weightings import Weighting, likelihood
 
 
 class Matching(NamedTuple):

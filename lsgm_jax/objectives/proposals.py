@@ -17,7 +17,7 @@ from lsgm_jax.processes.linear import Process, data_variance, kernel, log_snr, n
 from lsgm_jax.processes.schedules import is_concrete
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP
-from lsgm_jax.objectives.weights import Weighting, likelihood, rescaled, reweighted, unweighted
+from lsgm_jax.objectives.weightings import Weighting, likelihood, rescaled, reweighted, unweighted
 
 Nodes = Float[Array, "nodes"]
 

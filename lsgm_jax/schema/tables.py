@@ -28,11 +28,11 @@ from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.models.conditional import UNCONDITIONAL, Labels, Texts, Unconditional
 from lsgm_jax.nn.network import Compute
 from lsgm_jax.models.tasks import Inpainting, Upscaling
-from lsgm_jax.objectives import times, weights
-from lsgm_jax.objectives.adversarial import Game
+from lsgm_jax.objectives import time_densities, weightings
+from lsgm_jax.objectives.gan import Game
 from lsgm_jax.objectives.kl import KLSchedule
-from lsgm_jax.objectives.matching import known_start, l1, l2
-from lsgm_jax.objectives.times import Defensive, Optimal, Timesteps, Uniform
+from lsgm_jax.objectives.score_matching import known_start, l1, l2
+from lsgm_jax.objectives.time_densities import Defensive, Optimal, Timesteps, Uniform
 from lsgm_jax.schema.errors import did_you_mean, look_up
 from lsgm_jax.schema.specs import (
     ConvSpec,
@@ -64,17 +64,17 @@ Target = Callable[..., Any]
 Config = Any  # an ml_collections.ConfigDict, whose attributes have no static types
 
 WEIGHTINGS = {
-    "likelihood": weights.likelihood,
-    "reweighted": weights.reweighted,
-    "unweighted": weights.unweighted,
-    "rescaled": weights.rescaled,
-    "x_0": weights.x_0,
-    "v": weights.v,
+    "likelihood": weightings.likelihood,
+    "reweighted": weightings.reweighted,
+    "unweighted": weightings.unweighted,
+    "rescaled": weightings.rescaled,
+    "x_0": weightings.x_0,
+    "v": weightings.v,
 }
 SPREADS = {
-    "stratified": times.stratified,
-    "equidistant": times.equidistant,
-    "independent": times.independent,
+    "stratified": time_densities.stratified,
+    "equidistant": time_densities.equidistant,
+    "independent": time_densities.independent,
 }
 NORMS = {"l2": l2, "l1": l1}
 # The known part of the network's noise prediction.

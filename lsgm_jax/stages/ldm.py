@@ -7,11 +7,11 @@ from jaxtyping import Array
 
 from lsgm_jax.arrays import Images, Key, Scalar, sum_per_sample
 from lsgm_jax.building import build, build_adversarial_training, build_optimiser
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.first_stage import AdversarialTraining, psnr
 from lsgm_jax.models.ldm import FROZEN, LDM
 from lsgm_jax.nn.network import Aux, Params
-from lsgm_jax.objectives.times import Stratum
+from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.schema import Config
 from lsgm_jax.stages.parts import (
     PREVIEW,

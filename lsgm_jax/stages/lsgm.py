@@ -11,10 +11,10 @@ from lsgm_jax.arrays import Key, Scalar
 from lsgm_jax.building import build, build_optimiser
 from lsgm_jax.data.pipeline import Samples, padded_batches
 from lsgm_jax.evaluation.nelbo import PerImage
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.nn.network import Aux, Params
-from lsgm_jax.objectives.times import Stratum
+from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.schema import Config
 from lsgm_jax.stages.parts import (
     PREVIEW,

@@ -12,12 +12,12 @@ from lsgm_jax.arrays import Key, State
 from lsgm_jax.data.pipeline import Samples
 from lsgm_jax.evaluation.nelbo import PerImage, score_images
 from lsgm_jax.evaluation.pictures import picture
-from lsgm_jax.models.bound import Batch, Bound
+from lsgm_jax.objectives.bound import Batch, Bound
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.model import Model
 from lsgm_jax.nn.network import Params
-from lsgm_jax.objectives.times import Stratum
+from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, draw_noise

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.building import build_adversarial_training
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.model import Model

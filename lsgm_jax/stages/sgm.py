@@ -2,7 +2,7 @@
 
 from lsgm_jax.arrays import Scalar
 from lsgm_jax.building import build, build_optimiser
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.nn.network import Aux, Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.schema import Config

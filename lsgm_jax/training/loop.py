@@ -8,7 +8,7 @@ import grain
 import jax
 
 from lsgm_jax.arrays import Key
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.nn.network import Params
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place

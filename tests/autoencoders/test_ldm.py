@@ -16,7 +16,7 @@ from lsgm_jax.evaluation.count import count_parameters
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, first_stage_shapes
 from lsgm_jax.nn.layers import ldm_group_norm
 from lsgm_jax.nn.network import Compute, Network
-from lsgm_jax.objectives.adversarial import Game
+from lsgm_jax.objectives.gan import Game
 
 
 def kl_model(embed, *widening, attention=()):

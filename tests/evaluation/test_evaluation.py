@@ -12,7 +12,7 @@ from lsgm_jax.config import load_config
 from lsgm_jax.evaluation import pictures, report
 from lsgm_jax.evaluation.count import count_parameters, describe, flops, multiply_add_flops
 from lsgm_jax.evaluation.nelbo import bits_per_dimension, estimate, importance_bound, score_images
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.stages.parts import Data
 from lsgm_jax.stages.plan import make_stages
 from tests import tiny

@@ -9,7 +9,7 @@ from lsgm_jax.evaluation import kept as module
 from lsgm_jax.evaluation.features import Extractor, describe_images
 from lsgm_jax.evaluation.kept import Kept, accumulate, digest
 from lsgm_jax.evaluation.nelbo import importance_bound, score_images
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 
 
 class Stopped(Exception):

@@ -10,7 +10,7 @@ import pytest
 
 from lsgm_jax.autoencoders.likelihoods import Categorical, shown
 from lsgm_jax.evaluation import pictures
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import Average, make_step

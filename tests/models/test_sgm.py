@@ -12,8 +12,8 @@ from lsgm_jax.building import build_model, build_optimiser
 from lsgm_jax.config import load_config
 from lsgm_jax.processes.cld import velocity_eps
 from lsgm_jax.processes.linear import normal_eps
-from lsgm_jax.models.bound import Batch
-from lsgm_jax.objectives.matching import l2
+from lsgm_jax.objectives.bound import Batch
+from lsgm_jax.objectives.score_matching import l2
 from lsgm_jax.schema import ConfigError
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence

@@ -10,9 +10,9 @@ import scipy.stats
 
 from lsgm_jax.arrays import as_state, coordinates, expand, sum_per_sample
 from lsgm_jax.processes import linear
-from lsgm_jax.objectives import times, weights
+from lsgm_jax.objectives import time_densities, weightings
 from lsgm_jax.objectives.elbo import Draw, Objective, denoise, denoise_separately, normal_bound
-from lsgm_jax.objectives.matching import l1
+from lsgm_jax.objectives.score_matching import l1
 from tests.process_examples import MAIN
 
 
@@ -47,11 +47,11 @@ def weighted_error(process, weight, density, draw):
     return loss
 
 
-@pytest.mark.parametrize("weighting", [weights.unweighted, weights.reweighted, weights.likelihood])
+@pytest.mark.parametrize("weighting", [weightings.unweighted, weightings.reweighted, weightings.likelihood])
 def test_one_backward_pass_equals_two(x64, process, weighting):
     """LSGM Algorithm 3 written out with two gradients: the prior's with w_p, the encoder's with kl * w_q."""
     theta, phi, x, key = parameters()
-    density, kl = times.Uniform(t_min=0.01), 0.7
+    density, kl = time_densities.Uniform(t_min=0.01), 0.7
     objective = Objective(prior_weighting=weighting, density=density, control_variate=False)
     draw = Draw(jnp.linspace(0.02, 0.98, 8), linear.unit_noise(process, key, (8, 3)))
 
@@ -59,14 +59,14 @@ def test_one_backward_pass_equals_two(x64, process, weighting):
         eps_net = lambda z_t, t: two_layer_net(theta, z_t, t)
         return denoise(objective, process, eps_net, x @ phi, draw, kl).loss.mean()
 
-    encoder_loss = weighted_error(process, weights.likelihood, density, draw)
+    encoder_loss = weighted_error(process, weightings.likelihood, density, draw)
     prior_loss = weighted_error(process, weighting, density, draw)
     g_phi, g_theta = jax.grad(one_pass, argnums=(0, 1))(phi, theta)
     expected_phi = kl * jax.grad(encoder_loss)(phi, theta, x)
     expected_theta = jax.grad(prior_loss, argnums=1)(phi, theta, x)
     np.testing.assert_allclose(g_phi, expected_phi, rtol=1e-10)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), g_theta, expected_theta)
-    if weighting is not weights.likelihood:  # the two weightings really differ
+    if weighting is not weightings.likelihood:  # the two weightings really differ
         assert not np.allclose(g_phi, kl * jax.grad(prior_loss)(phi, theta, x), rtol=0.1)
 
 
@@ -76,9 +76,9 @@ def test_separate_samples_reach_their_own_parameters(x64, process, control_varia
     theta, phi, x, key = parameters()
     keys = jax.random.split(key)
     objective = Objective(
-        prior_weighting=weights.unweighted,
-        density=times.Uniform(t_min=0.01),
-        encoder_density=times.Optimal(t_min=0.01),
+        prior_weighting=weightings.unweighted,
+        density=time_densities.Uniform(t_min=0.01),
+        encoder_density=time_densities.Optimal(t_min=0.01),
         control_variate=control_variate,
     )
     prior_draw = Draw(jnp.linspace(0.02, 0.98, 8), linear.unit_noise(process, keys[0], (8, 3)))
@@ -92,15 +92,15 @@ def test_separate_samples_reach_their_own_parameters(x64, process, control_varia
         )
         return (separate.prior_loss + 0.7 * sum_per_sample(separate.cross_entropy)).mean()
 
-    prior_loss = weighted_error(process, weights.unweighted, objective.density, prior_draw)
-    encoder_loss = weighted_error(process, weights.likelihood, objective.encoder_density, encoder_draw)
+    prior_loss = weighted_error(process, weightings.unweighted, objective.density, prior_draw)
+    encoder_loss = weighted_error(process, weightings.likelihood, objective.encoder_density, encoder_draw)
 
     def known(phi):  # what the control variate adds depends on the encoder alone
         z_0 = x @ phi
         z_t = linear.perturb(process, z_0, *encoder_draw)
         normal = coordinates(encoder_draw.eps)[-1] - linear.normal_eps(process, z_t, encoder_draw.t)
         r = objective.encoder_density.density(process, encoder_draw.t)
-        removed = expand(weights.likelihood(process, encoder_draw.t) / r, normal) * normal**2
+        removed = expand(weightings.likelihood(process, encoder_draw.t) / r, normal) * normal**2
         return sum_per_sample(normal_bound(process, z_0, 0.01) - removed).mean()
 
     g_phi, g_theta = jax.grad(loss, argnums=(0, 1))(phi, theta)
@@ -144,7 +144,7 @@ def estimated_cross_entropy(objective, process, repeats=200):
     def one(key):
         k_z, k_t, k_eps = jax.random.split(key, 3)
         z_0 = posterior_draws(k_z)
-        t = times.sample_times(objective.density, process, k_t, len(z_0))
+        t = time_densities.sample_times(objective.density, process, k_t, len(z_0))
         draw = Draw(t, linear.unit_noise(process, k_eps, z_0.shape))
         return denoise(objective, process, net, z_0, draw).cross_entropy.mean()
 
@@ -180,7 +180,7 @@ def neglected(process, t_min):
     return total
 
 
-@pytest.mark.parametrize("density", [times.Optimal, times.Defensive])
+@pytest.mark.parametrize("density", [time_densities.Optimal, time_densities.Defensive])
 def test_published_cross_entropy_is_exact_for_normal_data(x64, process, density):
     """With the exact score of N(0, v) the paper's estimate is CE(q || N(0, v)) for any q (LSGM Theorem 1; O2).
 
@@ -188,7 +188,7 @@ def test_published_cross_entropy_is_exact_for_normal_data(x64, process, density)
     """
     t_min = 1e-4
     objective = Objective(
-        prior_weighting=weights.likelihood, density=density(t_min=t_min), control_variate=False
+        prior_weighting=weightings.likelihood, density=density(t_min=t_min), control_variate=False
     )
     mean, stderr = estimated_cross_entropy(objective, process)
     assert abs(mean + neglected(process, t_min) - exact_cross_entropy()) < 4 * stderr
@@ -198,7 +198,7 @@ def test_published_cross_entropy_is_exact_for_normal_data(x64, process, density)
 @pytest.mark.parametrize("t_min", [1e-3, 0.05])
 def test_low_noise_cross_entropy_exceeds_the_exact_one_by_its_gaps(x64, process, t_min):
     """For the exact score of N(0, v) the bound (O7) differs from CE(q || N(0, v)) only at t_min and at t = 1."""
-    objective = Objective(prior_weighting=weights.unweighted, density=times.Defensive(t_min=t_min))
+    objective = Objective(prior_weighting=weightings.unweighted, density=time_densities.Defensive(t_min=t_min))
     mean, stderr = estimated_cross_entropy(objective, process)
     signal_to_noise = DATA_VARIANCE * float(jnp.exp(linear.log_snr(process, jnp.asarray(t_min))))
     signal, noise = map(np.asarray, linear.kernel(process, jnp.ones(())))
@@ -226,7 +226,7 @@ def test_normal_bound_is_the_integral_it_replaces(x64, process, t_min):
     )  # eps - eps_hat is linear in eps and z
     of_signal = -jnp.einsum("ti,ti->t", row, signal)
     error = 2 * (of_noise**2).sum(-1) + of_signal**2 * (z**2).sum()
-    integral = jnp.trapezoid(weights.likelihood(process, t) * error, t)
+    integral = jnp.trapezoid(weightings.likelihood(process, t) * error, t)
     reconstruction = 1 + jnp.log(2 * jnp.pi) - linear.log_snr(process, t[0])
     prior = jnp.diag(jnp.asarray(process.prior_variance()))
     last = noise[-1] @ noise[-1].T
@@ -248,10 +248,10 @@ def test_control_variate_removes_most_of_the_noise(x64, process):
     """For a latent that is nearly standard Normal, as an encoder's is, the spread falls to an eighth or less."""
     keys = jax.random.split(jax.random.key(2), 3)
     z_0 = 0.9 * jax.random.normal(keys[0], (20_000, 32))
-    density = times.Defensive(t_min=1e-3)
-    published = Objective(prior_weighting=weights.likelihood, density=density, control_variate=False)
+    density = time_densities.Defensive(t_min=1e-3)
+    published = Objective(prior_weighting=weightings.likelihood, density=density, control_variate=False)
     controlled = dataclasses.replace(published, control_variate=True)
-    t = times.sample_times(density, process, keys[1], len(z_0))
+    t = time_densities.sample_times(density, process, keys[1], len(z_0))
     draw = Draw(t, linear.unit_noise(process, keys[2], z_0.shape))
     plain = denoise(published, process, exact_net(process, 0.81), z_0, draw).cross_entropy
     quiet = denoise(controlled, process, exact_net(process, 0.81), z_0, draw).cross_entropy
@@ -261,7 +261,7 @@ def test_control_variate_removes_most_of_the_noise(x64, process):
 def test_control_variate_changes_no_expected_gradient(x64, process):
     """Mean gradients with and without it agree; the encoder's is far less noisy with it."""
     published = Objective(
-        prior_weighting=weights.unweighted, density=times.Defensive(t_min=1e-3), control_variate=False
+        prior_weighting=weightings.unweighted, density=time_densities.Defensive(t_min=1e-3), control_variate=False
     )
     controlled = dataclasses.replace(published, control_variate=True)
     mean, logit = jnp.array([0.6, -0.4, 1.0]), jnp.zeros(3)
@@ -269,7 +269,7 @@ def test_control_variate_changes_no_expected_gradient(x64, process):
     def loss(objective, mean, logit, key):
         k_z, k_t, k_eps = jax.random.split(key, 3)
         z_0 = mean + 0.5 * jax.random.normal(k_z, (64, 3))
-        t = times.sample_times(objective.density, process, k_t, 64)
+        t = time_densities.sample_times(objective.density, process, k_t, 64)
         draw = Draw(t, linear.unit_noise(process, k_eps, z_0.shape))
         net = lambda z_t, t: exact_net(process, 0.5)(z_t, t) * 2 * jax.nn.sigmoid(logit)
         return denoise(objective, process, net, z_0, draw, 0.7).loss.mean()
@@ -294,7 +294,7 @@ def test_value_of_the_loss_is_the_weighted_error(x64, process):
     t = jnp.array([0.1, 0.3, 0.6, 0.9])
     eps = as_state([jnp.full((4, 3), 0.5) for _ in process.prior_variance()])
     objective = Objective(
-        prior_weighting=weights.reweighted, density=times.Uniform(t_min=0.1), control_variate=False
+        prior_weighting=weightings.reweighted, density=time_densities.Uniform(t_min=0.1), control_variate=False
     )
     matching = denoise(objective, process, lambda z_t, t: jnp.zeros_like(z_0), z_0, Draw(t, eps), 0.3)
     w = 0.5 * process.diffusion(t) ** 2 * 0.9
@@ -311,8 +311,8 @@ def test_nelbo_of_a_linear_vae_is_its_log_likelihood(x64, process, published):
     weight, noise, t_min = 2.0, 0.5, 1e-4
     precision = linear.data_variance(process) ** -1 + weight**2 / noise**2
     objective = Objective(
-        prior_weighting=weights.likelihood,
-        density=times.Optimal(t_min=t_min),
+        prior_weighting=weightings.likelihood,
+        density=time_densities.Optimal(t_min=t_min),
         control_variate=not published,
     )
     net = exact_net(process, linear.data_variance(process))
@@ -324,7 +324,7 @@ def test_nelbo_of_a_linear_vae_is_its_log_likelihood(x64, process, published):
         mean = weight / noise**2 / precision * x
         z_0 = mean + jax.random.normal(k_z, x.shape) / jnp.sqrt(precision)
         draw = Draw(
-            times.sample_times(objective.density, process, k_t, 256),
+            time_densities.sample_times(objective.density, process, k_t, 256),
             linear.unit_noise(process, k_eps, x.shape),
         )
         reconstruction = -jax.scipy.stats.norm.logpdf(x, weight * z_0, noise).sum(-1)
@@ -386,7 +386,7 @@ def mean_gap(process, t_min, v, published):
 def test_an_encoder_takes_no_absolute_errors():
     """Neither one pass for both nor two: the bound, which the encoder minimises, is of squares."""
     process, z_0 = MAIN["vp"], jnp.ones((2, 3))
-    objective = Objective(prior_weighting=weights.unweighted, density=times.Uniform(), norm=l1)
+    objective = Objective(prior_weighting=weightings.unweighted, density=time_densities.Uniform(), norm=l1)
     draw, net = Draw(jnp.ones(2), z_0), lambda z_t, t: z_t
     for match in (
         lambda: denoise(objective, process, net, z_0, draw),

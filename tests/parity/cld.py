@@ -12,10 +12,10 @@ from lsgm_jax.processes import linear, matrices
 from lsgm_jax.processes.cld import CLD, velocity_eps
 from lsgm_jax.nn.network import Network
 from lsgm_jax.models.sgm import SGM
-from lsgm_jax.objectives import weights
+from lsgm_jax.objectives import weightings
 from lsgm_jax.objectives.elbo import Objective
-from lsgm_jax.objectives.matching import known_start, phase_score_matching, score_matching
-from lsgm_jax.objectives.times import Uniform
+from lsgm_jax.objectives.score_matching import known_start, phase_score_matching, score_matching
+from lsgm_jax.objectives.time_densities import Uniform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def check_combination(fixture, process, block):
     check("noise_multiplier", -1.0 / linear.sigma(process, t), rtol=1e-7)
     check("beta", process.beta(t), rtol=1e-12)
     check("beta_int", process.int_beta(zero, t), rtol=1e-12)
-    check("loss_multiplier", weights.reweighted(process, t), rtol=1e-12)
+    check("loss_multiplier", weightings.reweighted(process, t), rtol=1e-12)
     check("diffusion_x", zero, **exact)
     check("diffusion_v", process.diffusion(t), rtol=1e-12)
     check("Gamma", process.damping(), rtol=1e-12)
@@ -112,9 +112,9 @@ def check_reverse(fixture, process, check):
 
 
 CLD_WEIGHTINGS = {
-    "likelihood": weights.likelihood,
-    "reweightedv1": weights.reweighted,
-    "reweightedv2": weights.unweighted,
+    "likelihood": weightings.likelihood,
+    "reweightedv1": weightings.reweighted,
+    "reweightedv2": weightings.unweighted,
 }
 
 
@@ -157,7 +157,7 @@ def check_loss_case(fixture, h, case, objective, mixed):
         data_shape=x.shape[1:],
         process=process,
         score_net=Network(Affine()),
-        objective=Objective(prior_weighting=weights.unweighted, density=Uniform(t_min=1e-5)),
+        objective=Objective(prior_weighting=weightings.unweighted, density=Uniform(t_min=1e-5)),
         # Quirk: the velocity's variance in the mixed score is the hybrid kernel's, also under plain matching.
         fixed_part=velocity_eps if mixed else None,
         start=start,

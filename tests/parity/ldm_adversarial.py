@@ -16,7 +16,7 @@ from lsgm_jax.interop.ldm_autoencoder import (
     lpips_state,
     lpips_variables,
 )
-from lsgm_jax.objectives.adversarial import (
+from lsgm_jax.objectives.gan import (
     Game,
     KLFirstStage,
     VQFirstStage,

@@ -10,10 +10,10 @@ from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.objectives import kl, times, weights
 
 MODES = {
-    "ll": weights.likelihood,
-    "drop_all": weights.unweighted,
-    "drop_sigma2t": weights.reweighted,
-    "rescale": weights.rescaled,
+    "ll": weightings.likelihood,
+    "drop_all": weightings.unweighted,
+    "drop_sigma2t": weightings.reweighted,
+    "rescale": weightings.rescaled,
 }
 
 
@@ -95,7 +95,7 @@ def check_mode(fixture, process, mode):
     fixture.check(
         f"iw/{mode}/weight_p", weighting(process, t) * ratio * rescaled_quirk(process, mode, t), **tolerance
     )
-    fixture.check(f"iw/{mode}/weight_q", weights.likelihood(process, t) * ratio, **tolerance)
+    fixture.check(f"iw/{mode}/weight_q", weightings.likelihood(process, t) * ratio, **tolerance)
 
 
 def weighting_of(mode):
@@ -106,8 +106,8 @@ def weighting_of(mode):
 def density_of(h, mode):
     """The density of times in a mode."""
     if is_uniform(mode):
-        return times.Uniform(t_min=h["time_eps"])
-    return times.Optimal(weighting=weighting_of(mode), t_min=h["time_eps"])
+        return time_densities.Uniform(t_min=h["time_eps"])
+    return time_densities.Optimal(weighting=weighting_of(mode), t_min=h["time_eps"])
 
 
 def is_uniform(mode):

@@ -13,8 +13,8 @@ from lsgm_jax.processes import linear
 from lsgm_jax.processes.vp import VP, GeometricVP
 from lsgm_jax.interop.ncsnpp import mixing_logit, ncsnpp_table, ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables, table
-from lsgm_jax.models.backbones import Hierarchical
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.autoencoders.backbones import Hierarchical
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.nn.network import Network
 from lsgm_jax.models.vae import VAE

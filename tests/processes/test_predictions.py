@@ -10,7 +10,7 @@ from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.discrete import discrete_vp
 from lsgm_jax.processes.predictions import PREDICTIONS
-from lsgm_jax.objectives.matching import l1, l2, prediction_error, score_matching
+from lsgm_jax.objectives.score_matching import l1, l2, prediction_error, score_matching
 from lsgm_jax.schema import WEIGHTINGS
 from tests.process_examples import MAIN
 from tests.solvers.exact import MEAN, VARIANCE, exact_eps, moments

@@ -15,7 +15,7 @@ import pytest
 from lsgm_jax.arrays import mean_over_devices
 from lsgm_jax.autoencoders.nvae_cells import BatchNorm
 from lsgm_jax.data.pipeline import training_batches
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.nn.network import Aux
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.training.devices import place, replicated

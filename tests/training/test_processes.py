@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.data.spec import DataSpec
-from lsgm_jax.models.bound import Batch
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.parallel import whole
 
 assert cluster.joined()

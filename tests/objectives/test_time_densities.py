@@ -23,17 +23,17 @@ def squared_growth(process, t):
 
 
 WEIGHTINGS = {
-    "likelihood": weights.likelihood,
-    "reweighted": weights.reweighted,
-    "unweighted": weights.unweighted,
-    "rescaled": weights.rescaled,
-    "x_0": weights.x_0,
+    "likelihood": weightings.likelihood,
+    "reweighted": weightings.reweighted,
+    "unweighted": weightings.unweighted,
+    "rescaled": weightings.rescaled,
+    "x_0": weightings.x_0,
     "custom": squared_growth,
 }
 DENSITIES = {
-    "uniform": times.Uniform(t_min=T_MIN),
-    "defensive": times.Defensive(t_min=T_MIN),
-    **{f"optimal_{name}": times.Optimal(weighting=w, t_min=T_MIN) for name, w in WEIGHTINGS.items()},
+    "uniform": time_densities.Uniform(t_min=T_MIN),
+    "defensive": time_densities.Defensive(t_min=T_MIN),
+    **{f"optimal_{name}": time_densities.Optimal(weighting=w, t_min=T_MIN) for name, w in WEIGHTINGS.items()},
 }
 ALL_PAIRS = list(itertools.product(MAIN, DENSITIES))
 CLOSED = [
@@ -159,35 +159,35 @@ def test_optimal_density_has_the_least_variance(x64, process, weighting):
 def test_defensive_bounds_the_ratio(x64):
     for process in MAIN.values():
         t = jnp.linspace(T_MIN, 1.0, 1000)
-        ratio = weights.likelihood(process, t) / DENSITIES["defensive"].density(process, t)
-        assert (ratio <= weights.likelihood(process, t) * (1 - T_MIN) / 0.1 * (1 + 1e-9)).all()
+        ratio = weightings.likelihood(process, t) / DENSITIES["defensive"].density(process, t)
+        assert (ratio <= weightings.likelihood(process, t) * (1 - T_MIN) / 0.1 * (1 + 1e-9)).all()
 
 
 def test_defensive_refuses_a_share_outside_the_unit_interval():
     with pytest.raises(ValueError, match=r"uniform_share=1\.0"):
-        times.Defensive(uniform_share=1.0)
+        time_densities.Defensive(uniform_share=1.0)
 
 
-@pytest.mark.parametrize("spread", [times.stratified, times.equidistant, times.independent])
+@pytest.mark.parametrize("spread", [time_densities.stratified, time_densities.equidistant, time_densities.independent])
 def test_timesteps_are_the_nodes_equally_often(precision, spread):
     """Also where u rounds to 1; no time is between nodes, which noise prediction is trained at alone."""
-    density, process = times.Timesteps(steps=1000), MAIN["vp"]
+    density, process = time_densities.Timesteps(steps=1000), MAIN["vp"]
     u = jnp.concatenate([(jnp.arange(4000) + 0.5) / 4000, jnp.asarray([0.0, 1.0 - 6e-8, 1.0])])
     steps = np.asarray(density.quantile(process, u)) * 1000
     assert sorted(np.unique(np.round(steps[:4000]), return_counts=True)[1]) == [4] * 1000
     np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
     np.testing.assert_allclose(steps[4000:], [1.0, 1000.0, 1000.0], rtol=1e-6)
-    drawn = times.sample_times(density, process, jax.random.key(0), 1000, spread=spread) * 1000
-    if spread is not times.independent:
+    drawn = time_densities.sample_times(density, process, jax.random.key(0), 1000, spread=spread) * 1000
+    if spread is not time_densities.independent:
         np.testing.assert_allclose(np.sort(np.asarray(drawn)), np.arange(1, 1001), rtol=1e-5)
     assert drawn.min() >= 1000 * density.t_min * (1 - 1e-6)
 
 
 def test_losses_over_timesteps_are_means_over_the_nodes(x64):
     """The density is that by which sums of 1 / steps are integrals; for many steps they are those over time."""
-    process, weight = MAIN["vp"], weights.reweighted
+    process, weight = MAIN["vp"], weightings.reweighted
     for steps in (10, 1000):
-        density, nodes = times.Timesteps(steps=steps), jnp.arange(1, steps + 1) / steps
+        density, nodes = time_densities.Timesteps(steps=steps), jnp.arange(1, steps + 1) / steps
         t = density.quantile(process, (jnp.arange(20 * steps) + 0.5) / (20 * steps))
         mean = (weight(process, t) / density.density(process, t)).mean()
         np.testing.assert_allclose(mean, weight(process, nodes).mean(), rtol=1e-12)
@@ -197,13 +197,13 @@ def test_losses_over_timesteps_are_means_over_the_nodes(x64):
 
 def test_timesteps_are_at_least_two():
     with pytest.raises(ValueError, match="steps=1: give at least two"):
-        times.Timesteps(steps=1)
+        time_densities.Timesteps(steps=1)
 
 
 def test_constant_beta_has_no_error_function(x64):
     """Its 1 - sigma^2 is an exponential; the table takes over where the closed form has no slope to divide by."""
     process = VP(beta_min=3.0, beta_max=3.0)
-    density = times.Optimal(weighting=weights.unweighted, t_min=0.01)
+    density = time_densities.Optimal(weighting=weightings.unweighted, t_min=0.01)
     t = jnp.linspace(0.01, 1.0, 9)
     exact = jnp.exp(-3.0 * t) * 3.0 / (np.exp(-0.03) - np.exp(-3.0))
     np.testing.assert_allclose(density.density(process, t), exact, rtol=1e-4)
@@ -211,24 +211,24 @@ def test_constant_beta_has_no_error_function(x64):
 
 def test_processes_may_be_traced():
     """A learned schedule draws its times inside the step."""
-    density = times.Optimal(weighting=weights.likelihood)
+    density = time_densities.Optimal(weighting=weightings.likelihood)
     draw = jax.jit(lambda process, u: density.quantile(process, u))
     u = jnp.linspace(0.0, 0.99, 5)
     for process in (MAIN["vp"], MAIN["cld"]):
         np.testing.assert_allclose(draw(process, u), density.quantile(process, u), rtol=1e-5)
 
 
-@pytest.mark.parametrize("spread", [times.stratified, times.equidistant])
-@pytest.mark.parametrize("stratum", [times.Stratum(), times.Stratum(2, 5)])
+@pytest.mark.parametrize("spread", [time_densities.stratified, time_densities.equidistant])
+@pytest.mark.parametrize("stratum", [time_densities.Stratum(), time_densities.Stratum(2, 5)])
 def test_spread_numbers_fill_every_cell_once(spread, stratum):
     u = np.asarray(spread(jax.random.key(3), 64, stratum))
     inside = u * stratum.draws - stratum.draw
     assert sorted(np.floor(inside * 64 + 1e-4).astype(int)) == list(range(64))
 
 
-@pytest.mark.parametrize("spread", [times.independent, times.stratified, times.equidistant])
+@pytest.mark.parametrize("spread", [time_densities.independent, time_densities.stratified, time_densities.equidistant])
 def test_spread_numbers_are_each_uniform(spread):
-    u = jax.vmap(lambda key: spread(key, 4, times.Stratum()))(jax.random.split(jax.random.key(4), 20_000))
+    u = jax.vmap(lambda key: spread(key, 4, time_densities.Stratum()))(jax.random.split(jax.random.key(4), 20_000))
     # Kolmogorov-Smirnov distance of the first number alone; 1.95 / sqrt(n) is its 0.1 % quantile.
     first = np.sort(np.asarray(u[:, 0]))
     distance = np.abs(first - (np.arange(len(first)) + 0.5) / len(first)).max()
@@ -240,10 +240,10 @@ def test_spreading_takes_noise_from_the_average(x64):
     keys = jax.random.split(jax.random.key(5), 2000)
 
     def spread_of_mean(spread):
-        u = jax.vmap(lambda key: spread(key, 32, times.Stratum()))(keys)
+        u = jax.vmap(lambda key: spread(key, 32, time_densities.Stratum()))(keys)
         return jnp.mean(jnp.exp(u), axis=1).std()
 
-    noise = {s.__name__: spread_of_mean(s) for s in (times.independent, times.stratified, times.equidistant)}
+    noise = {s.__name__: spread_of_mean(s) for s in (time_densities.independent, time_densities.stratified, time_densities.equidistant)}
     assert noise["stratified"] < 0.1 * noise["independent"]
     assert noise["equidistant"] < 0.2 * noise["independent"]
 
@@ -275,9 +275,9 @@ def test_weightings_of_the_two_papers_agree():
     """CLD's likelihood weight is Gamma beta / L_vv^2, its reweighted v1 Gamma beta, its v2 one (CLD section 3.1)."""
     process, t = PROCESSES["cld_linear_beta"], jnp.asarray([0.01, 0.4, 1.0])
     gamma_beta = process.damping() * process.beta(t)
-    np.testing.assert_allclose(weights.reweighted(process, t), gamma_beta, rtol=1e-6)
+    np.testing.assert_allclose(weightings.reweighted(process, t), gamma_beta, rtol=1e-6)
     np.testing.assert_allclose(
-        weights.likelihood(process, t), gamma_beta / linear.sigma(process, t) ** 2, rtol=1e-6
+        weightings.likelihood(process, t), gamma_beta / linear.sigma(process, t) ** 2, rtol=1e-6
     )
 
 
@@ -286,4 +286,4 @@ def test_rescaled_makes_all_times_alike(x64):
     t = jnp.linspace(0.01, 0.9, 20)
     for process in (VP(), VP(sigma2_0=0.01), dataclasses.replace(GeometricVP(), sigma2_0=1e-3)):
         exact = 0.5 / (1.0 - linear.sigma(process, t) ** 2)
-        np.testing.assert_allclose(weights.rescaled(process, t), exact, rtol=1e-10)
+        np.testing.assert_allclose(weightings.rescaled(process, t), exact, rtol=1e-10)

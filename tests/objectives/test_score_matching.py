@@ -8,10 +8,10 @@ import pytest
 from lsgm_jax.arrays import Phase, coordinates, expand
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
-from lsgm_jax.objectives import weights
+from lsgm_jax.objectives import weightings
 from lsgm_jax.objectives.elbo import Objective, match_data, match_data_and_velocity
-from lsgm_jax.objectives.matching import known_start, phase_score_matching, score_matching
-from lsgm_jax.objectives.times import Defensive
+from lsgm_jax.objectives.score_matching import known_start, phase_score_matching, score_matching
+from lsgm_jax.objectives.time_densities import Defensive
 from tests.process_examples import MAIN
 
 COUNT = 200_000
@@ -33,7 +33,7 @@ def test_the_exact_score_is_the_minimiser(x64, name, time):
 
     def loss(factor):
         net = lambda z_t, t: factor * linear.normal_eps(process, z_t, t)
-        return score_matching(weights.unweighted, process, net, z_0, t, eps)
+        return score_matching(weightings.unweighted, process, net, z_0, t, eps)
 
     slope, spread = loss(1.1) - loss(0.9), 5 / np.sqrt(COUNT)
     assert abs(slope.mean()) < spread * slope.std()
@@ -80,7 +80,7 @@ def test_plain_score_matching_weighs_its_own_kernel(x64):
     eps, t = linear.unit_noise(process, keys[2], (count, 2)), jnp.linspace(0.01, 1.0, count)
     zero = lambda z_t, t: jnp.zeros_like(z_t.x)
     start = known_start(process)
-    loss = phase_score_matching(weights.likelihood, process, start, zero, z_0, t, eps)
+    loss = phase_score_matching(weightings.likelihood, process, start, zero, z_0, t, eps)
     sigma = linear.sigma(start, t)
     exact = process.damping() * process.beta(t) / sigma**2 * (eps.v**2).sum(-1)
     np.testing.assert_allclose(loss, exact, rtol=1e-12)
@@ -91,7 +91,7 @@ def test_hybrid_and_plain_matching_estimate_the_same_cross_entropy(x64):
     """Whatever the network says, and with either's constant: only what is known at time 0 differs (O12)."""
     process, start, count = CLD(), known_start(CLD()), 200_000
     objective = Objective(
-        prior_weighting=weights.likelihood, density=Defensive(t_min=1e-3), control_variate=False
+        prior_weighting=weightings.likelihood, density=Defensive(t_min=1e-3), control_variate=False
     )
     wrong = lambda z_t, t: 0.9 * linear.normal_eps(process, z_t, t) + 0.05 * z_t.x
     z_0 = 0.7 * jax.random.normal(jax.random.key(0), (count, 1))

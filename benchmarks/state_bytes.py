@@ -13,7 +13,7 @@ import jax
 from lsgm_jax.building import build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.stages.plan import bare_stages
-from lsgm_jax.training.parallel import Sharded, bytes_per_device
+from lsgm_jax.training.sharding import Sharded, bytes_per_device
 from lsgm_jax.training.state import TrainState
 
 CONFIGS = (

@@ -44,10 +44,10 @@ def _run(options: argparse.Namespace) -> int:
     from lsgm_jax.data.sources import DataError
     from lsgm_jax.interop.errors import ConversionError
     from lsgm_jax.schema import ConfigError
-    from lsgm_jax.training import cluster
+    from lsgm_jax.distributed import launch
     from lsgm_jax.training.checkpoint import CheckpointError
     from lsgm_jax.training.loop import TrainingError
-    from lsgm_jax.training.signals import StoppedError
+    from lsgm_jax.distributed.preemption import StoppedError
 
     try:
         with _processes(options):
@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
         ConversionError,
         CheckpointError,
         TrainingError,
-        cluster.ClusterError,
+        launch.ClusterError,
         UsageError,
     ) as error:
         return _fail(error)
@@ -67,9 +67,9 @@ def _run(options: argparse.Namespace) -> int:
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
     except Exception as error:
-        if not cluster.joined():
+        if not launch.joined():
             raise
-        if isinstance(error, JaxRuntimeError) and (line := cluster.lost(error)) is not None:
+        if isinstance(error, JaxRuntimeError) and (line := launch.lost(error)) is not None:
             return _end(f"lsgm: error: {line}", 1)
         traceback.print_exc()
         return _end(f"lsgm: error: {type(error).__name__}, see above", 1)
@@ -82,16 +82,16 @@ def _processes(options: argparse.Namespace) -> Iterator[None]:
     if options.command not in TOGETHER or (place(options) is None and not options.distributed):
         yield
         return
-    from lsgm_jax.training import cluster
+    from lsgm_jax.distributed import launch
 
     given = place(options)
-    where, saves = cluster.Place(**given) if given else None, options.command == "train"
-    cluster.join(where, options.timeout, notes_sigterm=saves)
+    where, saves = launch.Place(**given) if given else None, options.command == "train"
+    launch.join(where, options.timeout, notes_sigterm=saves)
     same = {name: str(value) for name, value in vars(options).items() if name != "process"}
-    cluster.agree("command", json.dumps(same))
-    with cluster.others_silent():
+    launch.agree("command", json.dumps(same))
+    with launch.others_silent():
         yield
-    cluster.barrier("end")
+    launch.barrier("end")
 
 
 def _quieten() -> None:
@@ -124,9 +124,9 @@ def _fail(error: object) -> int:
 
 def _end(line: str, status: int) -> int:
     """Prints the line and returns the status; one of several processes ends the others with it."""
-    cluster = sys.modules.get("lsgm_jax.training.cluster")  # usage errors should not wait for it
-    if cluster is not None and cluster.joined():
-        cluster.stop(line, status)
+    launch = sys.modules.get("lsgm_jax.distributed.launch")  # usage errors should not wait for it
+    if launch is not None and launch.joined():
+        launch.stop(line, status)
     print(line, file=sys.stderr)
     return status
 

@@ -27,13 +27,13 @@ from lsgm_jax.evaluation import pictures, report
 from lsgm_jax.evaluation.count import describe
 from lsgm_jax.files import replacing
 from lsgm_jax.stages.plan import bare_stages
-from lsgm_jax.training import cluster
+from lsgm_jax.distributed import launch
 from lsgm_jax.training.logs import CompileClock
 
 
 def _agree(config: Any) -> None:
     """Several processes have to run the same config."""
-    cluster.agree("config", json.dumps(config.to_dict(), sort_keys=True))
+    launch.agree("config", json.dumps(config.to_dict(), sort_keys=True))
 
 
 def train_command(options: argparse.Namespace) -> None:

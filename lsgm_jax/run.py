@@ -31,7 +31,7 @@ from lsgm_jax.stages.plan import initialiser, last_stage, make_stages
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import OverDevices, data_mesh, replicated, shared_count
 from lsgm_jax.training.loop import run_stage
-from lsgm_jax.training.parallel import Launcher
+from lsgm_jax.training.sharding import Launcher
 from lsgm_jax.training.stage import Course
 
 RATES = ("learning_rate", "final")

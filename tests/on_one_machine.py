@@ -15,9 +15,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 JOIN = """
 import sys
 import jax
-from lsgm_jax.training import cluster
+from lsgm_jax.distributed import launch
 processes, process = int(sys.argv[2]), int(sys.argv[3])
-cluster.join(cluster.Place(sys.argv[1], processes, process), timeout=60)
+launch.join(launch.Place(sys.argv[1], processes, process), timeout=60)
 """
 
 

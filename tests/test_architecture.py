@@ -19,6 +19,7 @@ LAYERS = (
     ("data/",),
     ("models/",),
     ("interop/",),
+    ("distributed/",),
     ("training/",),
     ("evaluation/",),
     ("schema/",),
@@ -34,6 +35,7 @@ LAYERS = (
 STRANGERS = {
     ("nn/", "autoencoders/", "conditioning/"): ("solvers/", "data/"),
     ("models/", "interop/"): ("data/",),
+    ("distributed/",): ("processes/", "models/", "interop/"),
     ("training/",): ("interop/", "solvers/"),
     ("command_line.py",): ("",),
 }

@@ -56,7 +56,7 @@ from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.training.optim import adam, adamax, adamw
-from lsgm_jax.training.parallel import Replicated, Sharded, whole
+from lsgm_jax.training.sharding import Replicated, Sharded, whole
 from lsgm_jax.training.penalty import Penalty
 from lsgm_jax.training.spec import LDMTrainSpec, TrainSpec, TwoStageSpec
 

@@ -13,8 +13,8 @@ from lsgm_jax.nn.network import Params
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.logs import MetricsLog, Speed, progress_bar, warn
-from lsgm_jax.training.sentinel import Call, FaultError, Sentinel, keep_batch
-from lsgm_jax.training.signals import StoppedError, Termination
+from lsgm_jax.training.nan_guard import Call, FaultError, Sentinel, keep_batch
+from lsgm_jax.distributed.preemption import StoppedError, Termination
 from lsgm_jax.training.stage import Course, Stage
 from lsgm_jax.training.state import TrainState
 from lsgm_jax.training.step import Metrics, make_step, several

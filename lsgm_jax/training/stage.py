@@ -10,7 +10,7 @@ import optax
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.nn.network import Params
-from lsgm_jax.training.parallel import Launcher
+from lsgm_jax.training.sharding import Launcher
 from lsgm_jax.training.spec import TrainSpec
 from lsgm_jax.training.state import TrainState, create_state
 from lsgm_jax.training.step import Average, Loss

@@ -1,4 +1,4 @@
-"""One training step: a pure function of state, batch and seed key. `parallel.py` says where it runs."""
+"""One training step: a pure function of state, batch and seed key. `sharding.py` says where it runs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

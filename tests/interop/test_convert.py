@@ -19,7 +19,7 @@ from lsgm_jax.interop.nvae import nvae_state
 from lsgm_jax.run import Run
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import run_stage
-from lsgm_jax.training.parallel import whole
+from lsgm_jax.training.sharding import whole
 from lsgm_jax.training.spec import TrainSpec
 from lsgm_jax.training.stage import Course, Stage
 from lsgm_jax.training.step import Average

@@ -11,7 +11,7 @@ import pytest
 
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.vp import VP, GeometricVP
-from lsgm_jax.objectives import proposals, times, weights
+from lsgm_jax.objectives import proposals, time_densities, weightings
 from tests.process_examples import MAIN, PROCESSES
 
 T_MIN = 1e-3

@@ -7,7 +7,7 @@ import numpy as np
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
-from lsgm_jax.objectives import kl, times, weights
+from lsgm_jax.objectives import kl, time_densities, weightings
 
 MODES = {
     "ll": weightings.likelihood,

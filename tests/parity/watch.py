@@ -5,10 +5,11 @@ import functools
 
 import pytest
 
-from lsgm_jax.models import backbones, lsgm
+from lsgm_jax.autoencoders import backbones
+from lsgm_jax.models import lsgm
 from lsgm_jax.nn.network import Network
 from lsgm_jax.models.vae import VAE
-from lsgm_jax.objectives import elbo, matching
+from lsgm_jax.objectives import elbo, score_matching
 from tests.parity.cld import channels_last
 from tests.parity.stage import SHARED
 
@@ -40,7 +41,7 @@ PARTS = {
     "shared": (lsgm, "denoise"),
     "separate": (lsgm, "denoise_separately"),
     "net_eps": (Network, "apply"),
-    "prior_errors": (matching, "prediction_error"),
+    "prior_errors": (score_matching, "prediction_error"),
     "errors": (elbo, "prediction_error"),
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from lsgm_jax.nn.network import Aux
-from lsgm_jax.training import parallel
+from lsgm_jax.training import sharding
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.state import create_state
@@ -22,7 +22,7 @@ def drift(params, batch, context):
 def test_saving_in_the_background_does_not_see_later_steps(tmp_path):
     """The next steps reuse the state's memory while the checkpoint is still being written."""
     params = {name: jnp.full((512, 1024), index, jnp.float32) for index, name in enumerate("abcdefgh")}
-    optimiser, launcher = optax.sgd(1.0), parallel.whole()
+    optimiser, launcher = optax.sgd(1.0), sharding.whole()
     state = place(launcher.mesh, create_state(params, optimiser))
     step = launcher.compile(make_step(drift, optimiser, Average(0.5)), state)
     key = place(launcher.mesh, jax.random.key(0))

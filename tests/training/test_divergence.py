@@ -9,7 +9,7 @@ import pytest
 
 from lsgm_jax import cli, run
 from lsgm_jax.schema import ConfigError
-from lsgm_jax.training import parallel
+from lsgm_jax.training import sharding
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import tiny
 

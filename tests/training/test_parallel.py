@@ -6,7 +6,7 @@ import pytest
 
 from lsgm_jax.config import load_config
 from lsgm_jax.schema import ConfigError
-from lsgm_jax.training.parallel import Sharded, bytes_per_device, whole
+from lsgm_jax.training.sharding import Sharded, bytes_per_device, whole
 from tests import on_one_machine, tiny
 from tests.training.launchers import CASES, MODEL
 

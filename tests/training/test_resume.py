@@ -11,7 +11,7 @@ import pytest
 
 from lsgm_jax import run
 from lsgm_jax.nn.penalised import penalised
-from lsgm_jax.training import parallel
+from lsgm_jax.training import sharding
 from lsgm_jax.training.checkpoint import CheckpointError, Checkpoints
 from tests import tiny
 

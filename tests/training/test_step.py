@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from lsgm_jax.nn.network import Aux
-from lsgm_jax.training import optim, parallel
+from lsgm_jax.training import optim, sharding
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.state import Skips, create_state
 from lsgm_jax.training.step import Average, Context, make_step
@@ -101,7 +101,7 @@ def test_every_step_draws_its_own_noise():
 def test_the_callers_parameters_survive_donation():
     params = {"w": jnp.ones(2)}
     optimiser = optax.sgd(0.1)
-    launcher, state = parallel.whole(), create_state(params, optimiser)
+    launcher, state = sharding.whole(), create_state(params, optimiser)
     step = launcher.compile(make_step(quadratic, optimiser, Average(0.9)), state)
     state = place(launcher.mesh, state)
     step(state, launcher.put([np.ones((8, 2), np.float32)]), place(launcher.mesh, jax.random.key(0)))
@@ -112,7 +112,7 @@ def test_the_step_compiles_once():
     """A weakly typed parameter would make the second step another program, and users wait twice."""
     model = tiny.model()
     optimiser = optim.per_part({"vae": optax.adamw(1e-3)}, optax.adamw(1e-3))
-    launcher, traced = parallel.whole(), []
+    launcher, traced = sharding.whole(), []
 
     def loss(*args):
         traced.append(1)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src.distributed import global_state
 
-from lsgm_jax.training.roll_call import Place
+from lsgm_jax.distributed.rendezvous import Place
 
 FAILED = "lsgm/failed"  # folder of JAX's key-value store: lines by process, and the first failure of any
 SECONDS_BETWEEN_LOOKS = 1.0

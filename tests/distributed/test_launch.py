@@ -10,8 +10,8 @@ import pytest
 from lsgm_jax import cli, command_line
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.data.spec import DataSpec
-from lsgm_jax.training import cluster, roll_call
-from lsgm_jax.training.roll_call import ClusterError, Place
+from lsgm_jax.distributed import launch, rendezvous
+from lsgm_jax.distributed.rendezvous import ClusterError, Place
 from tests.on_one_machine import free_port, run_lsgm, run_program
 
 TRAIN = ["train", "--config=configs/digits.py:quick"]
@@ -21,12 +21,12 @@ from jax.experimental import multihost_utils
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.objectives.bound import Batch
-from lsgm_jax.training.parallel import whole
+from lsgm_jax.training.sharding import whole
 
-assert cluster.joined()
-assert cluster.is_first() == (process == 0)
-cluster.barrier("start")
-cluster.agree("weather", "fine")
+assert launch.joined()
+assert launch.is_first() == (process == 0)
+launch.barrier("start")
+launch.agree("weather", "fine")
 assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2, 4, 2)
 
 train = DataSpec(source="digits", image_shape=(10, 10, 1), levels=2, binarise="dynamic", flip=True, pad=1,
@@ -38,17 +38,17 @@ for number in range(3):
     together = whole().put([Batch(mine)])
     np.save({data_dir!r} + f"/{{process}}-{{number}}", multihost_utils.process_allgather(together.x, tiled=True))
 
-with cluster.others_silent():
+with launch.others_silent():
     print("heard from", process)
     print("warned by", process, file=sys.stderr)
 try:
-    cluster.agree("number", str(process))
-except cluster.ClusterError as error:
+    launch.agree("number", str(process))
+except launch.ClusterError as error:
     print(error, file=sys.stderr)
 try:
     if process == 0:
-        cluster.barrier("meeting", timeout=1)
-except cluster.ClusterError as error:
+        launch.barrier("meeting", timeout=1)
+except launch.ClusterError as error:
     print(error, file=sys.stderr)
 """
 
@@ -134,10 +134,10 @@ def test_an_error_of_all_is_printed_once(tmp_path):
 FAILS = """
 try:
     if process == 1:
-        raise cluster.ClusterError("this disk is full")
-    cluster.barrier("disks", timeout=60)
-except cluster.ClusterError as error:
-    cluster.stop(f"lsgm: error: {error}", 2)
+        raise launch.ClusterError("this disk is full")
+    launch.barrier("disks", timeout=60)
+except launch.ClusterError as error:
+    launch.stop(f"lsgm: error: {error}", 2)
 """
 
 
@@ -159,7 +159,7 @@ if process == 1:
 try:
     multihost_utils.sync_global_devices("there")
 except jax.errors.JaxRuntimeError as error:
-    cluster.stop(f"lsgm: error: {cluster.lost(error)}", 1)
+    launch.stop(f"lsgm: error: {launch.lost(error)}", 1)
 """
 
 
@@ -208,7 +208,7 @@ def call(*places, timeout=1.0):
 
     def hold(index, place):
         try:
-            roll_call.hold(place, timeout)
+            rendezvous.hold(place, timeout)
         except ClusterError as error:
             outcomes[index] = str(error)
 
@@ -283,13 +283,13 @@ def test_slurm_says_where_a_process_stands(monkeypatch):
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    place = cluster.detect(1.0)
+    place = launch.detect(1.0)
     assert (place.processes, place.process, place.devices) == (8, 5, (1,))
     assert place.address[0] == "gpu03"
 
 
 def test_a_process_alone_waits_for_nobody():
-    assert cluster.is_first()
-    assert not cluster.joined()
-    cluster.barrier("anywhere")
-    cluster.agree("anything", "goes")
+    assert launch.is_first()
+    assert not launch.joined()
+    launch.barrier("anywhere")
+    launch.agree("anything", "goes")

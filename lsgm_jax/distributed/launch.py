@@ -17,8 +17,8 @@ from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
 
 from lsgm_jax.files import is_first
-from lsgm_jax.training import ending, roll_call
-from lsgm_jax.training.roll_call import ClusterError, Place
+from lsgm_jax.distributed import ending, rendezvous
+from lsgm_jax.distributed.rendezvous import ClusterError, Place
 
 __all__ = ["ClusterError", "Place", "agree", "barrier", "is_first", "join", "joined", "others_silent", "stop"]
 
@@ -42,14 +42,14 @@ def join(place: Place | None = None, timeout: float = TIMEOUT, *, notes_sigterm:
     Args:
         place: where it stands; None to ask SLURM, Open MPI, or a TPU's metadata.
         timeout: seconds that others are waited for.
-        notes_sigterm: whether SIGTERM to any of them is noted for all (`signals.py`) and ends none by itself.
+        notes_sigterm: whether SIGTERM to any of them is noted for all (`preemption.py`) and ends none by itself.
 
     Raises:
         ClusterError: if they do not come, or nobody says where this process stands.
         RuntimeError: from JAX, if it comes too late.
     """
     place = place or detect(timeout)
-    roll_call.hold(place, timeout)
+    rendezvous.hold(place, timeout)
     heartbeat = min(max(timeout, LEAST_HEARTBEAT), MOST_HEARTBEAT)
     jax.config.update("jax_enable_preemption_service", notes_sigterm)
     jax.distributed.initialize(
@@ -135,7 +135,7 @@ def _meet(where: str, value: str, timeout: float | None = None) -> list[str]:
         missing = set(range(place.processes)) - _brought(client, folder).keys()
         if not missing:
             raise
-        raise ClusterError(roll_call.absence(place, missing, f"the {where}", timeout)) from error
+        raise ClusterError(rendezvous.absence(place, missing, f"the {where}", timeout)) from error
     return [value for _, value in sorted(_brought(client, folder).items())]
 
 

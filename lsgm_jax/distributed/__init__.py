@@ -1,0 +1,1 @@
+"""Several processes as one: launch, rendezvous, preemption, and how all end when one fails."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from lsgm_jax.building import build, build_sampler
 from lsgm_jax.data.pipeline import whole_split
-from lsgm_jax.evaluation import pictures
+from lsgm_jax.evaluation import plots
 from lsgm_jax.files import replacing
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.tasks import Inpainting, rectangles, reduced
@@ -156,8 +156,8 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(rows)
     columns = [panel[:SHOWN] for panel in (*hole_panels, *large_panels)]
-    picture = pictures.grid(np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]), len(columns))
-    pictures.save_png(options.out / "completion.png", picture)
+    picture = plots.grid(np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]), len(columns))
+    plots.save_png(options.out / "completion.png", picture)
     table = ["| task | method | PSNR, dB |", "|---|---|---|"]
     table += [f"| {r['task']} | {r['method']} | {r['psnr']:.2f} ± {r['stderr']:.2f} |" for r in rows]
     text = "\n".join([*table, "", conclude(rows), ""])

@@ -33,7 +33,7 @@ from experiments.trials import (
 from lsgm_jax.building import build, build_sampler
 from lsgm_jax.config import override
 from lsgm_jax.data.points import DISTRIBUTIONS, Distribution
-from lsgm_jax.evaluation.distances import sliced_wasserstein
+from lsgm_jax.evaluation.fid import sliced_wasserstein
 from lsgm_jax.run import compile_draw
 
 # Process and solver, with the steps that each is compared on.

@@ -28,7 +28,7 @@ from experiments.trials import (
     write_table,
 )
 from lsgm_jax.building import build_model
-from lsgm_jax.evaluation.count import flops
+from lsgm_jax.evaluation.model_size import flops
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.schema import Config

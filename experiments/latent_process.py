@@ -27,7 +27,7 @@ from experiments.trials import (
     write_table,
 )
 from lsgm_jax.run import Run
-from lsgm_jax.study import make_settings, study
+from lsgm_jax.evaluation.solver_study import make_settings, study
 
 LSGM_CLD = {"quick": "digits.py:cld,quick", "cpu": "digits.py:cld", "gpu": "lsgm_cifar10.py:cld"}
 TRIALS = {

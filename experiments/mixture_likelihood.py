@@ -31,7 +31,7 @@ from experiments.trials import (
 from lsgm_jax.building import build, build_sampler
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.points import DISTRIBUTIONS
-from lsgm_jax.evaluation.nelbo import estimate, score_images
+from lsgm_jax.evaluation.estimators import estimate, score_images
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.run import Run

@@ -23,7 +23,7 @@ from experiments.trials import (
     write_table,
 )
 from lsgm_jax.run import Run
-from lsgm_jax.study import make_settings, study
+from lsgm_jax.evaluation.solver_study import make_settings, study
 
 SOLVERS = ("Dopri5", "Tsit5")
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)

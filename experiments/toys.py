@@ -9,7 +9,7 @@ import numpy as np
 from experiments.trials import Row, Setup, Trial, load, run_trial
 from lsgm_jax.building import build
 from lsgm_jax.data.pipeline import whole_split
-from lsgm_jax.evaluation.distances import energy_distance, sliced_wasserstein
+from lsgm_jax.evaluation.fid import energy_distance, sliced_wasserstein
 from lsgm_jax.nn.network import Params
 from lsgm_jax.run import Run
 

@@ -16,7 +16,7 @@ from lsgm_jax.conditions import Asked
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.sources import DataError
 from lsgm_jax.processes.linear import Process, kernel
-from lsgm_jax.evaluation import paths, pictures
+from lsgm_jax.evaluation import plots, trajectory_plots
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.nn.network import Params
 from lsgm_jax.run import Run
@@ -64,13 +64,13 @@ def animate(
     asked = run.conditions.ask(run.model, count, label=label, prompt=prompt)
     x, v = follow(run, params, sampler, times, count, seed, asked)
     if of_points:
-        way = _scaled(paths.PlanePaths(times, x, v, _held_out(run)), run.model.process)
-        drawn, still = paths.plane_frames(way, frames), paths.plane_still(way)
+        way = _scaled(trajectory_plots.PlanePaths(times, x, v, _held_out(run)), run.model.process)
+        drawn, still = trajectory_plots.plane_frames(way, frames), trajectory_plots.plane_still(way)
     else:
         drawn, still = _draw_images(times, x, run.model.labels)
-    pictures.save_png(run.workdir / "paths.png", still)
+    plots.save_png(run.workdir / "paths.png", still)
     shown = list(tqdm(drawn, total=frames, desc="frames", leave=False))
-    paths.save_gif(run.workdir / "paths.gif", shown, seconds=SECONDS, pause=PAUSE)
+    trajectory_plots.save_gif(run.workdir / "paths.gif", shown, seconds=SECONDS, pause=PAUSE)
 
 
 def follow(
@@ -115,7 +115,7 @@ def follow(
     return x, joined(v for _, (v,), _ in solved) if solved[0][1] else None
 
 
-def _scaled(way: paths.PlanePaths, process: Process) -> paths.PlanePaths:
+def _scaled(way: trajectory_plots.PlanePaths, process: Process) -> trajectory_plots.PlanePaths:
     """Where noise is far larger than the data, in units of the standard deviation at each time."""
     signal, noise = kernel(process, jnp.asarray(way.times))
     std = np.sqrt(np.asarray(signal[:, 0] ** 2 + jnp.sum(noise[:, 0] ** 2, axis=-1)))[:, None, None]
@@ -125,7 +125,7 @@ def _scaled(way: paths.PlanePaths, process: Process) -> paths.PlanePaths:
 def _draw_images(times: np.ndarray, x: np.ndarray, labels: int) -> tuple[Iterator[np.ndarray], np.ndarray]:
     """The frames, and the still."""
     columns = np.unique(np.round(np.linspace(0, len(times) - 1, STRIP)).astype(int))
-    return paths.image_frames(times, x, labels), paths.image_still(times[columns], x[columns, :STRIP], labels)
+    return trajectory_plots.image_frames(times, x, labels), trajectory_plots.image_still(times[columns], x[columns, :STRIP], labels)
 
 
 def _held_out(run: Run) -> np.ndarray | None:

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lsgm_jax import quality, restore, run, scoring
-from lsgm_jax import study as studies
+from lsgm_jax import restore, run
+from lsgm_jax.evaluation import likelihood, sample_quality, solver_study
 from lsgm_jax.animate import animate
 from lsgm_jax.building import build_model, build_sampler
 from lsgm_jax.command_line import METRICS, UsageError, ends, numbers, sampler_overrides
@@ -23,8 +23,8 @@ from lsgm_jax.config import load_config
 from lsgm_jax.convert import convert
 from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import DATA_DIR
-from lsgm_jax.evaluation import pictures, report
-from lsgm_jax.evaluation.count import describe
+from lsgm_jax.evaluation import plots, report
+from lsgm_jax.evaluation.model_size import describe
 from lsgm_jax.files import replacing
 from lsgm_jax.stages.plan import bare_stages
 from lsgm_jax.distributed import launch
@@ -70,8 +70,8 @@ def sample_command(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
 
-    pictures.save_png(options.workdir / "samples.png", pictures.picture(drawn.x, opened.model.labels))
-    pictures.save_png(options.workdir / "comparison.png", run.compare(opened, drawn.x, options.seed))
+    plots.save_png(options.workdir / "samples.png", plots.picture(drawn.x, opened.model.labels))
+    plots.save_png(options.workdir / "comparison.png", run.compare(opened, drawn.x, options.seed))
     with replacing(options.workdir / "samples.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, x=drawn.x, z_0=np.asarray(drawn.solution.z_0))
     nfe, mean = int(drawn.solution.nfe), float(drawn.solution.nfe_mean)
@@ -127,11 +127,11 @@ def _show_restored(options: argparse.Namespace, name: str, panels: list[Any], su
     """What was given and what came of it, in a row; and each result in a file of its own."""
     _warn_of_failures(int((~success).sum()), "samples")
     path = options.out or options.workdir / name
-    pictures.save_png(path, pictures.grid(np.stack(panels), columns=len(panels)))
+    plots.save_png(path, plots.grid(np.stack(panels), columns=len(panels)))
     results = panels[-len(success) :]
     files = [path.with_stem(f"{path.stem}_{number}") for number in range(len(results))]
     for file, result in zip(files, results, strict=True):
-        pictures.save_png(file, pictures.to_pixels(result))
+        plots.save_png(file, plots.to_pixels(result))
     print(f"wrote {path} and {files[0]}{f' to {files[-1].name}' if len(files) > 1 else ''}")
 
 
@@ -155,7 +155,7 @@ def interpolate_command(options: argparse.Namespace) -> None:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    pictures.save_png(options.workdir / "interpolation.png", picture)
+    plots.save_png(options.workdir / "interpolation.png", picture)
     what = {"noise": "draws of noise", "test": "test images"}[options.between]
     print(f"wrote {options.workdir}/interpolation.png: {options.pairs} rows between {what}")
 
@@ -191,21 +191,21 @@ def evaluate_command(options: argparse.Namespace) -> None:
     samples = [] if options.samples is None else [f"--config.eval.samples={options.samples}"]
     opened = run.Run.open(workdir, [*sampler_overrides(options), *samples, *options.overrides])
     _agree(opened.config)
-    distances = [name for name in metrics if name in quality.DISTANCES]
+    distances = [name for name in metrics if name in sample_quality.DISTANCES]
     # Before anything that takes long, because it may be refused.
-    extractor = quality.choose_extractor(opened, options.inception) if distances else None
-    if any(name in scoring.BOUNDS for name in metrics):
-        entries = scoring.evaluate(opened, metrics, split=options.split, seed=options.seed)
+    extractor = sample_quality.choose_extractor(opened, options.inception) if distances else None
+    if any(name in likelihood.BOUNDS for name in metrics):
+        entries = likelihood.evaluate(opened, metrics, split=options.split, seed=options.seed)
         report.add_scores(workdir, options.split, entries | {"evaluate_seed": options.seed})
         print(report.score_table(entries, options.split))
         _warn_of_failures(entries.get("nelbo_ode_failed", 0), "ODE solves")
     if extractor is not None:
-        entries = quality.compare_with_data(opened, distances, extractor, seed=options.seed)
+        entries = sample_quality.compare_with_data(opened, distances, extractor, seed=options.seed)
         report.add_distances(workdir, entries | {"seed": options.seed})
         print(report.distance_table(entries))
         _warn_of_failures(entries["samples_failed"], "samples")
     if "time" in metrics:
-        entries = quality.time_sampling(opened, seed=options.seed)
+        entries = sample_quality.time_sampling(opened, seed=options.seed)
         report.add_to_report(workdir, **entries)
         print(report.time_line(entries))
     print(f"wrote {workdir}/report.json")
@@ -227,13 +227,13 @@ def study_command(options: argparse.Namespace) -> None:
         numbers(int, options, "nfe"),
         numbers(float, options, "rtol"),
     )
-    settings = studies.make_settings(opened, solvers, nfe, rtol, options.grid)
+    settings = solver_study.make_settings(opened, solvers, nfe, rtol, options.grid)
     folder = options.workdir / "study"
-    rows = studies.study(opened, settings, options.count, options.seed, folder)
-    table = studies.as_markdown(rows)
+    rows = solver_study.study(opened, settings, options.count, options.seed, folder)
+    table = solver_study.as_markdown(rows)
     with replacing(folder / "study.md") as partial:
         partial.write_text(table + "\n")
-    studies.plot(rows, folder / "study.png")
+    solver_study.plot(rows, folder / "study.png")
     print(table)
     print(f"wrote {folder}/study.csv, study.md and study.png")
 

@@ -18,7 +18,7 @@ from lsgm_jax.conditions import Asked, Conditions
 from lsgm_jax.config import SAMPLING_SECTIONS, differences, override, read_config, save_config
 from lsgm_jax.data.pipeline import training_batches, whole_split
 from lsgm_jax.data.sources import DataError
-from lsgm_jax.evaluation import pictures
+from lsgm_jax.evaluation import plots
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.lsgm import LSGM
@@ -292,7 +292,7 @@ def interpolate(
     share = jnp.tile(jnp.linspace(0.0, 1.0, points), pairs)
     decode = jax.jit(lambda params, z_1, given: model.decode(params, z_1, k_decode, sampler, given)[0])
     x = decode(params, slerp(first, last, share), along(points))
-    return pictures.grid(np.asarray(x), points, model.labels)
+    return plots.grid(np.asarray(x), points, model.labels)
 
 
 def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:
@@ -306,8 +306,8 @@ def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:
     panels[run.config.model.upper()] = x
     with contextlib.suppress(DataError):  # a converted run may be sampled without its data
         panels["test split"] = whole_split(build("data", run.config), "test", limit=len(x))
-    drawn = {title: pictures.picture(panel, run.model.labels) for title, panel in panels.items()}
-    return pictures.side_by_side(drawn)
+    drawn = {title: plots.picture(panel, run.model.labels) for title, panel in panels.items()}
+    return plots.side_by_side(drawn)
 
 
 def holds_checkpoints(workdir: pathlib.Path, stage: str = "*") -> bool:

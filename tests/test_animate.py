@@ -12,7 +12,7 @@ from lsgm_jax.building import build_sampler
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP
-from lsgm_jax.evaluation import paths
+from lsgm_jax.evaluation import trajectory_plots
 from lsgm_jax.run import Run
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS
@@ -98,7 +98,7 @@ def test_large_noise_is_shown_in_units_of_its_standard_deviation():
     for process, scaled in ((VE(sigma2_max=2500.0), True), (VP(), False)):
         noise = jax.random.normal(keys[1], points.shape)
         x = [linear.perturb(process, points, jnp.full(4000, t), noise) for t in times]
-        way = paths.PlanePaths(times, np.stack(x), None, None)
+        way = trajectory_plots.PlanePaths(times, np.stack(x), None, None)
         shown = animate._scaled(way, process)
         np.testing.assert_allclose(shown.x.std(axis=(1, 2)), 1.0, atol=0.03)
         assert (way.x[0].std() > 10.0) == scaled == (shown.unit != "")
@@ -109,7 +109,7 @@ def test_frames_follow_the_points():
     rng, times = np.random.default_rng(0), np.linspace(1.0, 0.0, 9)
     x = 0.1 * rng.normal(size=(9, 50, 2))
     x[..., 0] += np.linspace(-2.0, 2.0, 9)[:, None]
-    frames = list(paths.plane_frames(paths.PlanePaths(times, x, None, None), 3))
+    frames = list(trajectory_plots.plane_frames(trajectory_plots.PlanePaths(times, x, None, None), 3))
     ink = [255.0 - frame.astype(float).min(axis=2) for frame in frames]
     ink = [picture - np.minimum.reduce(ink) for picture in ink]  # without axes and labels
     half = frames[0].shape[1] // 2
@@ -121,15 +121,15 @@ def test_frames_follow_the_points():
 def test_frames_of_images_show_their_values(tmp_path):
     rng, times = np.random.default_rng(0), np.array([1.0, 0.5, 0.0])
     x = np.clip(rng.normal(size=(3, 4, 8, 8, 1)), -1.0, 1.0)
-    frames = list(paths.image_frames(times, x, labels=0))
-    paths.save_gif(tmp_path / "paths.gif", frames, seconds=1.0, pause=3.0)
+    frames = list(trajectory_plots.image_frames(times, x, labels=0))
+    trajectory_plots.save_gif(tmp_path / "paths.gif", frames, seconds=1.0, pause=3.0)
     with Image.open(tmp_path / "paths.gif") as animation:
         for index, expected in enumerate(frames):
             animation.seek(index)
             assert animation.info["duration"] == (3000 if index == 2 else 500)
             shown = np.asarray(animation.convert("RGB"), float)
             assert np.abs(shown - expected).max() < 12.0
-    still = paths.image_still(times, x, labels=0)
+    still = trajectory_plots.image_still(times, x, labels=0)
     assert still.shape == (24 + 4 * 50 - 2, 3 * 48 + 2 * 16, 3)
     np.testing.assert_array_equal(still[24 + 50, 48 + 16, 0], np.round((x[1, 1, 0, 0, 0] + 1.0) * 127.5))
 

@@ -26,7 +26,15 @@ LAYERS = (
     ("building/", "config.py"),
     ("stages/", "conditions.py"),
     ("run.py",),
-    ("scoring.py", "quality.py", "study.py", "animate.py", "restore.py", "convert.py"),
+    # What takes a run.
+    (
+        "evaluation/likelihood.py",
+        "evaluation/sample_quality.py",
+        "evaluation/solver_study.py",
+        "animate.py",
+        "restore.py",
+        "convert.py",
+    ),
     ("command_line.py",),
     ("commands.py",),
     ("cli.py",),

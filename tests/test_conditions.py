@@ -10,7 +10,7 @@ from PIL import Image
 
 from lsgm_jax import cli
 from lsgm_jax.building import build_sampler
-from lsgm_jax.evaluation import pictures
+from lsgm_jax.evaluation import plots
 from lsgm_jax.restore import upscale
 from lsgm_jax.run import Run
 from tests import on_one_machine, tiny

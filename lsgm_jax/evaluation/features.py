@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from lsgm_jax.data.pipeline import Data
-from lsgm_jax.evaluation.kept import Arrays, Kept, accumulate, digest
+from lsgm_jax.evaluation.cache import Arrays, Kept, accumulate, digest
 from lsgm_jax.evaluation.moments import Moments, merge, moments_of
-from lsgm_jax.evaluation.pictures import to_bytes
+from lsgm_jax.evaluation.plots import to_bytes
 from lsgm_jax.training.devices import OverDevices, data_mesh, place
 
 Bytes = UInt8[Array, "batch height width channels"]

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from lsgm_jax.evaluation.features import Extractor
 from lsgm_jax.evaluation.inception import SIDE, Inception, features_of
-from lsgm_jax.evaluation.kept import digest
+from lsgm_jax.evaluation.cache import digest
 from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.tables import CONV, SAME, Entry, to_variables
 from lsgm_jax.interop.torch_file import read_torch

@@ -56,7 +56,7 @@ def add_distances(workdir: pathlib.Path, entries: dict[str, Any]) -> None:
 
 
 def score_table(entries: dict[str, Any], split: str = "test") -> str:
-    """The scores of `scoring.evaluate` as `lsgm evaluate` prints them."""
+    """The scores of `likelihood.evaluate` as `lsgm evaluate` prints them."""
 
     def cell(name: str) -> str:
         return f"{entries[name]:9.4f} ± {entries[name + '_stderr']:.4f}"
@@ -91,7 +91,7 @@ def score_table(entries: dict[str, Any], split: str = "test") -> str:
 
 
 def distance_table(entries: dict[str, Any]) -> str:
-    """The distances of `quality.compare_with_data` as `lsgm evaluate` prints them."""
+    """The distances of `sample_quality.compare_with_data` as `lsgm evaluate` prints them."""
     columns = [name for name in COLUMNS if any(f"{row}_{name}" in entries for row, _, _ in DISTANCE_ROWS)]
     lines = [
         f"{entries['samples']} samples of step {entries['samples_step']} by {entries['samples_solver']}, "
@@ -121,7 +121,7 @@ def distance_table(entries: dict[str, Any]) -> str:
 
 
 def time_line(entries: dict[str, Any]) -> str:
-    """The time of `quality.time_sampling` as `lsgm evaluate` prints it."""
+    """The time of `sample_quality.time_sampling` as `lsgm evaluate` prints it."""
     return (
         f"{entries['time_images']} samples by {entries['time_solver']}: {entries['time_seconds']:.3f} s, "
         f"NFE {entries['time_nfe']:g}, on one {entries['time_device']}, median of 3"

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from lsgm_jax.arrays import Key, Scalar
 from lsgm_jax.building import build, build_optimiser
 from lsgm_jax.data.pipeline import Samples, padded_batches
-from lsgm_jax.evaluation.nelbo import PerImage
+from lsgm_jax.evaluation.estimators import PerImage
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.nn.network import Aux, Params

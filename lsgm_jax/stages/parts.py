@@ -10,8 +10,8 @@ from jaxtyping import Array
 
 from lsgm_jax.arrays import Key, State
 from lsgm_jax.data.pipeline import Samples
-from lsgm_jax.evaluation.nelbo import PerImage, score_images
-from lsgm_jax.evaluation.pictures import picture
+from lsgm_jax.evaluation.estimators import PerImage, score_images
+from lsgm_jax.evaluation.plots import picture
 from lsgm_jax.objectives.bound import Batch, Bound
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.ldm import LDM

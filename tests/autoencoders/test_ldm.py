@@ -12,7 +12,7 @@ from lsgm_jax.autoencoders.gaussian import Normal
 from lsgm_jax.autoencoders.ldm import EPSILON, Decoder, Encoder, Levels, unit_scale
 from lsgm_jax.autoencoders.perceptual import LPIPS
 from lsgm_jax.autoencoders.quantiser import Quantiser, usage
-from lsgm_jax.evaluation.count import count_parameters
+from lsgm_jax.evaluation.model_size import count_parameters
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, first_stage_shapes
 from lsgm_jax.nn.layers import ldm_group_norm
 from lsgm_jax.nn.network import Compute, Network

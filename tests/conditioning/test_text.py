@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from lsgm_jax.conditioning.text import TextEncoder
-from lsgm_jax.evaluation.count import count_parameters
+from lsgm_jax.evaluation.model_size import count_parameters
 
 
 @pytest.mark.parametrize(("width", "millions"), [(1280, 542.9), (640, 166.6)])

@@ -12,7 +12,7 @@ from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.evaluation import classifier
 from lsgm_jax.evaluation.classifier import FEATURES, Training, classifier_of
-from lsgm_jax.evaluation.pictures import to_bytes
+from lsgm_jax.evaluation.plots import to_bytes
 
 SHORT = Training(steps=80)
 

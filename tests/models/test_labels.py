@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from lsgm_jax.autoencoders.likelihoods import Categorical, shown
-from lsgm_jax.evaluation import pictures
+from lsgm_jax.evaluation import plots
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.training.state import create_state
@@ -77,8 +77,8 @@ def test_an_lsgm_learns_label_maps_and_its_bound_stays_above_the_entropy(label_m
 def test_labels_have_colours_of_their_own():
     """Ten labels are ten colours, and a map of grey levels stays grey."""
     x = np.asarray(as_values(np.arange(10).reshape(1, 2, 5, 1), levels=10))
-    colours = pictures.to_pixels(x, labels=10)
+    colours = plots.to_pixels(x, labels=10)
     assert colours.shape == (1, 2, 5, 3)
     assert len(np.unique(colours.reshape(-1, 3), axis=0)) == 10
-    grey = pictures.to_pixels(x)
+    grey = plots.to_pixels(x)
     np.testing.assert_array_equal(grey[..., 0], grey[..., 2])

@@ -9,7 +9,7 @@ import pytest
 
 from lsgm_jax.building import build_model
 from lsgm_jax.config import load_config
-from lsgm_jax.evaluation.count import count_parameters, multiply_add_flops
+from lsgm_jax.evaluation.model_size import count_parameters, multiply_add_flops
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.schema import ConfigError
 from lsgm_jax.nn.dit import DiT, DiTBlock, from_patches, positions, to_patches

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from lsgm_jax.evaluation.count import count_parameters, flops
+from lsgm_jax.evaluation.model_size import count_parameters, flops
 from lsgm_jax.nn.network import Network
 from lsgm_jax.nn.mlp import MLP, log_time_features
 from lsgm_jax.nn.ncsnpp import NCSNpp

@@ -9,7 +9,7 @@ import scipy.spatial
 import scipy.stats
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from lsgm_jax.evaluation.distances import (
+from lsgm_jax.evaluation.fid import (
     frechet_distance,
     kernel_distance,
     kernel_mmd,

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from lsgm_jax.config import load_config
-from lsgm_jax.evaluation import pictures, report
-from lsgm_jax.evaluation.count import count_parameters, describe, flops, multiply_add_flops
-from lsgm_jax.evaluation.nelbo import bits_per_dimension, estimate, importance_bound, score_images
+from lsgm_jax.evaluation import plots, report
+from lsgm_jax.evaluation.model_size import count_parameters, describe, flops, multiply_add_flops
+from lsgm_jax.evaluation.estimators import bits_per_dimension, estimate, importance_bound, score_images
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.stages.parts import Data
 from lsgm_jax.stages.plan import make_stages
@@ -50,18 +50,18 @@ def test_bits_per_dimension_of_a_uniform_code():
 
 def test_grid_shows_every_image_in_reading_order(tmp_path):
     x = np.stack([np.full((8, 8, 1), value) for value in np.linspace(-1, 1, 5)])
-    picture = pictures.grid(x, columns=3)
+    picture = plots.grid(x, columns=3)
     cell = 8 * 6 + 2
     centres = [picture[row * cell + 24, column * cell + 24, 0] for row in range(2) for column in range(3)][:5]
     assert centres == [0, 64, 128, 191, 255]
-    pictures.save_png(tmp_path / "a.png", picture)
+    plots.save_png(tmp_path / "a.png", picture)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_panels_stand_side_by_side_under_their_titles():
     panels = {"left": np.full((20, 30, 3), 10, np.uint8), "right": np.full((20, 40, 3), 200, np.uint8)}
-    picture = pictures.side_by_side(panels)
+    picture = plots.side_by_side(panels)
     assert picture.shape == (44, 86, 3)
     assert (picture[24:, :30] == 10).all()
     assert (picture[24:, 46:] == 200).all()

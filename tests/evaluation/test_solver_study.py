@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsgm_jax import cli, study
-from lsgm_jax.evaluation.distances import energy_distance
+from lsgm_jax import cli
+from lsgm_jax.evaluation.fid import energy_distance
 from lsgm_jax.run import Run
 from lsgm_jax.schema import ConfigError
 from tests.tiny import ROOT

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsgm_jax import cli, quality
+from lsgm_jax import cli
+from lsgm_jax.evaluation import sample_quality
 from lsgm_jax.building import build_lsgm
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.run import claim
@@ -72,7 +73,7 @@ def test_one_device_equals_eight(fresh, judged, tmp_path):
 
 
 def test_what_is_done_is_not_done_again(fresh, judged, monkeypatch, capsys):
-    monkeypatch.setattr("lsgm_jax.evaluation.kept.Kept.write", None)
+    monkeypatch.setattr("lsgm_jax.evaluation.cache.Kept.write", None)
     assert evaluate(fresh, "--metrics=nelbo,ode,fid,kid,pr", *FEW) == judged
     printed = capsys.readouterr().out
     assert "240 samples" in printed
@@ -116,10 +117,10 @@ def test_binarised_data_are_compared_with_drawn_pixels():
         DataSpec(source="digits", image_shape=(4, 4, 1), levels=2, binarise=kind)
         for kind in ("none", "dynamic")
     )
-    drawn = quality.as_data(x, binary, np.random.default_rng(0))
+    drawn = sample_quality.as_data(x, binary, np.random.default_rng(0))
     assert set(np.unique(drawn)) == {-1.0, 1.0}
     assert np.abs(drawn.mean(axis=0) - x[0]).max() < 5 / np.sqrt(4000)
-    assert quality.as_data(x, grey, np.random.default_rng(0)) is x
+    assert sample_quality.as_data(x, grey, np.random.default_rng(0)) is x
 
 
 def test_images_without_labels_ask_for_inception(fresh, tmp_path, capsys):

@@ -11,8 +11,8 @@ import numpy as np
 from lsgm_jax.arrays import Key
 from lsgm_jax.building import build, build_sampler
 from lsgm_jax.config import SAMPLING_SECTIONS
-from lsgm_jax.evaluation.kept import Arrays, Kept, digest
-from lsgm_jax.evaluation.nelbo import (
+from lsgm_jax.evaluation.cache import Arrays, Kept, digest
+from lsgm_jax.evaluation.estimators import (
     Estimate,
     PerImage,
     bits_per_dimension,

@@ -19,7 +19,7 @@ from lsgm_jax.building import build, build_sampler
 from lsgm_jax.config import override
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.sources import DataError
-from lsgm_jax.evaluation.distances import energy_distance
+from lsgm_jax.evaluation.fid import energy_distance
 from lsgm_jax.files import replacing
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.nn.network import Params

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from lsgm_jax.evaluation import pictures
+from lsgm_jax.evaluation import plots
 from lsgm_jax.files import replacing
 
 COLOURS = (
@@ -86,9 +86,9 @@ def plane_still(paths: PlanePaths) -> np.ndarray:
 
 
 def image_frames(times: np.ndarray, x: np.ndarray, labels: int) -> Iterator[np.ndarray]:
-    """Frames [H, W, 3], uint8, of images [times, n, h, w, c]; `labels` as in `pictures.to_pixels`."""
+    """Frames [H, W, 3], uint8, of images [times, n, h, w, c]; `labels` as in `plots.to_pixels`."""
     for t, images in zip(times, x, strict=True):
-        frame = Image.fromarray(pictures.side_by_side({f"t = {t:.2f}": pictures.grid(images, labels=labels)}))
+        frame = Image.fromarray(plots.side_by_side({f"t = {t:.2f}": plots.grid(images, labels=labels)}))
         frame.thumbnail((WIDEST, WIDEST))
         yield np.asarray(frame)
 
@@ -96,8 +96,8 @@ def image_frames(times: np.ndarray, x: np.ndarray, labels: int) -> Iterator[np.n
 def image_still(times: np.ndarray, x: np.ndarray, labels: int) -> np.ndarray:
     """A column per time, a row per sample."""
     columns = zip(times, x, strict=True)
-    return pictures.side_by_side(
-        {f"t = {t:.2f}": pictures.grid(images, columns=1, labels=labels) for t, images in columns}
+    return plots.side_by_side(
+        {f"t = {t:.2f}": plots.grid(images, columns=1, labels=labels) for t, images in columns}
     )
 
 

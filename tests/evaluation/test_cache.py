@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.evaluation import kept as module
+from lsgm_jax.evaluation import cache as module
 from lsgm_jax.evaluation.features import Extractor, describe_images
-from lsgm_jax.evaluation.kept import Kept, accumulate, digest
-from lsgm_jax.evaluation.nelbo import importance_bound, score_images
+from lsgm_jax.evaluation.cache import Kept, accumulate, digest
+from lsgm_jax.evaluation.estimators import importance_bound, score_images
 from lsgm_jax.objectives.bound import Batch
 
 

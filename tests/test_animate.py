@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsgm_jax import animate, cli
+from lsgm_jax import animate
+from lsgm_jax.cli import main as cli
 from lsgm_jax.arrays import coordinates
 from lsgm_jax.building import build_sampler
 from lsgm_jax.processes import linear

@@ -35,9 +35,9 @@ LAYERS = (
         "restore.py",
         "convert.py",
     ),
-    ("command_line.py",),
-    ("commands.py",),
-    ("cli.py",),
+    ("cli/parser.py",),
+    ("cli/commands.py",),
+    ("cli/",),
 )
 # What stands above, and yet is none of a room's business.
 STRANGERS = {
@@ -45,7 +45,7 @@ STRANGERS = {
     ("models/", "interop/"): ("data/",),
     ("distributed/",): ("processes/", "models/", "interop/"),
     ("training/",): ("interop/", "solvers/"),
-    ("command_line.py",): ("",),
+    ("cli/parser.py",): ("",),
 }
 # Third-party libraries that are confined to some rooms.
 CONFINED = {

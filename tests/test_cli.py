@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsgm_jax import cli
+from lsgm_jax.cli import main as cli
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsgm_jax import cli
+from lsgm_jax.cli import main as cli
 from lsgm_jax.building import build_sampler
 from lsgm_jax.evaluation import plots
 from lsgm_jax.restore import upscale

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax import cli, command_line
+from lsgm_jax.cli import main as cli
+from lsgm_jax.cli import parser as command_line
 from lsgm_jax.building import build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.processes import linear

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from lsgm_jax import cli
+from lsgm_jax.cli import main as cli
 from lsgm_jax.config import load_config
 from lsgm_jax.data import prepare as preparing
 from lsgm_jax.data.checksums import checksums

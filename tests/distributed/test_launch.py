@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from lsgm_jax import cli, command_line
+from lsgm_jax.cli import main as cli
+from lsgm_jax.cli import parser as command_line
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.distributed import launch, rendezvous

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsgm_jax import cli
+from lsgm_jax.cli import main as cli
 from lsgm_jax.evaluation import sample_quality
 from lsgm_jax.building import build_lsgm
 from lsgm_jax.data.spec import DataSpec

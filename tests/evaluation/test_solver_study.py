@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsgm_jax import cli
+from lsgm_jax.cli import main as cli
+from lsgm_jax.evaluation import solver_study
 from lsgm_jax.evaluation.fid import energy_distance
 from lsgm_jax.run import Run
 from lsgm_jax.schema import ConfigError
@@ -54,8 +55,8 @@ def test_a_study_measures_and_resumes(workdir, capsys, monkeypatch):
     assert table.count("| Heun |") == 3
     # The second time only what is new is measured.
     drawn = []
-    real = study._draw
-    monkeypatch.setattr(study, "_draw", lambda *args: drawn.append(1) or real(*args))
+    real = solver_study._draw
+    monkeypatch.setattr(solver_study, "_draw", lambda *args: drawn.append(1) or real(*args))
     assert command(workdir, "--nfe=4,8,32", "--rtol=1e-4") == 0
     assert len(drawn) == 3
     assert "| Heun | 4 quadratic steps | 8 |" in capsys.readouterr().out
@@ -63,7 +64,7 @@ def test_a_study_measures_and_resumes(workdir, capsys, monkeypatch):
 
 def test_budgets_buy_the_steps_that_they_pay_for(workdir):
     run = Run.open(workdir, ["--config.sampling.denoise=mean"])
-    settings = study.make_settings(run, ["Heun", "Tsit5", "DDIM"], [8, 8], [], "linear")
+    settings = solver_study.make_settings(run, ["Heun", "Tsit5", "DDIM"], [8, 8], [], "linear")
     assert [(s.solver, s.name) for s in settings] == [
         ("Heun", "3 linear steps"),
         ("Tsit5", "1 linear steps"),
@@ -74,11 +75,11 @@ def test_budgets_buy_the_steps_that_they_pay_for(workdir):
 def test_what_cannot_be_studied_is_refused_in_one_line(workdir, capsys):
     run = Run.open(workdir)
     with pytest.raises(ConfigError, match="solver 'SSCS' is for CLD"):
-        study.make_settings(run, ["SSCS"], [8], [], "linear")
+        solver_study.make_settings(run, ["SSCS"], [8], [], "linear")
     with pytest.raises(ConfigError, match=r"solver.name='Hen' is none of .*did you mean 'Heun'"):
-        study.make_settings(run, ["Hen"], [8], [], "linear")
+        solver_study.make_settings(run, ["Hen"], [8], [], "linear")
     with pytest.raises(ConfigError, match=r"--nfe=3 buys no step of Dopri8: give more"):
-        study.make_settings(run, ["Dopri8"], [3], [], "linear")
+        solver_study.make_settings(run, ["Dopri8"], [3], [], "linear")
     assert command(workdir, "--nfe=few") == 2
     assert "--nfe=few: give numbers" in capsys.readouterr().err
     assert command(workdir, "--nfe=4", "--seed=5") == 2
@@ -98,6 +99,6 @@ def test_the_energy_distance_of_equal_distributions_is_zero():
 
 
 def test_rows_survive_the_file(tmp_path):
-    row = study.Row("Heun", "4 steps", 8, 8.0, 0.5, None, 0.25, None, 0)
-    study._write(tmp_path / "study.csv", [row])
-    assert list(study._read(tmp_path / "study.csv")) == [row]
+    row = solver_study.Row("Heun", "4 steps", 8, 8.0, 0.5, None, 0.25, None, 0)
+    solver_study._write(tmp_path / "study.csv", [row])
+    assert list(solver_study._read(tmp_path / "study.csv")) == [row]

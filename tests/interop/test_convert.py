@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from lsgm_jax import cli
+from lsgm_jax.cli import main as cli
 from lsgm_jax.building import build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.data.pipeline import training_batches

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lsgm_jax import cli
+from lsgm_jax.cli import main as cli
 from lsgm_jax.building import build_adversarial_training, build_model
 from lsgm_jax.config import load_config
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, discriminator_state, first_stage_state

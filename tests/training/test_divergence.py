@@ -7,7 +7,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lsgm_jax import cli, run
+from lsgm_jax import run
+from lsgm_jax.cli import main as cli
 from lsgm_jax.schema import ConfigError
 from lsgm_jax.training import sharding
 from lsgm_jax.training.checkpoint import Checkpoints

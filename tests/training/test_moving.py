@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lsgm_jax import cli
+from lsgm_jax.cli import main as cli
 from lsgm_jax.config import load_config
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import on_one_machine, tiny

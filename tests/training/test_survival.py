@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from lsgm_jax import cli, run
+from lsgm_jax import run
+from lsgm_jax.cli import main as cli
 from lsgm_jax.config import load_config
 from lsgm_jax.training.checkpoint import CheckpointError, Checkpoints
 from tests import tiny

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax import cli, run
+from lsgm_jax import run
+from lsgm_jax.cli import main as cli
 from lsgm_jax.building import build_lsgm
 from lsgm_jax.config import save_config
 from lsgm_jax.schema import ConfigError

@@ -18,7 +18,7 @@ from lsgm_jax import restore, run
 from lsgm_jax.evaluation import likelihood, sample_quality, solver_study
 from lsgm_jax.animate import animate
 from lsgm_jax.building import build_model, build_sampler
-from lsgm_jax.command_line import METRICS, UsageError, ends, numbers, sampler_overrides
+from lsgm_jax.cli.parser import METRICS, UsageError, ends, numbers, sampler_overrides
 from lsgm_jax.config import load_config
 from lsgm_jax.convert import convert
 from lsgm_jax.data.prepare import Job, prepare

@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 
-from lsgm_jax.command_line import (
+from lsgm_jax.cli.parser import (
     TOGETHER,
     UsageError,
     parse,
@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace) -> int:
     # Here and below, not at the top: --help and usage errors should not wait for JAX.
     from jax.errors import JaxRuntimeError
 
-    from lsgm_jax.commands import COMMANDS
+    from lsgm_jax.cli.commands import COMMANDS
     from lsgm_jax.data.sources import DataError
     from lsgm_jax.interop.errors import ConversionError
     from lsgm_jax.schema import ConfigError
@@ -129,7 +129,3 @@ def _end(line: str, status: int) -> int:
         launch.stop(line, status)
     print(line, file=sys.stderr)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

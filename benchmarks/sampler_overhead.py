@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import State, coordinates
+from lsgm_jax.nn.mixed_score import in_channels
+from lsgm_jax.nn.network import Network
+from lsgm_jax.nn.unet import UNet
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.linear import Process, probability_flow, reverse_drift, sample_prior
 from lsgm_jax.processes.vp import VP
-from lsgm_jax.nn.network import Network
-from lsgm_jax.nn.mixed_score import in_channels
-from lsgm_jax.nn.unet import UNet
 from lsgm_jax.solvers.grids import Quadratic
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, sample

@@ -10,9 +10,9 @@ would be an even division; what is above it are arrays too small or too odd to b
 
 import jax
 
-from lsgm_jax.building import build_model
-from lsgm_jax.config import load_config
-from lsgm_jax.stages.plan import bare_stages
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.load import load_config
+from lsgm_jax.training.recipes.plan import bare_stages
 from lsgm_jax.training.sharding import Sharded, bytes_per_device
 from lsgm_jax.training.state import TrainState
 

@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lsgm_jax.building import build, build_model
-from lsgm_jax.config import load_config
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.load import load_config
+from lsgm_jax.config.registry import Config
+from lsgm_jax.config.section import build
 from lsgm_jax.objectives.bound import Batch
-from lsgm_jax.schema import Config
-from lsgm_jax.stages.plan import bare_stages
 from lsgm_jax.training.devices import place
+from lsgm_jax.training.recipes.plan import bare_stages
 from lsgm_jax.training.step import make_step, several
 
 TURNS = 5

@@ -30,8 +30,8 @@ from experiments.trials import (
     summary,
     write_table,
 )
-from lsgm_jax.building import build_sampler
-from lsgm_jax.run import Run, compile_draw
+from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.sampling.run import Run, compile_draw
 
 TOY = "gaussians"
 MASSES, VARIANCES = (0.25, 1.0, 0.0625), (0.04, 1.0, 0.4)

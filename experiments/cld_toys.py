@@ -39,10 +39,10 @@ from experiments.trials import (
     thousandths,
     write_table,
 )
-from lsgm_jax.building import build_sampler
-from lsgm_jax.config import override
+from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.config.load import override
 from lsgm_jax.data.points import DISTRIBUTIONS
-from lsgm_jax.run import Run, compile_draw
+from lsgm_jax.sampling.run import Run, compile_draw
 
 BUDGETS = {"quick": (5, 10), "cpu": (20, 50, 150, 500), "gpu": (20, 50, 150, 500)}
 TOLERANCES = (1e-2, 1e-3, 1e-4)

@@ -19,14 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.building import build, build_sampler
+from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.config.section import build
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.evaluation import plots
 from lsgm_jax.files import replacing
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.tasks import Inpainting, rectangles, reduced
-from lsgm_jax.restore import inpaint, upscale
-from lsgm_jax.run import Run
+from lsgm_jax.sampling.inpaint import inpaint, upscale
+from lsgm_jax.sampling.run import Run
 
 SHOWN = 8  # images in the picture
 BATCH = 64

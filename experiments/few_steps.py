@@ -30,11 +30,12 @@ from experiments.trials import (
     thousandths,
     write_table,
 )
-from lsgm_jax.building import build, build_sampler
-from lsgm_jax.config import override
+from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.config.load import override
+from lsgm_jax.config.section import build
 from lsgm_jax.data.points import DISTRIBUTIONS, Distribution
 from lsgm_jax.evaluation.fid import sliced_wasserstein
-from lsgm_jax.run import compile_draw
+from lsgm_jax.sampling.run import compile_draw
 
 # Process and solver, with the steps that each is compared on.
 SOLVERS = {

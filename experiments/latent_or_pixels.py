@@ -27,11 +27,11 @@ from experiments.trials import (
     summary,
     write_table,
 )
-from lsgm_jax.building import build_model
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.registry import Config
 from lsgm_jax.evaluation.model_size import flops
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.schema import Config
+from lsgm_jax.objectives.bound import Batch
 
 # The same widths in both; the diffusion of pixels halves its maps where the autoencoder does.
 PIXELS: dict[str, Setup] = {

@@ -26,8 +26,8 @@ from experiments.trials import (
     summary,
     write_table,
 )
-from lsgm_jax.run import Run
 from lsgm_jax.evaluation.solver_study import make_settings, study
+from lsgm_jax.sampling.run import Run
 
 LSGM_CLD = {"quick": "digits.py:cld,quick", "cpu": "digits.py:cld", "gpu": "lsgm_cifar10.py:cld"}
 TRIALS = {

@@ -28,13 +28,14 @@ from experiments.trials import (
     run_trial,
     write_table,
 )
-from lsgm_jax.building import build, build_sampler
+from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.config.section import build
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.points import DISTRIBUTIONS
 from lsgm_jax.evaluation.estimators import estimate, score_images
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.sgm import SGM
-from lsgm_jax.run import Run
+from lsgm_jax.objectives.bound import Batch
+from lsgm_jax.sampling.run import Run
 
 TOY, TARGET = "gaussians", 0.02  # nats
 # What a size changes: longer training, and the last step, for a validation's noise is larger than what is left to gain.

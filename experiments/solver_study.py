@@ -14,8 +14,8 @@ import time
 
 import jax
 
-from lsgm_jax.run import Run
 from lsgm_jax.evaluation.solver_study import Row, as_markdown, make_settings, plot, study
+from lsgm_jax.sampling.run import Run
 
 SOLVERS = {
     "any": "Euler,Heun,Bosh3,Tsit5,Dopri5,Dopri8,EulerMaruyama,SRA1",

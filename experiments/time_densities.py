@@ -29,15 +29,15 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 from lsgm_jax.arrays import State, Times, as_state, coordinates, expand, sum_per_sample
+from lsgm_jax.config.registry import WEIGHTINGS
+from lsgm_jax.nn.mixed_score import mix
+from lsgm_jax.objectives.score_matching import score_matching, squared_error
+from lsgm_jax.objectives.time_densities import Defensive, Optimal, TimeDensity, Uniform, sample_times
+from lsgm_jax.objectives.weightings import unweighted
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
-from lsgm_jax.objectives.score_matching import score_matching, squared_error
-from lsgm_jax.objectives.time_densities import Defensive, Optimal, TimeDensity, Uniform, sample_times
-from lsgm_jax.objectives.weightings import unweighted
-from lsgm_jax.schema import WEIGHTINGS
-from lsgm_jax.nn.mixed_score import mix
 
 T_MIN = 0.01
 PROCESSES = {"VP": VP(), "sub-VP": SubVP(), "VE": VE(), "geometric VP": GeometricVP(), "CLD": CLD()}

@@ -22,8 +22,8 @@ from experiments.trials import (
     run_trial,
     write_table,
 )
-from lsgm_jax.run import Run
 from lsgm_jax.evaluation.solver_study import make_settings, study
+from lsgm_jax.sampling.run import Run
 
 SOLVERS = ("Dopri5", "Tsit5")
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from experiments.trials import Row, Setup, Trial, load, run_trial
-from lsgm_jax.building import build
+from lsgm_jax.config.section import build
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.evaluation.fid import energy_distance, sliced_wasserstein
 from lsgm_jax.nn.network import Params
-from lsgm_jax.run import Run
+from lsgm_jax.sampling.run import Run
 
 # A seventh of the config's work: what twenty-four models have time for.
 SHORT = {"train.steps": 6000, "data.batch_size": 512, "optimiser.learning_rate": 2e-3}

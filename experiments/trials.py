@@ -22,14 +22,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
-from lsgm_jax.config import load_config
-from lsgm_jax.evaluation.report import add_to_report, read_report
-from lsgm_jax.files import replacing
-from lsgm_jax.evaluation.sample_quality import choose_extractor, compare_with_data
-from lsgm_jax.run import Run, train
-from lsgm_jax.schema import Config
+from lsgm_jax.config.load import load_config
+from lsgm_jax.config.registry import Config
+from lsgm_jax.errors import TrainingError
 from lsgm_jax.evaluation.likelihood import evaluate
-from lsgm_jax.training.loop import TrainingError
+from lsgm_jax.evaluation.report import add_to_report, read_report
+from lsgm_jax.evaluation.sample_quality import choose_extractor, compare_with_data
+from lsgm_jax.files import replacing
+from lsgm_jax.sampling.run import Run, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 Setup = tuple[str, Mapping[str, Any]]  # a config and what is changed in it

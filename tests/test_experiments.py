@@ -22,13 +22,14 @@ from experiments import (
     toys,
     trials,
 )
-from lsgm_jax.building import build_model, build_sampler
-from lsgm_jax.config import differences, override
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.config.load import differences, override
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.points import DISTRIBUTIONS, PointSpec
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.vp import VP
-from lsgm_jax.run import Run
+from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence, log_density
 from lsgm_jax.solvers.registry import METHODS

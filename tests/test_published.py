@@ -5,12 +5,13 @@ import pathlib
 import jax
 import pytest
 
-from lsgm_jax.building import build_adversarial_training, build_lsgm, build_model
-from lsgm_jax.config import differences, load_config
-from lsgm_jax.processes.linear import normal_eps
+from lsgm_jax.config.build_autoencoders import build_adversarial_training
+from lsgm_jax.config.build_models import build_lsgm, build_model
+from lsgm_jax.config.load import differences, load_config
 from lsgm_jax.evaluation.model_size import count_parameters
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.nn.network import trainable
+from lsgm_jax.objectives.bound import Batch
+from lsgm_jax.processes.linear import normal_eps
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler

@@ -11,11 +11,11 @@ import pytest
 
 from lsgm_jax.cli import main as cli
 from lsgm_jax.cli import parser as command_line
-from lsgm_jax.building import build_model
-from lsgm_jax.config import load_config
-from lsgm_jax.processes import linear
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.load import load_config
 from lsgm_jax.objectives.time_densities import Optimal
 from lsgm_jax.objectives.weightings import likelihood
+from lsgm_jax.processes import linear
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent

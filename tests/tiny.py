@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.building import build_lsgm, build_model
-from lsgm_jax.config import load_config
+from lsgm_jax.config.build_models import build_lsgm, build_model
+from lsgm_jax.config.load import load_config
 from lsgm_jax.objectives.bound import Batch
-from lsgm_jax.stages.plan import bare_stages
+from lsgm_jax.training.recipes.plan import bare_stages
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "digits.py") + ":quick"

@@ -8,19 +8,19 @@ import numpy as np
 from flax import linen as nn
 
 from lsgm_jax.arrays import Times, expand, mean_over_devices, sum_per_sample
+from lsgm_jax.autoencoders.backbones import Latent, Pass
 from lsgm_jax.autoencoders.gaussian import Normal
 from lsgm_jax.autoencoders.likelihoods import Bernoulli
-from lsgm_jax.processes.vp import VP
-from lsgm_jax.nn.layers import Maps
-from lsgm_jax.autoencoders.backbones import Latent, Pass
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
+from lsgm_jax.models.vae import VAE
+from lsgm_jax.nn.layers import Maps
 from lsgm_jax.nn.network import Network
 from lsgm_jax.nn.penalised import Penalised
-from lsgm_jax.models.vae import VAE
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.time_densities import Uniform
 from lsgm_jax.objectives.weightings import unweighted
+from lsgm_jax.processes.vp import VP
 
 SIDE, CHANNELS = 4, 4  # of images, and of latents, which have two groups
 

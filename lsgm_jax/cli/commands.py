@@ -14,21 +14,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from lsgm_jax import restore, run
-from lsgm_jax.evaluation import likelihood, sample_quality, solver_study
-from lsgm_jax.animate import animate
-from lsgm_jax.building import build_model, build_sampler
-from lsgm_jax.cli.parser import METRICS, UsageError, ends, numbers, sampler_overrides
-from lsgm_jax.config import load_config
-from lsgm_jax.convert import convert
+from lsgm_jax.cli.parser import METRICS, ends, numbers, sampler_overrides
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.config.load import load_config
 from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import DATA_DIR
-from lsgm_jax.evaluation import plots, report
+from lsgm_jax.distributed import launch
+from lsgm_jax.errors import UsageError
+from lsgm_jax.evaluation import likelihood, plots, report, sample_quality, solver_study
 from lsgm_jax.evaluation.model_size import describe
 from lsgm_jax.files import replacing
-from lsgm_jax.stages.plan import bare_stages
-from lsgm_jax.distributed import launch
+from lsgm_jax.interop.convert import convert
+from lsgm_jax.sampling import inpaint as restore
+from lsgm_jax.sampling import run
+from lsgm_jax.sampling.trajectories import animate
 from lsgm_jax.training.logs import CompileClock
+from lsgm_jax.training.recipes.plan import bare_stages
 
 
 def _agree(config: Any) -> None:

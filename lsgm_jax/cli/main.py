@@ -13,12 +13,8 @@ import traceback
 import warnings
 from collections.abc import Iterator
 
-from lsgm_jax.cli.parser import (
-    TOGETHER,
-    UsageError,
-    parse,
-    place,
-)
+from lsgm_jax.cli.parser import TOGETHER, parse, place
+from lsgm_jax.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parse(arguments)
         return _run(options)
-    except UsageError as error:
+    except UserError as error:
         return _fail(error)
     except KeyboardInterrupt:
         goes_on = "starts again" if arguments[:1] == ["data"] else "continues from the last checkpoint"
@@ -41,26 +37,13 @@ def _run(options: argparse.Namespace) -> int:
     from jax.errors import JaxRuntimeError
 
     from lsgm_jax.cli.commands import COMMANDS
-    from lsgm_jax.data.sources import DataError
-    from lsgm_jax.interop.errors import ConversionError
-    from lsgm_jax.schema import ConfigError
     from lsgm_jax.distributed import launch
-    from lsgm_jax.training.checkpoint import CheckpointError
-    from lsgm_jax.training.loop import TrainingError
     from lsgm_jax.distributed.preemption import StoppedError
 
     try:
         with _processes(options):
             COMMANDS[options.command](options)
-    except (
-        ConfigError,
-        DataError,
-        ConversionError,
-        CheckpointError,
-        TrainingError,
-        launch.ClusterError,
-        UsageError,
-    ) as error:
+    except UserError as error:
         return _fail(error)
     except StoppedError as error:
         return _end(f"lsgm: {error}", 128 + signal.SIGTERM)

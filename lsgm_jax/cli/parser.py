@@ -4,6 +4,8 @@ import argparse
 import pathlib
 from typing import Any, NoReturn
 
+from lsgm_jax.errors import UsageError
+
 USAGE = """lsgm COMMAND [options]
 
   lsgm train    --config=FILE[:ARG] --workdir=DIR [--profile] [--config.SECTION.KEY=VALUE ...]
@@ -42,10 +44,6 @@ OVERRIDDEN = (
     "interpolate",
     "animate",
 )  # and those that change one
-
-
-class UsageError(Exception):
-    """The command line is off; the message says what it should be."""
 
 
 class _Parser(argparse.ArgumentParser):

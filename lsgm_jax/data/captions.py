@@ -6,8 +6,8 @@ import json
 import posixpath
 from collections.abc import Iterator, Sequence
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.readers.archives import Archive
+from lsgm_jax.errors import DataError
 
 Captions = tuple[str, ...]  # all texts of one image, which are as good as each other
 METADATA = "metadata.jsonl"

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt
 from PIL import Image, ImageOps
 
-from lsgm_jax.data.errors import DataError
+from lsgm_jax.errors import DataError
 
 Pixels = UInt[np.ndarray, "height width channels"]  # uint8, or uint16 for label maps of many classes
 

@@ -15,9 +15,9 @@ from jaxtyping import Float32, Int, Int32
 from tqdm import tqdm
 
 from lsgm_jax.data.captions import WHERE, Captions
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.spec import Batch
 from lsgm_jax.data.words import EncodedCaptions
+from lsgm_jax.errors import DataError
 
 Rows = TypeVar("Rows")  # a tree of arrays, a row per sample
 # Batches, and the threads that make them, where images are decoded as they are read; decoders let Python go on.

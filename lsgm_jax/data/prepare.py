@@ -15,7 +15,6 @@ import numpy as np
 from tqdm import tqdm
 
 from lsgm_jax.data.checksums import KNOWN, checksums
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.images import Layout, as_file, decode, encode
 from lsgm_jax.data.readers.celebahq import read_celebahq256
 from lsgm_jax.data.readers.cifar10 import read_cifar10
@@ -25,6 +24,7 @@ from lsgm_jax.data.readers.imagenet import read_imagenet
 from lsgm_jax.data.readers.mnist import read_mnist
 from lsgm_jax.data.readers.omniglot import read_omniglot
 from lsgm_jax.data.sources import PREPARED, VERSION, silence
+from lsgm_jax.errors import DataError
 
 READERS: dict[str, Callable[[pathlib.Path], Contents]] = {
     "mnist": read_mnist,

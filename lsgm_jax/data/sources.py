@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from lsgm_jax.data.captions import Captions, FolderCaptions
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.folders import (
     IMAGE_SUFFIXES,
     SPLIT_NAMES,
@@ -20,6 +19,7 @@ from lsgm_jax.data.folders import (
     split_by_name,
 )
 from lsgm_jax.data.readers.archives import Folder
+from lsgm_jax.errors import DataError
 
 DATA_DIR = "~/.cache/lsgm_jax"  # unless someone says otherwise
 PREPARED = "prepared"  # where `lsgm data prepare` leaves its sets, in data_dir

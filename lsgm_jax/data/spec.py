@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from lsgm_jax.data import pixels
 from lsgm_jax.data.captions import Captions, class_caption
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.images import FITS, KINDS, Layout, decode
 from lsgm_jax.data.sources import DATA_DIR, SPLIT_NAMES, open_split
+from lsgm_jax.errors import DataError
 
 IN_MEMORY_BYTES = 512 * 2**20
 BINARISE = ("none", "dynamic")

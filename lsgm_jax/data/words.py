@@ -14,7 +14,7 @@ from jaxtyping import Int, Int32
 from tqdm import tqdm
 
 from lsgm_jax.data.captions import Captions
-from lsgm_jax.data.errors import DataError
+from lsgm_jax.errors import DataError
 from lsgm_jax.files import replacing
 
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"

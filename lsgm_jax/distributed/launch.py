@@ -16,9 +16,10 @@ import jax
 from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
 
-from lsgm_jax.files import is_first
 from lsgm_jax.distributed import ending, rendezvous
-from lsgm_jax.distributed.rendezvous import ClusterError, Place
+from lsgm_jax.distributed.rendezvous import Place
+from lsgm_jax.errors import ClusterError
+from lsgm_jax.files import is_first
 
 __all__ = ["ClusterError", "Place", "agree", "barrier", "is_first", "join", "joined", "others_silent", "stop"]
 

@@ -12,13 +12,11 @@ import socket
 import time
 from typing import NoReturn
 
+from lsgm_jax.errors import ClusterError
+
 HELLO = re.compile(rb"lsgm (\d+) (\d+)\n")  # a process and how many there are
 SECONDS_TO_SPEAK = 5.0  # for what has connected
 SECONDS_BETWEEN_CALLS = 0.2
-
-
-class ClusterError(Exception):
-    """The processes do not come together; the message says which is to blame, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from lsgm_jax.arrays import Images, Key, Scalar
 from lsgm_jax.data.pipeline import Data, Samples, padded_batches, split_labels, whole_split
-from lsgm_jax.evaluation.features import Bytes, Extractor, Features, fingerprint
 from lsgm_jax.evaluation.cache import Arrays, Kept, digest
+from lsgm_jax.evaluation.features import Bytes, Extractor, Features, fingerprint
 from lsgm_jax.nn.layers import ResBlock, downsample, group_norm
 from lsgm_jax.training.devices import OverDevices
 

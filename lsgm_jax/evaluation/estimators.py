@@ -12,8 +12,8 @@ import numpy as np
 from lsgm_jax.arrays import Key
 from lsgm_jax.data.pipeline import padded_batches
 from lsgm_jax.evaluation.cache import Arrays, Kept, accumulate
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.nn.network import Params
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.time_densities import Stratum
 
 PerImage = Callable[[Params, Batch, Key, Stratum], Mapping[str, jax.Array | np.ndarray]]

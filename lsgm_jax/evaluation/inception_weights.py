@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from lsgm_jax.errors import ConversionError
+from lsgm_jax.evaluation.cache import digest
 from lsgm_jax.evaluation.features import Extractor
 from lsgm_jax.evaluation.inception import SIDE, Inception, features_of
-from lsgm_jax.evaluation.cache import digest
-from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.tables import CONV, SAME, Entry, to_variables
 from lsgm_jax.interop.torch_file import read_torch
 

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Key
-from lsgm_jax.building import build, build_sampler
-from lsgm_jax.config import SAMPLING_SECTIONS
+from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.config.load import SAMPLING_SECTIONS
+from lsgm_jax.config.registry import Config
+from lsgm_jax.config.section import build
+from lsgm_jax.errors import ConfigError
 from lsgm_jax.evaluation.cache import Arrays, Kept, digest
 from lsgm_jax.evaluation.estimators import (
     Estimate,
@@ -20,19 +23,18 @@ from lsgm_jax.evaluation.estimators import (
     importance_bound,
     score_images,
 )
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.nn.network import Params
 from lsgm_jax.models.sgm import SGM
+from lsgm_jax.nn.network import Params
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.time_densities import Stratum
-from lsgm_jax.run import Run
-from lsgm_jax.schema import Config, ConfigError
+from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler
-from lsgm_jax.stages.lsgm import vae_terms
-from lsgm_jax.stages.parts import model_terms
 from lsgm_jax.training.devices import OverDevices
+from lsgm_jax.training.recipes.lsgm import vae_terms
+from lsgm_jax.training.recipes.parts import model_terms
 
 BOUNDS = ("nelbo", "ode", "iw")
 ODE_SECTIONS = ("solver", "steps", "sampling", "divergence")

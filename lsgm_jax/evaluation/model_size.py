@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.processes.linear import sample_prior
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.conditional import told
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.model import Model
-from lsgm_jax.nn.network import Params, trainable
 from lsgm_jax.models.sgm import SGM
+from lsgm_jax.nn.network import Params, trainable
+from lsgm_jax.objectives.bound import Batch
+from lsgm_jax.processes.linear import sample_prior
 from lsgm_jax.training.stage import Stage
 from lsgm_jax.training.step import make_step
 

@@ -12,25 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Images, Key, PerSample, State
-from lsgm_jax.building import build, build_sampler
-from lsgm_jax.conditions import Asked
+from lsgm_jax.conditioning.request import Asked
+from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.config.section import build
+from lsgm_jax.config.specs import FEWEST_SAMPLES
 from lsgm_jax.data import pixels
-from lsgm_jax.data.sources import DataError
 from lsgm_jax.data.spec import DataSpec
-from lsgm_jax.evaluation.classifier import Training, classifier_of
-from lsgm_jax.evaluation.fid import frechet_distance, kernel_distance, precision_recall
-from lsgm_jax.evaluation.features import Extractor, ImageSet, describe_images, fingerprint
-from lsgm_jax.evaluation.inception_weights import read_inception
+from lsgm_jax.errors import ConfigError, DataError
 from lsgm_jax.evaluation.cache import Kept, digest
+from lsgm_jax.evaluation.classifier import Training, classifier_of
+from lsgm_jax.evaluation.features import Extractor, ImageSet, describe_images, fingerprint
+from lsgm_jax.evaluation.fid import frechet_distance, kernel_distance, precision_recall
+from lsgm_jax.evaluation.inception_weights import read_inception
+from lsgm_jax.evaluation.likelihood import check_devices, what_is_scored
 from lsgm_jax.evaluation.plots import to_bytes
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.first_stage import psnr
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.nn.network import Params
-from lsgm_jax.run import Run, compile_draw
-from lsgm_jax.schema import FEWEST_SAMPLES, ConfigError
-from lsgm_jax.evaluation.likelihood import check_devices, what_is_scored
+from lsgm_jax.sampling.run import Run, compile_draw
 from lsgm_jax.solvers.sampler import Sampler, draw_noise
 from lsgm_jax.training.devices import OverDevices
 

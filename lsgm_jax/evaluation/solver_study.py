@@ -15,16 +15,16 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from lsgm_jax.arrays import Key, State
-from lsgm_jax.building import build, build_sampler
-from lsgm_jax.config import override
+from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.config.load import override
+from lsgm_jax.config.section import build
 from lsgm_jax.data.pipeline import whole_split
-from lsgm_jax.data.sources import DataError
+from lsgm_jax.errors import ConfigError, DataError, look_up
 from lsgm_jax.evaluation.fid import energy_distance
 from lsgm_jax.files import replacing
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.nn.network import Params
-from lsgm_jax.run import Run
-from lsgm_jax.schema import ConfigError, look_up
+from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise
 

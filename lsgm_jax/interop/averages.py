@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lsgm_jax.interop.errors import ConversionError
+from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.search import Found
 from lsgm_jax.interop.tables import State
 

@@ -16,8 +16,7 @@ from jaxtyping import Float
 from lsgm_jax.autoencoders.bottlenecks import Rounding
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.ldm import Decoder, Encoder
-from lsgm_jax.processes.discrete import DiscreteVP
-from lsgm_jax.interop.errors import ConversionError
+from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, discriminator_variables, first_stage_variables
 from lsgm_jax.interop.ldm_text import text_encoder_variables
 from lsgm_jax.interop.ldm_unet import ldm_unet_variables
@@ -27,8 +26,9 @@ from lsgm_jax.interop.tables import State, as_float32
 from lsgm_jax.models.conditional import BesideLatents, Labels, Texts
 from lsgm_jax.models.first_stage import FirstStage
 from lsgm_jax.models.ldm import LDM
-from lsgm_jax.nn.network import Params, StatefulNetwork
 from lsgm_jax.nn.ldm import LDMUNet
+from lsgm_jax.nn.network import Params, StatefulNetwork
+from lsgm_jax.processes.discrete import DiscreteVP
 
 # The first group of each is what stands before the names of that part.
 DENOISER = re.compile(r"(model\.diffusion_model\.).*")

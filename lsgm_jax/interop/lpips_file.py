@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lsgm_jax.autoencoders.perceptual import LPIPS, SCALE, SHIFT
-from lsgm_jax.interop.errors import ConversionError
+from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.ldm_autoencoder import lpips_variables
 from lsgm_jax.interop.search import Found, containers, state_dicts
 from lsgm_jax.interop.tables import State, Variables, as_float32

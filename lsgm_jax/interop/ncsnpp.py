@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from flax import linen as nn
 
-from lsgm_jax.interop.errors import ConversionError
+from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.tables import (
     CONV,
     DENSE,

@@ -14,18 +14,18 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float
 
+from lsgm_jax.autoencoders.backbones import Backbone, Hierarchical
+from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.averages import fitting_average, is_average, numbered_averages
-from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.ncsnpp import Shape, mixing_logit, mlp_variables, ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.interop.search import Found, containers, state_dicts
 from lsgm_jax.interop.tables import State, as_float32, listing
-from lsgm_jax.autoencoders.backbones import Backbone, Hierarchical
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.nn.network import Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.nn.mlp import MLP
 from lsgm_jax.nn.ncsnpp import NCSNpp
+from lsgm_jax.nn.network import Params
 
 VAE = re.compile(r"(.*\.)?prior_ftr0")
 SCORE_NET = re.compile(r"(.*?\.)?(?:all_modules\.\d+\..+|main\.\d+\.(?:weight|bias))")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-from lsgm_jax.interop.errors import ConversionError
+from lsgm_jax.errors import ConversionError
 
 Flat = Shaped[np.ndarray, "numel"]
 Tensor = Shaped[np.ndarray, "..."]

@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lsgm_jax.interop.errors import ConversionError
+from lsgm_jax.errors import ConversionError
 
 State = Mapping[str, np.ndarray]
 Path = tuple[str, ...]

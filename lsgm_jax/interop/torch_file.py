@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lsgm_jax.interop.errors import ConversionError
+from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.restricted import Flat, RestrictedUnpickler
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -19,8 +19,8 @@ from lsgm_jax.arrays import EpsNet, Key, Latents, State, Times, coordinates
 from lsgm_jax.conditioning.labels import ClassEmbedding
 from lsgm_jax.conditioning.text import TextEncoder, WordPieces
 from lsgm_jax.nn.layers import Maps, Tokens
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.nn.network import Params
+from lsgm_jax.objectives.bound import Batch
 
 Condition = Any  # arrays [batch, ...]; None for none
 

@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 
 from lsgm_jax.arrays import Images, Key, Latents, PerSample, Scalar
 from lsgm_jax.autoencoders.bottlenecks import Bottleneck, Squeezed
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.nn.network import Aux, Network, Params, StatefulNetwork
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.gan import (
     Game,
     KLFirstStage,

@@ -12,14 +12,14 @@ from jaxtyping import Array
 
 from lsgm_jax.arrays import Images, Key, Latents, Scalar, State
 from lsgm_jax.autoencoders.ldm import unit_scale
-from lsgm_jax.processes.linear import Process
-from lsgm_jax.objectives.bound import Batch, Bound
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.first_stage import FirstStage
-from lsgm_jax.nn.network import Aux, Params
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.models.tasks import Task
+from lsgm_jax.nn.network import Aux, Params
+from lsgm_jax.objectives.bound import Batch, Bound
 from lsgm_jax.objectives.time_densities import Stratum
+from lsgm_jax.processes.linear import Process
 from lsgm_jax.solvers.integrate import KeptTimes
 from lsgm_jax.solvers.path import Path
 from lsgm_jax.solvers.sampler import Sampler, Solution

@@ -19,8 +19,6 @@ from lsgm_jax.arrays import (
     sum_per_sample,
 )
 from lsgm_jax.autoencoders.likelihoods import label_count, scored_values
-from lsgm_jax.processes.linear import Process, normal_eps, sample_prior
-from lsgm_jax.objectives.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.models.conditional import (
     NO_CONTEXT,
     UNCONDITIONAL,
@@ -32,9 +30,11 @@ from lsgm_jax.models.conditional import (
     sampling_net,
     told,
 )
+from lsgm_jax.models.vae import VAE, Encoded
+from lsgm_jax.nn.mixed_score import FixedPart, in_channels, mix
 from lsgm_jax.nn.network import Aux, Network, Params, constants
 from lsgm_jax.nn.penalised import penalised
-from lsgm_jax.models.vae import VAE, Encoded
+from lsgm_jax.objectives.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.objectives.elbo import (
     Draw,
     Objective,
@@ -45,7 +45,7 @@ from lsgm_jax.objectives.elbo import (
 )
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.time_densities import Stratum, TimeDensity
-from lsgm_jax.nn.mixed_score import FixedPart, in_channels, mix
+from lsgm_jax.processes.linear import Process, normal_eps, sample_prior
 from lsgm_jax.solvers.integrate import KeptTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
 from lsgm_jax.solvers.path import Path, path_to_data

@@ -12,9 +12,6 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, Times, expand
-from lsgm_jax.processes.linear import Process, sample_prior
-from lsgm_jax.processes.predictions import Prediction, eps
-from lsgm_jax.objectives.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.models.conditional import (
     NO_CONTEXT,
     UNCONDITIONAL,
@@ -26,8 +23,10 @@ from lsgm_jax.models.conditional import (
     sampling_net,
     told,
 )
+from lsgm_jax.nn.mixed_score import FixedPart, in_channels
 from lsgm_jax.nn.network import Aux, Network, Params, constants
 from lsgm_jax.nn.penalised import penalised
+from lsgm_jax.objectives.bound import Batch, Bound, ODEBound, bound_metrics
 from lsgm_jax.objectives.elbo import (
     Objective,
     match_data,
@@ -36,7 +35,8 @@ from lsgm_jax.objectives.elbo import (
 )
 from lsgm_jax.objectives.score_matching import noise_ratio
 from lsgm_jax.objectives.time_densities import Stratum
-from lsgm_jax.nn.mixed_score import FixedPart, in_channels
+from lsgm_jax.processes.linear import Process, sample_prior
+from lsgm_jax.processes.predictions import Prediction, eps
 from lsgm_jax.solvers.integrate import KeptTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
 from lsgm_jax.solvers.path import Path, path_to_data

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Images, Key, Latents, PerSample, Scalar, sum_per_sample
-from lsgm_jax.autoencoders.likelihoods import Likelihood, shown
 from lsgm_jax.autoencoders.backbones import Backbone, Latent
-from lsgm_jax.objectives.bound import Batch, Bound, bound_metrics
+from lsgm_jax.autoencoders.likelihoods import Likelihood, shown
 from lsgm_jax.nn.network import Aux, Params
 from lsgm_jax.nn.penalised import Penalised
+from lsgm_jax.objectives.bound import Batch, Bound, bound_metrics
 from lsgm_jax.objectives.kl import KLWeight, weigh
 
 

@@ -26,6 +26,23 @@ from lsgm_jax.arrays import (
     scale_gradient,
     sum_per_sample,
 )
+from lsgm_jax.objectives.score_matching import (
+    Norm,
+    l2,
+    phase_prediction_error,
+    prediction_error,
+    score_matching,
+    squared_error,
+)
+from lsgm_jax.objectives.time_densities import (
+    Defensive,
+    Spread,
+    Stratum,
+    TimeDensity,
+    sample_times,
+    stratified,
+)
+from lsgm_jax.objectives.weightings import Weighting, likelihood
 from lsgm_jax.processes.linear import (
     Process,
     add_auxiliary,
@@ -38,16 +55,6 @@ from lsgm_jax.processes.linear import (
     perturb,
     unit_noise,
 )
-from lsgm_jax.objectives.score_matching import (
-    Norm,
-    l2,
-    phase_prediction_error,
-    prediction_error,
-    score_matching,
-    squared_error,
-)
-from lsgm_jax.objectives.time_densities import Defensive, Spread, Stratum, TimeDensity, sample_times, stratified
-from lsgm_jax.objectives.weightings import Weighting, likelihood
 
 
 class Matching(NamedTuple):

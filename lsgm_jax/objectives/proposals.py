@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Scalar, Times
+from lsgm_jax.objectives.weightings import Weighting, likelihood, rescaled, reweighted, unweighted
 from lsgm_jax.processes.linear import Process, data_variance, kernel, log_snr, normal_error, sigma
 from lsgm_jax.processes.schedules import is_concrete
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP
-from lsgm_jax.objectives.weightings import Weighting, likelihood, rescaled, reweighted, unweighted
 
 Nodes = Float[Array, "nodes"]
 

@@ -20,9 +20,9 @@ from lsgm_jax.arrays import (
     expand,
     sum_per_sample,
 )
+from lsgm_jax.objectives.weightings import Weighting
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.linear import Process, move, perturb, sigma
-from lsgm_jax.objectives.weightings import Weighting
 
 
 def prediction_error(eps_net: EpsNet, z_t: State, t: Times, eps: State) -> Latents:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Key, Scalar, Times
-from lsgm_jax.processes.linear import Process
 from lsgm_jax.objectives.proposals import TimeUniform, proposal
 from lsgm_jax.objectives.weightings import Weighting, likelihood
+from lsgm_jax.processes.linear import Process
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from lsgm_jax.errors import CheckpointError
 from lsgm_jax.files import is_first
 from lsgm_jax.nn.network import Params
 from lsgm_jax.training.logs import warn
@@ -24,10 +25,6 @@ HALF_WRITTEN = ".orbax-checkpoint-tmp"  # in names of folders, while orbax write
 DAMAGED = "damaged"  # folder beside the stages', for what could not be read
 
 T = TypeVar("T")
-
-
-class CheckpointError(Exception):
-    """A checkpoint cannot be read or written; the message says where and what to do."""
 
 
 class _UnreadableError(Exception):

@@ -8,21 +8,18 @@ import grain
 import jax
 
 from lsgm_jax.arrays import Key
-from lsgm_jax.objectives.bound import Batch
+from lsgm_jax.distributed.preemption import StoppedError, Termination
+from lsgm_jax.errors import TrainingError
 from lsgm_jax.nn.network import Params
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.logs import MetricsLog, Speed, progress_bar, warn
 from lsgm_jax.training.nan_guard import Call, FaultError, Sentinel, keep_batch
-from lsgm_jax.distributed.preemption import StoppedError, Termination
 from lsgm_jax.training.stage import Course, Stage
 from lsgm_jax.training.state import TrainState
 from lsgm_jax.training.step import Metrics, make_step, several
 from lsgm_jax.training.trace import Trace
-
-
-class TrainingError(Exception):
-    """Training cannot go on; the message says what was saved and what to do."""
 
 
 def run_stage(

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.pipeline import all_captions, class_names, split_captions, split_labels, training_batches
 from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import FolderSource
 from lsgm_jax.data.spec import DataSpec
+from lsgm_jax.errors import DataError
 from tests.data import published
 from tests.data.published import grey, labels, write
 

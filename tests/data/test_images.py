@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.images import Layout, decode, encode
+from lsgm_jax.errors import DataError
 
 ANY = Layout(height=None, width=None, channels=None)
 GREY = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)

@@ -12,10 +12,10 @@ from sklearn.datasets import load_digits
 
 from lsgm_jax.data import pipeline
 from lsgm_jax.data import spec as data_spec
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.pipeline import padded_batches, split_labels, training_batches, whole_split
 from lsgm_jax.data.sources import FolderSource
 from lsgm_jax.data.spec import DataSpec, Split
+from lsgm_jax.errors import DataError
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from lsgm_jax.cli import main as cli
-from lsgm_jax.config import load_config
+from lsgm_jax.config.load import load_config
 from lsgm_jax.data import prepare as preparing
 from lsgm_jax.data.checksums import checksums
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.folders import mixed
 from lsgm_jax.data.pipeline import split_labels, training_batches, whole_split
 from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import FolderSource, open_split
 from lsgm_jax.data.spec import DataSpec
+from lsgm_jax.errors import DataError
 from tests.data import published
 from tests.data.published import colour, grey, labels, write
 

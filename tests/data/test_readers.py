@@ -8,7 +8,6 @@ import pytest
 import scipy.io
 from tensorboardX.crc32c import crc32c as independent_crc32c
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.folders import split_by_name
 from lsgm_jax.data.images import Layout, decode
 from lsgm_jax.data.prepare import READERS
@@ -20,6 +19,7 @@ from lsgm_jax.data.readers.imagenet import read_imagenet
 from lsgm_jax.data.readers.mnist import read_mnist
 from lsgm_jax.data.readers.omniglot import read_omniglot
 from lsgm_jax.data.readers.tfrecord import count_records
+from lsgm_jax.errors import DataError
 from tests.data import published
 from tests.data.published import colour, grey, labels, write
 

@@ -13,8 +13,9 @@ from sklearn.datasets import load_digits
 from lsgm_jax.data.digits import Digits
 from lsgm_jax.data.pipeline import split_labels, training_batches, whole_split
 from lsgm_jax.data.points import PointSpec
-from lsgm_jax.data.sources import DataError, FolderSource, open_split
+from lsgm_jax.data.sources import FolderSource, open_split
 from lsgm_jax.data.spec import DataSpec, Split
+from lsgm_jax.errors import DataError
 
 
 @pytest.fixture
@@ -57,7 +58,8 @@ def test_digits_that_another_process_has_prepared_meanwhile_are_taken(tmp_path, 
 
 def test_tensorflow_is_never_imported(data_dir):
     program = (
-        "import sys; from lsgm_jax.data.spec import *; from lsgm_jax.data.pipeline import *; import lsgm_jax.run;"
+        "import sys; from lsgm_jax.data.spec import *; from lsgm_jax.data.pipeline import *;"
+        "import lsgm_jax.sampling.run;"
         f"spec = DataSpec(source='digits', image_shape=(8, 8, 1), data_dir={str(data_dir)!r});"
         "next(training_batches(Split(spec, 'train'), 0)); assert 'tensorflow' not in sys.modules"
     )

@@ -11,10 +11,10 @@ import warnings
 import numpy as np
 import pytest
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.pipeline import _Order, training_batches
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.data.words import CHARACTERS, SPECIAL, EncodedCaptions, Tokenizer, encode_captions
+from lsgm_jax.errors import DataError
 
 
 def texts(count, seed=0, letters="abcdefghij"):

@@ -12,7 +12,8 @@ from lsgm_jax.cli import parser as command_line
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.distributed import launch, rendezvous
-from lsgm_jax.distributed.rendezvous import ClusterError, Place
+from lsgm_jax.distributed.rendezvous import Place
+from lsgm_jax.errors import ClusterError
 from tests.on_one_machine import free_port, run_lsgm, run_program
 
 TRAIN = ["train", "--config=configs/digits.py:quick"]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lsgm_jax.evaluation import cache as module
-from lsgm_jax.evaluation.features import Extractor, describe_images
 from lsgm_jax.evaluation.cache import Kept, accumulate, digest
 from lsgm_jax.evaluation.estimators import importance_bound, score_images
+from lsgm_jax.evaluation.features import Extractor, describe_images
 from lsgm_jax.objectives.bound import Batch
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.spec import DataSpec
+from lsgm_jax.errors import DataError
 from lsgm_jax.evaluation import classifier
 from lsgm_jax.evaluation.classifier import FEATURES, Training, classifier_of
 from lsgm_jax.evaluation.plots import to_bytes

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsgm_jax.config import load_config
+from lsgm_jax.config.load import load_config
 from lsgm_jax.evaluation import plots, report
-from lsgm_jax.evaluation.model_size import count_parameters, describe, flops, multiply_add_flops
 from lsgm_jax.evaluation.estimators import bits_per_dimension, estimate, importance_bound, score_images
+from lsgm_jax.evaluation.model_size import count_parameters, describe, flops, multiply_add_flops
 from lsgm_jax.objectives.bound import Batch
-from lsgm_jax.stages.parts import Data
-from lsgm_jax.stages.plan import make_stages
+from lsgm_jax.training.recipes.parts import Data
+from lsgm_jax.training.recipes.plan import make_stages
 from tests import tiny
 
 

@@ -7,10 +7,10 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
+from lsgm_jax.errors import ConversionError
 from lsgm_jax.evaluation.inception import SIDE as PUBLISHED_SIDE
 from lsgm_jax.evaluation.inception import Inception, average, features_of
 from lsgm_jax.evaluation.inception_weights import read_inception, shapes, table
-from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.tables import to_state, to_variables
 from tests.evaluation.torch_inception import FIXTURE, SIDE, draw_images, draw_weights
 from tests.interop.write_torch import write_legacy, write_zip

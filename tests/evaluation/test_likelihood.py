@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from lsgm_jax.cli import main as cli
-from lsgm_jax.evaluation import sample_quality
-from lsgm_jax.building import build_lsgm
+from lsgm_jax.config.build_models import build_lsgm
 from lsgm_jax.data.spec import DataSpec
-from lsgm_jax.run import claim
+from lsgm_jax.evaluation import sample_quality
+from lsgm_jax.sampling.run import claim
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import on_one_machine, tiny
 

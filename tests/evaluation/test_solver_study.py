@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from lsgm_jax.cli import main as cli
+from lsgm_jax.errors import ConfigError
 from lsgm_jax.evaluation import solver_study
 from lsgm_jax.evaluation.fid import energy_distance
-from lsgm_jax.run import Run
-from lsgm_jax.schema import ConfigError
+from lsgm_jax.sampling.run import Run
 from tests.tiny import ROOT
 
 TOY = f"--config={ROOT}/configs/cld_toy.py:quick"

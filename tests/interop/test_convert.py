@@ -10,13 +10,13 @@ import optax
 import pytest
 
 from lsgm_jax.cli import main as cli
-from lsgm_jax.building import build_model
-from lsgm_jax.config import load_config
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.load import load_config
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.data.points import PointSpec
 from lsgm_jax.interop.ncsnpp import ncsnpp_state
 from lsgm_jax.interop.nvae import nvae_state
-from lsgm_jax.run import Run
+from lsgm_jax.sampling.run import Run
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import run_stage
 from lsgm_jax.training.sharding import whole

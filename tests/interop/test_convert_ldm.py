@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from lsgm_jax.cli import main as cli
-from lsgm_jax.building import build_adversarial_training, build_model
-from lsgm_jax.config import load_config
+from lsgm_jax.config.build_autoencoders import build_adversarial_training
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.load import load_config
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, discriminator_state, first_stage_state
 from lsgm_jax.interop.ldm_text import text_encoder_state
 from lsgm_jax.interop.ldm_unet import ldm_unet_state
 from lsgm_jax.models.conditional import Labels, Texts
-from lsgm_jax.run import Run
+from lsgm_jax.sampling.run import Run
 from tests.interop.write_torch import write_zip
 from tests.tiny import ROOT, assert_trees_equal
 

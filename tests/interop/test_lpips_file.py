@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from lsgm_jax.autoencoders.perceptual import LPIPS
-from lsgm_jax.building import build_adversarial_training, build_model
-from lsgm_jax.config import load_config
-from lsgm_jax.interop.errors import ConversionError
+from lsgm_jax.config.build_autoencoders import build_adversarial_training
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.load import load_config
+from lsgm_jax.errors import ConfigError, ConversionError
 from lsgm_jax.interop.ldm_autoencoder import lpips_state
 from lsgm_jax.interop.lpips_file import read_lpips
 from lsgm_jax.interop.tables import as_float32
-from lsgm_jax.schema import ConfigError
-from lsgm_jax.stages.plan import bare_stages
+from lsgm_jax.training.recipes.plan import bare_stages
 from tests.interop.write_torch import write_legacy, write_zip
 from tests.tiny import ROOT, assert_trees_equal
 

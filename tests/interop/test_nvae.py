@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lsgm_jax.interop.errors import ConversionError
+from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.nvae import nvae_state, nvae_variables, table
 from tests.autoencoders.test_nvae import IMAGE, TINY, shapes_of, tiny
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsgm_jax.autoencoders.backbones import Hierarchical
+from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.averages import FIXED
-from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.ncsnpp import ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.interop.official import find_parts, mixing_logits, score_params, vae_params
 from lsgm_jax.interop.torch_file import read_torch
-from lsgm_jax.autoencoders.backbones import Hierarchical
 from lsgm_jax.nn.network import Network, StatefulNetwork
 from tests.interop.write_torch import Call, Global, write_legacy, write_zip
 from tests.parity import scores

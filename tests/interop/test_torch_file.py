@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop import restricted
-from lsgm_jax.interop.errors import ConversionError
 from lsgm_jax.interop.restricted import DTYPES
 from lsgm_jax.interop.torch_file import read_torch
 from tests.interop.write_torch import Call, Global, Storage, write_legacy, write_zip

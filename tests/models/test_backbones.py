@@ -8,10 +8,10 @@ import numpy as np
 import optax
 
 from lsgm_jax.arrays import sum_per_sample
-from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.autoencoders import backbones
-from lsgm_jax.objectives.bound import Batch
+from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.models.vae import VAE
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import Average, make_step
 from tests import tiny

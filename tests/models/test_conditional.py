@@ -9,14 +9,14 @@ import pytest
 from flax import linen as nn
 from scipy import stats
 
-from lsgm_jax.processes.vp import VP
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.conditional import BesideLatents, Context, Labels, Texts, told
-from lsgm_jax.nn.network import Network
 from lsgm_jax.models.sgm import SGM
+from lsgm_jax.nn.network import Network
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.time_densities import Uniform
 from lsgm_jax.objectives.weightings import unweighted
+from lsgm_jax.processes.vp import VP
 from lsgm_jax.solvers.grids import LogSNR
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence

@@ -9,18 +9,18 @@ from flax import linen as nn
 from lsgm_jax.autoencoders.bottlenecks import NarrowNormal, Rounding
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.quantiser import Quantiser
-from lsgm_jax.processes.vp import VP
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.conditional import BesideLatents
 from lsgm_jax.models.first_stage import AdversarialTraining, FirstStage, psnr
 from lsgm_jax.models.ldm import LDM
-from lsgm_jax.nn.network import Network, StatefulNetwork
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.models.tasks import Inpainting, Masked, Upscaling, rectangles
-from lsgm_jax.objectives.gan import Game, KLFirstStage, VQFirstStage, generator_loss, hinge_loss
+from lsgm_jax.nn.network import Network, StatefulNetwork
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.elbo import Objective
+from lsgm_jax.objectives.gan import Game, KLFirstStage, VQFirstStage, generator_loss, hinge_loss
 from lsgm_jax.objectives.time_densities import Uniform
 from lsgm_jax.objectives.weightings import unweighted
+from lsgm_jax.processes.vp import VP
 from tests.tiny import assert_trees_equal
 
 SIDE, LATENT = 8, 3

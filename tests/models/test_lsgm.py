@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import Phase
-from lsgm_jax.processes.linear import normal_eps
+from lsgm_jax.errors import ConfigError
 from lsgm_jax.nn.network import Network
+from lsgm_jax.nn.unet import UNet
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.time_densities import Stratum
-from lsgm_jax.schema import ConfigError
-from lsgm_jax.nn.unet import UNet
+from lsgm_jax.processes.linear import normal_eps
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.registry import METHODS

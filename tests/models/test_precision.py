@@ -13,17 +13,17 @@ from flax import linen as nn
 
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.nvae import NVAE
-from lsgm_jax.building import build_lsgm
-from lsgm_jax.config import complete, differences, load_config
-from lsgm_jax.nn.layers import attend
-from lsgm_jax.nn.network import Compute, Network, StatefulNetwork, trainable
-from lsgm_jax.run import MAY_CHANGE
-from lsgm_jax.schema import ConfigError
+from lsgm_jax.config.build_models import build_lsgm
+from lsgm_jax.config.load import complete, differences, load_config
+from lsgm_jax.errors import ConfigError
 from lsgm_jax.nn.dit import DiT
+from lsgm_jax.nn.layers import attend
 from lsgm_jax.nn.ldm import LDMUNet
 from lsgm_jax.nn.mlp import MLP
 from lsgm_jax.nn.ncsnpp import NCSNpp
+from lsgm_jax.nn.network import Compute, Network, StatefulNetwork, trainable
 from lsgm_jax.nn.unet import UNet
+from lsgm_jax.sampling.run import MAY_CHANGE
 from tests import tiny
 
 BFLOAT16 = Compute(dtype="bfloat16")

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import Phase
-from lsgm_jax.building import build_model, build_optimiser
-from lsgm_jax.config import load_config
-from lsgm_jax.processes.cld import velocity_eps
-from lsgm_jax.processes.linear import normal_eps
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.build_running import build_optimiser
+from lsgm_jax.config.load import load_config
+from lsgm_jax.errors import ConfigError
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.score_matching import l2
-from lsgm_jax.schema import ConfigError
+from lsgm_jax.processes.cld import velocity_eps
+from lsgm_jax.processes.linear import normal_eps
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.building import build_model
-from lsgm_jax.config import load_config
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.load import load_config
+from lsgm_jax.errors import ConfigError
 from lsgm_jax.evaluation.model_size import count_parameters, multiply_add_flops
-from lsgm_jax.objectives.bound import Batch
-from lsgm_jax.schema import ConfigError
 from lsgm_jax.nn.dit import DiT, DiTBlock, from_patches, positions, to_patches
-from lsgm_jax.stages.plan import bare_stages
+from lsgm_jax.objectives.bound import Batch
+from lsgm_jax.training.recipes.plan import bare_stages
 from lsgm_jax.training.step import make_step
 from tests import tiny
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import in_steps
-from lsgm_jax.building import build_model
-from lsgm_jax.config import load_config
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.load import load_config
+from lsgm_jax.errors import ConfigError
 from lsgm_jax.evaluation.model_size import count_parameters
 from lsgm_jax.interop.ldm_unet import ldm_unet_table
-from lsgm_jax.schema import ConfigError
 from lsgm_jax.nn.ldm import LDMUNet
 from tests import tiny
 

@@ -9,10 +9,10 @@ import pytest
 import scipy.signal
 
 from lsgm_jax.evaluation.model_size import count_parameters, flops
-from lsgm_jax.nn.network import Network
 from lsgm_jax.nn.mlp import MLP, log_time_features
 from lsgm_jax.nn.ncsnpp import NCSNpp
 from lsgm_jax.nn.ncsnpp_layers import FourierFeatures, fir_downsample, fir_upsample
+from lsgm_jax.nn.network import Network
 from tests.nn.published import NETWORKS, operations
 
 KERNEL = (1.0, 3.0, 3.0, 1.0)

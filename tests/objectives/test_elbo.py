@@ -9,10 +9,10 @@ import pytest
 import scipy.stats
 
 from lsgm_jax.arrays import as_state, coordinates, expand, sum_per_sample
-from lsgm_jax.processes import linear
 from lsgm_jax.objectives import time_densities, weightings
 from lsgm_jax.objectives.elbo import Draw, Objective, denoise, denoise_separately, normal_bound
 from lsgm_jax.objectives.score_matching import l1
+from lsgm_jax.processes import linear
 from tests.process_examples import MAIN
 
 
@@ -198,7 +198,9 @@ def test_published_cross_entropy_is_exact_for_normal_data(x64, process, density)
 @pytest.mark.parametrize("t_min", [1e-3, 0.05])
 def test_low_noise_cross_entropy_exceeds_the_exact_one_by_its_gaps(x64, process, t_min):
     """For the exact score of N(0, v) the bound (O7) differs from CE(q || N(0, v)) only at t_min and at t = 1."""
-    objective = Objective(prior_weighting=weightings.unweighted, density=time_densities.Defensive(t_min=t_min))
+    objective = Objective(
+        prior_weighting=weightings.unweighted, density=time_densities.Defensive(t_min=t_min)
+    )
     mean, stderr = estimated_cross_entropy(objective, process)
     signal_to_noise = DATA_VARIANCE * float(jnp.exp(linear.log_snr(process, jnp.asarray(t_min))))
     signal, noise = map(np.asarray, linear.kernel(process, jnp.ones(())))
@@ -261,7 +263,9 @@ def test_control_variate_removes_most_of_the_noise(x64, process):
 def test_control_variate_changes_no_expected_gradient(x64, process):
     """Mean gradients with and without it agree; the encoder's is far less noisy with it."""
     published = Objective(
-        prior_weighting=weightings.unweighted, density=time_densities.Defensive(t_min=1e-3), control_variate=False
+        prior_weighting=weightings.unweighted,
+        density=time_densities.Defensive(t_min=1e-3),
+        control_variate=False,
     )
     controlled = dataclasses.replace(published, control_variate=True)
     mean, logit = jnp.array([0.6, -0.4, 1.0]), jnp.zeros(3)
@@ -294,7 +298,9 @@ def test_value_of_the_loss_is_the_weighted_error(x64, process):
     t = jnp.array([0.1, 0.3, 0.6, 0.9])
     eps = as_state([jnp.full((4, 3), 0.5) for _ in process.prior_variance()])
     objective = Objective(
-        prior_weighting=weightings.reweighted, density=time_densities.Uniform(t_min=0.1), control_variate=False
+        prior_weighting=weightings.reweighted,
+        density=time_densities.Uniform(t_min=0.1),
+        control_variate=False,
     )
     matching = denoise(objective, process, lambda z_t, t: jnp.zeros_like(z_0), z_0, Draw(t, eps), 0.3)
     w = 0.5 * process.diffusion(t) ** 2 * 0.9

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import Phase, coordinates, expand
-from lsgm_jax.processes import linear
-from lsgm_jax.processes.cld import CLD
 from lsgm_jax.objectives import weightings
 from lsgm_jax.objectives.elbo import Objective, match_data, match_data_and_velocity
 from lsgm_jax.objectives.score_matching import known_start, phase_score_matching, score_matching
 from lsgm_jax.objectives.time_densities import Defensive
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.cld import CLD
 from tests.process_examples import MAIN
 
 COUNT = 200_000

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsgm_jax.objectives import proposals, time_densities, weightings
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.vp import VP, GeometricVP
-from lsgm_jax.objectives import proposals, time_densities, weightings
 from tests.process_examples import MAIN, PROCESSES
 
 T_MIN = 1e-3
@@ -168,7 +168,9 @@ def test_defensive_refuses_a_share_outside_the_unit_interval():
         time_densities.Defensive(uniform_share=1.0)
 
 
-@pytest.mark.parametrize("spread", [time_densities.stratified, time_densities.equidistant, time_densities.independent])
+@pytest.mark.parametrize(
+    "spread", [time_densities.stratified, time_densities.equidistant, time_densities.independent]
+)
 def test_timesteps_are_the_nodes_equally_often(precision, spread):
     """Also where u rounds to 1; no time is between nodes, which noise prediction is trained at alone."""
     density, process = time_densities.Timesteps(steps=1000), MAIN["vp"]
@@ -226,9 +228,13 @@ def test_spread_numbers_fill_every_cell_once(spread, stratum):
     assert sorted(np.floor(inside * 64 + 1e-4).astype(int)) == list(range(64))
 
 
-@pytest.mark.parametrize("spread", [time_densities.independent, time_densities.stratified, time_densities.equidistant])
+@pytest.mark.parametrize(
+    "spread", [time_densities.independent, time_densities.stratified, time_densities.equidistant]
+)
 def test_spread_numbers_are_each_uniform(spread):
-    u = jax.vmap(lambda key: spread(key, 4, time_densities.Stratum()))(jax.random.split(jax.random.key(4), 20_000))
+    u = jax.vmap(lambda key: spread(key, 4, time_densities.Stratum()))(
+        jax.random.split(jax.random.key(4), 20_000)
+    )
     # Kolmogorov-Smirnov distance of the first number alone; 1.95 / sqrt(n) is its 0.1 % quantile.
     first = np.sort(np.asarray(u[:, 0]))
     distance = np.abs(first - (np.arange(len(first)) + 0.5) / len(first)).max()
@@ -243,7 +249,8 @@ def test_spreading_takes_noise_from_the_average(x64):
         u = jax.vmap(lambda key: spread(key, 32, time_densities.Stratum()))(keys)
         return jnp.mean(jnp.exp(u), axis=1).std()
 
-    noise = {s.__name__: spread_of_mean(s) for s in (time_densities.independent, time_densities.stratified, time_densities.equidistant)}
+    spreads = time_densities.independent, time_densities.stratified, time_densities.equidistant
+    noise = {spread.__name__: spread_of_mean(spread) for spread in spreads}
     assert noise["stratified"] < 0.1 * noise["independent"]
     assert noise["equidistant"] < 0.2 * noise["independent"]
 

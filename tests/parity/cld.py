@@ -8,14 +8,14 @@ import numpy as np
 from flax import linen as nn
 
 from lsgm_jax.arrays import Phase, expand
-from lsgm_jax.processes import linear, matrices
-from lsgm_jax.processes.cld import CLD, velocity_eps
-from lsgm_jax.nn.network import Network
 from lsgm_jax.models.sgm import SGM
+from lsgm_jax.nn.network import Network
 from lsgm_jax.objectives import weightings
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.score_matching import known_start, phase_score_matching, score_matching
 from lsgm_jax.objectives.time_densities import Uniform
+from lsgm_jax.processes import linear, matrices
+from lsgm_jax.processes.cld import CLD, velocity_eps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import expand, sum_per_sample
+from lsgm_jax.config.registry import NORMS, WEIGHTINGS
+from lsgm_jax.objectives.score_matching import prediction_error, squared_error
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.predictions import PREDICTIONS
-from lsgm_jax.objectives.score_matching import prediction_error, squared_error
-from lsgm_jax.schema import NORMS, WEIGHTINGS
 from tests.parity.cld import channels_first, channels_last
 from tests.parity.ldm_samplers import discrete_process
 from tests.parity.ldm_schedules import (

@@ -13,12 +13,12 @@ import optax
 from flax.traverse_util import flatten_dict
 
 from lsgm_jax.arrays import expand, sum_per_sample
-from lsgm_jax.processes import linear
 from lsgm_jax.interop.ncsnpp import MIXING_LOGIT
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.nn.penalised import penalised
 from lsgm_jax.objectives import kl
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.weightings import likelihood
+from lsgm_jax.processes import linear
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import Average, Context, make_step
 from tests.parity.cld import channels_last

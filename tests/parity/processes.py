@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lsgm_jax.objectives import kl, time_densities, weightings
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
-from lsgm_jax.objectives import kl, time_densities, weightings
 
 MODES = {
     "ll": weightings.likelihood,

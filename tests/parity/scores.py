@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Phase
-from lsgm_jax.processes import linear
-from lsgm_jax.processes.cld import velocity_eps
 from lsgm_jax.interop.ncsnpp import (
     MIXING_LOGIT,
     lsgm_channel_mult,
@@ -17,10 +15,12 @@ from lsgm_jax.interop.ncsnpp import (
     ncsnpp_state,
     ncsnpp_variables,
 )
+from lsgm_jax.nn.mixed_score import mix
 from lsgm_jax.nn.mlp import MLP
 from lsgm_jax.nn.ncsnpp import NCSNpp
-from lsgm_jax.nn.mixed_score import mix
 from lsgm_jax.nn.unet import sinusoidal_embedding
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.cld import velocity_eps
 from tests.parity.cld import channels_first, channels_last, cld_process
 from tests.parity.processes import lsgm_process
 

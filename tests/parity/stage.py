@@ -8,22 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.building import build
-from lsgm_jax.processes import linear
-from lsgm_jax.processes.vp import VP, GeometricVP
+from lsgm_jax.autoencoders.backbones import Hierarchical
+from lsgm_jax.config.section import build
 from lsgm_jax.interop.ncsnpp import mixing_logit, ncsnpp_table, ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables, table
-from lsgm_jax.autoencoders.backbones import Hierarchical
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.nn.network import Network
 from lsgm_jax.models.vae import VAE
+from lsgm_jax.nn.network import Network
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.kl import KLSchedule
 from lsgm_jax.objectives.regularisers import SingularVectors
-from lsgm_jax.stages.parts import Data
-from lsgm_jax.stages.plan import make_stages
+from lsgm_jax.processes import linear
+from lsgm_jax.processes.vp import VP, GeometricVP
 from lsgm_jax.training.penalty import Penalty
+from lsgm_jax.training.recipes.parts import Data
+from lsgm_jax.training.recipes.plan import make_stages
 from lsgm_jax.training.stage import Stage
 from tests import tiny
 from tests.parity.cld import channels_last

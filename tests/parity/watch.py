@@ -7,8 +7,8 @@ import pytest
 
 from lsgm_jax.autoencoders import backbones
 from lsgm_jax.models import lsgm
-from lsgm_jax.nn.network import Network
 from lsgm_jax.models.vae import VAE
+from lsgm_jax.nn.network import Network
 from lsgm_jax.objectives import elbo, score_matching
 from tests.parity.cld import channels_last
 from tests.parity.stage import SHARED

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import as_state, coordinates, expand, sum_per_sample
+from lsgm_jax.config.registry import WEIGHTINGS
+from lsgm_jax.objectives.score_matching import l1, l2, prediction_error, score_matching
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.discrete import discrete_vp
 from lsgm_jax.processes.predictions import PREDICTIONS
-from lsgm_jax.objectives.score_matching import l1, l2, prediction_error, score_matching
-from lsgm_jax.schema import WEIGHTINGS
 from tests.process_examples import MAIN
 from tests.solvers.exact import MEAN, VARIANCE, exact_eps, moments
 

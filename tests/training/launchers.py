@@ -15,12 +15,12 @@ import pytest
 from lsgm_jax.arrays import mean_over_devices
 from lsgm_jax.autoencoders.nvae_cells import BatchNorm
 from lsgm_jax.data.pipeline import training_batches
-from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.nn.network import Aux
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.training.devices import place, replicated
-from lsgm_jax.training.sharding import Replicated, Sharded, whole
 from lsgm_jax.training.penalty import Penalty, first_memory, penalise
+from lsgm_jax.training.sharding import Replicated, Sharded, whole
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import Average, make_step, several
 from tests import toy

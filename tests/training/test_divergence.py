@@ -7,10 +7,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lsgm_jax import run
 from lsgm_jax.cli import main as cli
-from lsgm_jax.schema import ConfigError
-from lsgm_jax.training import sharding
+from lsgm_jax.errors import ConfigError
+from lsgm_jax.sampling import run
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import tiny
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lsgm_jax.cli import main as cli
-from lsgm_jax.config import load_config
+from lsgm_jax.config.load import load_config
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import on_one_machine, tiny
 from tests.training.test_divergence import CONFIG, rows

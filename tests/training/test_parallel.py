@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from lsgm_jax.config import load_config
-from lsgm_jax.schema import ConfigError
+from lsgm_jax.config.load import load_config
+from lsgm_jax.errors import ConfigError
 from lsgm_jax.training.sharding import Sharded, bytes_per_device, whole
 from tests import on_one_machine, tiny
 from tests.training.launchers import CASES, MODEL

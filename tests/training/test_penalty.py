@@ -7,9 +7,9 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from lsgm_jax.autoencoders.backbones import Hierarchical
 from lsgm_jax.autoencoders.nvae import NVAE
 from lsgm_jax.autoencoders.nvae_flow import flow_masks
-from lsgm_jax.autoencoders.backbones import Hierarchical
 from lsgm_jax.nn.network import Aux
 from lsgm_jax.nn.penalised import Penalised, penalised
 from lsgm_jax.objectives.regularisers import SingularVectors

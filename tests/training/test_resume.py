@@ -9,10 +9,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lsgm_jax import run
+from lsgm_jax.errors import CheckpointError
 from lsgm_jax.nn.penalised import penalised
-from lsgm_jax.training import sharding
-from lsgm_jax.training.checkpoint import CheckpointError, Checkpoints
+from lsgm_jax.sampling import run
+from lsgm_jax.training.checkpoint import Checkpoints
 from tests import tiny
 
 SHORT = (

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.processes.linear import normal_eps
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.time_densities import Optimal
-from lsgm_jax.stages.parts import Data
-from lsgm_jax.stages.plan import make_stages
+from lsgm_jax.processes.linear import normal_eps
+from lsgm_jax.training.recipes.parts import Data
+from lsgm_jax.training.recipes.plan import make_stages
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import Context, make_step
 from tests import tiny, toy

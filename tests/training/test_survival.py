@@ -11,10 +11,11 @@ import time
 
 import pytest
 
-from lsgm_jax import run
 from lsgm_jax.cli import main as cli
-from lsgm_jax.config import load_config
-from lsgm_jax.training.checkpoint import CheckpointError, Checkpoints
+from lsgm_jax.config.load import load_config
+from lsgm_jax.errors import CheckpointError
+from lsgm_jax.sampling import run
+from lsgm_jax.training.checkpoint import Checkpoints
 from tests import tiny
 from tests.training.test_divergence import CONFIG, rows, saved
 

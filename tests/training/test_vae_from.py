@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax import run
 from lsgm_jax.cli import main as cli
-from lsgm_jax.building import build_lsgm
-from lsgm_jax.config import save_config
-from lsgm_jax.schema import ConfigError
+from lsgm_jax.config.build_models import build_lsgm
+from lsgm_jax.config.load import save_config
+from lsgm_jax.errors import ConfigError
+from lsgm_jax.sampling import run
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import tiny
 from tests.training.test_resume import final_state

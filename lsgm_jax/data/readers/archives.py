@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from lsgm_jax.data.errors import DataError
+from lsgm_jax.errors import DataError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 CHUNK = 2**22

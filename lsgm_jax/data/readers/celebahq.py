@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.folders import has_split_folders, image_names, split_by_name
 from lsgm_jax.data.readers.archives import Archive, by_number, open_archive
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
 from lsgm_jax.data.readers.folder import encoded
 from lsgm_jax.data.readers.tfrecord import count_records, parse_example, read_records
+from lsgm_jax.errors import DataError
 
 SHAPE = (256, 256, 3)
 

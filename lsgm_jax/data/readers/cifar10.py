@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.readers.archives import Archive, matching, open_archive
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
 from lsgm_jax.data.readers.pickles import rows, unpickle
+from lsgm_jax.errors import DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32

@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from lsgm_jax.data.captions import FolderCaptions
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.folders import (
     IMAGE_SUFFIXES,
     classes_by_name,
@@ -19,6 +18,7 @@ from lsgm_jax.data.folders import (
 )
 from lsgm_jax.data.readers.archives import Archive, Folder, open_archive
 from lsgm_jax.data.readers.contents import Contents, Example, Stream
+from lsgm_jax.errors import DataError
 
 
 def read_folder(source: pathlib.Path) -> Contents:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.readers.archives import Archive, matching, open_archive
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
 from lsgm_jax.data.readers.pickles import rows, unpickle
+from lsgm_jax.errors import DataError
 
 PATTERNS = {"train": r"train_data_batch_\d+(\.npz)?", "validation": r"val_data(\.npz)?"}
 CLASSES = 1000

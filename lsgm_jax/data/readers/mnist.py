@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.readers.archives import Archive, matching, open_archive, reading
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
+from lsgm_jax.errors import DataError
 
 PREFIXES = {"train": "train", "t10k": "test"}
 IMAGES, LABELS = 0x0803, 0x0801  # unsigned bytes, of three axes and of one

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.readers.contents import Contents, Stream, arrays
+from lsgm_jax.errors import DataError
 
 KEYS = {"train": ("data", "target"), "test": ("testdata", "testtarget")}
 SIDE = 28

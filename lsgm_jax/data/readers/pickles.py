@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.readers.archives import reading
+from lsgm_jax.errors import DataError
 
 # numpy writes its arrays as calls of these; its modules have been renamed since the files were made.
 ARRAYS = {("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype")} | {

@@ -8,8 +8,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from lsgm_jax.data.errors import DataError
 from lsgm_jax.data.readers.crc32c import masked_crc32c
+from lsgm_jax.errors import DataError
 
 HEADER = 12
 FOOTER = 4

@@ -1,0 +1,238 @@
+"""Reads a config file with its overrides, and completes and checks it before anything is built."""
+
+import ast
+import inspect
+import json
+import pathlib
+import typing
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_dict import placeholder
+
+from lsgm_jax.config.registry import DEFAULT_NAMES, Config, Sections, schema, section_target, sections
+from lsgm_jax.errors import ConfigError, did_you_mean
+from lsgm_jax.files import write_json
+
+# Fields of a config that are no sections, and their defaults.
+PLAIN = {"model": "lsgm", "seed": 0}
+# What a trained model can be sampled and scored with.
+SAMPLING_SECTIONS = ("solver", "steps", "sampling", "divergence", "eval")
+
+
+def load_config(path: str, overrides: list[str]) -> Config:
+    """Loads `path` ("file.py" or "file.py:arg") and applies `--config.a.b=value` overrides.
+
+    A changed `name` resets its section to the new target's defaults; the other overrides refine those.
+
+    Raises:
+        ConfigError: with one line that names the key or file, what is allowed and the nearest match.
+    """
+    tree = _run_config_file(path)
+    complete(tree)
+    return _overridden(tree, overrides)
+
+
+def override(config: Config, overrides: list[str]) -> Config:
+    """A complete config with `--config.a.b=value` overrides of how it is sampled and scored.
+
+    Raises:
+        ConfigError: as `load_config`, and for an override of anything else.
+    """
+    for key, _ in map(_split_override, overrides):
+        section = key.partition(".")[0]
+        if section not in SAMPLING_SECTIONS:
+            allowed = ", ".join(SAMPLING_SECTIONS)
+            raise ConfigError(f"config.{key} belongs to what was trained: only {allowed} can be changed now")
+    return _overridden(config.to_dict(), overrides)
+
+
+def _overridden(tree: dict[str, Any], overrides: list[str]) -> Config:
+    changes = [_split_override(override) for override in overrides]
+    tree |= {key: value for key, value in changes if key == "model"}
+    known = _sections_of(tree)
+    for key, value in changes:
+        section, _, field = key.partition(".")
+        _check_section(section, known)
+        if (
+            field == "name"
+            and isinstance(known.get(section), dict)
+            and value != tree.get(section, {}).get("name")
+        ):
+            tree[section] = {"name": value}
+    _fill_required(tree, changes)
+    config = complete(tree)
+    for key, _ in changes:
+        section, _, field = key.partition(".")
+        if section not in PLAIN and field not in config[section]:
+            raise ConfigError(_no_such_key(section, field, config[section]))
+    return _apply(config, overrides)
+
+
+def _fill_required(tree: dict[str, Any], changes: list[tuple[str, str]]) -> None:
+    """What has no default has to be there before the config is completed."""
+    for key, value in changes:
+        section, _, field = key.partition(".")
+        if not field or field == "name" or field in tree.get(section, {}):
+            continue
+        named = {"model": tree.get("model", PLAIN["model"]), section: _named(section, tree)}
+        parameter = schema(section, section_target(section, named)).get(field)
+        if parameter is not None and parameter.default is inspect.Parameter.empty:
+            literal, kind = _literal(value), parameter.annotation
+            if isinstance(kind, type) and not isinstance(literal, kind):
+                raise ConfigError(f"config.{key}={value}: give {kind.__name__}")
+            tree[section] = tree.get(section, {}) | {field: literal}
+
+
+def _named(section: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """What `tree` says of a section, its name included."""
+    default = {"name": DEFAULT_NAMES[section]} if section in DEFAULT_NAMES else {}
+    return default | tree.get(section, {})
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def complete(tree: dict[str, Any]) -> Config:
+    """The config that `tree` describes, with every section present and every default filled in.
+
+    Raises:
+        ConfigError: for a section or key that does not exist, or one that is missing.
+    """
+    known = _sections_of(tree)
+    for section, fields in tree.items():
+        _check_section(section, known)
+        if section not in PLAIN and not isinstance(fields, dict):
+            raise ConfigError(f"config.{section}={fields!r} is no section: it takes a ConfigDict")
+    done: dict[str, Any] = {field: tree.get(field, default) for field, default in PLAIN.items()}
+    for section in known:
+        given = _named(section, tree)
+        allowed = schema(section, section_target(section, {"model": done["model"], section: given}))
+        named = {"name": given["name"]} if "name" in given and "name" not in allowed else {}
+        for field in given:
+            if field not in allowed and field not in named:
+                raise ConfigError(_no_such_key(section, field, allowed))
+        values = {field: given.get(field, parameter.default) for field, parameter in allowed.items()}
+        # A number that may be left out has a type all the same, or no override could set it.
+        values |= {name: _left_out(allowed[name]) for name, value in values.items() if value is None}
+        missing = [field for field, value in values.items() if value is inspect.Parameter.empty]
+        if missing:
+            raise ConfigError(f"config.{section}.{missing[0]} is missing")
+        done[section] = named | values
+    return ConfigDict(done)
+
+
+def _left_out(field: inspect.Parameter) -> Any:
+    """`None`, of the type that the field's annotation has beside it."""
+    options = (typing.get_origin(option) or option for option in typing.get_args(field.annotation))
+    return placeholder(next(option for option in options if option in (int, float, str, tuple)))
+
+
+def save_config(path: pathlib.Path, config: Config) -> None:
+    """Writes a config as JSON in one step."""
+    write_json(path, config.to_dict())
+
+
+def read_config(path: pathlib.Path) -> Config:
+    """Reads what `save_config` wrote.
+
+    Raises:
+        ConfigError: if the file is missing or damaged.
+    """
+    try:
+        return complete(_tuples(json.loads(path.read_text())))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"no run in {path.parent}: there is no {path.name}; train one with  lsgm train"
+        ) from error
+    except (json.JSONDecodeError, AttributeError, KeyError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}): run  lsgm train  again with the same config to restore it"
+        ) from error
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Keys in which two complete configs differ, as "a.b=1, not 2"."""
+    left, right = _flat(old.to_dict()), _flat(new.to_dict())
+    keys = [key for key in left | right if left.get(key) != right.get(key)]
+    return [f"{key}={left.get(key)!r}, not {right.get(key)!r}" for key in keys]
+
+
+def _run_config_file(path: str) -> dict[str, Any]:
+    file, _, _ = path.partition(":")
+    if not pathlib.Path(file).is_file():
+        known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
+        listing = f": there are {', '.join(known)}{did_you_mean(file, known)}" if known else ""
+        raise ConfigError(f"no config file {file}{listing}")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["lsgm", f"--config={path}"])
+    try:
+        values(["lsgm", f"--config={path}"])
+        config: Config = values["config"].value
+        return config.to_dict()
+    # A config file is the user's program: whatever it raises is reported as its fault.
+    except Exception as error:
+        fault = _root(error)
+        reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
+        raise ConfigError(f"{path} does not load: {reason}") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """The exception that set off the chain."""
+    before = error.__cause__ or error.__context__
+    return _root(before) if before else error
+
+
+def _apply(config: Config, overrides: list[str]) -> Config:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["lsgm", *overrides])
+    try:
+        values(["lsgm", *overrides])
+    except (flags.Error, TypeError, ValueError) as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    return values["config"].value
+
+
+def _split_override(override: str) -> tuple[str, str]:
+    key, separator, value = override.removeprefix("--config.").partition("=")
+    if not separator:
+        raise ConfigError(f"{override} has no value: write --config.{key}=VALUE")
+    return key, value
+
+
+def _sections_of(tree: dict[str, Any]) -> Sections:
+    return sections(tree.get("model", PLAIN["model"]))
+
+
+def _check_section(section: str, known: Sections) -> None:
+    names = [*PLAIN, *known]
+    if section not in names:
+        near = did_you_mean(section, names)
+        raise ConfigError(f"config.{section} does not exist: there are {', '.join(names)}{near}")
+
+
+def _no_such_key(section: str, field: str, allowed: Any) -> str:
+    if not field:
+        return f"config.{section} is a section: set one of {', '.join(allowed)}"
+    near = did_you_mean(field, allowed)
+    names = ", ".join(allowed) or "no fields"
+    return f"config.{section}.{field} does not exist: {section} takes {names}{near}"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _tuples(tree: Any) -> Any:
+    """JSON has lists where a config has tuples."""
+    if isinstance(tree, dict):
+        return {name: _tuples(value) for name, value in tree.items()}
+    return tuple(tree) if isinstance(tree, list) else tree

@@ -1,0 +1,54 @@
+"""What users can mend, one line each: the command prints the message and exits with status 2."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message names what is wrong, and what to do."""
+
+
+class ConfigError(UserError):
+    """A config that cannot be used; the message names the key, what is allowed and the nearest match."""
+
+
+class DataError(UserError):
+    """A data set that cannot be read; the message says what to do."""
+
+
+class ConversionError(UserError, ValueError):
+    """A state dict that does not fit the network; the message names the tensors."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read or written; the message names it."""
+
+
+class TrainingError(UserError):
+    """Training that cannot go on; the message says why, and what is saved."""
+
+
+class ClusterError(UserError):
+    """Processes that do not come together; the message names the ones to blame."""
+
+
+class UsageError(UserError):
+    """A command line that is off; the message says what it should be."""
+
+
+def look_up(table: Mapping[str, Any], name: str, key: str) -> Any:
+    """`table[name]`.
+
+    Raises:
+        ConfigError: if there is no such entry; lists the entries.
+    """
+    if name not in table:
+        raise ConfigError(f"config.{key}={name!r} is none of {', '.join(table)}{did_you_mean(name, table)}")
+    return table[name]
+
+
+def did_you_mean(word: Any, options: Iterable[str]) -> str:
+    """'; did you mean ...?' for a near miss, else nothing."""
+    match = difflib.get_close_matches(str(word), list(options), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""

@@ -1,5 +1,0 @@
-"""The error that every conversion raises."""
-
-
-class ConversionError(ValueError):
-    """A state dict that does not fit the network; the message names the tensors."""

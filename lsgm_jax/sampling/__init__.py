@@ -1,0 +1,1 @@
+"""A trained run, and what is drawn from it: samples, what lies between them, their trajectories, pictures completed."""

@@ -24,7 +24,7 @@ from lsgm_jax.config.section import build
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.recipes.plan import bare_stages
-from lsgm_jax.training.step import make_step, several
+from lsgm_jax.training.step import make_step, scan_steps
 
 TURNS = 5
 OPTIONS = {
@@ -32,7 +32,7 @@ OPTIONS = {
     "bfloat16": ("compute.dtype=bfloat16",),
     "remat": ("compute.remat=True",),
     "bfloat16, remat": ("compute.dtype=bfloat16", "compute.remat=True"),
-    "2 parts": ("train.parts=2",),
+    "2 parts": ("train.grad_accum_steps=2",),
     "4 steps per call": ("train.steps_per_call=4",),
     "pmap": ("parallel.name=pmap",),
     "fsdp": ("parallel.name=fsdp",),
@@ -94,8 +94,10 @@ class Trial:
         begin = jax.jit(
             lambda key: stage.first_state(model.init(key), key), out_shardings=launcher.shardings(like)
         )
-        step = make_step(launcher.spread(stage.loss), stage.optimiser, stage.average, parts=train.parts)
-        call = launcher.compile(several(step, self._per_call), like)
+        step = make_step(
+            launcher.spread(stage.loss), stage.optimiser, stage.ema, grad_accum_steps=train.grad_accum_steps
+        )
+        call = launcher.compile(scan_steps(step, self._per_call), like)
         shape = (self.batch_size, *model.data_shape)
         x = np.where(np.random.default_rng(0).random(shape) < 0.5, -1.0, 1.0).astype(np.float32)
         self._arguments = launcher.put([Batch(x)] * self._per_call), key

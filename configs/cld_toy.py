@@ -3,7 +3,7 @@
 lsgm train --config=configs/cld_toy.py --workdir=runs/cld_toy
 
 `--config.data.source=` takes swiss_roll, gaussians, diamonds or checkerboard, `--config.process.name=vp` with
-`--config.objective.mixed_score=normal` gives the VPSDE in the same trainer. Process, weighting, mixed score and the
+`--config.objective.mixed_score=gaussian` gives the VPSDE in the same trainer. Process, weighting, mixed score and the
 network's widths are those published for data in the plane; the distributions' sizes, the optimiser and the length of
 the run are ours, and so is what the network sees of time: `--config.score.time_octaves=0` is the published network,
 which is far worse (docs/cld_toys.md).

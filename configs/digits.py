@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
             ),
             # The prior trains unweighted, the encoder on the bound; one backward pass serves both.
             objective=dict(
-                weighting="unweighted", mixing_logit_init=0.0, mixed_score="normal" if cld else "none"
+                weighting="unweighted", mixing_logit_init=0.0, mixed_score="gaussian" if cld else "none"
             ),
             density=dict(name="uniform", t_min=1e-3),
             vae_stage=dict(name="adamax", learning_rate=1e-2, final=2e-4),

@@ -168,7 +168,7 @@ def get_config(arg: str = "celebahq256") -> ConfigDict:
             train=dict(
                 first_stage_steps=20 if quick else first_stage["steps"],
                 steps=20 if quick else prior["steps"],
-                average_first_stage=False,
+                ema_first_stage=False,
                 log_every=10 if quick else 100,
                 eval_every=10 if quick else 5000,
             ),
@@ -193,7 +193,7 @@ def first_stage_sections(spec: dict, quick: bool) -> dict:
             attention=spec.get("attention", ()),
         ),
         discriminator=dict(channels=8 if quick else 64, layers=spec.get("layers", 3)),
-        game=dict(start=spec["start"], weight=spec.get("weight", 0.75)) if "entries" in spec else {},
+        gan_loss=dict(start=spec["start"], weight=spec.get("weight", 0.75)) if "entries" in spec else {},
         first_stage=dict(
             name="adam", learning_rate=4.5e-6 * spec["batch"], warmup=0, b1=0.5, b2=0.9, clip=0.0
         ),

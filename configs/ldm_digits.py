@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 name="kl", channels=32, channel_mult=(1, 2), blocks=1, latent_channels=4, resolution=8
             ),
             discriminator=dict(channels=16, layers=1),
-            game=dict(start=20 if quick else 500, weight=0.1),
+            gan_loss=dict(start=20 if quick else 500, weight=0.1),
             first_stage=dict(name="adam", learning_rate=1e-3, final=1e-4, b1=0.5, b2=0.9, clip=0.0),
             process=dict(name="discrete_vp", schedule="linear"),
             conditioning=dict(name="labels", classes=10, width=64),

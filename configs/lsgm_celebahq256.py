@@ -76,7 +76,7 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
                 weighting="reweighted",
                 mixing_logit_init=-6.0,
                 inactive_kl=0.1,
-                encoder_meets_average=geometric,
+                encoder_uses_ema=geometric,
                 control_variate=False,
             ),
             density=dict(name="optimal", weighting="reweighted", t_min=t_min),
@@ -109,7 +109,7 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
                 steps=steps,
                 # The prior's weights are averaged, the VAE's are not.
                 ema_warmup=quick,
-                average_vae=False,
+                ema_vae=False,
                 freeze_vae=third,
                 vae_from="runs/lsgm_celebahq256_qualitative" if third and not quick else "",
                 log_every=2 if quick else 100,

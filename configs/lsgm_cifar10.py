@@ -67,7 +67,7 @@ def get_config(arg: str = "fid") -> ConfigDict:
             ),
             objective=dict(
                 weighting="likelihood" if nll else "unweighted",
-                mixed_score="normal" if cld else "none",
+                mixed_score="gaussian" if cld else "none",
                 mixing_logit_init=-3.0,
                 control_variate=False,
             ),
@@ -96,7 +96,7 @@ def get_config(arg: str = "fid") -> ConfigDict:
                 steps=steps,
                 # The prior's weights are averaged, the VAE's are not.
                 ema_warmup=quick,
-                average_vae=False,
+                ema_vae=False,
                 log_every=10 if quick else 100,
                 eval_every=10 if quick else 5000,
             ),

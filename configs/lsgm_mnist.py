@@ -78,7 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 dropout=pick(0.2, 0.1, 0.2),
             ),
             objective=dict(
-                mixed_score="normal" if cld else "none",
+                mixed_score="gaussian" if cld else "none",
                 **(
                     dict(weighting="unweighted", mixing_logit_init=0.0)
                     if small
@@ -126,7 +126,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 # The prior's weights are averaged, the VAE's are not.
                 ema_decay=pick(0.9999, 0.999, 0.9999),
                 ema_warmup=bool(size),
-                average_vae=small,
+                ema_vae=small,
                 log_every=pick(100, 50, 10),
                 eval_every=pick(5000, 500, 10),
             ),

@@ -76,7 +76,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 steps=steps,
                 # The prior's weights are averaged, the VAE's are not.
                 ema_warmup=quick,
-                average_vae=False,
+                ema_vae=False,
                 log_every=10 if quick else 100,
                 eval_every=10 if quick else 5000,
             ),

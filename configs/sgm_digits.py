@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 name="unet", channels=(64, 64), blocks=1, attention=(4,), dropout=0.1, embedding_scale=100.0
             ),
             # The likelihood's weighting with its best times: dequantised pixels want their NELBO.
-            objective=dict(weighting="likelihood", mixed_score="normal"),
+            objective=dict(weighting="likelihood", mixed_score="gaussian"),
             density=dict(name="defensive", weighting="likelihood", t_min=1e-5),
             optimiser=dict(name="adamw", learning_rate=1e-3, final=1e-4, clip=1.0),
             train=dict(

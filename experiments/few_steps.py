@@ -3,7 +3,7 @@
 python -m experiments.few_steps --out=runs/toys --size=cpu --seeds=0,1,2
 
 On the models of cld_toys, whose few thousand samples leave a distance to the data that hides what good solvers differ
-by, and on the mixture of Normal distributions with its exact score, where nothing but the solver errs. All solvers of a
+by, and on the mixture of Gaussians with its exact score, where nothing but the solver errs. All solvers of a
 process begin with the same noise; distances are to many fresh draws of the data. Writes few_steps.csv, few_steps.png
 and few_steps.md with a conclusion.
 """

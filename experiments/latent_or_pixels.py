@@ -41,7 +41,7 @@ PIXELS: dict[str, Setup] = {
         "cld_cifar10.py",
         {
             "process.name": "vp",
-            "objective.mixed_score": "normal",
+            "objective.mixed_score": "gaussian",
             "score.channels": 128,
             "score.blocks": 2,
             "eval.samples": 10_000,

@@ -3,7 +3,7 @@
 python -m experiments.latent_process --out=runs/trials --size=cpu --seeds=0,1,2
 
 All priors of a seed begin with the same VAE and train with it for the same number of steps: "vp" as published,
-"vp-normal" with its network added to the Normal prediction, as LSGM-CLD's recipe has it, and "cld". Then each is
+"vp-normal" with its network added to the Gaussian prediction, as LSGM-CLD's recipe has it, and "cld". Then each is
 sampled by solvers of every kind at the same numbers of evaluations. Writes latent_process.csv,
 latent_process_samples.csv, latent_process.png and latent_process.md.
 """
@@ -32,7 +32,7 @@ from lsgm_jax.sampling.run import Run
 LSGM_CLD = {"quick": "digits.py:cld,quick", "cpu": "digits.py:cld", "gpu": "lsgm_cifar10.py:cld"}
 TRIALS = {
     "vp": Trial("lsgm", {}),
-    "vp-normal": Trial("lsgm-normal", {"objective.mixed_score": "normal"}),
+    "vp-normal": Trial("lsgm-normal", {"objective.mixed_score": "gaussian"}),
     "cld": Trial("lsgm-cld", {}),
 }
 KEYS = {"nelbo": "test NELBO, nats", "fid": "FID", "nfe": "NFE of a sample", "train_seconds": "training, s"}

@@ -32,7 +32,7 @@ from lsgm_jax.config.build_running import build_sampler
 from lsgm_jax.config.section import build
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.points import DISTRIBUTIONS
-from lsgm_jax.evaluation.estimators import estimate, score_images
+from lsgm_jax.evaluation.estimators import estimate, evaluate_images
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.sampling.run import Run
@@ -84,7 +84,7 @@ def excess(run: Run, seed: int, count: int) -> tuple[np.ndarray, int]:
     x = whole_split(build("data", run.config), "test")[:count]
     size = build("eval", run.config).batch_size
     key = jax.random.key(seed)
-    found = score_images(jax.jit(terms), run.best()[0], Batch(x), key, batch_size=size, label="ODE")
+    found = evaluate_images(jax.jit(terms), run.best()[0], Batch(x), key, batch_size=size, label="ODE")
     log_density = DISTRIBUTIONS[TOY].log_density
     assert log_density is not None
     return found["nelbo"] + log_density(x.astype(np.float64)), int((found["success"] < 1).sum())

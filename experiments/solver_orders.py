@@ -1,4 +1,4 @@
-"""At which order every solver converges to the exact moments of Normal data.
+"""At which order every solver converges to the exact moments of Gaussian data.
 
 python -m experiments.solver_orders
 
@@ -184,7 +184,7 @@ COLUMNS = """
 """
 HEAD = f"""# Orders of the solvers
 
-Written by `python -m experiments.solver_orders`. Every solver samples Normal data by the exact noise prediction,
+Written by `python -m experiments.solver_orders`. Every solver samples Gaussian data by the exact noise prediction,
 from the exact marginal at $t=1$ to $t_{{\\min}}={T_MIN}$ of a variance-preserving process. The slope is that of the
 larger error, of mean or standard deviation, against the number of steps; both are computed, not sampled. Where
 `order` is a setting, the column of that name is what the error falls by; UniPC's corrector adds one. The last table is

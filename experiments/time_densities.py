@@ -73,9 +73,9 @@ bold. "optimal, likelihood" is `Optimal(weighting=likelihood)`, LSGM's $r_{{ll}}
 
 {conclusion}
 
-Importance sampling wins wherever the score is near enough to the Normal one or to the truth, which is where the papers
-have it: with the mixed score from the first step on. Of a network that is wrong near t = 1 it makes a heavy tail, and
-`defensive` is what bounds that.
+Importance sampling wins wherever the score is near enough to the Gaussian one or to the truth, which is where
+the papers have it: with the mixed score from the first step on. Of a network that is wrong near t = 1 it makes a
+heavy tail, and `defensive` is what bounds that.
 
 ![The same numbers as a picture](images/time_densities.png)
 
@@ -122,14 +122,14 @@ def whitened_digits(dims: int) -> jax.Array:
 
 
 def score_net(process: linear.Process, module: MLP) -> Callable:
-    """The mixed noise prediction; the network sees z_t at the scale of Normal data."""
+    """The mixed noise prediction; the network sees z_t at the scale of Gaussian data."""
 
     def predict(params: dict, z_t: State, t: Times) -> jax.Array:
         signal, noise = linear.kernel(process, t)
         scale = jnp.sqrt(signal**2 + jnp.sum(noise**2, axis=-1))
         parts = [z / expand(scale[:, i], z) for i, z in enumerate(coordinates(z_t))]
         net_eps, mixing_logit = module.apply(params, as_state(parts), t)
-        return mix(mixing_logit, linear.normal_eps(process, z_t, t), net_eps)
+        return mix(mixing_logit, linear.gaussian_eps(process, z_t, t), net_eps)
 
     return predict
 

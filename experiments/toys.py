@@ -23,7 +23,7 @@ SIZES: dict[str, Setup] = {
 TOYS = ("gaussians", "checkerboard", "swiss_roll", "diamonds")
 PROCESSES: dict[str, dict[str, Any]] = {
     "CLD": {},
-    "VP": {"process.name": "vp", "objective.mixed_score": "normal"},
+    "VP": {"process.name": "vp", "objective.mixed_score": "gaussian"},
 }
 COUNT = {"quick": 200, "cpu": 4000, "gpu": 10_000}  # samples of each setting
 FOR_ENERGY = 2000  # of them: its cost is quadratic

@@ -11,7 +11,7 @@ from lsgm_jax.config.load import differences, load_config
 from lsgm_jax.evaluation.model_size import count_parameters
 from lsgm_jax.nn.network import trainable
 from lsgm_jax.objectives.bound import Batch
-from lsgm_jax.processes.linear import normal_eps
+from lsgm_jax.processes.linear import gaussian_eps
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler
@@ -191,7 +191,7 @@ def test_lsgm_cld_differs_in_its_process_alone(config, origin):
     changed = {text.split("=")[0] for text in differences(origin, config)}
     assert {"process.name", "objective.mixed_score"} <= changed
     assert all(key.startswith(("process.", "objective.mixed_score")) for key in changed)
-    assert build_lsgm(config).fixed_part is normal_eps
+    assert build_lsgm(config).fixed_part is gaussian_eps
 
 
 @pytest.mark.parametrize("config", ["cld_cifar10.py:quick", "cld_celebahq256.py:post_paper,quick"])
@@ -215,7 +215,7 @@ def test_quick_variants_trace_through_loss_and_sample(config):
     x = jax.ShapeDtypeStruct((2, *model.vae.image_shape), "float32")
     value, aux = jax.eval_shape(model.loss, params, Batch(x), key)
     assert value.shape == ()
-    assert jax.tree.structure(aux.carried["vae"]["carried"]) == jax.tree.structure(params["vae"]["carried"])
+    assert jax.tree.structure(aux.state["vae"]["state"]) == jax.tree.structure(params["vae"]["state"])
     sampler = Sampler(method=METHODS["Euler"](), steps=Linear(steps=2))
     images, _ = jax.eval_shape(lambda p, k: model.sample(p, k, 2, sampler), params, key)
     assert images.shape == x.shape

@@ -80,7 +80,7 @@ def test_the_process_of_the_howto_is_one():
 
 
 def test_the_solvers_of_the_howto_sample():
-    """Both follow the flow, which leaves standard Normal data where they are."""
+    """Both follow the flow, which leaves standard Gaussian data where they are."""
     (example,) = re.findall(r"```python\n(.*?)```", PAGES[ROOT / "docs/howto/solvers.md"], re.DOTALL)
     names = {}
     exec(compile(example, "solvers.md", "exec"), names)

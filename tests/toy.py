@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from lsgm_jax.arrays import Times, expand, mean_over_devices, sum_per_sample
 from lsgm_jax.autoencoders.backbones import Latent, Pass
-from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.autoencoders.gaussian import Gaussian
 from lsgm_jax.autoencoders.likelihoods import Bernoulli
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.vae import VAE
@@ -29,7 +29,7 @@ SIDE, CHANNELS = 4, 4  # of images, and of latents, which have two groups
 class Linear:
     """Encoder and decoder are matrices between channels, with a running mean of the features in between.
 
-    Parameters: {"net", "carried"}, as NVAE has them.
+    Parameters: {"net", "state"}, as NVAE has them.
     """
 
     @property
@@ -43,12 +43,12 @@ class Linear:
             "log_std": jnp.linspace(-1.0, 0.0, CHANNELS),
             "decode": jax.random.normal(keys[1], (CHANNELS, 1)),
         }
-        return {"net": net, "carried": {"mean": jnp.zeros(1)}}
+        return {"net": net, "state": {"mean": jnp.zeros(1)}}
 
     def autoencode(self, params, x, key, *, train):
-        net, running = params["net"], params["carried"]["mean"]
+        net, running = params["net"], params["state"]["mean"]
         mean = x @ net["encode"]
-        posterior = Normal(mean, jnp.broadcast_to(net["log_std"], mean.shape))
+        posterior = Gaussian(mean, jnp.broadcast_to(net["log_std"], mean.shape))
         z_0 = posterior.sample(key)
         features = z_0 @ net["decode"] + running
         none = jnp.zeros((len(x), 0))
@@ -60,12 +60,12 @@ class Linear:
             none,
             sum_per_sample(posterior.log_density(z_0)),
         )
-        moved = {"carried": {"mean": 0.9 * running + 0.1 * mean_over_devices(jnp.mean(features))[None]}}
+        moved = {"state": {"mean": 0.9 * running + 0.1 * mean_over_devices(jnp.mean(features))[None]}}
         held = Penalised({"decode": net["decode"]}, {"encode": net["encode"][0]})
         return Pass(latent, features, moved if train else {}, held)
 
     def decode(self, params, z_0, key):
-        return z_0 @ params["net"]["decode"] + params["carried"]["mean"]
+        return z_0 @ params["net"]["decode"] + params["state"]["mean"]
 
 
 class Score(nn.Module):

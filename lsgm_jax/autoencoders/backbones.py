@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Images, Key, Latents, PerSample, sum_per_sample
-from lsgm_jax.autoencoders.gaussian import LOG_2PI, Normal
+from lsgm_jax.autoencoders.gaussian import LOG_2PI, Gaussian
 from lsgm_jax.autoencoders.likelihoods import Features
 from lsgm_jax.autoencoders.nvae import NVAE, GroupSample, join_groups, split_groups
 from lsgm_jax.autoencoders.nvae_towers import Level
@@ -24,8 +24,8 @@ class Latent(NamedTuple):
 
     z_0: Latents  # what the score prior describes
     entropy: Latents  # of q, per dimension of z_0
-    normal_cross_entropy: Latents  # CE(q || N(0, I)), per dimension of z_0
-    other_entropy: PerGroup  # of the groups beside z_0, which keep their Normal prior
+    gaussian_cross_entropy: Latents  # CE(q || N(0, I)), per dimension of z_0
+    other_entropy: PerGroup  # of the groups beside z_0, which keep their Gaussian prior
     other_cross_entropy: PerGroup
     log_q: PerSample  # log q of the draw, all latents
 
@@ -54,7 +54,7 @@ class Pass(NamedTuple):
 
     latent: Latent
     features: Features
-    carried: Params  # see `network.Aux`
+    state: Params  # see `network.Aux`
     penalised: Penalised  # in training
 
 
@@ -76,13 +76,13 @@ class Backbone(Protocol):
         ...
 
     def decode(self, params: Params, z_0: Latents, key: Key) -> Features:
-        """Features for z_0; latents beside it are drawn from their Normal prior."""
+        """Features for z_0; latents beside it are drawn from their Gaussian prior."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flat:
-    """An encoder to one diagonal Normal, and a decoder. Parameters: {"encoder", "decoder"}."""
+    """An encoder to one diagonal Gaussian, and a decoder. Parameters: {"encoder", "decoder"}."""
 
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
@@ -102,9 +102,9 @@ class Flat:
             "decoder": self.decoder.init(k_decoder, jnp.zeros((1, *self.latent_shape))),
         }
 
-    def encode(self, params: Params, x: Images, dropout_key: Key | None = None) -> Normal:
+    def encode(self, params: Params, x: Images, dropout_key: Key | None = None) -> Gaussian:
         """q(z_0 | x)."""
-        return Normal.from_features(self.encoder.apply(params["encoder"], x, dropout_key=dropout_key))
+        return Gaussian.from_features(self.encoder.apply(params["encoder"], x, dropout_key=dropout_key))
 
     def autoencode(self, params: Params, x: Images, key: Key, *, train: bool) -> Pass:
         """Draws z_0 ~ q(z_0 | x) and decodes it."""
@@ -130,9 +130,9 @@ class Flat:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hierarchical:
-    """NVAE. Its smallest scale is z_0, the groups side by side; larger scales keep a Normal prior.
+    """NVAE. Its smallest scale is z_0, the groups side by side; larger scales keep a Gaussian prior.
 
-    Parameters: {"net", "carried"}.
+    Parameters: {"net", "state"}.
     """
 
     image_shape: tuple[int, int, int]
@@ -165,10 +165,10 @@ class Hierarchical:
     def autoencode(self, params: Params, x: Images, key: Key, *, train: bool) -> Pass:
         """Draws all groups from the smallest scale up, and decodes them."""
         noises = _normal(key, [(len(x), *shape) for shape in self.latent_shapes()])
-        output, carried, kernels = self._network.apply(params, x, noises, train=train)
+        output, state, kernels = self._network.apply(params, x, noises, train=train)
         # Its kernels are normalised and masked on the way: those that count are the ones that were applied.
         weights = Penalised(by_layer(kernels, "effective"), by_layer(params, "scale"))
-        return Pass(self._latent(output.groups), output.features, carried, weights)
+        return Pass(self._latent(output.groups), output.features, state, weights)
 
     def decode(self, params: Params, z_0: Latents, key: Key) -> Features:
         """Features for z_0 and a draw of the larger scales."""
@@ -202,5 +202,5 @@ def _sums(groups: list[Level]) -> PerGroup:
 
 
 def _normal(key: Key, shapes: list[tuple[int, ...]]) -> list[Level]:
-    """Standard Normal arrays of these shapes."""
+    """Standard Gaussian arrays of these shapes."""
     return [jax.random.normal(jax.random.fold_in(key, index), shape) for index, shape in enumerate(shapes)]

@@ -1,4 +1,4 @@
-"""Between encoder and decoder of a first stage of latent diffusion: a narrow Normal, or a codebook.
+"""Between encoder and decoder of a first stage of latent diffusion: a narrow Gaussian, or a codebook.
 
 Either says what the prior is to describe (`encode`), what the decoder is then given for it (`decode`), and does both at
 once for training, with what that costs (`squeeze`).
@@ -11,23 +11,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lsgm_jax.arrays import Key, Latents, PerSample, Scalar, sum_per_sample
-from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.autoencoders.gaussian import Gaussian
 from lsgm_jax.autoencoders.quantiser import Codebook, Quantiser, usage
 
 Features = Float[Array, "batch ... features"]
 
 
-class Squeezed(NamedTuple):
+class BottleneckSample(NamedTuple):
     """Latents on their way to the decoder.
 
     Attributes:
         z_0: what is decoded.
-        price: what the first stage's loss pays for them: nats of every image for a Normal, a mean for a codebook.
+        regularization_loss: nats of every image for a Gaussian, a mean over the batch for a codebook.
         indices: of the codebook's entries, if there is one.
     """
 
     z_0: Latents
-    price: PerSample | Scalar
+    regularization_loss: PerSample | Scalar
     indices: Int[Array, "batch ..."] | None = None
 
 
@@ -49,25 +49,25 @@ class Bottleneck(Protocol):
         """Fresh parameters."""
         ...
 
-    def squeeze(self, params: Any, features: Features, key: Key) -> Squeezed:
+    def sample(self, params: Any, features: Features, key: Key) -> BottleneckSample:
         """What is decoded in training, and its price."""
         ...
 
     def encode(self, params: Any, features: Features, key: Key | None) -> Latents:
-        """What the prior describes; of a Normal the mode, without a key."""
+        """What the prior describes; of a Gaussian the mode, without a key."""
         ...
 
     def decode(self, params: Any, z_0: Latents) -> Latents:
         """What the decoder is given for it."""
         ...
 
-    def metrics(self, squeezed: Squeezed) -> dict[str, Scalar]:
+    def metrics(self, sampled: BottleneckSample) -> dict[str, Scalar]:
         """What is worth watching of a batch."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NarrowNormal:
+class GaussianBottleneck:
     """q(z_0 | x), held near N(0, I) by a small weight; no parameters of its own."""
 
     latent_channels: int
@@ -81,27 +81,27 @@ class NarrowNormal:
         """None."""
         return {}
 
-    def squeeze(self, params: Any, features: Features, key: Key) -> Squeezed:
+    def sample(self, params: Any, features: Features, key: Key) -> BottleneckSample:
         """A draw, and KL(q || N(0, I)) in nats."""
-        posterior = Normal.from_log_variance(features)
-        return Squeezed(posterior.sample(key), sum_per_sample(posterior.divergence_from_standard()))
+        posterior = Gaussian.from_log_variance(features)
+        return BottleneckSample(posterior.sample(key), sum_per_sample(posterior.divergence_from_standard()))
 
     def encode(self, params: Any, features: Features, key: Key | None) -> Latents:
         """A draw, or the mode."""
-        posterior = Normal.from_log_variance(features)
+        posterior = Gaussian.from_log_variance(features)
         return posterior.mean if key is None else posterior.sample(key)
 
     def decode(self, params: Any, z_0: Latents) -> Latents:
         """The latents themselves."""
         return z_0
 
-    def metrics(self, squeezed: Squeezed) -> dict[str, Scalar]:
+    def metrics(self, sampled: BottleneckSample) -> dict[str, Scalar]:
         """`kl`, nats per image."""
-        return {"kl": jnp.mean(squeezed.price)}
+        return {"kl": jnp.mean(sampled.regularization_loss)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rounding:
+class CodebookBottleneck:
     """Latents rounded to a codebook, but only as the decoder's first act: the prior describes them before."""
 
     quantiser: Quantiser
@@ -120,10 +120,10 @@ class Rounding:
         """{"codebook"}."""
         return {"codebook": self.quantiser.init(key)}
 
-    def squeeze(self, params: Any, features: Features, key: Key) -> Squeezed:
+    def sample(self, params: Any, features: Features, key: Key) -> BottleneckSample:
         """The nearest entries, and the codebook's loss."""
         rounded = self.quantiser(params["codebook"], features)
-        return Squeezed(rounded.values, rounded.loss, rounded.indices)
+        return BottleneckSample(rounded.values, rounded.loss, rounded.indices)
 
     def encode(self, params: Any, features: Features, key: Key | None) -> Latents:
         """The features, not rounded."""
@@ -133,12 +133,12 @@ class Rounding:
         """The nearest entries."""
         return self.quantiser(params["codebook"], z_0).values
 
-    def metrics(self, squeezed: Squeezed) -> dict[str, Scalar]:
+    def metrics(self, sampled: BottleneckSample) -> dict[str, Scalar]:
         """`codebook_perplexity`, `codebook_used` (entries) and `codebook_loss`; see `Usage`."""
-        assert squeezed.indices is not None
-        found = usage(squeezed.indices, self.quantiser.entries)
+        assert sampled.indices is not None
+        found = usage(sampled.indices, self.quantiser.entries)
         return {
             "codebook_perplexity": found.perplexity,
             "codebook_used": found.used.astype(float),
-            "codebook_loss": squeezed.price,
+            "codebook_loss": sampled.regularization_loss,
         }

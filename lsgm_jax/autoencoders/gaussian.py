@@ -1,4 +1,4 @@
-"""The encoder's posterior q(z_0 | x), a diagonal Normal."""
+"""The encoder's posterior q(z_0 | x), a diagonal Gaussian."""
 
 import dataclasses
 import math
@@ -14,8 +14,8 @@ LOG_2PI = math.log(2.0 * math.pi)
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Normal:
-    """Diagonal Normal over a latent [batch, ...]."""
+class Gaussian:
+    """Diagonal Gaussian over a latent [batch, ...]."""
 
     mean: Latents
     log_std: Latents
@@ -23,7 +23,7 @@ class Normal:
     @classmethod
     def from_features(
         cls, features: Float[Array, "batch ... channels"], log_std_bound: float = 5.0
-    ) -> "Normal":
+    ) -> "Gaussian":
         """Splits the last axis into mean and log standard deviation, softly clamped as in NVAE.
 
         The mean stays in (-5, 5), the logarithm within plus or minus `log_std_bound`.
@@ -32,7 +32,7 @@ class Normal:
         return cls(mean=_soft_clamp(mean), log_std=_soft_clamp(log_std, log_std_bound))
 
     @classmethod
-    def from_log_variance(cls, features: Float[Array, "batch ... channels"]) -> "Normal":
+    def from_log_variance(cls, features: Float[Array, "batch ... channels"]) -> "Gaussian":
         """Splits the last axis into mean and log variance, which is cut off beyond [-30, 20] (latent diffusion)."""
         mean, log_variance = jnp.split(features, 2, axis=-1)
         return cls(mean=mean, log_std=0.5 * jnp.clip(log_variance, -30.0, 20.0))

@@ -1,7 +1,7 @@
 """The first stage of latent diffusion (Rombach et al. 2022): the encoder and decoder that its KL and VQ models share.
 
 They are those of VQGAN (Esser et al. 2021), and both end in a 1x1 convolution at the latents. The published KL model
-reads the encoder's features as `Normal.from_log_variance`; the VQ model takes them for latents, and the `Quantiser`
+reads the encoder's features as `Gaussian.from_log_variance`; the VQ model takes them for latents, and the `Quantiser`
 rounds them before they are decoded.
 """
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lsgm_jax.arrays import Images, Key, PerSample, sum_per_sample
-from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.autoencoders.gaussian import Gaussian
 
 Features = Float[Array, "batch height width features"]
 MIN_LOG_SCALE = -7.0
@@ -153,8 +153,8 @@ class DiscretisedLogistic:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NormalPixels:
-    """A Normal density per value, mean and log standard deviation softly clamped to (-5, 5), means first.
+class GaussianPixels:
+    """A Gaussian density per value, mean and log standard deviation softly clamped to (-5, 5), means first.
 
     Its `log_prob` is a log density over [-1, 1], as in LSGM, not the probability of a grey level: it may be positive,
     and bits per dimension from it compare only with those of other densities. `levels` is the grid of its samples.
@@ -168,15 +168,15 @@ class NormalPixels:
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
         """Log density, summed."""
-        return sum_per_sample(Normal.from_features(features).log_density(x))
+        return sum_per_sample(Gaussian.from_features(features).log_density(x))
 
     def mean(self, features: Features) -> Images:
-        """Centre of the Normal, clipped to the image range."""
-        return jnp.clip(Normal.from_features(features).mean, -1.0, 1.0)
+        """Centre of the Gaussian, clipped to the image range."""
+        return jnp.clip(Gaussian.from_features(features).mean, -1.0, 1.0)
 
     def sample(self, features: Features, key: Key) -> Images:
-        """Draws from the Normal and rounds to the grid."""
-        return on_grid(Normal.from_features(features).sample(key), self.levels)
+        """Draws from the Gaussian and rounds to the grid."""
+        return on_grid(Gaussian.from_features(features).sample(key), self.levels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +247,7 @@ class Categorical:
         return sum_per_sample(jnp.take_along_axis(log_p, self.index(x)[..., None], axis=-1))
 
     def mean(self, features: Features) -> Images:
-        """Average grey level, or the most probable label."""
+        """EMA grey level, or the most probable label."""
         if not self.ordered:
             return self._values()[jnp.argmax(self._logits(features), axis=-1)]
         return jax.nn.softmax(self._logits(features)) @ self._values()

@@ -1,8 +1,8 @@
-"""NVAE as LSGM has it: a hierarchy of latents in groups, all of them with a standard Normal prior.
+"""NVAE as LSGM has it: a hierarchy of latents in groups, all of them with a standard Gaussian prior.
 
 Every group has a posterior that depends on x and on the groups before it. Its latent `eps` is a draw from that
 posterior, moved by a flow where there is one. The latents of the smallest scale, their groups side by side in the
-channels (`join_groups`), are what a score prior models; those of larger scales stay standard Normal.
+channels (`join_groups`), are what a score prior models; those of larger scales stay standard Gaussian.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Images, Latents
-from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.autoencoders.gaussian import Gaussian
 from lsgm_jax.autoencoders.likelihoods import Features
 from lsgm_jax.autoencoders.nvae_cells import Cell
 from lsgm_jax.autoencoders.nvae_towers import Constant, Encoder, LatentGroup, Level, Tail
@@ -28,7 +28,7 @@ ARCHITECTURES = {"res_bnswish": (0, 0), "res_mbconv": (6, 3)}
 class GroupSample(NamedTuple):
     """What the encoder drew for one group; log q of the latent is the posterior's log density of `before_flow`."""
 
-    posterior: Normal
+    posterior: Gaussian
     before_flow: Latents
     eps: Latents
 
@@ -142,7 +142,7 @@ class NVAE(nn.Module):
 
         Args:
             x: images in [-1, 1].
-            noises: a standard Normal array for each group, of the shapes `latent_shapes`.
+            noises: a standard Gaussian array for each group, of the shapes `latent_shapes`.
             train: whether normalisations use the statistics of this batch.
         """
         self._count(noises)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.autoencoders.gaussian import Gaussian
 from lsgm_jax.autoencoders.nvae_cells import BatchNorm, Cell, Conv
 from lsgm_jax.autoencoders.nvae_flow import FlowPair
 from lsgm_jax.nn.layers import Maps, Resized, at_least_float32
@@ -106,12 +106,12 @@ class LatentGroup(nn.Module):
             Cell(self.channels, expansion=self.expansion, use_se=self.use_se) for _ in range(self.cells)
         ]
 
-    def infer(self, features: Maps, state: Resized) -> Normal:
+    def infer(self, features: Maps, state: Resized) -> Gaussian:
         """q(z | x, groups before), before the flow: float32, as all that densities are made of."""
         if not self.first:
             features = features + self.from_state(state)
         posterior = at_least_float32(self.posterior(nn.elu(features)))
-        return Normal.from_features(posterior, self.log_std_bound)
+        return Gaussian.from_features(posterior, self.log_std_bound)
 
     def transport(self, z: Maps) -> Maps:
         """The flow: a draw of the posterior -> the latent."""

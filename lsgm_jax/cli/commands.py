@@ -198,8 +198,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
     extractor = sample_quality.choose_extractor(opened, options.inception) if distances else None
     if any(name in likelihood.BOUNDS for name in metrics):
         entries = likelihood.evaluate(opened, metrics, split=options.split, seed=options.seed)
-        report.add_scores(workdir, options.split, entries | {"evaluate_seed": options.seed})
-        print(report.score_table(entries, options.split))
+        report.add_likelihoods(workdir, options.split, entries | {"evaluate_seed": options.seed})
+        print(report.likelihood_table(entries, options.split))
         _warn_of_failures(entries.get("nelbo_ode_failed", 0), "ODE solves")
     if extractor is not None:
         entries = sample_quality.compare_with_data(opened, distances, extractor, seed=options.seed)

@@ -1,4 +1,4 @@
-"""Config -> what is between images and latents: VAEs, first stages, and the game that trains these."""
+"""Config -> what is between images and latents: VAEs, first stages, and the gan_loss that trains these."""
 
 import functools
 from typing import cast
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lsgm_jax.arrays import Images, PerSample
 from lsgm_jax.autoencoders.backbones import Flat, Hierarchical
-from lsgm_jax.autoencoders.bottlenecks import Bottleneck, NarrowNormal, Rounding
+from lsgm_jax.autoencoders.bottlenecks import Bottleneck, CodebookBottleneck, GaussianBottleneck
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.ldm import Decoder, Encoder
 from lsgm_jax.autoencoders.likelihoods import Likelihood, shown
@@ -102,14 +102,14 @@ def build_first_stage(config: Config) -> FirstStage:
 
 def _bottleneck(spec: KLSpec | VQSpec) -> Bottleneck:
     if isinstance(spec, KLSpec):
-        return NarrowNormal(latent_channels=spec.latent_channels)
+        return GaussianBottleneck(latent_channels=spec.latent_channels)
     try:
         quantiser = Quantiser(
             entries=spec.entries, width=spec.latent_channels, beta=spec.beta, legacy=spec.legacy
         )
     except ValueError as error:
         raise ConfigError(f"config.autoencoder: {error}") from error
-    return Rounding(quantiser=quantiser)
+    return CodebookBottleneck(quantiser=quantiser)
 
 
 def build_adversarial_training(config: Config, first_stage: FirstStage) -> AdversarialTraining:
@@ -123,7 +123,7 @@ def build_adversarial_training(config: Config, first_stage: FirstStage) -> Adver
         first_stage=first_stage,
         discriminator=StatefulNetwork(build("discriminator", config), build("compute", config)),
         criterion=criterion,
-        game=build("game", config),
+        gan_loss=build("gan_loss", config),
         perceptual=_perceptual(perceptual),
         perceptual_weight=perceptual.weight,
     )

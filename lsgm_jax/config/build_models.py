@@ -50,7 +50,7 @@ def build_lsgm(config: Config) -> LSGM:
             prior_weighting=build_weighting(process, spec.weighting),
             density=density,
             encoder_density=encoder_density,
-            encoder_meets_average=spec.encoder_meets_average,
+            encoder_uses_ema=spec.encoder_uses_ema,
             spread=look_up(SPREADS, spec.spread, "objective.spread"),
             control_variate=spec.control_variate,
         ),
@@ -65,7 +65,7 @@ def _refuse_shared_times(config: Config, spec: ObjectiveSpec) -> None:
     """What one pass for prior and encoder cannot do."""
     asked = {
         "config.joint_kl.balanced": config.joint_kl.balanced,
-        "config.objective.encoder_meets_average": spec.encoder_meets_average,
+        "config.objective.encoder_uses_ema": spec.encoder_uses_ema,
     }
     for key, value in asked.items():
         if value:

@@ -93,7 +93,8 @@ def build_fixed_part(process: Process, name: str) -> FixedPart | None:
     part = look_up(FIXED_PARTS, name, "objective.mixed_score")
     if part is velocity_eps and not isinstance(process, CLD):
         raise ConfigError(
-            f"config.objective.mixed_score={name!r} is for the process cld, not {type(process).__name__}: use 'normal'"
+            f"config.objective.mixed_score={name!r} is for the process cld, not {type(process).__name__}: "
+            "use 'gaussian'"
         )
     return part
 

@@ -14,7 +14,7 @@ from lsgm_jax.autoencoders.likelihoods import (
     Categorical,
     Cropped,
     DiscretisedLogistic,
-    NormalPixels,
+    GaussianPixels,
 )
 from lsgm_jax.autoencoders.mixture import MixtureOfLogistics
 from lsgm_jax.autoencoders.nvae import NVAE
@@ -42,13 +42,13 @@ from lsgm_jax.nn.mlp import MLP
 from lsgm_jax.nn.ncsnpp import NCSNpp
 from lsgm_jax.nn.network import Compute
 from lsgm_jax.objectives import time_densities, weightings
-from lsgm_jax.objectives.gan import Game
+from lsgm_jax.objectives.gan import GANLoss
 from lsgm_jax.objectives.kl import KLSchedule
 from lsgm_jax.objectives.score_matching import known_start, l1, l2
 from lsgm_jax.objectives.time_densities import Defensive, Optimal, Timesteps, Uniform
 from lsgm_jax.processes.cld import CLD, velocity_eps
 from lsgm_jax.processes.discrete import discrete_vp
-from lsgm_jax.processes.linear import normal_eps
+from lsgm_jax.processes.linear import gaussian_eps
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
@@ -78,7 +78,7 @@ SPREADS = {
 }
 NORMS = {"l2": l2, "l1": l1}
 # The known part of the network's noise prediction.
-FIXED_PARTS: dict[str, FixedPart | None] = {"none": None, "normal": normal_eps, "velocity": velocity_eps}
+FIXED_PARTS: dict[str, FixedPart | None] = {"none": None, "gaussian": gaussian_eps, "velocity": velocity_eps}
 # What CLD's score is matched given, beside the data: nothing, or the velocity at time 0.
 MATCHINGS: dict[str, Callable[[CLD], CLD] | None] = {"hybrid": None, "plain": known_start}
 OPTIMISERS = {"adamax": adamax, "adam": adam, "adamw": adamw}
@@ -159,7 +159,7 @@ MODELS: dict[str, Sections] = {
             "cropped_bernoulli": cropped_bernoulli,
             "discretised_logistic": DiscretisedLogistic,
             "mixture_of_logistics": MixtureOfLogistics,
-            "normal_pixels": NormalPixels,
+            "gaussian_pixels": GaussianPixels,
             "categorical": Categorical,
         },
         **SHARED,
@@ -180,7 +180,7 @@ MODELS: dict[str, Sections] = {
         "autoencoder": {"kl": KLSpec, "vq": VQSpec},
         "perceptual": PerceptualSpec,
         "discriminator": PatchDiscriminator,
-        "game": Game,
+        "gan_loss": GANLoss,
         "first_stage": OPTIMISERS,
         **SHARED,
         "conditioning": {**CONDITIONINGS, **TASKS},

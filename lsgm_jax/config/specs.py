@@ -47,7 +47,7 @@ class FirstStageSpec(Levels):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KLSpec(FirstStageSpec):
-    """With latents held near a standard Normal; see `KLFirstStage`."""
+    """With latents held near a standard Gaussian; see `KLFirstStage`."""
 
     kl_weight: float = 1e-6
 
@@ -99,13 +99,13 @@ class ObjectiveSpec:
     """The joint stage; see `Objective` and `LSGM`.
 
     `weighting` is a key of `WEIGHTINGS`, `spread` one of `SPREADS`. `mixed_score`, one of `FIXED_PARTS`, is added to
-    the network's output before that is mixed with the Normal prediction.
+    the network's output before that is mixed with the Gaussian prediction.
     """
 
     weighting: str = "likelihood"
     spread: str = "stratified"
     control_variate: bool = True
-    encoder_meets_average: bool = False
+    encoder_uses_ema: bool = False
     mixed_score: str = "none"
     mixing_logit_init: float = -3.0
     inactive_kl: float = 0.0

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from lsgm_jax.data.sources import SPLIT_NAMES
 
 LogDensity = Callable[[np.ndarray], np.ndarray]  # of points [n, 2], nats, [n]
-NARROW = 0.1  # standard deviation of each of the eight Normal distributions
+NARROW = 0.1  # standard deviation of each of the eight Gaussian distributions
 _ANGLES = 2.0 * np.pi * np.arange(8) / 8.0
 # On the circle that gives their mixture variance one.
 CENTRES = np.sqrt(2.0 - 2.0 * NARROW**2) * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)
@@ -36,13 +36,13 @@ def swiss_roll(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def gaussians(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Eight narrow Normal distributions on a circle."""
+    """Eight narrow Gaussian distributions on a circle."""
     centres = CENTRES[rng.integers(0, 8, count)]
     return centres + NARROW * rng.standard_normal(centres.shape)
 
 
 def gaussians_log_density(x: np.ndarray) -> np.ndarray:
-    """Log of the mean of eight Normal densities."""
+    """Log of the mean of eight Gaussian densities."""
     distance2 = ((x[:, None] - CENTRES) ** 2).sum(axis=-1)
     return logsumexp(-0.5 * distance2 / NARROW**2, axis=1) - np.log(8.0 * 2.0 * np.pi * NARROW**2)
 

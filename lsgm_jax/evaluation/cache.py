@@ -1,4 +1,4 @@
-"""Long evaluations that go on where they were stopped: what they have so far is kept in a file."""
+"""Long evaluations that go on where they were stopped: what they have so far is cache in a file."""
 
 import dataclasses
 import hashlib
@@ -18,11 +18,11 @@ from lsgm_jax.files import is_first, replacing
 Arrays = dict[str, np.ndarray]
 
 SECONDS_BETWEEN_SAVES = 10.0
-SHARE_OF_SAVING = 0.05  # of the time, at most: what is kept may be large
+SHARE_OF_SAVING = 0.05  # of the time, at most: what is cache may be large
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class Cache:
     """A file of partial results and what they are of.
 
     Attributes:
@@ -58,12 +58,12 @@ def accumulate(
     jobs: int,
     advance: Callable[[int, Arrays], None],
     *,
-    kept: Kept | None = None,
+    cache: Cache | None = None,
     label: str | None = None,
 ) -> Arrays:
     """Calls `advance(job, results)` for each of the jobs in order, which adds to `results` in place.
 
-    With `kept` it starts after the jobs that the file has, and saves every few seconds and at the end.
+    With `cache` it starts after the jobs that the file has, and saves every few seconds and at the end.
 
     Args:
         results: how they begin.
@@ -72,7 +72,7 @@ def accumulate(
     Returns:
         The results of all jobs.
     """
-    done, stored = kept.read() if kept else (0, {})
+    done, stored = cache.read() if cache else (0, {})
     if done:
         results = stored
     saved, cost = time.monotonic(), 0.0
@@ -82,9 +82,9 @@ def accumulate(
             bar.update()
             since = time.monotonic() - saved
             due = since > max(SECONDS_BETWEEN_SAVES, cost / SHARE_OF_SAVING)
-            if kept and (due or job == jobs - 1):
+            if cache and (due or job == jobs - 1):
                 begin = time.monotonic()
-                kept.write(job + 1, results)
+                cache.write(job + 1, results)
                 saved = time.monotonic()
                 cost = saved - begin
     return results

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lsgm_jax.arrays import Images, Key, Scalar
 from lsgm_jax.data.pipeline import Data, Samples, padded_batches, split_labels, whole_split
-from lsgm_jax.evaluation.cache import Arrays, Kept, digest
+from lsgm_jax.evaluation.cache import Arrays, Cache, digest
 from lsgm_jax.evaluation.features import Bytes, Extractor, Features, fingerprint
 from lsgm_jax.nn.layers import ResBlock, downsample, group_norm
 from lsgm_jax.training.devices import OverDevices
@@ -74,11 +74,11 @@ def classifier_of(data: Data, folder: pathlib.Path, training: Training) -> Extra
         "images": fingerprint(data, "train"),
         "labels": digest(split_labels(data, "train", limit=16)),
     }
-    kept = Kept(folder / f"{_name(data)}-{digest(of)}.npz", of)
-    _, trained = kept.read()
+    cache = Cache(folder / f"{_name(data)}-{digest(of)}.npz", of)
+    _, trained = cache.read()
     if not trained:
         trained = train_classifier(data, training)
-        kept.write(training.steps, trained)
+        cache.write(training.steps, trained)
     accuracy, classes = float(trained.pop("accuracy")), int(trained.pop("classes"))
     return Extractor(
         name=f"a classifier of {_name(data)} (test accuracy {100 * accuracy:.1f} %; not comparable with Inception's)",

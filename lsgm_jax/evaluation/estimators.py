@@ -11,7 +11,7 @@ import numpy as np
 
 from lsgm_jax.arrays import Key
 from lsgm_jax.data.pipeline import padded_batches
-from lsgm_jax.evaluation.cache import Arrays, Kept, accumulate
+from lsgm_jax.evaluation.cache import Arrays, Cache, accumulate
 from lsgm_jax.nn.network import Params
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.time_densities import Stratum
@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
     stderr: float
 
 
-def score_images(
+def evaluate_images(
     per_image: PerImage,
     params: Params,
     batch: Batch,
@@ -34,7 +34,7 @@ def score_images(
     *,
     draws: int = 1,
     batch_size: int = 64,
-    kept: Kept | None = None,
+    cache: Cache | None = None,
     label: str | None = None,
 ) -> Arrays:
     """Averages `per_image` over `draws` independent keys for every image of `batch`.
@@ -42,7 +42,7 @@ def score_images(
     Args:
         per_image: a compiled function to dictionaries of [batch] arrays; draw i of n gets the stratum (i, n). One of
             `OverDevices` shares the batch among them.
-        kept: where partial averages are, so that an interrupted call goes on.
+        cache: where partial averages are, so that an interrupted call goes on.
         label: name of the progress bar; None shows none.
 
     Returns:
@@ -55,7 +55,7 @@ def score_images(
         for name, value in values.items():
             totals.setdefault(name, np.zeros(len(batch.x)))[part] += value / draws
 
-    return accumulate({}, len(jobs), advance, kept=kept, label=label)
+    return accumulate({}, len(jobs), advance, cache=cache, label=label)
 
 
 def importance_bound(
@@ -66,14 +66,14 @@ def importance_bound(
     *,
     draws: int,
     batch_size: int = 64,
-    kept: Kept | None = None,
+    cache: Cache | None = None,
     label: str | None = None,
 ) -> np.ndarray:
     """-log of the mean importance weight over `draws` latents, nats, [images]: a bound on -log p(x), tighter with each.
 
     Args:
-        per_image: as in `score_images`; must return "log_weight".
-        kept: as there.
+        per_image: as in `evaluate_images`; must return "log_weight".
+        cache: as there.
     """
     jobs = _Jobs(per_image, params, batch, key, draws, batch_size)
 
@@ -82,7 +82,7 @@ def importance_bound(
         totals["log_sum"][part] = np.logaddexp(totals["log_sum"][part], values["log_weight"])
 
     start = {"log_sum": np.full(len(batch.x), -np.inf)}
-    totals = accumulate(start, len(jobs), advance, kept=kept, label=label)
+    totals = accumulate(start, len(jobs), advance, cache=cache, label=label)
     return math.log(draws) - totals["log_sum"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from lsgm_jax.data.pipeline import Data
-from lsgm_jax.evaluation.cache import Arrays, Kept, accumulate, digest
+from lsgm_jax.evaluation.cache import Arrays, Cache, accumulate, digest
 from lsgm_jax.evaluation.moments import Moments, merge, moments_of
 from lsgm_jax.evaluation.plots import to_bytes
 from lsgm_jax.training.devices import OverDevices, data_mesh, place
@@ -64,14 +64,14 @@ def describe_images(
     count: int,
     batch_size: int,
     *,
-    kept: Kept | None = None,
+    cache: Cache | None = None,
     label: str | None = None,
 ) -> ImageSet:
     """Features of `count` images, batch by batch, over all devices.
 
     Args:
         batches: where the images come from; of the last batch only the first are used.
-        kept: where what there is so far is, so that an interrupted call goes on.
+        cache: where what there is so far is, so that an interrupted call goes on.
         label: name of the progress bar; None shows none.
     """
     params = place(data_mesh(), extractor.params)
@@ -90,7 +90,7 @@ def describe_images(
             so_far[f"total_{name}"] = np.asarray(total + values[: count - start].sum(dtype=np.float64))
 
     begin = {"features": np.zeros((min(count, MOST_FEATURES), extractor.width), np.float32)}
-    done = accumulate(begin, math.ceil(count / batch_size), advance, kept=kept, label=label)
+    done = accumulate(begin, math.ceil(count / batch_size), advance, cache=cache, label=label)
     totals = {name: total for name, total in done.items() if name.startswith("total_")}
     means = {name.removeprefix("total_"): float(total) / count for name, total in totals.items()}
     return ImageSet(_moments(done), done["features"], means)

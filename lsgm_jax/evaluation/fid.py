@@ -65,7 +65,7 @@ def sliced_wasserstein(x: np.ndarray, y: np.ndarray, *, directions: int = 64, se
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)): the FID, if the vectors are Inception's (Heusel et al. 2017).
 
-    It is the squared Wasserstein distance of two Normal distributions (Dowson and Landau 1982). With C = R R^T the
+    It is the squared Wasserstein distance of two Gaussian distributions (Dowson and Landau 1982). With C = R R^T the
     trace of the root is the sum of the singular values of R_a^T R_b. So no product of covariances is formed, and
     singular ones, of fewer vectors than dimensions, lose no digits.
     """

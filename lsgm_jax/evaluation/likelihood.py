@@ -14,14 +14,14 @@ from lsgm_jax.config.load import SAMPLING_SECTIONS
 from lsgm_jax.config.registry import Config
 from lsgm_jax.config.section import build
 from lsgm_jax.errors import ConfigError
-from lsgm_jax.evaluation.cache import Arrays, Kept, digest
+from lsgm_jax.evaluation.cache import Arrays, Cache, digest
 from lsgm_jax.evaluation.estimators import (
     Estimate,
     PerImage,
     bits_per_dimension,
     estimate,
+    evaluate_images,
     importance_bound,
-    score_images,
 )
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
@@ -125,13 +125,13 @@ class Scorer:
         draws: int | None = None,
         sections: Collection[str] = (),
     ) -> Arrays:
-        """Means over draws of (z_0, t, eps), by default as many as the config says; see `score_images`.
+        """Means over draws of (z_0, t, eps), by default as many as the config says; see `evaluate_images`.
 
         Args:
             sections: as for `what_is_scored`.
         """
         how = self._how(name, params, draws or build("eval", self.run.config).draws, sections)
-        return score_images(OverDevices(terms), params, self.data, **how)
+        return evaluate_images(OverDevices(terms), params, self.data, **how)
 
     def weigh(self, name: str, terms: PerImage, params: Params, *, draws: int) -> np.ndarray:
         """See `importance_bound`."""
@@ -143,9 +143,9 @@ class Scorer:
         of = what_is_scored(self.run.config, params, sections)
         of |= {"seed": self.seed, "draws": draws, "batch_size": batch_size, "images": digest(self.data.x)}
         of |= {} if self.data.condition is None else {"condition": digest(self.data.condition)}
-        kept = Kept(self.run.workdir / "evaluation" / f"{name}-{self.split}.npz", of)
+        cache = Cache(self.run.workdir / "evaluation" / f"{name}-{self.split}.npz", of)
         key = jax.random.key(self.seed)
-        return {"key": key, "draws": draws, "batch_size": batch_size, "kept": kept, "label": name}
+        return {"key": key, "draws": draws, "batch_size": batch_size, "cache": cache, "label": name}
 
 
 def _bounds(scorer: Scorer, params: Params) -> dict[str, Any]:
@@ -155,8 +155,8 @@ def _bounds(scorer: Scorer, params: Params) -> dict[str, Any]:
     scores = scorer.score(f"nelbo_{name}", model_terms(model), params)
     report: dict[str, Any] = _by_terms(name, scores, model.pixel_values)
     if isinstance(model, LSGM):
-        normal = scorer.score("nelbo_lsgm_vae_normal_prior", vae_terms(model), params["vae"])
-        report |= _entries("nelbo_lsgm_vae_normal_prior", estimate(normal["nelbo"]))
+        normal = scorer.score("nelbo_lsgm_vae_gaussian_prior", vae_terms(model), params["vae"])
+        report |= _entries("nelbo_lsgm_vae_gaussian_prior", estimate(normal["nelbo"]))
         if scorer.run.has_vae_stage:
             vae_params, report["chosen_step_vae"] = scorer.run.best("vae", everywhere=True)
             vae = scorer.score("nelbo_vae", vae_terms(model), vae_params)

@@ -76,7 +76,7 @@ def describe(model: Model, stage: Stage, batch_size: int) -> dict[str, Any]:
     }
     parts = {name: part for name, part in parts.items() if part}
     batch = jax.eval_shape(lambda: Batch(jnp.zeros((batch_size, *model.data_shape))))
-    step = make_step(stage.loss, stage.optimiser, stage.average)
+    step = make_step(stage.loss, stage.optimiser, stage.ema)
     state = jax.eval_shape(stage.first_state, params, key)
     forward = _forward_passes(model, params, key)
     return {

@@ -11,7 +11,7 @@ COLUMNS = {
     "lsgm": "LSGM",
     "sgm": "SGM",
     "ldm": "LDM",
-    "vae": "VAE, Normal prior",
+    "vae": "VAE, Gaussian prior",
     "first_stage": "reconstructions",
 }
 # Names in a report, in the table, and how values are written.
@@ -38,7 +38,7 @@ def add_to_report(workdir: pathlib.Path, **entries: Any) -> dict[str, Any]:
     return report
 
 
-def add_scores(workdir: pathlib.Path, split: str, entries: dict[str, Any]) -> None:
+def add_likelihoods(workdir: pathlib.Path, split: str, entries: dict[str, Any]) -> None:
     """Merges scores of the test split into report.json, those of another split into its part of that name."""
     if split == "test":
         add_to_report(workdir, **entries)
@@ -55,7 +55,7 @@ def add_distances(workdir: pathlib.Path, entries: dict[str, Any]) -> None:
     add_to_report(workdir, distances=older | {entries["features"]: entries})
 
 
-def score_table(entries: dict[str, Any], split: str = "test") -> str:
+def likelihood_table(entries: dict[str, Any], split: str = "test") -> str:
     """The scores of `likelihood.evaluate` as `lsgm evaluate` prints them."""
 
     def cell(name: str) -> str:

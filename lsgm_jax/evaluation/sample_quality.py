@@ -19,7 +19,7 @@ from lsgm_jax.config.specs import FEWEST_SAMPLES
 from lsgm_jax.data import pixels
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.errors import ConfigError, DataError
-from lsgm_jax.evaluation.cache import Kept, digest
+from lsgm_jax.evaluation.cache import Cache, digest
 from lsgm_jax.evaluation.classifier import Training, classifier_of
 from lsgm_jax.evaluation.features import Extractor, ImageSet, describe_images, fingerprint
 from lsgm_jax.evaluation.fid import frechet_distance, kernel_distance, precision_recall
@@ -198,7 +198,7 @@ def model_generator(run: Run, sampler: Sampler) -> Generator:
 
 
 def vae_generator(run: Run) -> Generator:
-    """The VAE of an LSGM's first stage, with its Normal prior."""
+    """The VAE of an LSGM's first stage, with its Gaussian prior."""
     assert isinstance(run.model, LSGM)
     vae, batch_size = run.model.vae, build("eval", run.config).batch_size
     params, step = run.best("vae", everywhere=True)
@@ -252,8 +252,8 @@ def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extr
 
     count, batch_size = settings.samples, settings.batch_size
     of = generator.of | {"seed": seed, "samples": count, "batch_size": batch_size, "by": extractor.identity}
-    kept = Kept(run.workdir / "evaluation" / f"samples_{name}.npz", of)
-    return describe_images(extractor, batches, count, batch_size, kept=kept, label=f"samples of {name}")
+    cache = Cache(run.workdir / "evaluation" / f"samples_{name}.npz", of)
+    return describe_images(extractor, batches, count, batch_size, cache=cache, label=f"samples of {name}")
 
 
 def as_data(x: np.ndarray, data: DataSpec, rng: np.random.Generator) -> np.ndarray:
@@ -278,8 +278,8 @@ def _describe_split(data: DataSpec, split: str, extractor: Extractor) -> ImageSe
 
     of = {"images": fingerprint(data, split), "batch_size": batch_size, "by": extractor.identity}
     name = f"{pathlib.Path(data.source).name}-{split}-{digest(of)}.npz"
-    kept = Kept(_shared_folder(data) / name, of)
-    return describe_images(extractor, batches, len(samples), batch_size, kept=kept, label=f"{split} split")
+    cache = Cache(_shared_folder(data) / name, of)
+    return describe_images(extractor, batches, len(samples), batch_size, cache=cache, label=f"{split} split")
 
 
 def _images(run: Run) -> DataSpec:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lsgm_jax.autoencoders.bottlenecks import Rounding
+from lsgm_jax.autoencoders.bottlenecks import CodebookBottleneck
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.ldm import Decoder, Encoder
 from lsgm_jax.errors import ConversionError
@@ -119,8 +119,8 @@ def first_stage_params(state: State, first_stage: FirstStage) -> Params:
     )
     assert isinstance(encoder, Encoder)
     assert isinstance(decoder, Decoder)
-    quantiser = bottleneck.quantiser if isinstance(bottleneck, Rounding) else None
-    kinds = {True: "a codebook (vq)", False: "a narrow Normal (kl)"}
+    quantiser = bottleneck.quantiser if isinstance(bottleneck, CodebookBottleneck) else None
+    kinds = {True: "a codebook (vq)", False: "a narrow Gaussian (kl)"}
     stored = "quantize.embedding.weight" in state
     if stored != (quantiser is not None):
         raise ConversionError(
@@ -143,7 +143,7 @@ def discriminator_params(state: State, discriminator: StatefulNetwork) -> Params
     assert isinstance(module, PatchDiscriminator)
     with _about("its discriminator is not that of config.discriminator"):
         variables = as_float32(discriminator_variables(state, module))
-    return {"net": variables.pop("params"), "carried": variables}
+    return {"net": variables.pop("params"), "state": variables}
 
 
 def _denoiser(state: State, model: LDM) -> Params:

@@ -147,7 +147,7 @@ def official_params(parts: Parts, model: LSGM | SGM, *, averaged: bool) -> Param
     if isinstance(model, SGM):
         return score_net
     # The original forgets which channels are inactive when it samples and scores; their mixing logits remain.
-    active = {"carried": {"active": np.ones(channels, np.float32)}} if model.inactive_kl else {}
+    active = {"state": {"active": np.ones(channels, np.float32)}} if model.inactive_kl else {}
     return {
         "vae": vae_params(parts.require_vae(), model.vae.backbone),
         "mixing_logit": mixing_logits(state),
@@ -157,7 +157,7 @@ def official_params(parts: Parts, model: LSGM | SGM, *, averaged: bool) -> Param
 
 
 def vae_params(state: State, backbone: Backbone) -> Params:
-    """Parameters of `backbone`, float32 copies: {"net", "carried": {"batch_stats"}}.
+    """Parameters of `backbone`, float32 copies: {"net", "state": {"batch_stats"}}.
 
     Raises:
         ConversionError: if a tensor is missing, unknown or of another shape, or the backbone is no NVAE.
@@ -165,11 +165,11 @@ def vae_params(state: State, backbone: Backbone) -> Params:
     if not isinstance(backbone, Hierarchical):
         raise ConversionError("holds an NVAE, and the model has another autoencoder: use a config with nvae")
     variables = as_float32(nvae_variables(state, backbone.net, backbone.image_shape))
-    return {"net": variables.pop("params"), "carried": variables}
+    return {"net": variables.pop("params"), "state": variables}
 
 
 def score_params(state: State, module: nn.Module, shape: Shape) -> Params:
-    """Parameters of the `Network` of `module`, float32 copies; frequencies of Fourier features lie under "carried".
+    """Parameters of the `Network` of `module`, float32 copies; frequencies of Fourier features lie under "state".
 
     Args:
         state: of the network as trained, or averaged; LSGM's mixing logits are passed over, see `mixing_logits`.
@@ -187,7 +187,7 @@ def score_params(state: State, module: nn.Module, shape: Shape) -> Params:
         kind = type(module).__name__
         raise ConversionError(f"no official score network is a {kind}: use a config with ncsnpp or mlp")
     params = variables.pop("params")
-    return {**params, "carried": variables} if variables else params
+    return {**params, "state": variables} if variables else params
 
 
 def mixing_logits(state: State) -> Float[np.ndarray, "channels"]:

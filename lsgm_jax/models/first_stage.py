@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from lsgm_jax.arrays import Images, Key, Latents, PerSample, Scalar
-from lsgm_jax.autoencoders.bottlenecks import Bottleneck, Squeezed
+from lsgm_jax.autoencoders.bottlenecks import Bottleneck, BottleneckSample
 from lsgm_jax.nn.network import Aux, Network, Params, StatefulNetwork
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.gan import (
-    Game,
+    GANLoss,
     KLFirstStage,
     Logits,
     VQFirstStage,
@@ -33,7 +33,7 @@ LAST = "image"  # the decoder's last layer, at which the players' gradients are 
 class Coded(NamedTuple):
     """Images through the bottleneck and back."""
 
-    squeezed: Squeezed
+    sampled: BottleneckSample
     x_hat: Images
 
 
@@ -70,8 +70,8 @@ class FirstStage:
     def autoencode(self, params: Params, x: Images, key: Key) -> Coded:
         """Images through the bottleneck and back, without dropout."""
         features = self.encoder.apply(params["encoder"], x)
-        squeezed = self.bottleneck.squeeze(params, features, key)
-        return Coded(squeezed, self.decoder.apply(params["decoder"], squeezed.z_0))
+        sampled = self.bottleneck.sample(params, features, key)
+        return Coded(sampled, self.decoder.apply(params["decoder"], sampled.z_0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class AdversarialTraining:
     first_stage: FirstStage
     discriminator: StatefulNetwork
     criterion: KLFirstStage | VQFirstStage
-    game: Game
+    gan_loss: GANLoss
     perceptual: Distance | None = None
     perceptual_weight: float = 1.0
 
@@ -106,19 +106,19 @@ class AdversarialTraining:
         """The sum of both players' losses, of which each sees only its own parameters' gradient.
 
         Args:
-            step: from 0; the discriminator counts from `game.start` on.
+            step: from 0; the discriminator counts from `gan_loss.start` on.
         """
-        squeezed, x_hat = self._autoencode(params["first_stage"], batch.x, key)
+        sampled, x_hat = self._autoencode(params["first_stage"], batch.x, key)
         frozen = jax.lax.stop_gradient(params)
         reconstruction = self.criterion.reconstruction(self.error(batch.x, x_hat))
         generator = generator_loss(self._judge(frozen["discriminator"], x_hat)[0])
         adaptive = self._balance(frozen, batch.x, key)
-        fooled = self.game.autoencoder(generator, adaptive, step)
-        autoencoder_loss = self.criterion.objective(reconstruction, squeezed.price, fooled)
+        fooled = self.gan_loss.autoencoder(generator, adaptive, step)
+        autoencoder_loss = self.criterion.objective(reconstruction, sampled.regularization_loss, fooled)
 
-        real, carried = self._judge(params["discriminator"], batch.x)
-        fake, carried = self._judge(params["discriminator"] | carried, jax.lax.stop_gradient(x_hat))
-        discriminator_loss = self.game.discriminator(real, fake, step)
+        real, state = self._judge(params["discriminator"], batch.x)
+        fake, state = self._judge(params["discriminator"] | state, jax.lax.stop_gradient(x_hat))
+        discriminator_loss = self.gan_loss.discriminator(real, fake, step)
 
         metrics = {
             "reconstruction": jnp.mean(self.error(batch.x, x_hat)),
@@ -127,9 +127,9 @@ class AdversarialTraining:
             "logit_fake": jnp.mean(fake),
             "adaptive_weight": adaptive,
             "discriminator_loss": discriminator_loss,
-            **self.first_stage.bottleneck.metrics(squeezed),
+            **self.first_stage.bottleneck.metrics(sampled),
         }
-        return autoencoder_loss + discriminator_loss, Aux(metrics, {"discriminator": carried}, {})
+        return autoencoder_loss + discriminator_loss, Aux(metrics, {"discriminator": state}, {})
 
     def error(self, x: Images, x_hat: Images) -> Images:
         """Of every number, the perceptual distance included."""
@@ -142,13 +142,13 @@ class AdversarialTraining:
         k_bottleneck, k_encoder, k_decoder = jax.random.split(key, 3)
         stage = self.first_stage
         features = stage.encoder.apply(params["encoder"], x, dropout_key=k_encoder)
-        squeezed = stage.bottleneck.squeeze(params, features, k_bottleneck)
-        return Coded(squeezed, stage.decoder.apply(params["decoder"], squeezed.z_0, dropout_key=k_decoder))
+        sampled = stage.bottleneck.sample(params, features, k_bottleneck)
+        return Coded(sampled, stage.decoder.apply(params["decoder"], sampled.z_0, dropout_key=k_decoder))
 
     def _judge(self, params: Params, x: Images) -> tuple[Logits, Params]:
         """Logits of patches, normalised by the statistics of the batch, and the running ones."""
-        logits, carried, _ = self.discriminator.apply(params, x, train=True)
-        return logits, carried
+        logits, state, _ = self.discriminator.apply(params, x, train=True)
+        return logits, state
 
     def _balance(self, params: Params, x: Images, key: Key) -> Scalar:
         """The adaptive weight; `params` take no gradient. XLA finds the forward pass to be that of the loss."""

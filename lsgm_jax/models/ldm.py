@@ -20,7 +20,7 @@ from lsgm_jax.nn.network import Aux, Params
 from lsgm_jax.objectives.bound import Batch, Bound
 from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.processes.linear import Process
-from lsgm_jax.solvers.integrate import KeptTimes
+from lsgm_jax.solvers.integrate import SavedTimes
 from lsgm_jax.solvers.path import Path
 from lsgm_jax.solvers.sampler import Sampler, Solution
 
@@ -84,7 +84,7 @@ class LDM:
         params = params | jax.lax.stop_gradient(_frozen(params))
         loss, aux = self.prior.loss(params, self._latents(params, batch, k_first_stage), k_prior)
         # Nothing frozen moves, not even by the optimiser's weight decay.
-        return loss, aux._replace(carried=aux.carried | _frozen(params))
+        return loss, aux._replace(state=aux.state | _frozen(params))
 
     def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
         """Terms of a bound on -log p of the scaled latents, nats; what images lose in the first stage is not in it."""
@@ -112,7 +112,7 @@ class LDM:
         z_1: State,
         key: Key,
         sampler: Sampler,
-        times: KeptTimes,
+        times: SavedTimes,
         condition: Condition = None,
     ) -> tuple[Array, Path]:
         """Images of the latents on the way, [times, batch, h, w, c]; the last are those of `decode`."""

@@ -45,10 +45,10 @@ from lsgm_jax.objectives.elbo import (
 )
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.time_densities import Stratum, TimeDensity
-from lsgm_jax.processes.linear import Process, normal_eps, sample_prior
-from lsgm_jax.solvers.integrate import KeptTimes
+from lsgm_jax.processes.linear import Process, gaussian_eps, sample_prior
+from lsgm_jax.solvers.integrate import SavedTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
-from lsgm_jax.solvers.path import Path, path_to_data
+from lsgm_jax.solvers.path import Path, trajectory_to_data
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
 
@@ -65,10 +65,10 @@ class LSGM:
 
     Attributes:
         fixed_part: known part of the network's noise prediction, to which its output is added before it is mixed with
-            the Normal one. For CLD that of its own mixed score, which small times need (D3); None leaves all to the
+            the Gaussian one. For CLD that of its own mixed score, which small times need (D3); None leaves all to the
             network, as published for LSGM.
-        inactive_kl: channels of z_0 that hold no more than this under a trained VAE, in nats, are left to the Normal
-            prior (see `leave_inactive`), and the parameters say under "carried" which are "active". 0 keeps all.
+        inactive_kl: channels of z_0 that hold no more than this under a trained VAE, in nats, are left to the Gaussian
+            prior (see `leave_inactive`), and the parameters say under "state" which are "active". 0 keeps all.
     """
 
     vae: VAE
@@ -109,7 +109,7 @@ class LSGM:
         """Fresh parameters of the prior alone, to be joined with those of a trained VAE."""
         z_t = sample_prior(self.process, key, (1, *self.vae.latent_shape))
         channels = self.vae.latent_shape[-1]
-        active = {"carried": {"active": jnp.ones(channels, jnp.float32)}} if self.inactive_kl else {}
+        active = {"state": {"active": jnp.ones(channels, jnp.float32)}} if self.inactive_kl else {}
         conditioner = init_conditioner(self.conditioning, key)
         inputs = told(self.conditioning, conditioner, None, 1).inputs(in_channels(z_t), jnp.zeros(1))
         return {
@@ -120,14 +120,14 @@ class LSGM:
         }
 
     def leave_inactive(self, params: Params, kl: PerChannel) -> Params:
-        """Leaves channels to the Normal prior: the network neither sees them nor has a share in their prediction.
+        """Leaves channels to the Gaussian prior: the network neither sees them nor has a share in their prediction.
 
         Args:
             kl: what each channel of z_0 holds, KL(q || N(0, I)), nats, mean over images.
         """
         active = jnp.asarray(kl > self.inactive_kl, jnp.float32)
         logit = jnp.where(active > 0.0, params["mixing_logit"], INACTIVE_LOGIT)
-        return params | {"mixing_logit": logit, "carried": {"active": active}}
+        return params | {"mixing_logit": logit, "state": {"active": active}}
 
     def eps_net(
         self, params: Params, dropout_key: Key | None = None, context: Context = NO_CONTEXT
@@ -135,12 +135,12 @@ class LSGM:
         """The mixed noise prediction (z_t, t) -> eps_hat."""
 
         def predict(context: Context, z_t: State, t: Times) -> Latents:
-            active = params["carried"]["active"] if self.inactive_kl else 1.0
+            active = params["state"]["active"] if self.inactive_kl else 1.0
             inputs = context.inputs(in_channels(jax.tree.map(lambda z: active * z, z_t)), t)
             net_eps = self.score_net.apply(params["score_net"], *inputs, dropout_key=dropout_key)
             if self.fixed_part is not None:
                 net_eps += self.fixed_part(self.process, z_t, t)
-            return mix(params["mixing_logit"], normal_eps(self.process, z_t, t), net_eps)
+            return mix(params["mixing_logit"], gaussian_eps(self.process, z_t, t), net_eps)
 
         return Partial(predict, context)
 
@@ -150,14 +150,14 @@ class LSGM:
         batch: Batch,
         key: Key,
         kl: KLWeight = KLWeight(),
-        average: Params | None = None,
+        ema_params: Params | None = None,
     ) -> tuple[Scalar, Aux]:
         """One scalar whose gradient trains the VAE on the bound and the prior on its own weighting.
 
         Args:
             batch: images in [-1, 1].
             kl: weight of KL(q || p) in the VAE's objective; the prior's loss does not see it.
-            average: parameters whose prior the encoder meets if the objective says so; None for `params`.
+            ema_params: parameters whose prior the encoder meets if the objective says so; None for `params`.
 
         Returns:
             The scalar to differentiate (its value means little: it mixes weightings) and metrics, means over the
@@ -175,7 +175,7 @@ class LSGM:
             loss = encoded.reconstruction + others + matching.loss
             prior_loss, cross_entropy = matching.prior_loss, matching.cross_entropy
         else:
-            met = params if average is None or not self.objective.encoder_meets_average else average
+            met = params if ema_params is None or not self.objective.encoder_uses_ema else ema_params
             frozen = data_net(self, jax.lax.stop_gradient(met), batch, k_dropout, k_condition)
             encoder_draw = self._draw(self.objective.encoder_density, k_encoder, z_0)
             separate = denoise_separately(
@@ -186,9 +186,9 @@ class LSGM:
             prior_loss, cross_entropy = separate.prior_loss, sum_per_sample(separate.cross_entropy)
 
         metrics = _metrics(encoded, cross_entropy, prior_loss)
-        carried = {"vae": encoded.carried, **self._constants(params)}
+        state = {"vae": encoded.state, **self._constants(params)}
         weights = {"vae": encoded.penalised, "prior": penalised(params["score_net"])}
-        return jnp.mean(loss), Aux(metrics, carried, weights)
+        return jnp.mean(loss), Aux(metrics, state, weights)
 
     def prior_loss(self, params: Params, batch: Batch, key: Key) -> tuple[Scalar, Aux]:
         """The prior's loss alone: the VAE is frozen, and encodes as it does for scoring. Otherwise as `loss`."""
@@ -199,9 +199,9 @@ class LSGM:
         matching = denoise(self.objective, self.process, eps_net, z_0, draw)
         metrics = _metrics(encoded, matching.cross_entropy, matching.prior_loss)
         # Nothing of the VAE moves, not even by the optimiser's weight decay.
-        carried = {"vae": params["vae"], **self._constants(params)}
+        state = {"vae": params["vae"], **self._constants(params)}
         weights = {"prior": penalised(params["score_net"])}
-        return jnp.mean(matching.prior_loss), Aux(metrics, carried, weights)
+        return jnp.mean(matching.prior_loss), Aux(metrics, state, weights)
 
     def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
         """Terms of the NELBO per image, without dropout, one draw of z_0, t and eps each; see `score_cross_entropy`."""
@@ -256,13 +256,13 @@ class LSGM:
         z_1: State,
         key: Key,
         sampler: Sampler,
-        times: KeptTimes,
+        times: SavedTimes,
         condition: Condition = None,
     ) -> tuple[Array, Path]:
         """Expected images of the latents on the way, [times, batch, h, w, c]; the last are those of `decode`."""
         k_solve, k_decoder = jax.random.split(key)
         eps_net = sampling_net(self, params, condition, z_1, sampler.guidance)
-        path = path_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(k_solve), times)
+        path = trajectory_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(k_solve), times)
         decode = lambda z: self.vae.decode(params["vae"], z, k_decoder)
         return jax.lax.map(decode, path.positions), path
 
@@ -274,7 +274,7 @@ class LSGM:
         return solve_to_noise(sampler, self.process, eps_net, k_solve, encoded.latent.z_0)
 
     def _constants(self, params: Params) -> Params:
-        """What of the prior never changes, as `Aux.carried`."""
+        """What of the prior never changes, as `Aux.state`."""
         return {"score_net": constants(params["score_net"]), **constants(params)}
 
     def _draw(self, density: TimeDensity, key: Key, z_0: Latents) -> Draw:

@@ -37,9 +37,9 @@ from lsgm_jax.objectives.score_matching import noise_ratio
 from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.processes.linear import Process, sample_prior
 from lsgm_jax.processes.predictions import Prediction, eps
-from lsgm_jax.solvers.integrate import KeptTimes
+from lsgm_jax.solvers.integrate import SavedTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
-from lsgm_jax.solvers.path import Path, path_to_data
+from lsgm_jax.solvers.path import Path, trajectory_to_data
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
 
@@ -120,8 +120,8 @@ class SGM:
                 self.objective, self.process, self.start, eps_net, batch.x, k_draw
             )
         metrics = bound_metrics(self._bound(matching.cross_entropy))
-        carried = {"score_net": constants(params["score_net"])}
-        return jnp.mean(matching.prior_loss), Aux(metrics, carried, {"prior": penalised(params["score_net"])})
+        state = {"score_net": constants(params["score_net"])}
+        return jnp.mean(matching.prior_loss), Aux(metrics, state, {"prior": penalised(params["score_net"])})
 
     def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
         """Terms of a bound on -log p(x), without dropout, one draw per sample; see `score_cross_entropy`."""
@@ -172,12 +172,12 @@ class SGM:
         z_1: State,
         key: Key,
         sampler: Sampler,
-        times: KeptTimes,
+        times: SavedTimes,
         condition: Condition = None,
     ) -> tuple[Array, Path]:
         """Where the samples were on the way, [times, batch, ...]; the last are those of `decode`."""
         eps_net = sampling_net(self, params, condition, z_1, sampler.guidance)
-        path = path_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(key), times)
+        path = trajectory_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(key), times)
         return path.positions, path
 
     def encode(self, params: Params, batch: Batch, key: Key, sampler: Sampler) -> State:

@@ -1,4 +1,4 @@
-"""A variational autoencoder with a standard Normal prior: the first stage of LSGM, and its baseline."""
+"""A variational autoencoder with a standard Gaussian prior: the first stage of LSGM, and its baseline."""
 
 import dataclasses
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Encoded(NamedTuple):
 
     latent: Latent
     reconstruction: PerSample  # -log p(x | z), nats
-    carried: Params  # see `network.Aux`
+    state: Params  # see `network.Aux`
     penalised: Penalised
 
 
@@ -41,39 +41,39 @@ class VAE:
         """Draws the latents of `x` and scores x under the decoder."""
         passed = self.backbone.autoencode(params, shown(self.likelihood, x), key, train=train)
         reconstruction = -self.likelihood.log_prob(passed.features, x)
-        return Encoded(passed.latent, reconstruction, passed.carried, passed.penalised)
+        return Encoded(passed.latent, reconstruction, passed.state, passed.penalised)
 
     def decode(self, params: Params, z_0: Latents, key: Key) -> Images:
         """Expected image, [batch, h, w, c] in [-1, 1]; latents beside z_0 are drawn from their prior."""
         return self.likelihood.mean(self.backbone.decode(params, z_0, key))
 
     def bound(self, params: Params, batch: Batch, key: Key) -> Bound:
-        """Terms of the NELBO per image with the standard Normal prior, without dropout, one draw of the latents."""
-        return _normal_bound(self.autoencode(params, batch.x, key, train=False))
+        """Terms of the NELBO per image with the standard Gaussian prior, without dropout, one draw of the latents."""
+        return _gaussian_bound(self.autoencode(params, batch.x, key, train=False))
 
     def loss(self, params: Params, batch: Batch, key: Key, kl: KLWeight = KLWeight()) -> tuple[Scalar, Aux]:
         """E[-log p(x | z)] + weighted KL(q || N(0, I)), mean over the batch, and metrics in nats."""
         encoded = self.autoencode(params, batch.x, key, train=True)
-        loss = encoded.reconstruction + self.divergence(encoded, encoded.latent.normal_cross_entropy, kl)
-        metrics = bound_metrics(_normal_bound(encoded))
-        return jnp.mean(loss), Aux(metrics, encoded.carried, {"vae": encoded.penalised})
+        loss = encoded.reconstruction + self.divergence(encoded, encoded.latent.gaussian_cross_entropy, kl)
+        metrics = bound_metrics(_gaussian_bound(encoded))
+        return jnp.mean(loss), Aux(metrics, encoded.state, {"vae": encoded.penalised})
 
     def divergence(self, encoded: Encoded, cross_entropy: Latents, kl: KLWeight) -> PerSample:
         """KL(q || p) as the loss weighs it, nats.
 
         Args:
-            cross_entropy: of z_0 with its prior, per dimension; other latents have a Normal prior.
+            cross_entropy: of z_0 with its prior, per dimension; other latents have a Gaussian prior.
         """
         groups = self.backbone.groups_per_scale
         return weigh(encoded.latent.divergence(cross_entropy, groups[0]), kl, groups)
 
     def sample(self, params: Params, key: Key, count: int) -> Images:
-        """Expected images of `count` latents drawn from the Normal prior."""
+        """Expected images of `count` latents drawn from the Gaussian prior."""
         k_prior, k_decoder = jax.random.split(key)
         return self.decode(params, jax.random.normal(k_prior, (count, *self.latent_shape)), k_decoder)
 
 
-def _normal_bound(encoded: Encoded) -> Bound:
+def _gaussian_bound(encoded: Encoded) -> Bound:
     latent = encoded.latent
-    cross_entropy = sum_per_sample(latent.normal_cross_entropy) + latent.rest
+    cross_entropy = sum_per_sample(latent.gaussian_cross_entropy) + latent.rest
     return Bound(encoded.reconstruction, latent.total_entropy, cross_entropy)

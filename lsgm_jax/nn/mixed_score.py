@@ -14,16 +14,16 @@ MixingLogit = Float[Array, "channels"]
 FixedPart = Callable[[Any, Any, Times], Latents]
 
 
-def mix(mixing_logit: MixingLogit, normal_eps: Latents, net_eps: Latents) -> Latents:
-    """Mixed score: (1 - m) normal_eps + m net_eps with m = sigmoid(mixing_logit) per channel (LSGM section 3.2).
+def mix(mixing_logit: MixingLogit, gaussian_eps: Latents, net_eps: Latents) -> Latents:
+    """Mixed score: (1 - m) gaussian_eps + m net_eps with m = sigmoid(mixing_logit) per channel (LSGM section 3.2).
 
     Args:
         mixing_logit: one per channel, the last axis of the latent.
-        normal_eps: the exact noise prediction for a Normal latent of the process's `data_variance` (D3).
+        gaussian_eps: the exact noise prediction for a Gaussian latent of the process's `data_variance` (D3).
         net_eps: the network's noise prediction.
     """
     share = jax.nn.sigmoid(mixing_logit)
-    return (1.0 - share) * normal_eps + share * net_eps
+    return (1.0 - share) * gaussian_eps + share * net_eps
 
 
 def in_channels(z_t: State) -> Latents:

@@ -25,7 +25,7 @@ class Aux(NamedTuple):
     metrics: dict[str, Scalar]
     # Parts of the parameters that no gradient moves and the loss has renewed: a tree that holds only these, in their
     # places, such as {"vae": {"batch_stats": ...}}.
-    carried: Params
+    state: Params
     # The weights that penalties may be about, by the network's name: see `penalised.Penalised`.
     penalised: Mapping[str, Any] = MappingProxyType({})
     # What the next step's loss wants to see of this one: see `step.Context`.
@@ -33,8 +33,8 @@ class Aux(NamedTuple):
 
 
 def constants(params: Params) -> Params:
-    """The part of a `Network`'s parameters that never changes, such as fixed random frequencies, as `Aux.carried`."""
-    return {"carried": params["carried"]} if "carried" in params else {}
+    """The part of a `Network`'s parameters that never changes, such as fixed random frequencies, as `Aux.state`."""
+    return {"state": params["state"]} if "state" in params else {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def _cast(forward: Forward, dtype: np.dtype) -> Forward:
 class Network:
     """`init` and `apply` of a Linen module whose only randomness is dropout.
 
-    What the module stores beside its parameters is constant, and lies under "carried" among them.
+    What the module stores beside its parameters is constant, and lies under "state" among them.
     """
 
     module: nn.Module
@@ -122,13 +122,13 @@ class Network:
         """Parameters for inputs of the shapes of `example`."""
         variables = dict(self.module.init(key, *example, deterministic=True))
         params = variables.pop("params")
-        return {**params, "carried": variables} if variables else params
+        return {**params, "state": variables} if variables else params
 
     def apply(self, params: Params, *inputs: Array, dropout_key: Key | None = None) -> Array:
         """The output; dropout is on exactly if it is given a key, which is in training."""
         rngs = None if dropout_key is None else {"dropout": dropout_key}
-        trained = {name: part for name, part in params.items() if name != "carried"}
-        variables = {"params": trained, **jax.lax.stop_gradient(params.get("carried", {}))}
+        trained = {name: part for name, part in params.items() if name != "state"}
+        variables = {"params": trained, **jax.lax.stop_gradient(params.get("state", {}))}
 
         def forward(variables: Params, *inputs: Array) -> Array:
             output = self.module.apply(variables, *inputs, deterministic=rngs is None, rngs=rngs)
@@ -139,7 +139,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class StatefulNetwork:
-    """`init` and `apply` of a Linen module with running statistics. Parameters: {"net", "carried"}."""
+    """`init` and `apply` of a Linen module with running statistics. Parameters: {"net", "state"}."""
 
     module: nn.Module
     compute: Compute = PLAINLY
@@ -147,7 +147,7 @@ class StatefulNetwork:
     def init(self, key: Key, *example: Any) -> Params:
         """Parameters, and the module's other collections, for inputs like `example`."""
         variables = dict(self.module.init(key, *example, train=False))
-        return {"net": variables.pop("params"), "carried": variables}
+        return {"net": variables.pop("params"), "state": variables}
 
     def apply(
         self, params: Params, *inputs: Any, train: bool, method: str | None = None
@@ -156,25 +156,25 @@ class StatefulNetwork:
 
         Of the last two there is nothing but in training.
         """
-        mutable = [*params["carried"], "kernels"] if train else False
+        mutable = [*params["state"], "kernels"] if train else False
 
         def forward(variables: Params, *inputs: Any) -> Any:
             return self.module.apply(variables, *inputs, train=train, method=method, mutable=mutable)
 
-        variables = {"params": params["net"], **params["carried"]}
+        variables = {"params": params["net"], **params["state"]}
         if not train:
             return forward(variables, *inputs), {}, {}
         output, moved = self.compute(forward)(variables, *inputs)
         moved = dict(moved)
         kernels = moved.pop("kernels", {})
-        return output, {"carried": moved}, kernels
+        return output, {"state": moved}, kernels
 
 
 def trainable(params: Params) -> Params:
-    """The parameters without anything that is carried."""
+    """The parameters without anything that is state."""
     if not isinstance(params, dict):
         return params
-    return {name: trainable(part) for name, part in params.items() if name != "carried"}
+    return {name: trainable(part) for name, part in params.items() if name != "state"}
 
 
 def split_or_none(key: Key | None, count: int) -> list[Key | None]:

@@ -48,10 +48,10 @@ from lsgm_jax.processes.linear import (
     add_auxiliary,
     auxiliary_entropy,
     data_variance,
+    gaussian_eps,
     kernel,
     log_snr,
     noise_entropy,
-    normal_eps,
     perturb,
     unit_noise,
 )
@@ -88,11 +88,11 @@ class Objective:
         density: of the prior's times.
         encoder_density: of the encoder's times; None to share the prior's, which needs one evaluation of the
             network less (LSGM Algorithm 3 and 2).
-        encoder_meets_average: whether the encoder, with times of its own, meets the moving average of the prior.
+        encoder_uses_ema: whether the encoder, with times of its own, meets the moving average of the prior.
         spread: how evenly the times of a batch are drawn.
-        control_variate: estimate only what the network adds to the Normal prior, whose cross entropy is known
+        control_variate: estimate only what the network adds to the Gaussian prior, whose cross entropy is known
             (O9). It leaves the prior's gradient alone, and takes from the encoder's the more noise the
-            nearer the latent is to standard Normal. False gives the published estimate.
+            nearer the latent is to standard Gaussian. False gives the published estimate.
         norm: how large an error of the prior is. What an encoder minimises is in the prior's loss under `l2` alone, so
             others are for models of the data. Bounds know `l2` only, whatever trains the network.
     """
@@ -100,7 +100,7 @@ class Objective:
     prior_weighting: Weighting
     density: TimeDensity
     encoder_density: TimeDensity | None = None
-    encoder_meets_average: bool = False
+    encoder_uses_ema: bool = False
     spread: Spread = stratified
     control_variate: bool = True
     norm: Norm = l2
@@ -260,12 +260,12 @@ def _known(
         start = jnp.asarray(density.t_min, t.dtype)
         return jnp.full_like(z_0, noise_entropy(process, start) - auxiliary_entropy(process))
     w_q = likelihood(process, t) / density.density(process, t)
-    normal_error = squared_error(lambda z_t, t: normal_eps(process, z_t, t), z_t, t, eps)
-    return normal_bound(process, z_0, density.t_min) - expand(w_q, normal_error) * normal_error
+    gaussian_error = squared_error(lambda z_t, t: gaussian_eps(process, z_t, t), z_t, t, eps)
+    return gaussian_bound(process, z_0, density.t_min) - expand(w_q, gaussian_error) * gaussian_error
 
 
-def normal_bound(process: Process, z_0: Latents, t_min: float) -> Latents:
-    """The bound (O7) on -log p(z_0) for the exact score of a Normal prior, in closed form (O9), nats per dimension.
+def gaussian_bound(process: Process, z_0: Latents, t_min: float) -> Latents:
+    """The bound (O7) on -log p(z_0) for the exact score of a Gaussian prior, in closed form (O9), nats per dimension.
 
     It differs from -log N(z_0; 0, V), V = `data_variance`, by two gaps that are positive on average: at t_min,
     where the likelihood of z_0 stands in for its posterior, and at t = 1, where the prior stands in for the

@@ -3,8 +3,8 @@
     autoencoder:    R + w_b B - lambda s mean D(x_hat),        discriminator:    s loss(D(x), D(x_hat))
 
 R measures errors in absolute value and perceptually, B is the KL divergence to N(0, I) or the loss of the codebook,
-and s switches the adversarial game on once R is small. At the decoder's last convolution, lambda makes the gradient of
-the game as long as that of R, up to a weight (Esser et al. 2021, eq. 7).
+and s switches the adversarial loss on once R is small. At the decoder's last convolution, lambda makes the gradient of
+the adversarial loss as long as that of R, up to a weight (Esser et al. 2021, eq. 7).
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def softplus_loss(real: Logits, fake: Logits) -> Scalar:
 
 
 def generator_loss(fake: Logits) -> Scalar:
-    """What the autoencoder pays in the game, whichever loss the discriminator has."""
+    """The adversarial term of the autoencoder, -mean D(x_hat), whichever loss the discriminator has."""
     return -jnp.mean(fake)
 
 
@@ -41,7 +41,7 @@ DISCRIMINATOR_LOSSES = {"hinge": hinge_loss, "softplus": softplus_loss}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Game:
+class GANLoss:
     """When and how much the discriminator counts.
 
     Attributes:
@@ -126,7 +126,7 @@ class KLFirstStage:
 
         Args:
             divergence: KL(q || N(0, I)) of every image, nats.
-            adversarial: `Game.autoencoder`.
+            adversarial: `GANLoss.autoencoder`.
         """
         return reconstruction + self.kl_weight * jnp.mean(divergence) + adversarial
 
@@ -146,5 +146,5 @@ class VQFirstStage:
         return jnp.mean(errors)
 
     def objective(self, reconstruction: Scalar, codebook_loss: Scalar, adversarial: Scalar) -> Scalar:
-        """The autoencoder's loss; `codebook_loss` is `Quantised.loss`, `adversarial` is `Game.autoencoder`."""
+        """The autoencoder's loss; `codebook_loss` is `Quantised.loss`, `adversarial` is `GANLoss.autoencoder`."""
         return reconstruction + self.codebook_weight * codebook_loss + adversarial

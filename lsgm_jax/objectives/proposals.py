@@ -1,6 +1,6 @@
-"""Optimal densities of training times: r(t) proportional to lambda(t) e(t) on [t_min, 1], e = `normal_error`.
+"""Optimal densities of training times: r(t) proportional to lambda(t) e(t) on [t_min, 1], e = `gaussian_error`.
 
-This is the density of least variance for Normal data and the exact score (O5), for any weighting and process. The
+This is the density of least variance for Gaussian data and the exact score (O5), for any weighting and process. The
 paper's closed forms of its quantile are classes here, each good for the processes that `closed_form` lists; the
 `Table` serves every other pair.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Scalar, Times
 from lsgm_jax.objectives.weightings import Weighting, likelihood, rescaled, reweighted, unweighted
-from lsgm_jax.processes.linear import Process, data_variance, kernel, log_snr, normal_error, sigma
+from lsgm_jax.processes.linear import Process, data_variance, gaussian_error, kernel, log_snr, sigma
 from lsgm_jax.processes.schedules import is_concrete
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP
@@ -100,7 +100,7 @@ class NoiseShareUniform:
     def density(self, t: Times) -> Times:
         """Slope of the log share over its range."""
         start, end = self._ends(t)
-        return 2.0 * likelihood(self.process, t) * normal_error(self.process, t) / (start - end)
+        return 2.0 * likelihood(self.process, t) * gaussian_error(self.process, t) / (start - end)
 
     def _ends(self, like: Times) -> Float[Array, "2"]:
         """-log share = log(1 + V snr) at t_min and 1."""
@@ -128,7 +128,7 @@ class VarianceUniform:
     def density(self, t: Times) -> Times:
         """Slope of sigma^2 over its range."""
         (low, high), _ = self._ends(t)
-        return 2.0 * reweighted(self.process, t) * normal_error(self.process, t) / (high - low)
+        return 2.0 * reweighted(self.process, t) * gaussian_error(self.process, t) / (high - low)
 
     def _ends(self, like: Times) -> tuple[Float[Array, "2"], Scalar]:
         """sigma^2 at t_min and 1, and 1 - sigma^2 at 1."""
@@ -144,7 +144,7 @@ class MarginalUniform:
     t_min: float
 
     def quantile(self, u: Times) -> Times:
-        """Time at which the log variance of z_t for Normal data has covered a share u of its range."""
+        """Time at which the log variance of z_t for Gaussian data has covered a share u of its range."""
         start, log_range, low = self._ends(u)
         return self.process.time_of_log_variance(jnp.log(low + start * jnp.expm1(u * log_range)))
 
@@ -152,7 +152,7 @@ class MarginalUniform:
         """Slope of the log variance of z_t over its range."""
         _, log_range, _ = self._ends(t)
         slope = (
-            2.0 * reweighted(self.process, t) * normal_error(self.process, t) / data_variance(self.process)
+            2.0 * reweighted(self.process, t) * gaussian_error(self.process, t) / data_variance(self.process)
         )
         return slope / log_range
 
@@ -165,7 +165,7 @@ class MarginalUniform:
 
 @dataclasses.dataclass(frozen=True)
 class ErrorFunction:
-    """r_un of the VPSDE, proportional to 1 - sigma^2: half a Normal density in t, its quantile by erf (O10)."""
+    """r_un of the VPSDE, proportional to 1 - sigma^2: half a Gaussian density in t, its quantile by erf (O10)."""
 
     process: VP
     t_min: float
@@ -183,7 +183,7 @@ class ErrorFunction:
         start, end = self._ends(t)
         slope = self.process.beta_max - self.process.beta_min
         height = jnp.exp(0.5 * self.process.beta_min**2 / slope) * jnp.sqrt(0.5 * jnp.pi / slope)
-        return normal_error(self.process, t) / (data_variance(self.process) * height * (start - end))
+        return gaussian_error(self.process, t) / (data_variance(self.process) * height * (start - end))
 
     def _ends(self, like: Times) -> Float[Array, "2"]:
         """Complementary error function at t_min and 1."""
@@ -229,7 +229,7 @@ class Table:
         steep = jnp.geomspace(max(self.t_min, FIRST_NODE), 1.0, half, dtype=dtype)
         even = jnp.linspace(self.t_min, 1.0, NODES - half + 2, dtype=dtype)[1:-1]
         nodes = jnp.sort(jnp.concatenate([steep, even])).at[0].set(self.t_min).at[-1].set(1.0)
-        values = self.weighting(self.process, nodes) * normal_error(self.process, nodes)
+        values = self.weighting(self.process, nodes) * gaussian_error(self.process, nodes)
         masses = 0.5 * (values[1:] + values[:-1]) * jnp.diff(nodes)
         return nodes, values, jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(masses)])
 

@@ -103,7 +103,7 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimal:
-    """The density of least variance for a weighting, if data are Normal and the score is exact (O5).
+    """The density of least variance for a weighting, if data are Gaussian and the score is exact (O5).
 
     LSGM's r_ll, r_re and r_un are `Optimal` for `likelihood`, `reweighted` and `unweighted`. It exists for every
     weighting and every process; `proposals.py` holds the closed forms and the table for the rest.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.processes.linear import Process, kernel, normal_error, sigma, whitened_signal
+from lsgm_jax.processes.linear import Process, gaussian_error, kernel, sigma, whitened_signal
 from lsgm_jax.processes.predictions import require_one_coordinate
 
 Weighting = Callable[[Process, Times], Times]
@@ -33,8 +33,8 @@ def unweighted(process: Process, t: Times) -> Times:
 
 
 def rescaled(process: Process, t: Times) -> Times:
-    """Half the inverse of the error that is left for Normal data: every time counts alike (O3)."""
-    return 0.5 / normal_error(process, t)
+    """Half the inverse of the error that is left for Gaussian data: every time counts alike (O3)."""
+    return 0.5 / gaussian_error(process, t)
 
 
 def x_0(process: Process, t: Times) -> Times:

@@ -83,7 +83,7 @@ class Process(Protocol):
         ...
 
     def prior_variance(self) -> tuple[Number, ...]:
-        """Variance of the Normal prior that replaces the distribution of z_1, per coordinate."""
+        """Variance of the Gaussian prior that replaces the distribution of z_1, per coordinate."""
         ...
 
 
@@ -104,7 +104,7 @@ def sigma(process: Process, t: Scalars) -> Scalars:
 
 
 def data_variance(process: Process) -> Number:
-    """Variance of Normal data that, with the variance added at time 0, starts at variance one."""
+    """Variance of Gaussian data that, with the variance added at time 0, starts at variance one."""
     return 1.0 - process.initial_variance()[0]
 
 
@@ -152,8 +152,8 @@ def score_of_eps(process: Process, eps_hat: Latents, t: Times) -> Latents:
     return -eps_hat / expand(sigma(process, t), eps_hat)
 
 
-def normal_eps(process: Process, z_t: State, t: Times) -> Latents:
-    """Best noise prediction if z_0 were Normal with `data_variance` (D3)."""
+def gaussian_eps(process: Process, z_t: State, t: Times) -> Latents:
+    """Best noise prediction if z_0 were Gaussian with `data_variance` (D3)."""
     signal, noise = kernel(process, t)
     marginal = add_noise(noise, signal * jnp.sqrt(data_variance(process)))
     *_, last = solve_lower_state(marginal, z_t)
@@ -166,8 +166,8 @@ def expected_data(process: Process, z_t: State, eps_hat: Latents, t: Times) -> L
     return (last - eps_hat) / expand(whitened_signal(process, t)[:, -1], last)
 
 
-def normal_error(process: Process, t: Scalars) -> Scalars:
-    """Mean squared error of `normal_eps` per dimension if z_0 is what it presumes (D3)."""
+def gaussian_error(process: Process, t: Scalars) -> Scalars:
+    """Mean squared error of `gaussian_eps` per dimension if z_0 is what it presumes (D3)."""
     whitened = whitened_signal(process, t) * jnp.sqrt(data_variance(process))
     return whitened[..., -1] ** 2 / (1.0 + jnp.sum(whitened**2, axis=-1))
 
@@ -195,7 +195,7 @@ def _score_drift(process: Process, z_t: State, eps_hat: Latents, t: Times, share
 
 
 def unit_noise(process: Process, key: Key, shape: tuple[int, ...]) -> State:
-    """Standard Normal numbers for every coordinate of a latent of `shape`."""
+    """Standard Gaussian numbers for every coordinate of a latent of `shape`."""
     draws = jax.random.normal(key, (len(process.prior_variance()), *shape))
     return as_state([draws[index] for index in range(len(draws))])
 
@@ -209,7 +209,7 @@ def sample_prior(process: Process, key: Key, shape: tuple[int, ...]) -> State:
 
 def prior_log_prob(process: Process, z_1: State) -> PerSample:
     """Log density of the prior at z_1, nats, summed over the latent and its coordinates."""
-    return _normal_log_prob(coordinates(z_1), process.prior_variance())
+    return _gaussian_log_prob(coordinates(z_1), process.prior_variance())
 
 
 def add_auxiliary(process: Process, key: Key, z_0: Latents, t: float) -> tuple[State, PerSample]:
@@ -222,10 +222,10 @@ def add_auxiliary(process: Process, key: Key, z_0: Latents, t: float) -> tuple[S
     variances = [jnp.sum(row**2) for row in noise[1:]]
     draws = jax.random.normal(key, (len(variances), *z_0.shape), z_0.dtype)
     others = [jnp.sqrt(variance) * draws[index] for index, variance in enumerate(variances)]
-    log_prob = _normal_log_prob(others, variances) if others else jnp.zeros(len(z_0), z_0.dtype)
+    log_prob = _gaussian_log_prob(others, variances) if others else jnp.zeros(len(z_0), z_0.dtype)
     return as_state([z_0, *others]), log_prob
 
 
-def _normal_log_prob(values: Sequence[Latents], variances: Sequence[Number]) -> PerSample:
+def _gaussian_log_prob(values: Sequence[Latents], variances: Sequence[Number]) -> PerSample:
     terms = [z**2 / var + jnp.log(2.0 * jnp.pi * var) for z, var in zip(values, variances, strict=True)]
     return -0.5 * sum_per_sample(functools.reduce(jnp.add, terms))

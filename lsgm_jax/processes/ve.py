@@ -46,7 +46,7 @@ class VE(GeometricVariance):
         return (self.start(),)
 
     def prior_variance(self) -> tuple[Number]:
-        """That of z_1 for Normal data of variance 1 - sigma2_0, which an encoder comes close to."""
+        """That of z_1 for Gaussian data of variance 1 - sigma2_0, which an encoder comes close to."""
         return (1.0 + self.sigma2_max - self.sigma2_min,)
 
     def time_of_log_variance(self, log_variance: Scalars) -> Scalars:

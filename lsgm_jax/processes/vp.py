@@ -48,7 +48,7 @@ class VariancePreserving(abc.ABC):
         return (self.start(),)
 
     def prior_variance(self) -> tuple[Number]:
-        """The prior is standard Normal."""
+        """The prior is standard Gaussian."""
         return (1.0,)
 
 
@@ -151,7 +151,7 @@ class SubVP(LinearBeta):
         return (self.sigma2_0,)
 
     def prior_variance(self) -> tuple[Number]:
-        """The prior is standard Normal."""
+        """The prior is standard Gaussian."""
         return (1.0,)
 
     def time_of_log_variance(self, log_variance: Scalars) -> Scalars:

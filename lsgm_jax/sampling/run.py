@@ -43,7 +43,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.keep",
-    "train.parts",
+    "train.grad_accum_steps",
     "train.steps_per_call",
     "train.patience",
     "train.rollbacks",
@@ -71,7 +71,7 @@ def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None
     """
     data, settings, model = build("data", config), build("train", config), build_model(config)
     check_other_sections(config)
-    launcher = _launcher(config, data.batch_size, settings.parts)
+    launcher = _launcher(config, data.batch_size, settings.grad_accum_steps)
     refuse_another_run(workdir, config)
     if _is_finished(workdir / "checkpoints" / last_stage(model), settings.steps):
         return
@@ -89,17 +89,17 @@ def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None
         params = run_stage(stage, course, params, batches[index], k_init, k_stage)
 
 
-def _launcher(config: Config, batch_size: int, parts: int) -> Launcher:
+def _launcher(config: Config, batch_size: int, grad_accum_steps: int) -> Launcher:
     """How the devices at hand share the work.
 
     Raises:
         ConfigError: if they cannot.
     """
     launcher = build("parallel", config)
-    if batch_size % (parts * jax.device_count()):
-        in_parts = f" in {parts} parts" if parts > 1 else ""
+    if batch_size % (grad_accum_steps * jax.device_count()):
+        micro = f" in {grad_accum_steps} micro-batches" if grad_accum_steps > 1 else ""
         raise ConfigError(
-            f"config.data.batch_size={batch_size} does not divide over {jax.device_count()} devices{in_parts}"
+            f"config.data.batch_size={batch_size} does not divide over {jax.device_count()} devices{micro}"
         )
     try:
         launcher.shardings(())
@@ -304,7 +304,7 @@ def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:
         assert isinstance(run.model, LSGM)
         vae_params, _ = run.best("vae")
         baseline = jax.jit(run.model.vae.sample, static_argnums=2)(vae_params, jax.random.key(seed), len(x))
-        panels["VAE, Normal prior"] = np.asarray(baseline)
+        panels["VAE, Gaussian prior"] = np.asarray(baseline)
     panels[run.config.model.upper()] = x
     with contextlib.suppress(DataError):  # a converted run may be sampled without its data
         panels["test split"] = whole_split(build("data", run.config), "test", limit=len(x))

@@ -14,7 +14,7 @@ from lsgm_jax.solvers.nfe import Count, CountingController, EarlyRejections, eva
 from lsgm_jax.solvers.terms import Clock
 
 Tree = Any  # states, and what else is integrated, of a batch: [batch, ...] each
-KeptTimes = Float[Array, "kept"]
+SavedTimes = Float[Array, "kept"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def integrate_adaptively(
     begin: float,
     end: float,
     args: Tree = None,
-    keep: KeptTimes | None = None,
+    keep: SavedTimes | None = None,
 ) -> Integral:
     """Integrates `term` from `begin` to `end` > `begin`.
 
@@ -117,7 +117,7 @@ def integrate_adaptively(
 
 
 def integrate_on(
-    method: Method, nodes: Nodes, terms: Any, start: Tree, args: Tree = None, keep: KeptTimes | None = None
+    method: Method, nodes: Nodes, terms: Any, start: Tree, args: Tree = None, keep: SavedTimes | None = None
 ) -> Integral:
     """Integrates `terms` over the increasing times `nodes`, whatever the error; `keep` as in `integrate_adaptively`."""
     dtype = jax.tree.leaves(start)[0].dtype
@@ -142,7 +142,7 @@ def integrate_on(
     return Integral(_last(saved["end"]), count, success, saved.get("kept"))
 
 
-def _saved(keep: KeptTimes | None, begin: Clock, end: Clock) -> dict[str, diffrax.SubSaveAt]:
+def _saved(keep: SavedTimes | None, begin: Clock, end: Clock) -> dict[str, diffrax.SubSaveAt]:
     """What diffrax is to save: the end, and the states at the times `keep`, which rounding may have put beyond it."""
     last = {"end": diffrax.SubSaveAt(t1=True)}
     if keep is None:

@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from lsgm_jax.arrays import EpsNet, State, coordinates
 from lsgm_jax.processes.linear import Process
-from lsgm_jax.solvers.integrate import KeptTimes
+from lsgm_jax.solvers.integrate import SavedTimes
 from lsgm_jax.solvers.sampler import Sampler, Solution, carry_to_data
 from lsgm_jax.solvers.terms import Noise
 
@@ -14,7 +14,7 @@ from lsgm_jax.solvers.terms import Noise
 class Path(NamedTuple):
     """Where samples were at some times, and the samples themselves."""
 
-    times: KeptTimes  # decreasing
+    times: SavedTimes  # decreasing
     states: State  # [times, batch, ...], before the denoising step
     solution: Solution
 
@@ -24,8 +24,8 @@ class Path(NamedTuple):
         return coordinates(self.states)[0].at[-1].set(self.solution.z_0)
 
 
-def path_to_data(
-    sampler: Sampler, process: Process, eps_net: EpsNet, z_1: State, noise: Noise, times: KeptTimes
+def trajectory_to_data(
+    sampler: Sampler, process: Process, eps_net: EpsNet, z_1: State, noise: Noise, times: SavedTimes
 ) -> Path:
     """Carries z_1 to the data as `solve_to_data` does, and keeps the states at `times`.
 

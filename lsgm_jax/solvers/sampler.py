@@ -27,7 +27,14 @@ from lsgm_jax.processes.linear import (
     sample_prior,
 )
 from lsgm_jax.solvers.grids import Grid, Times
-from lsgm_jax.solvers.integrate import Adaptive, Integral, KeptTimes, Tree, integrate_adaptively, integrate_on
+from lsgm_jax.solvers.integrate import (
+    Adaptive,
+    Integral,
+    SavedTimes,
+    Tree,
+    integrate_adaptively,
+    integrate_on,
+)
 from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.terms import (
@@ -156,7 +163,7 @@ def carry_to_data(
     eps_net: EpsNet,
     z_1: State,
     noise: Noise,
-    keep: KeptTimes | None = None,
+    keep: SavedTimes | None = None,
 ) -> tuple[Solution, Tree]:
     """As `solve_to_data`, and the states at the decreasing times `keep`, [times, batch, ...]; None without them."""
     if (refusal := sampler.method.refuse(process)) is not None:
@@ -209,7 +216,7 @@ def require_ode(method: Method) -> None:
         )
 
 
-def _integrate(sampler: Sampler, problem: Problem, z_1: State, keep: KeptTimes | None) -> Integral:
+def _integrate(sampler: Sampler, problem: Problem, z_1: State, keep: SavedTimes | None) -> Integral:
     method, steps = sampler.method, sampler.steps
     keep = None if keep is None else 1.0 - keep
     eps_net = by_rows(problem.eps_net)

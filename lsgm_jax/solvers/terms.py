@@ -27,7 +27,7 @@ class Noise(Protocol):
     """Unit noise for every step of a fixed grid."""
 
     def draw(self, step: Index, part: int, like: Any) -> Any:
-        """Standard Normal numbers like the state `like`; the same for the same step and part."""
+        """Standard Gaussian numbers like the state `like`; the same for the same step and part."""
         ...
 
 
@@ -38,7 +38,7 @@ class KeyedNoise:
     key: Key
 
     def draw(self, step: Index, part: int, like: State) -> State:
-        """Standard Normal numbers like `like`."""
+        """Standard Gaussian numbers like `like`."""
         k_part = jax.random.fold_in(jax.random.fold_in(self.key, step), part)
         values = coordinates(like)
         keys = jax.random.split(k_part, len(values))

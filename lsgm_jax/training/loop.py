@@ -15,10 +15,10 @@ from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.logs import MetricsLog, Speed, progress_bar, warn
-from lsgm_jax.training.nan_guard import Call, FaultError, Sentinel, keep_batch
+from lsgm_jax.training.nan_guard import Call, DivergedError, NaNGuard, keep_batch
 from lsgm_jax.training.stage import Course, Stage
 from lsgm_jax.training.state import TrainState
-from lsgm_jax.training.step import Metrics, make_step, several
+from lsgm_jax.training.step import Metrics, make_step, scan_steps
 from lsgm_jax.training.trace import Trace
 
 
@@ -74,7 +74,7 @@ class _Training:
         self.k_memory = jax.random.fold_in(key, stage.steps)
         self.state_like = self._living(jax.eval_shape(stage.first_state, self.params_like, self.k_memory))
         loss = self.launcher.spread(stage.loss)
-        self.step = make_step(loss, stage.optimiser, stage.average, parts=self.train.parts)
+        self.step = make_step(loss, stage.optimiser, stage.ema, grad_accum_steps=self.train.grad_accum_steps)
         self._calls: dict[int, Callable[..., tuple[TrainState, Metrics]]] = {}
 
     def to_the_end(self) -> None:
@@ -83,7 +83,7 @@ class _Training:
         for rollback in range(self.train.rollbacks + 1):
             try:
                 return self._train_from(state)
-            except FaultError as fault:
+            except DivergedError as fault:
                 self._report(fault, rollback)
                 state = self._go_back()
 
@@ -120,7 +120,7 @@ class _Training:
         stage, train, number = self.stage, self.train, int(state.step)
         speed, sentinel, key = (
             Speed(number),
-            Sentinel(stage.name, train.patience),
+            NaNGuard(stage.name, train.patience),
             place(self.launcher.mesh, self.key),
         )
         with (
@@ -157,7 +157,7 @@ class _Training:
         scores = self.stage.validate(state.ema)
         broken = [f"{name}={value}" for name, value in scores.items() if not math.isfinite(value)]
         if broken:
-            raise FaultError(f"validation at step {number} of stage {self.stage.name} has {broken[0]}")
+            raise DivergedError(f"validation at step {number} of stage {self.stage.name} has {broken[0]}")
         log.scalars(number, "validation", scores)
         log.image(number, "samples", self.stage.draw(state.ema))
         if number == self.stage.steps or not int(metrics["skipped_in_a_row"]):
@@ -175,7 +175,7 @@ class _Training:
     def _meta(self) -> dict[str, Any]:
         return {"config": self.course.config, "data": self.batches.get_state()}
 
-    def _report(self, fault: FaultError, rollback: int) -> None:
+    def _report(self, fault: DivergedError, rollback: int) -> None:
         """Says what went wrong and what is done about it; gives up if nothing is left to try."""
         kept = ""
         if fault.call is not None:
@@ -203,7 +203,7 @@ class _Training:
     def _call(self, count: int) -> Callable[..., tuple[TrainState, Metrics]]:
         """The compiled call of `count` steps."""
         if count not in self._calls:
-            self._calls[count] = self.launcher.compile(several(self.step, count), self.state_like)
+            self._calls[count] = self.launcher.compile(scan_steps(self.step, count), self.state_like)
         return self._calls[count]
 
 

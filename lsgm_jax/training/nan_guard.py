@@ -23,7 +23,7 @@ class Call(NamedTuple):
     metrics: Metrics  # of the last step
 
 
-class FaultError(Exception):
+class DivergedError(Exception):
     """Training has to go back to its last checkpoint. The message says why.
 
     Attributes:
@@ -35,7 +35,7 @@ class FaultError(Exception):
         self.call = call
 
 
-class Sentinel:
+class NaNGuard:
     """Looks at every call one call late, so that the devices never wait for it.
 
     Args:
@@ -52,7 +52,7 @@ class Sentinel:
         """Takes note of a call, and looks at the one before.
 
         Raises:
-            FaultError: if too many steps in a row were skipped.
+            DivergedError: if too many steps in a row were skipped.
         """
         self._unseen.append(call)
         while len(self._unseen) > 1:
@@ -62,7 +62,7 @@ class Sentinel:
         """Looks at all calls; waits for the last one.
 
         Raises:
-            FaultError: as `watch`.
+            DivergedError: as `watch`.
         """
         while self._unseen:
             self._look(self._unseen.popleft())
@@ -70,7 +70,7 @@ class Sentinel:
     def _look(self, call: Call) -> None:
         skipped = int(call.metrics["skipped_in_a_row"])
         if skipped >= self._patience:
-            raise FaultError(
+            raise DivergedError(
                 f"{skipped} steps in a row to step {call.last} of stage {self._stage} were no numbers ({_why(call)})",
                 call,
             )

@@ -111,7 +111,7 @@ class Sharded:
         gather = _gather_from(mesh, lambda tree: self.shardings(tree, mesh))
 
         def gathered(params: Params, batch: Any, context: Context) -> Any:
-            return loss(gather(params), batch, context._replace(average=gather(context.average)))
+            return loss(gather(params), batch, context._replace(ema_params=gather(context.ema_params)))
 
         return gathered
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-POSITIVE = ("steps", "log_every", "eval_every", "keep", "parts", "steps_per_call", "patience")
+POSITIVE = ("steps", "log_every", "eval_every", "keep", "grad_accum_steps", "steps_per_call", "patience")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -11,12 +11,12 @@ class TrainSpec:
 
     Attributes:
         ema_decay: of the averaged parameters, which are the ones validated, sampled and kept as best.
-        ema_warmup: see `Average`.
+        ema_warmup: see `EMA`.
         log_every: scalars; reading them waits for the device.
         eval_every: validation, picture and checkpoint.
         keep: newest checkpoints that stay, beside the best.
-        parts: of a batch, whose gradients are taken one after the other and averaged: less memory.
-        steps_per_call: steps that devices take without asking Python; for accelerators, see `several`.
+        grad_accum_steps: micro-batches of a batch, whose gradients are accumulated and averaged: less memory.
+        steps_per_call: steps that devices take without asking Python; for accelerators, see `scan_steps`.
         patience: steps in a row whose loss or gradient is no number, after which training goes back to its last
             checkpoint; single ones are skipped and counted.
         rollbacks: times it may go back before it gives up.
@@ -28,7 +28,7 @@ class TrainSpec:
     log_every: int = 50
     eval_every: int = 1000
     keep: int = 2
-    parts: int = 1
+    grad_accum_steps: int = 1
     steps_per_call: int = 1
     patience: int = 3
     rollbacks: int = 2
@@ -48,16 +48,16 @@ class TwoStageSpec(TrainSpec):
     """The same for an LSGM, whose `steps` are those of the second stage: VAE and score prior together.
 
     Attributes:
-        vae_steps: first stage, the VAE with its Normal prior.
+        vae_steps: first stage, the VAE with its Gaussian prior.
         vae_from: folder of another run whose VAE is taken in place of a first stage; "" for none.
         freeze_vae: train the prior alone in the second stage.
-        average_vae: whether the VAE is averaged like the prior; the published runs average the prior alone.
+        ema_vae: whether the VAE is averaged like the prior; the published runs average the prior alone.
     """
 
     vae_steps: int
     vae_from: str = ""
     freeze_vae: bool = False
-    average_vae: bool = True
+    ema_vae: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,12 +72,12 @@ class LDMTrainSpec(TrainSpec):
     Attributes:
         first_stage_steps: before them, autoencoder and discriminator.
         first_stage_from: folder of another run whose first stage is taken; "" for none.
-        average_first_stage: whether the autoencoder is averaged like the prior; the published ones are not.
+        ema_first_stage: whether the autoencoder is averaged like the prior; the published ones are not.
     """
 
     first_stage_steps: int
     first_stage_from: str = ""
-    average_first_stage: bool = True
+    ema_first_stage: bool = True
 
     def __post_init__(self):
         super().__post_init__()

@@ -13,7 +13,7 @@ from lsgm_jax.nn.network import Params
 from lsgm_jax.training.sharding import Launcher
 from lsgm_jax.training.spec import TrainSpec
 from lsgm_jax.training.state import TrainState, create_state
-from lsgm_jax.training.step import Average, Loss
+from lsgm_jax.training.step import EMA, Loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Stage:
     init: Callable[[Key, Params | None], Params]
     loss: Loss
     optimiser: optax.GradientTransformation
-    average: Average
+    ema: EMA
     steps: int
     validate: Callable[[Params], dict[str, float]]
     draw: Callable[[Params], np.ndarray]

@@ -21,22 +21,30 @@ class Context(NamedTuple):
 
     key: Key  # of this step
     step: Count
-    average: Params  # of the parameters
+    ema_params: Params
     memory: Any  # `Aux.memory` of the step before
 
 
-class Average(NamedTuple):
-    """The moving average of the parameters.
+class EMA(NamedTuple):
+    """The exponential moving average (EMA) of the parameters.
 
     Attributes:
         decay: in the long run.
-        warmup: whether it starts at min(decay, (1 + step) / (10 + step)): early averages forget the initial weights.
-        skip: top-level parts of the parameters that are not averaged, but kept as they are.
+        warmup: whether the decay starts at min(decay, (1 + step) / (10 + step)), so that initial weights are forgotten.
+        skip: top-level parts of the parameters that are not averaged: their EMA is their current value.
     """
 
     decay: float
     warmup: bool = True
     skip: tuple[str, ...] = ()
+
+    def update(self, ema_params: Params, params: Params, step: Count) -> Params:
+        """Returns the EMA parameters after `step`."""
+        decay = jnp.asarray(self.decay)
+        if self.warmup:
+            decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+        moved: Params = optax.incremental_update(params, ema_params, 1.0 - decay)
+        return moved | {name: params[name] for name in self.skip} if self.skip else moved
 
 
 Loss = Callable[[Any, Any, Context], tuple[Scalar, Aux]]  # of parameters, batch and context
@@ -44,18 +52,22 @@ Step = Callable[[TrainState, Any, Key], tuple[TrainState, Metrics]]
 
 
 def make_step(
-    loss: Loss, optimiser: optax.GradientTransformation, average: Average, *, parts: int = 1
+    loss: Loss, optimiser: optax.GradientTransformation, ema: EMA, *, grad_accum_steps: int = 1
 ) -> Step:
     """Builds `(state, batch, key) -> (state, metrics)`.
 
     `key` is the same in every step: each step folds its number in, so that a resumed run draws what an
-    uninterrupted one would have drawn. A step whose loss or gradient is no number changes nothing but the counters:
+    uninterrupted one would have drawn. A step with a non-finite loss or gradient changes nothing but the counters:
     see `Skips`.
 
     Args:
-        parts: of a batch, whose gradients are taken one after the other, in the memory of one, and averaged.
+        grad_accum_steps: micro-batches per step. Their gradients are accumulated one after the other and averaged.
     """
-    gradient = jax.value_and_grad(loss, has_aux=True) if parts == 1 else _in_parts(loss, parts)
+    gradient = (
+        jax.value_and_grad(loss, has_aux=True)
+        if grad_accum_steps == 1
+        else _accumulated(loss, grad_accum_steps)
+    )
 
     def step(state: TrainState, batch: Any, key: Key) -> tuple[TrainState, Metrics]:
         context = Context(_own_key(key, state.step), state.step, state.ema, state.memory)
@@ -64,9 +76,9 @@ def make_step(
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-        params = renew(optax.apply_updates(state.params, updates), aux.carried)
-        ema = renew(_follow(average, state.ema, params, state.step), aux.carried)
-        moved = state.replace(params=params, ema=ema, opt_state=opt_state, memory=aux.memory)
+        params = renew(optax.apply_updates(state.params, updates), aux.state)
+        ema_params = renew(ema.update(state.ema, params, state.step), aux.state)
+        moved = state.replace(params=params, ema=ema_params, opt_state=opt_state, memory=aux.memory)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
         state = state.replace(step=state.step + 1, skips=_count(state.skips, finite))
         metrics |= {"loss": value, "gradient_norm": norm, "skipped": state.skips.total}
@@ -75,7 +87,7 @@ def make_step(
     return step
 
 
-def several(step: Step, count: int) -> Step:
+def scan_steps(step: Step, count: int) -> Step:
     """`count` steps in one call, on as many batches along a new first axis; the metrics are those of the last.
 
     For accelerators that would wait for Python: on CPU, XLA's gradients of convolutions inside a loop are 8 to 70
@@ -91,54 +103,58 @@ def several(step: Step, count: int) -> Step:
     return steps
 
 
-def renew(params: Params, carried: Params) -> Params:
-    """Parameters with the parts that the loss carried on in their places; they are the average's as well."""
-    if not isinstance(carried, dict):
-        return carried
-    return params | {name: renew(params[name], part) for name, part in carried.items()}
+def renew(params: Params, state: Params) -> Params:
+    """Returns the parameters, or their EMA, with the new non-trainable state of `Aux.state` in its places."""
+    if not isinstance(state, dict):
+        return state
+    return params | {name: renew(params[name], part) for name, part in state.items()}
 
 
-def _in_parts(loss: Loss, parts: int) -> Callable[[Params, Any, Context], tuple[tuple[Scalar, Aux], Params]]:
-    """The loss and its gradient as means over parts of the batch; each meets what the one before has carried on."""
+def _accumulated(
+    loss: Loss, micro_batches: int
+) -> Callable[[Params, Any, Context], tuple[tuple[Scalar, Aux], Params]]:
+    """The loss and its gradient as means over micro-batches; each sees the non-trainable state of the one before."""
     gradient = jax.value_and_grad(loss, has_aux=True)
 
     def mean(params: Params, batch: Any, context: Context) -> tuple[tuple[Scalar, Aux], Params]:
-        split = jax.tree.map(lambda leaf: _deal(leaf, parts), batch)
-        carried = jax.eval_shape(lambda rows: loss(params, rows, context)[1].carried, _first(split))
+        split = jax.tree.map(lambda leaf: _deal(leaf, micro_batches), batch)
+        state = jax.eval_shape(lambda rows: loss(params, rows, context)[1].state, _first(split))
 
         def add(total: tuple[Params, Any, Params], part: tuple[Count, Any]) -> tuple[Any, Metrics]:
             params, memory, sums = total
             index, rows = part
             own = context._replace(key=jax.random.fold_in(context.key, index), memory=memory)
             (value, aux), grads = gradient(params, rows, own)
-            sums = jax.tree.map(lambda total, new: total + new / parts, sums, grads)
-            return (renew(params, aux.carried), aux.memory, sums), aux.metrics | {"loss": value}
+            sums = jax.tree.map(lambda total, new: total + new / micro_batches, sums, grads)
+            return (renew(params, aux.state), aux.memory, sums), aux.metrics | {"loss": value}
 
         start = (params, context.memory, jax.tree.map(jnp.zeros_like, params))
-        # See `several` for why not in a loop on CPU.
-        unroll = parts if jax.default_backend() == "cpu" else 1
-        (params, memory, grads), metrics = jax.lax.scan(add, start, (jnp.arange(parts), split), unroll=unroll)
+        # See `scan_steps` for why not in a loop on CPU.
+        unroll = micro_batches if jax.default_backend() == "cpu" else 1
+        (params, memory, grads), metrics = jax.lax.scan(
+            add, start, (jnp.arange(micro_batches), split), unroll=unroll
+        )
         metrics = jax.tree.map(jnp.mean, metrics)
-        aux = Aux(metrics, _the_part(params, carried), memory=memory)
+        aux = Aux(metrics, _subtree(params, state), memory=memory)
         return (metrics.pop("loss"), aux), grads
 
     return mean
 
 
-def _deal(leaf: Array, parts: int) -> Array:
-    """[batch, ...] -> [parts, batch / parts, ...], every part with rows of every device that holds the batch."""
-    return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
+def _deal(leaf: Array, micro_batches: int) -> Array:
+    """[batch, ...] -> [micro_batches, rows, ...], each with rows of every device that holds the batch."""
+    return jnp.moveaxis(leaf.reshape(-1, micro_batches, *leaf.shape[1:]), 1, 0)
 
 
 def _first(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
-def _the_part(params: Params, like: Params) -> Params:
-    """What of the parameters `like`, in the manner of `Aux.carried`, has entries for."""
+def _subtree(params: Params, like: Params) -> Params:
+    """The part of the parameters that `like`, in the manner of `Aux.state`, has entries for."""
     if not isinstance(like, dict):
         return params
-    return {name: _the_part(params[name], part) for name, part in like.items()}
+    return {name: _subtree(params[name], part) for name, part in like.items()}
 
 
 def _own_key(key: Key, step: Count) -> Key:
@@ -147,14 +163,6 @@ def _own_key(key: Key, step: Count) -> Key:
     for axis in device_axes():
         key = jax.random.fold_in(key, jax.lax.axis_index(axis))
     return key
-
-
-def _follow(average: Average, ema: Params, params: Params, step: Count) -> Params:
-    decay = jnp.asarray(average.decay)
-    if average.warmup:
-        decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    ema = optax.incremental_update(params, ema, 1.0 - decay)
-    return ema | {name: params[name] for name in average.skip} if average.skip else ema
 
 
 def _count(skips: Skips, finite: Bool[Array, ""]) -> Skips:

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.autoencoders.gaussian import Gaussian
 
-Q = Normal(jnp.array([[0.3, -1.0], [2.0, 0.0]]), jnp.array([[-0.5, 0.2], [0.0, -1.0]]))
+Q = Gaussian(jnp.array([[0.3, -1.0], [2.0, 0.0]]), jnp.array([[-0.5, 0.2], [0.0, -1.0]]))
 
 
 def integrate(integrand_of):
@@ -37,9 +37,9 @@ def test_samples_have_its_moments():
 
 
 def test_features_are_clamped_softly(x64):
-    q = Normal.from_features(jnp.array([[100.0, 0.01, -100.0, 0.02]]))
+    q = Gaussian.from_features(jnp.array([[100.0, 0.01, -100.0, 0.02]]))
     np.testing.assert_allclose(q.mean, [[5.0, 0.01]], rtol=1e-5)
     np.testing.assert_allclose(q.log_std, [[-5.0, 0.02]], rtol=1e-5)
-    narrow = Normal.from_features(jnp.array([[100.0, 0.01, -100.0, 0.02]]), 2.0)
+    narrow = Gaussian.from_features(jnp.array([[100.0, 0.01, -100.0, 0.02]]), 2.0)
     np.testing.assert_allclose(narrow.mean, q.mean)
     np.testing.assert_allclose(narrow.log_std, [[-2.0, 0.02]], rtol=1e-4)

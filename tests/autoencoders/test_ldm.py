@@ -8,7 +8,7 @@ from flax import linen as nn
 from scipy.stats import entropy
 
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
-from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.autoencoders.gaussian import Gaussian
 from lsgm_jax.autoencoders.ldm import EPSILON, Decoder, Encoder, Levels, unit_scale
 from lsgm_jax.autoencoders.perceptual import LPIPS
 from lsgm_jax.autoencoders.quantiser import Quantiser, usage
@@ -16,7 +16,7 @@ from lsgm_jax.evaluation.model_size import count_parameters
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, first_stage_shapes
 from lsgm_jax.nn.layers import ldm_group_norm
 from lsgm_jax.nn.network import Compute, Network
-from lsgm_jax.objectives.gan import Game
+from lsgm_jax.objectives.gan import GANLoss
 
 
 def kl_model(embed, *widening, attention=()):
@@ -109,9 +109,9 @@ def test_numbers_that_make_no_codebook_are_refused():
 
 def test_numbers_that_make_no_game_are_refused():
     with pytest.raises(ValueError, match="loss='wasserstein' is none of hinge, softplus"):
-        Game(loss="wasserstein")
+        GANLoss(loss="wasserstein")
     with pytest.raises(ValueError, match="start=-1"):
-        Game(start=-1)
+        GANLoss(start=-1)
 
 
 def test_quantising_finds_the_nearest_entry_of_a_fresh_codebook():
@@ -137,7 +137,7 @@ def test_usage_is_that_of_the_counts():
 
 def test_divergence_from_standard_is_cross_entropy_less_entropy(x64):
     features = jax.random.normal(jax.random.key(0), (3, 4, 4, 6))
-    posterior = Normal.from_log_variance(features)
+    posterior = Gaussian.from_log_variance(features)
     expected = posterior.cross_entropy_to_standard() - posterior.entropy()
     np.testing.assert_allclose(posterior.divergence_from_standard(), expected, atol=1e-14)
 

@@ -10,7 +10,7 @@ from lsgm_jax.autoencoders.likelihoods import (
     Categorical,
     Cropped,
     DiscretisedLogistic,
-    NormalPixels,
+    GaussianPixels,
 )
 
 CASES = {
@@ -129,7 +129,7 @@ def test_gradients_stay_finite_where_masses_vanish(density_below):
 
 
 def test_normal_pixels_have_the_density_of_a_normal(precision):
-    likelihood = NormalPixels()
+    likelihood = GaussianPixels()
     features = jax.random.normal(jax.random.key(0), (1, 1, 1, 2)) * jnp.array([0.1, 1.0]) - jnp.array(
         [0.0, 2.0]
     )
@@ -142,7 +142,7 @@ def test_normal_pixels_have_the_density_of_a_normal(precision):
 
 def test_normal_pixels_samples_follow_their_density(x64):
     """The share of samples at each grey level is the density there times the bin width, where bins are narrow."""
-    likelihood = NormalPixels()
+    likelihood = GaussianPixels()
     features = jnp.array([0.1, -1.6])[None, None, None]
     count, x = 40_000, jnp.linspace(-1.0, 1.0, 256)[:, None, None, None]
     drawn = likelihood.sample(jnp.repeat(features, count, 0), jax.random.key(1)).ravel()

@@ -25,7 +25,7 @@ SMALL = [
     "--config.train.steps=4",
     "--config.train.eval_every=4",
     "--config.train.log_every=2",
-    "--config.game.start=2",
+    "--config.gan_loss.start=2",
 ]
 FEW = ["--steps=3", "--count=4"]
 

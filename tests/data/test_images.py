@@ -79,16 +79,16 @@ def test_crop_is_the_middle_of_the_image():
 
 
 def test_crop_keeps_proportions_and_resize_does_not():
-    """A disc stays one when cropped from a wide image, and is squeezed by a third when not."""
+    """A disc stays one when cropped from a wide image, and is sampled by a third when not."""
     y, x = np.mgrid[:120, :180]
     disc = (np.hypot(y - 59.5, x - 89.5) < 40).astype(np.uint8) * 255
-    cropped, squeezed = (
+    cropped, sampled = (
         decode(saved(disc), Layout(height=60, width=60, channels=1, fit=fit), "it")[..., 0] > 127
         for fit in ("crop", "resize")
     )
     assert np.ptp(np.nonzero(cropped.any(axis=0))) == np.ptp(np.nonzero(cropped.any(axis=1)))
     assert cropped.sum() == pytest.approx(np.pi * 20**2, rel=0.02)
-    assert squeezed.sum() == pytest.approx(np.pi * 20**2 / 1.5, rel=0.02)
+    assert sampled.sum() == pytest.approx(np.pi * 20**2 / 1.5, rel=0.02)
 
 
 def test_reduction_averages():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lsgm_jax.evaluation import cache as module
-from lsgm_jax.evaluation.cache import Kept, accumulate, digest
-from lsgm_jax.evaluation.estimators import importance_bound, score_images
+from lsgm_jax.evaluation.cache import Cache, accumulate, digest
+from lsgm_jax.evaluation.estimators import evaluate_images, importance_bound
 from lsgm_jax.evaluation.features import Extractor, describe_images
 from lsgm_jax.objectives.bound import Batch
 
@@ -40,32 +40,32 @@ def square(job, results):
 
 
 def test_jobs_go_on_where_they_were_stopped(tmp_path):
-    kept = Kept(tmp_path / "deeper" / "a.npz", {"seed": 0})
+    cache = Cache(tmp_path / "deeper" / "a.npz", {"seed": 0})
     first, _ = stopping(square, 4)
     with pytest.raises(Stopped):
-        accumulate({}, 10, first, kept=kept)
+        accumulate({}, 10, first, cache=cache)
     second, calls = stopping(square, 100)
-    assert accumulate({}, 10, second, kept=kept)["sum"] == 285
+    assert accumulate({}, 10, second, cache=cache)["sum"] == 285
     assert [job for job, _ in calls] == [4, 5, 6, 7, 8, 9]
     third, calls = stopping(square, 0)
-    assert accumulate({}, 10, third, kept=kept)["sum"] == 285
-    assert [path.name for path in kept.path.parent.iterdir()] == ["a.npz"]
+    assert accumulate({}, 10, third, cache=cache)["sum"] == 285
+    assert [path.name for path in cache.path.parent.iterdir()] == ["a.npz"]
 
 
 @pytest.mark.parametrize("of", [{"seed": 1}, {"seed": 0, "draws": 2}])
 def test_results_of_anything_else_are_not_taken_up(tmp_path, of):
     path = tmp_path / "a.npz"
-    accumulate({}, 3, square, kept=Kept(path, {"seed": 0}))
-    assert Kept(path, of).read() == (0, {})
-    assert Kept(path, {"seed": 0}).read() == (3, {"sum": 5})
+    accumulate({}, 3, square, cache=Cache(path, {"seed": 0}))
+    assert Cache(path, of).read() == (0, {})
+    assert Cache(path, {"seed": 0}).read() == (3, {"sum": 5})
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x93NUMPY"])
 def test_a_damaged_file_counts_as_none(tmp_path, content):
-    kept = Kept(tmp_path / "a.npz", {})
-    kept.path.write_bytes(content)
-    assert kept.read() == (0, {})
-    assert accumulate({}, 3, square, kept=kept)["sum"] == 5
+    cache = Cache(tmp_path / "a.npz", {})
+    cache.path.write_bytes(content)
+    assert cache.read() == (0, {})
+    assert accumulate({}, 3, square, cache=cache)["sum"] == 5
 
 
 def test_a_digest_sees_every_number_and_name():
@@ -91,17 +91,17 @@ def noisy(params, batch, key, stratum):
     return {"nelbo": batch.x[:, 0] + noise + stratum.draw, "log_weight": noise}
 
 
-@pytest.mark.parametrize("score", [score_images, importance_bound])
+@pytest.mark.parametrize("score", [evaluate_images, importance_bound])
 @pytest.mark.parametrize("after", [1, 4, 8])
 def test_interrupted_scores_equal_uninterrupted_ones(tmp_path, score, after):
     """Stopped within the first draw, within the second, and before the last batch; bit for bit."""
     how = {"draws": 3, "batch_size": 4}
-    kept = Kept(tmp_path / "scores.npz", {})
+    cache = Cache(tmp_path / "scores.npz", {})
     first, _ = stopping(noisy, after)
     with pytest.raises(Stopped):
-        score(first, None, Batch(X), KEY, **how, kept=kept)
+        score(first, None, Batch(X), KEY, **how, cache=cache)
     second, calls = stopping(noisy, 9 - after)
-    found = score(second, None, Batch(X), KEY, **how, kept=kept)
+    found = score(second, None, Batch(X), KEY, **how, cache=cache)
     assert len(calls) == 9 - after
     np.testing.assert_equal(found, score(noisy, None, Batch(X), KEY, **how))
 
@@ -133,13 +133,13 @@ def test_an_image_set_is_described_as_a_whole_whatever_the_batches():
 
 
 def test_interrupted_descriptions_equal_uninterrupted_ones(tmp_path):
-    kept = Kept(tmp_path / "set.npz", {})
+    cache = Cache(tmp_path / "set.npz", {})
     first, _ = stopping(batches, 2)
     with pytest.raises(Stopped):
-        describe_images(EXTRACTOR, first, 10, 4, kept=kept)
+        describe_images(EXTRACTOR, first, 10, 4, cache=cache)
     second, calls = stopping(batches, 1)
     np.testing.assert_equal(
-        describe_images(EXTRACTOR, second, 10, 4, kept=kept), describe_images(EXTRACTOR, batches, 10, 4)
+        describe_images(EXTRACTOR, second, 10, 4, cache=cache), describe_images(EXTRACTOR, batches, 10, 4)
     )
     assert len(calls) == 1
 

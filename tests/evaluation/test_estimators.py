@@ -10,7 +10,7 @@ from PIL import Image
 
 from lsgm_jax.config.load import load_config
 from lsgm_jax.evaluation import plots, report
-from lsgm_jax.evaluation.estimators import bits_per_dimension, estimate, importance_bound, score_images
+from lsgm_jax.evaluation.estimators import bits_per_dimension, estimate, evaluate_images, importance_bound
 from lsgm_jax.evaluation.model_size import count_parameters, describe, flops, multiply_add_flops
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.recipes.parts import Data
@@ -24,15 +24,15 @@ def test_scores_average_draws_and_keep_the_order_of_images():
     def per_image(params, batch, key, stratum):
         return {"value": params * batch.x[:, 0] + stratum.draw}
 
-    scores = score_images(per_image, 2.0, Batch(x), jax.random.key(0), draws=4, batch_size=4)
+    scores = evaluate_images(per_image, 2.0, Batch(x), jax.random.key(0), draws=4, batch_size=4)
     np.testing.assert_allclose(scores["value"], 2.0 * np.arange(10) + 1.5)
 
 
 def test_every_draw_and_batch_has_its_own_key():
     per_image = lambda params, batch, key, stratum: {"noise": jax.random.normal(key, (len(batch.x),))}
     x = np.zeros((8, 1), np.float32)
-    noise = score_images(per_image, None, Batch(x), jax.random.key(0), draws=1, batch_size=4)["noise"]
-    other = score_images(per_image, None, Batch(x), jax.random.key(0), draws=2, batch_size=4)["noise"]
+    noise = evaluate_images(per_image, None, Batch(x), jax.random.key(0), draws=1, batch_size=4)["noise"]
+    other = evaluate_images(per_image, None, Batch(x), jax.random.key(0), draws=2, batch_size=4)["noise"]
     assert len(set(noise)) == 8
     assert not np.isclose(noise, other).any()
 
@@ -110,11 +110,11 @@ def test_multiply_adds_are_counted_as_papers_do():
 
 
 def test_the_importance_bound_is_the_log_of_the_mean_weight():
-    """Of Normal weights it is known; it never exceeds the mean of the single bounds."""
+    """Of Gaussian weights it is known; it never exceeds the mean of the single bounds."""
     x = np.zeros((6, 1), np.float32)
     weight = lambda params, batch, key, stratum: {"log_weight": jax.random.normal(key, (len(batch.x),))}
     key = jax.random.key(0)
     bound = importance_bound(weight, None, Batch(x), key, draws=4000, batch_size=4)
     np.testing.assert_allclose(bound, -0.5, atol=5 * np.sqrt((np.e - 1) / 4000))
     few = importance_bound(weight, None, Batch(x), key, draws=5, batch_size=4)
-    assert (few <= -score_images(weight, None, Batch(x), key, draws=5, batch_size=4)["log_weight"]).all()
+    assert (few <= -evaluate_images(weight, None, Batch(x), key, draws=5, batch_size=4)["log_weight"]).all()

@@ -73,7 +73,7 @@ def test_one_device_equals_eight(fresh, judged, tmp_path):
 
 
 def test_what_is_done_is_not_done_again(fresh, judged, monkeypatch, capsys):
-    monkeypatch.setattr("lsgm_jax.evaluation.cache.Kept.write", None)
+    monkeypatch.setattr("lsgm_jax.evaluation.cache.Cache.write", None)
     assert evaluate(fresh, "--metrics=nelbo,ode,fid,kid,pr", *FEW) == judged
     printed = capsys.readouterr().out
     assert "240 samples" in printed

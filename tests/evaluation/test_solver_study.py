@@ -22,7 +22,7 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     fields = [
         "--config.process.name=vp",
-        "--config.objective.mixed_score=normal",
+        "--config.objective.mixed_score=gaussian",
         "--config.data.source=gaussians",
     ]
     assert cli.main(["train", TOY, f"--workdir={folder}", *fields]) == 0

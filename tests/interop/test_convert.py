@@ -22,7 +22,7 @@ from lsgm_jax.training.loop import run_stage
 from lsgm_jax.training.sharding import whole
 from lsgm_jax.training.spec import TrainSpec
 from lsgm_jax.training.stage import Course, Stage
-from lsgm_jax.training.step import Average
+from lsgm_jax.training.step import EMA
 from tests.interop.test_official import listed, official_state, optimiser, wrapped
 from tests.interop.write_torch import write_zip
 from tests.tiny import ROOT, assert_trees_equal
@@ -52,13 +52,13 @@ def lsgm():
     rng = np.random.default_rng(0)
     draw = lambda leaf: rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32)
     # All channels are active: so the original has it when it scores.
-    active = {"carried": {"active": np.ones(model.latent_shape[-1], np.float32)}}
+    active = {"state": {"active": np.ones(model.latent_shape[-1], np.float32)}}
     both = [jax.tree.map(draw, shapes) | active for _ in range(2)]
     return model, both, [official(model, params) for params in both]
 
 
 def official(model, params):
-    vae = {"params": params["vae"]["net"], **params["vae"]["carried"]}
+    vae = {"params": params["vae"]["net"], **params["vae"]["state"]}
     dae = ncsnpp_state({"params": params["score_net"]}, model.score_net.module, model.latent_shape)
     dae["mixing_logit"] = np.asarray(params["mixing_logit"]).reshape(1, -1, 1, 1)
     return nvae_state(vae, model.vae.backbone.net), dae
@@ -101,7 +101,7 @@ def test_a_finished_stage_is_read_and_not_trained(tmp_path):
         init=lambda key, before: {"w": jnp.zeros(3)},
         loss=never,
         optimiser=optax.sgd(0.1),
-        average=Average(0.9),
+        ema=EMA(0.9),
         steps=7,
         validate=never,
         draw=never,
@@ -143,7 +143,7 @@ def test_a_network_of_cld_becomes_a_run(tmp_path, capsys):
         (
             CLD_FILE,
             ["--config.objective.mixed_score=nope"],
-            "objective.mixed_score='nope' is none of none, normal",
+            "objective.mixed_score='nope' is none of none, gaussian",
         ),
     ],
 )

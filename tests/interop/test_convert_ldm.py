@@ -197,7 +197,7 @@ def test_a_first_stage_becomes_that_of_a_run(tmp_path, capsys, variant, with_dis
     opponent = params["discriminator"]
     state = first_stage_of(model, params["first_stage"]) | {"loss.logvar": np.zeros((), np.float32)}
     if with_discriminator:
-        variables = {"params": opponent["net"], **opponent["carried"]}
+        variables = {"params": opponent["net"], **opponent["state"]}
         state |= below("loss.discriminator.", discriminator_state(variables, training.discriminator.module))
         state["loss.discriminator.main.3.num_batches_tracked"] = np.full((), 3)
     written(tmp_path / "model.ckpt", state)
@@ -234,7 +234,7 @@ REFUSED = {
     "another kind of first stage": (
         "text2img",
         [],
-        r"its first stage has a codebook \(vq\), not a narrow Normal \(kl\): set config.autoencoder.name",
+        r"its first stage has a codebook \(vq\), not a narrow Gaussian \(kl\): set config.autoencoder.name",
     ),
     "another first stage": (
         "imagenet256_guided",

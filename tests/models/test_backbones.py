@@ -13,7 +13,7 @@ from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.models.vae import VAE
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import Average, make_step
+from lsgm_jax.training.step import EMA, make_step
 from tests import tiny
 from tests.parity.cld import channels_last
 from tests.parity.fixture import load
@@ -33,7 +33,7 @@ def published(monkeypatch):
     noises = [channels_last(fixture.arrays[f"in/noise/group{i}"]) for i in range(module.group_count)]
     monkeypatch.setattr(backbones, "_normal", lambda key, shapes: [jnp.asarray(n) for n in noises])
     variables = jax.tree.map(jnp.asarray, nvae_variables(state, module, x.shape[1:]))
-    params = {"net": variables["params"], "carried": {"batch_stats": variables["batch_stats"]}}
+    params = {"net": variables["params"], "state": {"batch_stats": variables["batch_stats"]}}
     vae = VAE(
         image_shape=x.shape[1:],
         latent_shape=backbone.latent_shape,
@@ -50,10 +50,10 @@ def test_the_bound_has_the_published_terms(monkeypatch):
     latent = encoded.latent
     np.testing.assert_allclose(encoded.reconstruction, out["recon_loss"], rtol=2e-5)
     np.testing.assert_allclose(latent.total_entropy, -out["log_q_total"], rtol=2e-5)
-    normal = sum_per_sample(latent.normal_cross_entropy) + latent.rest
+    normal = sum_per_sample(latent.gaussian_cross_entropy) + latent.rest
     np.testing.assert_allclose(normal, -out["log_p_total"], rtol=2e-5)
     groups = vae.backbone.groups_per_scale
-    divergence = latent.divergence(latent.normal_cross_entropy, groups[0])
+    divergence = latent.divergence(latent.gaussian_cross_entropy, groups[0])
     np.testing.assert_allclose(divergence, fixture.arrays["out/eval/kl_per_group"], rtol=1e-4, atol=1e-4)
     top, larger = (channels_last(fixture.arrays[f"out/eval/eps_scale{scale}"]) for scale in (0, 1))
     np.testing.assert_allclose(latent.z_0, top, atol=2e-5 * abs(top).max())
@@ -64,12 +64,12 @@ def test_the_bound_has_the_published_terms(monkeypatch):
 def test_a_training_step_carries_the_published_statistics(monkeypatch):
     """A step whose learning rate is zero moves nothing but the running statistics, in parameters and average."""
     fixture, vae, params, x = published(monkeypatch)
-    step = make_step(tiny.at_full_kl(vae.loss), optax.sgd(0.0), Average(0.5))
+    step = make_step(tiny.at_full_kl(vae.loss), optax.sgd(0.0), EMA(0.5))
     # From step 8 on the average's decay is the full 1/2, with which the mean of a number with itself is exact.
     start = dataclasses.replace(create_state(params, optax.sgd(0.0)), step=jnp.asarray(8))
     state, _ = jax.jit(step)(start, Batch(x), jax.random.key(0))
     expected = fixture.arrays["out/bn_after_train_forward/pre_process.0._ops.0.bn_act.running_mean"]
     for tree in (state.params, state.ema):
-        norm = tree["carried"]["batch_stats"]["encoder"]["block_0_0"]["branch"]["norm_0"]
+        norm = tree["state"]["batch_stats"]["encoder"]["block_0_0"]["branch"]["norm_0"]
         np.testing.assert_allclose(norm["mean"], expected, atol=2e-5 * abs(expected).max())
         jax.tree.map(np.testing.assert_array_equal, tree["net"], params["net"])

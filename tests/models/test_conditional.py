@@ -1,4 +1,4 @@
-"""Conditions and guidance where everything is known: a class is a Normal, and the network its exact score."""
+"""Conditions and guidance where everything is known: a class is a Gaussian, and the network its exact score."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ CALLS = []
 
 
 class Exact(nn.Module):
-    """The noise in data that are Normal around the token, with standard deviation `STD`; notes its batches' sizes."""
+    """The noise in data that are Gaussian around the token, with standard deviation `STD`; notes its batches' sizes."""
 
     @nn.compact
     def __call__(self, z_t, t, context, *, deterministic):
@@ -59,7 +59,7 @@ def params():
 
 
 def carried(z_1, means):
-    """Where the probability flow carries noise, for Normal data with these means (D5): quantiles keep their place."""
+    """Where the probability flow carries noise, for Gaussian data with these means (D5): quantiles keep their place."""
     return means + STD * (z_1 - ALPHA * means) / STD_1
 
 

@@ -1,4 +1,4 @@
-"""First stages and their game, and the prior of their latents, with networks of a layer or two."""
+"""First stages and their gan_loss, and the prior of their latents, with networks of a layer or two."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lsgm_jax.autoencoders.bottlenecks import NarrowNormal, Rounding
+from lsgm_jax.autoencoders.bottlenecks import CodebookBottleneck, GaussianBottleneck
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.quantiser import Quantiser
 from lsgm_jax.models.conditional import BesideLatents
@@ -17,7 +17,7 @@ from lsgm_jax.models.tasks import Inpainting, Masked, Upscaling, rectangles
 from lsgm_jax.nn.network import Network, StatefulNetwork
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.elbo import Objective
-from lsgm_jax.objectives.gan import Game, KLFirstStage, VQFirstStage, generator_loss, hinge_loss
+from lsgm_jax.objectives.gan import GANLoss, KLFirstStage, VQFirstStage, generator_loss, hinge_loss
 from lsgm_jax.objectives.time_densities import Uniform
 from lsgm_jax.objectives.weightings import unweighted
 from lsgm_jax.processes.vp import VP
@@ -49,8 +49,8 @@ class Score(nn.Module):
 
 
 BOTTLENECKS = {
-    "kl": (NarrowNormal(latent_channels=LATENT), KLFirstStage(kl_weight=1e-2)),
-    "vq": (Rounding(quantiser=Quantiser(entries=5, width=LATENT)), VQFirstStage()),
+    "kl": (GaussianBottleneck(latent_channels=LATENT), KLFirstStage(kl_weight=1e-2)),
+    "vq": (CodebookBottleneck(quantiser=Quantiser(entries=5, width=LATENT)), VQFirstStage()),
 }
 
 
@@ -65,12 +65,12 @@ def first_stage(name="kl"):
     )
 
 
-def training(name="kl", perceptual=None, **game):
+def training(name="kl", perceptual=None, **gan_loss):
     return AdversarialTraining(
         first_stage=first_stage(name),
         discriminator=StatefulNetwork(PatchDiscriminator(channels=4, layers=1)),
         criterion=BOTTLENECKS[name][1],
-        game=Game(**({"start": 10, "weight": 0.7} | game)),
+        gan_loss=GANLoss(**({"start": 10, "weight": 0.7} | gan_loss)),
         perceptual=perceptual,
         perceptual_weight=2.0,
     )
@@ -98,11 +98,11 @@ def test_each_player_learns_from_its_own_loss_alone(name):
         return hinge_loss(*logits)
 
     def of_autoencoder(own):
-        squeezed, x_hat = trained._autoencode(own, X, KEY)
+        sampled, x_hat = trained._autoencode(own, X, KEY)
         fooled = generator_loss(judge.apply(params["discriminator"], x_hat, train=True)[0])
         cost = trained.criterion.reconstruction(jnp.abs(X - x_hat))
         weight = 0.7 * aux.metrics["adaptive_weight"]
-        return trained.criterion.objective(cost, squeezed.price, weight * fooled)
+        return trained.criterion.objective(cost, sampled.regularization_loss, weight * fooled)
 
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
     jax.tree.map(
@@ -136,10 +136,10 @@ def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer():
         per_image += 2.0 * SIDE**2 * jnp.mean((X - x_hat) ** 2, axis=(1, 2, 3))
         return jnp.mean(per_image), fooled
 
-    of_cost, of_game = jax.jit(jax.jacrev(terms))(params["first_stage"])
+    of_cost, of_gan_loss = jax.jit(jax.jacrev(terms))(params["first_stage"])
     last = lambda tree: norm(tree["decoder"]["image"]["kernel"])
     np.testing.assert_allclose(
-        aux.metrics["adaptive_weight"], last(of_cost) / (last(of_game) + 1e-4), rtol=1e-4
+        aux.metrics["adaptive_weight"], last(of_cost) / (last(of_gan_loss) + 1e-4), rtol=1e-4
     )
 
 
@@ -147,9 +147,9 @@ def test_running_statistics_of_the_discriminator_are_carried():
     trained = training()
     params = jax.jit(trained.init)(jax.random.key(1))
     (_, aux), _ = differentiate(trained, params, 10)
-    moved = aux.carried["discriminator"]["carried"]
-    assert jax.tree.structure(moved) == jax.tree.structure(params["discriminator"]["carried"])
-    assert norm(jax.tree.map(jnp.subtract, moved, params["discriminator"]["carried"])) > 0.0
+    moved = aux.state["discriminator"]["state"]
+    assert jax.tree.structure(moved) == jax.tree.structure(params["discriminator"]["state"])
+    assert norm(jax.tree.map(jnp.subtract, moved, params["discriminator"]["state"])) > 0.0
 
 
 def test_decibels_are_those_of_the_mean_squared_error():
@@ -197,7 +197,7 @@ def test_nothing_of_the_first_stage_moves():
     assert norm(gradient["score_net"]) > 0.0
     assert norm((gradient["first_stage"], gradient["scale"])) == 0.0
     assert_trees_equal(
-        {name: aux.carried[name] for name in ("first_stage", "scale")},
+        {name: aux.state[name] for name in ("first_stage", "scale")},
         {name: params[name] for name in ("first_stage", "scale")},
     )
 

@@ -13,7 +13,7 @@ from lsgm_jax.evaluation import plots
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import Average, make_step
+from lsgm_jax.training.step import EMA, make_step
 from tests import tiny
 
 LABELS, MAPS = 300, 8
@@ -64,7 +64,7 @@ def test_an_lsgm_learns_label_maps_and_its_bound_stays_above_the_entropy(label_m
     )
     optimiser = optax.adam(3e-3)
     full = lambda params, batch, context: model.loss(params, batch, context.key, KLWeight(1.0))
-    step = jax.jit(make_step(full, optimiser, Average(0.9)), donate_argnums=0)
+    step = jax.jit(make_step(full, optimiser, EMA(0.9)), donate_argnums=0)
     state = create_state(jax.jit(model.init)(jax.random.key(0)), optimiser)
     batch = Batch(as_values(np.repeat(label_maps, 4, axis=0)))
     for _ in range(250):

@@ -13,7 +13,7 @@ from lsgm_jax.nn.network import Network
 from lsgm_jax.nn.unet import UNet
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.time_densities import Stratum
-from lsgm_jax.processes.linear import normal_eps
+from lsgm_jax.processes.linear import gaussian_eps
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.registry import METHODS
@@ -75,14 +75,14 @@ def test_every_process_trains_samples_and_is_scored(process, encoder_density):
 
 @pytest.mark.parametrize("logit", [-1.0, 2.0])
 def test_a_fixed_part_needs_no_share_of_the_normal_prediction(logit):
-    """With the Normal prediction as the fixed part, a silent network predicts it, whatever its share."""
-    model = tiny.model("--config.process.name=cld", "--config.objective.mixed_score=normal")
+    """With the Gaussian prediction as the fixed part, a silent network predicts it, whatever its share."""
+    model = tiny.model("--config.process.name=cld", "--config.objective.mixed_score=gaussian")
     params = with_logit(jax.tree.map(jnp.zeros_like, jax.jit(model.init)(jax.random.key(0))), logit)
     z_t, t = (
         Phase(*jax.random.normal(jax.random.key(1), (2, 3, *model.latent_shape))),
         jnp.array([0.01, 0.2, 1.0]),
     )
-    exact = normal_eps(model.process, z_t, t)
+    exact = gaussian_eps(model.process, z_t, t)
     np.testing.assert_allclose(model.eps_net(params)(z_t, t), exact, rtol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_a_fixed_part_of_the_velocity_needs_one():
 
 
 def test_without_the_network_lsgm_is_the_vae(model, params, bound):
-    """A mixing logit of -100 leaves the Normal prior: the bounds agree to what t_min and alpha(1) cost."""
+    """A mixing logit of -100 leaves the Gaussian prior: the bounds agree to what t_min and alpha(1) cost."""
     batch, key = tiny.batch(), jax.random.key(1)
     lsgm = model.bound(with_logit(params, -100.0), batch, key)
     vae = model.vae.bound(params["vae"], batch, jax.random.split(key, 3)[0])
@@ -167,7 +167,7 @@ def test_kl_coefficient_concerns_the_vae_alone(params, gradient):
 
 
 def test_samples_of_the_normal_prior_are_the_vaes(model, params):
-    """Without the network the ODE leaves the Normal prior a Normal: latents of variance one."""
+    """Without the network the ODE leaves the Gaussian prior a Gaussian: latents of variance one."""
     sampler = Sampler(steps=Adaptive(rtol=1e-4, atol=1e-4), t_min=1e-4)
     x, solution = model.sample(with_logit(params, -100.0), jax.random.key(6), 64, sampler)
     assert x.shape == (64, 8, 8, 1)

@@ -102,7 +102,7 @@ def drawn(shapes, seed=0):
 
 
 def inputs_of(shapes, key=0):
-    """Maps are Normal, times and contexts between 0 and 1."""
+    """Maps are Gaussian, times and contexts between 0 and 1."""
     maps, *others = shapes
     rng = np.random.default_rng(key)
     z = jnp.asarray(rng.normal(size=maps), jnp.float32)
@@ -123,15 +123,15 @@ def scores_case(name):
 
 @functools.cache
 def nvae_case(name):
-    """As `scores_case`; the pass gives features, groups and what is carried."""
+    """As `scores_case`; the pass gives features, groups and what is state."""
     module = NVAES[name]
     x = inputs_of(((3, 8, 8, 1),))[0]
     noises = [inputs_of(((3, *s),), i)[0] for i, s in enumerate(module.latent_shapes((8, 8, 1)))]
     params = drawn(jax.eval_shape(StatefulNetwork(module).init, jax.random.key(0), x, noises))
 
     def forward(compute, params, *inputs):
-        output, carried, _ = StatefulNetwork(module, compute).apply(params, *inputs, train=True)
-        return output.features, output.groups, carried
+        output, state, _ = StatefulNetwork(module, compute).apply(params, *inputs, train=True)
+        return output.features, output.groups, state
 
     return forward, params, (x, noises)
 
@@ -149,7 +149,7 @@ def relative(value, exact):
 
 
 def squares(output):
-    """A loss to differentiate: all outputs but what is carried."""
+    """A loss to differentiate: all outputs but what is state."""
     output = output[:2] if isinstance(output, tuple) else output
     return sum(jnp.mean(leaf**2) for leaf in jax.tree.leaves(output))
 
@@ -212,7 +212,7 @@ def test_products_are_of_bfloat16_but_for_time_and_flows(name):
 def test_nvae_keeps_posteriors_latents_and_statistics_in_float32(name):
     """Also where the boundary does not cast them back."""
     _, params, (x, noises) = nvae_case(name)
-    variables = {"params": params["net"], **params["carried"]}
+    variables = {"params": params["net"], **params["state"]}
     apply = functools.partial(NVAES[name].apply, train=True, mutable=["batch_stats", "kernels"])
 
     def types(variables, x, noises):

@@ -15,12 +15,12 @@ from lsgm_jax.errors import ConfigError
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.score_matching import l2
 from lsgm_jax.processes.cld import velocity_eps
-from lsgm_jax.processes.linear import normal_eps
+from lsgm_jax.processes.linear import gaussian_eps
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import Average, make_step
+from lsgm_jax.training.step import EMA, make_step
 from tests import tiny
 from tests.tiny import ROOT
 
@@ -45,8 +45,8 @@ def silent(model):
 
 @pytest.mark.parametrize("process", ["vp", "cld"])
 def test_normal_data_are_known_by_the_fixed_part(process):
-    """With the exact score of a standard Normal: its density by the bounds, and its variance in samples."""
-    model = toy(f"--config.process.name={process}", "--config.objective.mixed_score=normal")
+    """With the exact score of a standard Gaussian: its density by the bounds, and its variance in samples."""
+    model = toy(f"--config.process.name={process}", "--config.objective.mixed_score=gaussian")
     params, x = silent(model), jax.random.normal(jax.random.key(1), (64, 2))
     exact = 0.5 * np.sum(np.asarray(x) ** 2, axis=-1) + np.log(2.0 * np.pi)
     bound = jax.jit(model.bound)(params, Batch(x), jax.random.key(2))
@@ -93,10 +93,10 @@ def test_plain_matching_needs_a_velocity_to_know():
 @pytest.mark.parametrize("matching", ["hybrid", "plain"])
 def test_matching_decides_about_training_and_not_about_samples(matching):
     """A network that says nothing leaves the fixed part, in the noise of the process: samples do not see the kernel."""
-    model = toy(f"--config.objective.matching={matching}", "--config.objective.mixed_score=normal")
+    model = toy(f"--config.objective.matching={matching}", "--config.objective.mixed_score=gaussian")
     params, x = silent(model), jax.random.normal(jax.random.key(1), (64, 2))
     z_t, t = Phase(x, -x), jnp.linspace(1e-3, 1.0, 64)
-    exact = normal_eps(model.process, z_t, t)
+    exact = gaussian_eps(model.process, z_t, t)
     np.testing.assert_array_equal(model.eps_net(params)(z_t, t), exact)
     loss = lambda params: model.loss(params, Batch(x), jax.random.key(2))[0]
     assert np.isfinite(jax.jit(jax.grad(loss))(params)["score_net"]["Dense_0"]["kernel"]).all()
@@ -164,7 +164,7 @@ def test_a_density_of_a_weighting_that_the_process_lacks_gets_one_line():
         toy(*(f"--config.{line}" for line in lines))
 
 
-@pytest.mark.parametrize("asked", ["mixed_score=normal", "matching=plain"])
+@pytest.mark.parametrize("asked", ["mixed_score=gaussian", "matching=plain"])
 def test_only_noise_is_added_to_noise(asked):
     lines = ["objective.mixed_score=none", f"objective.{asked}", "objective.prediction=x_0"]
     with pytest.raises(
@@ -182,16 +182,16 @@ def test_training_moves_the_network_but_not_its_frequencies():
     """Fourier frequencies lie under `carried`: the same bits after steps with weight decay, and in the average."""
     model = fourier()
     params = jax.jit(model.init)(jax.random.key(0))
-    frequencies = params["score_net"]["carried"]["constants"]["FourierFeatures_0"]["frequencies"]
+    frequencies = params["score_net"]["state"]["constants"]["FourierFeatures_0"]["frequencies"]
     config = load_config(TOY, ["--config.optimiser.weight_decay=0.1"])
     optimiser = build_optimiser(config, "score")
-    step = jax.jit(make_step(tiny.at_full_kl(model.loss), optimiser, Average(0.9)))
+    step = jax.jit(make_step(tiny.at_full_kl(model.loss), optimiser, EMA(0.9)))
     state = create_state(params, optimiser)
     batch = Batch(jax.random.uniform(jax.random.key(1), (4, 8, 8, 3), minval=-1.0))
     for _ in range(2):
         state, metrics = step(state, batch, jax.random.key(2))
     for tree in (state.params, state.ema):
-        kept = tree["score_net"]["carried"]["constants"]["FourierFeatures_0"]["frequencies"]
+        kept = tree["score_net"]["state"]["constants"]["FourierFeatures_0"]["frequencies"]
         np.testing.assert_array_equal(kept, frequencies)
     assert np.isfinite(metrics["loss"])
     assert not np.array_equal(
@@ -206,5 +206,5 @@ def test_frequencies_are_the_ones_given():
     z_t, t = Phase(*jnp.ones((2, 1, 8, 8, 3))), jnp.array([0.5])
     apply = jax.jit(lambda params: model.eps_net(params)(z_t, t))
     other = jax.tree.map(lambda leaf: leaf, params)
-    other["score_net"]["carried"] = jax.tree.map(lambda leaf: leaf + 1.0, other["score_net"]["carried"])
+    other["score_net"]["state"] = jax.tree.map(lambda leaf: leaf + 1.0, other["score_net"]["state"])
     assert not np.allclose(apply(params), apply(other))

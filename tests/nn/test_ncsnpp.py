@@ -112,7 +112,7 @@ INPUT = (jnp.linspace(-2.0, 2.0, 256).reshape(1, 8, 8, 4), jnp.array([0.5]))
 
 
 def test_a_fresh_network_predicts_zero():
-    """So the mixed score starts at its Normal part."""
+    """So the mixed score starts at its Gaussian part."""
     init = jax.jit(functools.partial(SMALLEST.init_with_output, deterministic=True))
     eps, _ = init(jax.random.key(1), *INPUT)
     assert 0.0 < np.abs(eps).max() < 1e-3

@@ -1,4 +1,4 @@
-"""The LSGM objective: one backward pass equals two, and the bound is exact where everything is Normal."""
+"""The LSGM objective: one backward pass equals two, and the bound is exact where everything is Gaussian."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ import scipy.stats
 
 from lsgm_jax.arrays import as_state, coordinates, expand, sum_per_sample
 from lsgm_jax.objectives import time_densities, weightings
-from lsgm_jax.objectives.elbo import Draw, Objective, denoise, denoise_separately, normal_bound
+from lsgm_jax.objectives.elbo import Draw, Objective, denoise, denoise_separately, gaussian_bound
 from lsgm_jax.objectives.score_matching import l1
 from lsgm_jax.processes import linear
 from tests.process_examples import MAIN
@@ -98,10 +98,10 @@ def test_separate_samples_reach_their_own_parameters(x64, process, control_varia
     def known(phi):  # what the control variate adds depends on the encoder alone
         z_0 = x @ phi
         z_t = linear.perturb(process, z_0, *encoder_draw)
-        normal = coordinates(encoder_draw.eps)[-1] - linear.normal_eps(process, z_t, encoder_draw.t)
+        normal = coordinates(encoder_draw.eps)[-1] - linear.gaussian_eps(process, z_t, encoder_draw.t)
         r = objective.encoder_density.density(process, encoder_draw.t)
         removed = expand(weightings.likelihood(process, encoder_draw.t) / r, normal) * normal**2
-        return sum_per_sample(normal_bound(process, z_0, 0.01) - removed).mean()
+        return sum_per_sample(gaussian_bound(process, z_0, 0.01) - removed).mean()
 
     g_phi, g_theta = jax.grad(loss, argnums=(0, 1))(phi, theta)
     expected_phi = jax.grad(encoder_loss)(phi, theta, x)
@@ -236,7 +236,7 @@ def test_normal_bound_is_the_integral_it_replaces(x64, process, t_min):
         scipy_kl(np.asarray(signal[-1]) * float(value), np.asarray(last), np.asarray(prior)) for value in z
     )
     exact = reconstruction + integral + kl
-    np.testing.assert_allclose(normal_bound(process, z[None], t_min).sum(), exact, rtol=1e-6)
+    np.testing.assert_allclose(gaussian_bound(process, z[None], t_min).sum(), exact, rtol=1e-6)
 
 
 def scipy_kl(mean, cov, prior):
@@ -247,7 +247,7 @@ def scipy_kl(mean, cov, prior):
 
 
 def test_control_variate_removes_most_of_the_noise(x64, process):
-    """For a latent that is nearly standard Normal, as an encoder's is, the spread falls to an eighth or less."""
+    """For a latent that is nearly standard Gaussian, as an encoder's is, the spread falls to an eighth or less."""
     keys = jax.random.split(jax.random.key(2), 3)
     z_0 = 0.9 * jax.random.normal(keys[0], (20_000, 32))
     density = time_densities.Defensive(t_min=1e-3)

@@ -18,7 +18,7 @@ COUNT = 200_000
 
 
 def draws(process, seed=0):
-    """Normal data, one time, and noise."""
+    """Gaussian data, one time, and noise."""
     keys = jax.random.split(jax.random.key(seed), 3)
     z_0 = jnp.sqrt(linear.data_variance(process)) * jax.random.normal(keys[0], (COUNT, 1))
     return z_0, jax.random.normal(keys[1], (COUNT, 1)), linear.unit_noise(process, keys[2], z_0.shape)
@@ -32,14 +32,14 @@ def test_the_exact_score_is_the_minimiser(x64, name, time):
     z_0, _, eps = draws(process)
 
     def loss(factor):
-        net = lambda z_t, t: factor * linear.normal_eps(process, z_t, t)
+        net = lambda z_t, t: factor * linear.gaussian_eps(process, z_t, t)
         return score_matching(weightings.unweighted, process, net, z_0, t, eps)
 
     slope, spread = loss(1.1) - loss(0.9), 5 / np.sqrt(COUNT)
     assert abs(slope.mean()) < spread * slope.std()
     assert loss(1.0).mean() < loss(0.5).mean()
     np.testing.assert_allclose(
-        loss(1.0).mean(), linear.normal_error(process, jnp.asarray(time)), rtol=5 * np.sqrt(2 / COUNT)
+        loss(1.0).mean(), linear.gaussian_error(process, jnp.asarray(time)), rtol=5 * np.sqrt(2 / COUNT)
     )
 
 
@@ -93,7 +93,7 @@ def test_hybrid_and_plain_matching_estimate_the_same_cross_entropy(x64):
     objective = Objective(
         prior_weighting=weightings.likelihood, density=Defensive(t_min=1e-3), control_variate=False
     )
-    wrong = lambda z_t, t: 0.9 * linear.normal_eps(process, z_t, t) + 0.05 * z_t.x
+    wrong = lambda z_t, t: 0.9 * linear.gaussian_eps(process, z_t, t) + 0.05 * z_t.x
     z_0 = 0.7 * jax.random.normal(jax.random.key(0), (count, 1))
     hybrid = match_data(objective, process, wrong, z_0, jax.random.key(1)).cross_entropy
     plain = match_data_and_velocity(objective, process, start, wrong, z_0, jax.random.key(2)).cross_entropy

@@ -93,7 +93,7 @@ def test_closed_form_is_the_optimal_density(x64, process, weighting):
     """Proportional to lambda e: the ratio of the weighted error to the density is constant."""
     process, t = PROCESSES[process], jnp.linspace(T_MIN, 1.0, 100)
     proposal = proposals.closed_form(WEIGHTINGS[weighting], process, T_MIN)
-    ratio = WEIGHTINGS[weighting](process, t) * linear.normal_error(process, t) / proposal.density(t)
+    ratio = WEIGHTINGS[weighting](process, t) * linear.gaussian_error(process, t) / proposal.density(t)
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-8)
 
 
@@ -110,10 +110,10 @@ def test_table_agrees_with_the_closed_form(x64, process, weighting):
 def integrands(name):
     """What does not depend on the weighting: times from each density, their error over the density, and the grid's.
 
-    The error is shaped like a denoising error, but is not the Normal one.
+    The error is shaped like a denoising error, but is not the Gaussian one.
     """
     process, u = MAIN[name], jax.random.uniform(jax.random.key(0), (200_000,))
-    error = lambda t: linear.normal_error(process, t) * (1.0 + 0.5 * jnp.sin(5.0 * t))
+    error = lambda t: linear.gaussian_error(process, t) * (1.0 + 0.5 * jnp.sin(5.0 * t))
     draws = {key: density.quantile(process, u) for key, density in DENSITIES.items()}
     ratios = {key: error(t) / DENSITIES[key].density(process, t) for key, t in draws.items()}
     return draws, ratios, error(grid())
@@ -140,13 +140,13 @@ def densities_on(name, count):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("process", MAIN)
 def test_optimal_density_has_the_least_variance(x64, process, weighting):
-    """Importance sampling wins for Normal data and the exact score, by quadrature over time.
+    """Importance sampling wins for Gaussian data and the exact score, by quadrature over time.
 
     The squared error of one dimension is e times a chi-square number, so its second moment is proportional to e^2.
     """
     densities, t = densities_on(process, count=20_001), grid(count=20_001)
     process, weight = MAIN[process], WEIGHTINGS[weighting]
-    error = linear.normal_error(process, t)
+    error = linear.gaussian_error(process, t)
     moments = {
         name: float(jnp.trapezoid((weight(process, t) * error) ** 2 / r, t)) for name, r in densities.items()
     }

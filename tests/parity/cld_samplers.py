@@ -1,4 +1,4 @@
-"""CLD's samplers, step by step, with the score of Normal data and recorded noise."""
+"""CLD's samplers, step by step, with the score of Gaussian data and recorded noise."""
 
 import contextlib
 import dataclasses
@@ -51,8 +51,8 @@ def stacked(z):
     return np.concatenate(z, axis=-1)
 
 
-def normal_data(fixture, process):
-    """Noise prediction for the Normal data of the fixture, whose dimensions have moments of their own."""
+def gaussian_data(fixture, process):
+    """Noise prediction for the Gaussian data of the fixture, whose dimensions have moments of their own."""
     parameters = jnp.stack([fixture.input("in/data_mean"), fixture.input("in/data_var")])
     by_dimension = jax.vmap(
         lambda x, v, t, mean, variance: exact_eps(process, mean, variance)(Phase(x, v), t),
@@ -183,7 +183,7 @@ def check_samplers(fixture):
     h = fixture.spec["hyper_parameters"]
     process, t_min = cld_process(h["sde"]), h["sampling_eps"]
     z_1 = phase(fixture.input("in/u0"))
-    t, eps_net = fixture.input("in/score_check_t"), normal_data(fixture, process)
+    t, eps_net = fixture.input("in/score_check_t"), gaussian_data(fixture, process)
     score = linear.score_of_eps(process, eps_net(phase(fixture.input("in/score_check_u")), t), t)
     fixture.check("score_check", score, rtol=1e-9, atol=1e-9, single_atol=1e-4)
 
@@ -195,7 +195,7 @@ def check_samplers(fixture):
             grid, folder = make(steps=h["n_discrete_steps"] - spent), f"{striding}/{denoised}"
             problem = Problem(process, eps_net, euler_noise)
             check_euler_maruyama(fixture, f"em/{folder}", grid, problem, z_1, t_min, spent)
-            problem = Problem(halves, normal_data(fixture, halves), half_noise)
+            problem = Problem(halves, gaussian_data(fixture, halves), half_noise)
             check_sscs(fixture, f"sscs/{folder}", grid, problem, z_1, t_min, spent)
     check_ode(fixture, Problem(process, eps_net, euler_noise), z_1, t_min, h["ode_tolerances"])
 

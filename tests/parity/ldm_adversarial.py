@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lsgm_jax.arrays import sum_per_sample
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
-from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.autoencoders.gaussian import Gaussian
 from lsgm_jax.autoencoders.perceptual import LPIPS
 from lsgm_jax.interop.ldm_autoencoder import (
     COUNTER,
@@ -17,7 +17,7 @@ from lsgm_jax.interop.ldm_autoencoder import (
     lpips_variables,
 )
 from lsgm_jax.objectives.gan import (
-    Game,
+    GANLoss,
     KLFirstStage,
     VQFirstStage,
     adaptive_weight,
@@ -69,7 +69,7 @@ def check_discriminator(fixture):
     check(fixture, "train/generator_loss", generator_loss(logits[1]))
     check_losses(fixture, "train", *logits)
     check_losses(fixture, "logits", image(fixture, "logits/real"), image(fixture, "logits/fake"))
-    check_game(fixture, Game(start=h["disc_start"], weight=h["disc_weight"]))
+    check_gan_loss(fixture, GANLoss(start=h["disc_start"], weight=h["disc_weight"]))
 
 
 def check_losses(fixture, folder, real, fake):
@@ -77,12 +77,12 @@ def check_losses(fixture, folder, real, fake):
     check(fixture, f"{folder}/vanilla_loss", softplus_loss(real, fake))
 
 
-def check_game(fixture, game):
+def check_gan_loss(fixture, gan_loss):
     gradients = (fixture.input(f"in/adaptive/grad_{name}") for name in ("reconstruction", "generator"))
     weights = [adaptive_weight(*pair) for pair in zip(*gradients, strict=True)]
-    check(fixture, "adaptive/weight", game.weight * jnp.stack(weights))
+    check(fixture, "adaptive/weight", gan_loss.weight * jnp.stack(weights))
     steps = fixture.arrays["in/global_step"]
-    check(fixture, "disc_factor", jnp.stack([game.switch(step) for step in steps]))
+    check(fixture, "disc_factor", jnp.stack([gan_loss.switch(step) for step in steps]))
 
 
 @float32_inputs
@@ -130,7 +130,7 @@ def last_layer(features, kernel):
 def check_first_stage_loss(fixture, name, h, decode, last, judge):
     x = image(fixture, "image")
     first_stage, price, logged = bottleneck(fixture, name, h)
-    game = Game(
+    gan_loss = GANLoss(
         start=h["disc_start"],
         weight=h["disc_weight"],
         factor=h.get("disc_factor", 1.0),
@@ -143,7 +143,7 @@ def check_first_stage_loss(fixture, name, h, decode, last, judge):
     adaptive = balance(reconstruction, lambda last: generator_loss(judge(decode(last))), last)
 
     def objective(last):
-        adversarial = game.autoencoder(generator_loss(judge(decode(last))), adaptive, h["global_step"])
+        adversarial = gan_loss.autoencoder(generator_loss(judge(decode(last))), adaptive, h["global_step"])
         return first_stage.objective(reconstruction(last), price, adversarial)
 
     x_hat = decode(last)
@@ -157,10 +157,10 @@ def check_first_stage_loss(fixture, name, h, decode, last, judge):
         "rec_loss": jnp.mean(errors(x_hat)),
         # Quirk: the original does not evaluate a distance whose weight is zero, and logs zero.
         "p_loss": jnp.mean(perceptual(x_hat)) if perceptual_weight > 0.0 else 0.0,
-        "d_weight": game.weight * adaptive,
-        "disc_factor": game.switch(h["global_step"]),
+        "d_weight": gan_loss.weight * adaptive,
+        "disc_factor": gan_loss.switch(h["global_step"]),
         "g_loss": generator_loss(fake),
-        "discriminator_total": game.discriminator(real, fake, h["global_step"]),
+        "discriminator_total": gan_loss.discriminator(real, fake, h["global_step"]),
         "mean_logit_real": jnp.mean(real),
         "mean_logit_fake": jnp.mean(fake),
     }.items():
@@ -173,7 +173,7 @@ def bottleneck(fixture, name, h):
     if name.startswith("vq"):
         loss = fixture.input("in/codebook_loss")
         return VQFirstStage(codebook_weight=h.get("codebook_weight", 1.0)), loss, {"quant_loss": loss}
-    posterior = Normal.from_log_variance(image(fixture, "moments"))
+    posterior = Gaussian.from_log_variance(image(fixture, "moments"))
     divergence = sum_per_sample(posterior.divergence_from_standard())
     first_stage = KLFirstStage(kl_weight=h["kl_weight"], log_variance=h.get("logvar_init", 0.0))
     return first_stage, divergence, {"kl_loss": jnp.mean(divergence)}

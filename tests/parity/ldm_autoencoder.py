@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import sum_per_sample
-from lsgm_jax.autoencoders.gaussian import Normal
+from lsgm_jax.autoencoders.gaussian import Gaussian
 from lsgm_jax.autoencoders.ldm import Decoder, Encoder, Levels, unit_scale
 from lsgm_jax.autoencoders.quantiser import Quantiser, usage
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, first_stage_state, first_stage_variables
@@ -108,7 +108,7 @@ def first_stage(fixture):
 def check_kl(fixture):
     model = first_stage(fixture)
     moments, trunk = model.encode(image(fixture, "image"))
-    posterior = Normal.from_log_variance(moments)
+    posterior = Gaussian.from_log_variance(moments)
     z = posterior.mean + jnp.exp(posterior.log_std) * image(fixture, "noise")
     decoded_sample, decoded_mode = model.decode(z, posterior.mean)
     for name, maps in {
@@ -128,14 +128,14 @@ def check_kl(fixture):
 
 def check_posterior(fixture):
     first, posterior, other = (
-        Normal.from_log_variance(image(fixture, f"dist/{name}"))
+        Gaussian.from_log_variance(image(fixture, f"dist/{name}"))
         for name in ("first_moments", "moments", "other_moments")
     )
     std = jnp.exp(posterior.log_std)
     for name, maps in (("logvar", 2.0 * posterior.log_std), ("std", std), ("var", std**2)):
         check_maps(fixture, f"dist/{name}", maps)
     check(fixture, "dist/kl", sum_per_sample(posterior.divergence_from_standard()))
-    # A Normal's expected log density under another is that at the other's mean, less half its variance in its units.
+    # A Gaussian's expected log density under another is that at the other's mean, less half its variance in its units.
     spread = 0.5 * jnp.exp(2.0 * (first.log_std - other.log_std))
     divergence = spread - other.log_density(first.mean) - first.entropy()
     check(fixture, "dist/kl_to_other", sum_per_sample(divergence))
@@ -182,7 +182,7 @@ def check_quantiser_gradients(fixture, quantiser, codebook, z):
 @float32_inputs
 def check_scale(fixture):
     model = first_stage(fixture)
-    posterior = Normal.from_log_variance(model.encode(fixture.input("in/image_nhwc"))[0])
+    posterior = Gaussian.from_log_variance(model.encode(fixture.input("in/image_nhwc"))[0])
     z = posterior.mean + jnp.exp(posterior.log_std) * image(fixture, "noise")
     scale = unit_scale(z)
     (decoded,) = model.decode((scale * z) / scale)

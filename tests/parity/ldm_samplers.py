@@ -1,4 +1,4 @@
-"""LDM's samplers: whole trajectories under the exact noise prediction of one Normal, or of a mixture of two."""
+"""LDM's samplers: whole trajectories under the exact noise prediction of one Gaussian, or of a mixture of two."""
 
 import dataclasses
 import itertools

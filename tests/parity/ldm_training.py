@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from lsgm_jax.training.optim import schedule
-from lsgm_jax.training.step import Average, _follow
+from lsgm_jax.training.step import EMA, _follow
 
 
 def averages(average, weights):
@@ -23,7 +23,7 @@ def averages(average, weights):
 
 def read_average(words):
     decay, warmup = re.fullmatch(r"decay ([\d.]+) (with|without) warm-up", words).groups()
-    return Average(float(decay), warmup=warmup == "with")
+    return EMA(float(decay), warmup=warmup == "with")
 
 
 def warmup_cosine(h):

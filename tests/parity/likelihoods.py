@@ -5,8 +5,8 @@ import re
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.autoencoders.gaussian import LOG_2PI, Normal
-from lsgm_jax.autoencoders.likelihoods import Bernoulli, Cropped, DiscretisedLogistic, NormalPixels
+from lsgm_jax.autoencoders.gaussian import LOG_2PI, Gaussian
+from lsgm_jax.autoencoders.likelihoods import Bernoulli, Cropped, DiscretisedLogistic, GaussianPixels
 from lsgm_jax.autoencoders.mixture import MixtureOfLogistics
 from lsgm_jax.data.pixels import quantise
 
@@ -23,7 +23,7 @@ def published(decoder_dist, bits=8, padded=False):
         "bin": Bernoulli(),
         "dl": DiscretisedLogistic(levels=levels, density_below=DENSITY_BELOW),
         "dml": MixtureOfLogistics(levels=levels, density_below=DENSITY_BELOW),
-        "normal": NormalPixels(levels=levels),
+        "normal": GaussianPixels(levels=levels),
     }[decoder_dist]
     return Cropped(likelihood, 2) if padded else likelihood
 
@@ -62,8 +62,8 @@ def check_unclipped_mean(fixture, name, likelihood, features, centre, rtol=1e-10
 
 
 def centre_of(likelihood, features):
-    if isinstance(likelihood, NormalPixels):
-        return Normal.from_features(features).mean
+    if isinstance(likelihood, GaussianPixels):
+        return Gaussian.from_features(features).mean
     return jnp.split(features, 2, axis=-1)[0]
 
 
@@ -81,7 +81,7 @@ def check_distributions(fixture):
         else:
             centre = centre_of(likelihood, features)
             check_unclipped_mean(fixture, f"{name}/mean", likelihood, features, centre)
-    log_std = Normal.from_features(image("normal_decoder/logits")).log_std
+    log_std = Gaussian.from_features(image("normal_decoder/logits")).log_std
     check(fixture, "normal_decoder/log_sigma", channels_first(log_std))
     check_normal(fixture)
     for name in sorted(fixture.outputs()):
@@ -94,13 +94,13 @@ def check_distributions(fixture):
 def check_normal(fixture):
     mean, log_std, x = (fixture.input(f"in/normal/{name}") for name in ("mu", "log_sigma", "x"))
     zero = jnp.zeros_like(x)
-    check(fixture, "normal/log_p", Normal(mean, log_std).log_density(x))
+    check(fixture, "normal/log_p", Gaussian(mean, log_std).log_density(x))
     rounding = 0.5 * LOG_2PI - ROUNDED_CONSTANT
-    check(fixture, "log_p_standard_normal", Normal(zero, zero).log_density(x) + rounding)
+    check(fixture, "log_p_standard_normal", Gaussian(zero, zero).log_density(x) + rounding)
     for name in fixture.outputs():
         if found := re.fullmatch(r"log_p_var_normal_(.*)", name):
             log_std = zero + 0.5 * jnp.log(float(found[1]))
-            check(fixture, name, Normal(zero, log_std).log_density(x))
+            check(fixture, name, Gaussian(zero, log_std).log_density(x))
 
 
 def check_mixture(fixture, bits):
@@ -142,7 +142,7 @@ def check_decoder(fixture, mode, features=None, rtol=1e-9):
     x = channels_last(fixture.input("in/x"))
     check(fixture, f"{mode}/recon_loss", -likelihood.log_prob(features, x), rtol)
     name = f"{mode}/decoder_mean"
-    if isinstance(likelihood, (DiscretisedLogistic, NormalPixels)):
+    if isinstance(likelihood, (DiscretisedLogistic, GaussianPixels)):
         check_unclipped_mean(fixture, name, likelihood, features, centre_of(likelihood, features), rtol)
     else:
         check(fixture, name, channels_first(likelihood.mean(features)), rtol)

@@ -20,7 +20,7 @@ from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.weightings import likelihood
 from lsgm_jax.processes import linear
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import Average, Context, make_step
+from lsgm_jax.training.step import EMA, Context, make_step
 from tests.parity.cld import channels_last
 from tests.parity.stage import SHARED, first_vectors, in_two_passes, read
 from tests.parity.watch import recorded, watch
@@ -80,7 +80,7 @@ def take_step(fixture, case, vectors):
         _, seen = jax.eval_shape(lambda: loss(params, Batch(x), context)[1].memory)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen)
         state = create_state(params, keep, (vectors, nothing)).replace(ema=average, step=number)
-        return make_step(loss, keep, Average(0.5))(state, Batch(x), key)
+        return make_step(loss, keep, EMA(0.5))(state, Batch(x), key)
 
     x, number = channels_last(fixture.input("in/x")), jnp.asarray(case.h["global_step"])
     state, metrics = step(case.params, case.average, vectors, x, number)

@@ -41,7 +41,7 @@ def check_sde(fixture):
     fixture.check("g2", process.diffusion(t) ** 2, **lossy)
     fixture.check("var", noise**2, **lossy)
     fixture.check("mean_coeff", signal, rtol=1e-10)
-    mixing = linear.normal_eps(process, jnp.ones((len(t), 1)), t)[:, 0]
+    mixing = linear.gaussian_eps(process, jnp.ones((len(t), 1)), t)[:, 0]
     fixture.check("mixing_coeff", mixing, rtol=1e-10, atol=1e-13)
     fixture.check(
         "cross_entropy_const", linear.noise_entropy(process, fixture.input("in/ode_eps")), rtol=1e-10
@@ -132,12 +132,12 @@ def weight_quirk(h, process, mode):
 
 
 def rescaled_quirk(process, mode, t):
-    """The original rescales by 1 - sigma^2, which is the error of Normal data only if variance is preserved."""
+    """The original rescales by 1 - sigma^2, which is the error of Gaussian data only if variance is preserved."""
     if mode != "rescale_iw" or isinstance(process, (VP, GeometricVP)):
         return 1.0
     with jax.enable_x64(True):
         t = jnp.asarray(np.asarray(t), jnp.float64)
-        return np.asarray(linear.normal_error(process, t) / (1.0 - linear.sigma(process, t) ** 2))
+        return np.asarray(linear.gaussian_error(process, t) / (1.0 - linear.sigma(process, t) ** 2))
 
 
 # LSGM's KL schedule and balance

@@ -100,11 +100,11 @@ def check_mixing(fixture, h, state, z_t, t, net_eps):
         return
     logit = jnp.asarray(mixing_logit(state))
     np.testing.assert_array_equal(logit[jnp.asarray(h["inactive"] or [], int)], -15.0)
-    normal_eps = linear.normal_eps(lsgm_process(h["sde"]), z_t, t)
-    check(fixture, "mixing_component", channels_first(normal_eps))
+    gaussian_eps = linear.gaussian_eps(lsgm_process(h["sde"]), z_t, t)
+    check(fixture, "mixing_component", channels_first(gaussian_eps))
     one, zero = jnp.ones((1, len(logit))), jnp.zeros((1, len(logit)))
     check(fixture, "mixing_coefficient", mix(logit, zero, one)[0])
-    check(fixture, "final_prediction", channels_first(mix(logit, normal_eps, net_eps)))
+    check(fixture, "final_prediction", channels_first(mix(logit, gaussian_eps, net_eps)))
 
 
 def check_round_trip(state, back):

@@ -75,7 +75,7 @@ class PublishedTimes:
 
 
 def published_weighting(mode):
-    """Quirk: the original rescales by 1 - sigma^2, which is the error of Normal data only if variance is preserved."""
+    """Quirk: the original rescales by 1 - sigma^2, the error of Gaussian data only if variance is preserved."""
 
     def weighting(process, t):
         if mode.startswith("rescale") and not isinstance(process, (VP, GeometricVP)):
@@ -92,7 +92,7 @@ def read(fixture):
     config = tiny.config("", *overrides(h))
     (stage,) = (s for s in make_stages(config, model, Data([], Batch(np.zeros(())))) if s.name == "joint")
     variables = nvae_variables(vae_state, nvae, model.data_shape)
-    vae = {"net": variables["params"], "carried": {"batch_stats": variables["batch_stats"]}}
+    vae = {"net": variables["params"], "state": {"batch_stats": variables["batch_stats"]}}
     params = {"vae": vae, **prior(model, state_dict(fixture, "dae"))}
     # The original meets the average from its second step on; before, the average is the parameters.
     meets = h["update_q_ema"] and h["global_step"] > 0
@@ -106,7 +106,7 @@ def read(fixture):
         kl=build("joint_kl", config),
         prior_penalty=build("joint_prior_penalty", config),
         params=jax.tree.map(as_ours, params),
-        average=jax.tree.map(as_ours, average),
+        ema_params=jax.tree.map(as_ours, average),
         official={
             network: {e.path[1:]: e.official for e in rows if e.path[0] == "params"}
             for network, rows in entries.items()
@@ -143,7 +143,7 @@ def lsgm(h, nvae, image_shape):
             prior_weighting=published_weighting(h["iw_sample_p"]),
             density=PublishedTimes(mode=h["iw_sample_p"], h=h["sde"]),
             encoder_density=PublishedTimes(mode=encoder_mode, h=h["sde"]) if in_two_passes(h) else None,
-            encoder_meets_average=h["update_q_ema"],
+            encoder_uses_ema=h["update_q_ema"],
             control_variate=False,
         ),
     )

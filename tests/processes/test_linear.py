@@ -143,7 +143,7 @@ def quantities(process, t):
         "signal": signal,
         "noise": noise,
         "snr": jnp.exp(0.5 * linear.log_snr(process, t)),
-        "normal error": linear.normal_error(process, t),
+        "normal error": linear.gaussian_error(process, t),
     }
 
 
@@ -209,7 +209,7 @@ def test_normal_eps_is_the_score_of_normal_data(x64, process):
         exact = jax.vmap(jax.grad(log_marginal))(z_t)[:, -1:]
         state = as_state(jnp.split(z_t, len(cov), axis=-1))
         time = jnp.full(2, t)
-        score = linear.score_of_eps(process, linear.normal_eps(process, state, time), time)
+        score = linear.score_of_eps(process, linear.gaussian_eps(process, state, time), time)
         np.testing.assert_allclose(score, exact, rtol=1e-10)
 
 
@@ -220,8 +220,8 @@ def test_normal_error_is_the_error_of_normal_eps(x64, process):
     eps = linear.unit_noise(process, keys[1], z_0.shape)
     for time in (0.02, 0.3, 0.8):
         t = jnp.full(count, time)
-        error = coordinates(eps)[-1] - linear.normal_eps(process, linear.perturb(process, z_0, t, eps), t)
-        exact = linear.normal_error(process, jnp.asarray(time))
+        error = coordinates(eps)[-1] - linear.gaussian_eps(process, linear.perturb(process, z_0, t, eps), t)
+        exact = linear.gaussian_error(process, jnp.asarray(time))
         np.testing.assert_allclose((error**2).mean(), exact, rtol=5 * np.sqrt(2 / count))
 
 
@@ -260,7 +260,7 @@ def test_probability_flow_carries_the_marginals_of_normal_data(x64, process):
         cov, size = marginal_covariance(process, time), process.drift(time).shape[-1]
         basis = as_state([jnp.eye(size)[:, i : i + 1] for i in range(size)])
         times_ = jnp.full(size, time)
-        flow = linear.probability_flow(process, basis, linear.normal_eps(process, basis, times_), times_)
+        flow = linear.probability_flow(process, basis, linear.gaussian_eps(process, basis, times_), times_)
         matrix = jnp.concatenate(coordinates(flow), axis=-1).T
         slope = derivative(lambda s: marginal_covariance(process, s), time)
         scale = float(abs(process.drift(time) @ cov).max() + process.diffusion(time) ** 2)

@@ -1,4 +1,4 @@
-"""Normal data, for which score, marginals and the map of the probability flow are known."""
+"""Gaussian data, for which score, marginals and the map of the probability flow are known."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def moments(process, t):
 
 
 def exact_eps(process, mean=MEAN, variance=VARIANCE):
-    """Noise prediction of N(mean, variance), as `normal_eps` has it for a mean of zero (D3). Variance 0: a point."""
+    """Noise prediction of N(mean, variance), as `gaussian_eps` has it for a mean of zero (D3). Variance 0: a point."""
 
     def predict(z_t, t):
         signal, noise = linear.kernel(process, t)
@@ -36,7 +36,7 @@ def exact_eps(process, mean=MEAN, variance=VARIANCE):
 
 
 def exact_map(process, z_1, t_min):
-    """The probability flow carries quantiles to quantiles of the Normal marginals."""
+    """The probability flow carries quantiles to quantiles of the Gaussian marginals."""
     (mean_1, cov_1), (mean_0, cov_0) = (moments(process, jnp.asarray(t, z_1.dtype)) for t in (1.0, t_min))
     return mean_0 + jnp.sqrt(cov_0[0] / cov_1[0]) * (z_1 - mean_1)
 

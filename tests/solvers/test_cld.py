@@ -1,4 +1,4 @@
-"""The solvers of CLD: orders on Normal data, where every step is affine, and exactness where it is claimed."""
+"""The solvers of CLD: orders on Gaussian data, where every step is affine, and exactness where it is claimed."""
 
 import dataclasses
 

@@ -24,7 +24,7 @@ EXACT = Divergence(name="exact")
 
 @pytest.mark.parametrize("process", [VP(), GeometricVP()], ids=["vp", "geometric"])
 def test_the_density_of_normal_data_is_exact(x64, process):
-    """One dimension: a Rademacher probe gives the exact divergence, so the estimate is the Normal's log-density."""
+    """One dimension: a Rademacher probe gives the exact divergence, so the estimate is the Gaussian's log-density."""
     z_0 = jnp.array([[1.5], [0.2], [3.0]])
     density = jax.jit(lambda z: log_density(TIGHT, process, exact_eps(process), jax.random.key(3), z))(z_0)
     exact = jax.scipy.stats.norm.logpdf(z_0[:, 0], MEAN, np.sqrt(VARIANCE))
@@ -37,7 +37,7 @@ def test_the_density_of_normal_data_is_exact(x64, process):
     assert density.success.all()
 
 
-# A mixture of two Normal distributions in the plane
+# A mixture of two Gaussian distributions in the plane
 
 WEIGHTS = np.array([0.3, 0.7])
 MEANS = np.array([[1.0, -0.5], [-0.6, 0.4]])
@@ -91,9 +91,9 @@ def test_the_density_of_a_mixture_is_exact(x64, name):
 
 
 def test_what_the_drift_couples_adds_no_noise(x64):
-    """With CLD and Normal data the flow couples position and velocity, and dimensions not: one probe is exact."""
+    """With CLD and Gaussian data the flow couples position and velocity, and dimensions not: one probe is exact."""
     process, key, point = CLD(), jax.random.key(1), jnp.asarray(POINTS)
-    net = lambda z_t, t: linear.normal_eps(process, z_t, t)
+    net = lambda z_t, t: linear.gaussian_eps(process, z_t, t)
     sampler = Sampler(method=METHODS["Heun"](), steps=Quadratic(steps=20), t_min=1e-3)
     one, exact = (log_density(sampler, process, net, key, point, way) for way in (Divergence(), EXACT))
     np.testing.assert_allclose(one.log_prob, exact.log_prob, rtol=1e-12)
@@ -122,7 +122,7 @@ def test_probes_are_fixed_and_more_of_them_are_better(x64):
     """The variance falls as one over their number; the same key gives the same estimate."""
     process = VP()
     coupling = jnp.array([[0.2, 0.5], [0.5, 0.2]])
-    net = lambda z_t, t: linear.normal_eps(process, z_t, t) + 0.3 * jnp.tanh(z_t @ coupling)
+    net = lambda z_t, t: linear.gaussian_eps(process, z_t, t) + 0.3 * jnp.tanh(z_t @ coupling)
     point = jnp.tile(jnp.array([0.5, -1.0]), (300, 1))
     sampler = Sampler(method=METHODS["Heun"](), steps=Quadratic(steps=20), t_min=1e-3)
 

@@ -1,4 +1,4 @@
-"""Every solver converges at the order that it claims, to the exact mean and variance of Normal data."""
+"""Every solver converges at the order that it claims, to the exact mean and variance of Gaussian data."""
 
 import pytest
 

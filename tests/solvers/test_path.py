@@ -12,7 +12,7 @@ from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP
 from lsgm_jax.solvers.grids import Linear, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
-from lsgm_jax.solvers.path import path_to_data
+from lsgm_jax.solvers.path import trajectory_to_data
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.terms import KeyedNoise
@@ -32,7 +32,7 @@ def prior(process, shape=(5, 2)):
 
 def follow(sampler, process, z_1, times):
     net = exact_eps(process)
-    return jax.jit(lambda z, times: path_to_data(sampler, process, net, z, NOISE, times))(z_1, times)
+    return jax.jit(lambda z, times: trajectory_to_data(sampler, process, net, z, NOISE, times))(z_1, times)
 
 
 def solve(sampler, process, z_1):
@@ -66,7 +66,7 @@ def test_a_path_begins_with_the_noise_and_ends_with_the_sample(x64, name, steps,
 
 @pytest.mark.parametrize("process", [VP(), VE()], ids=["vp", "ve"])
 def test_adaptive_paths_pass_through_the_quantiles(x64, process):
-    """The flow of Normal data is known at every time, not only at the steps."""
+    """The flow of Gaussian data is known at every time, not only at the steps."""
     z_1, times = prior(process), jnp.asarray([1.0, 0.77, 0.4, 0.123, 0.02, 0.01])
     path = follow(sampler("Tsit5", TIGHT), process, z_1, times)
     for t, state in zip(times, path.states, strict=True):
@@ -117,7 +117,7 @@ def test_what_is_kept_takes_no_evaluation(name):
         return net(z_t, t)
 
     times = jnp.linspace(1.0, 1e-2, 40)
-    run = jax.jit(lambda z: path_to_data(chosen, process, counting, z, NOISE, times).solution)
+    run = jax.jit(lambda z: trajectory_to_data(chosen, process, counting, z, NOISE, times).solution)
     solution = jax.block_until_ready(run(prior(process)))
     jax.effects_barrier()
     assert len(calls) == int(solution.nfe)

@@ -1,4 +1,4 @@
-"""Solvers on Normal data, where the score and the map from noise to data are known."""
+"""Solvers on Gaussian data, where the score and the map from noise to data are known."""
 
 import diffrax
 import jax
@@ -137,9 +137,9 @@ def test_the_last_step_takes_the_mean_of_the_data(x64):
 
 
 def test_temperature_scales_the_start(x64):
-    """The flow of centred Normal data is linear, so the samples are scaled, too."""
+    """The flow of centred Gaussian data is linear, so the samples are scaled, too."""
     process = VP()
-    net = lambda z_t, t: linear.normal_eps(process, z_t, t)
+    net = lambda z_t, t: linear.gaussian_eps(process, z_t, t)
     draw = lambda temperature: sample(
         Sampler(temperature=temperature), process, net, jax.random.key(0), (5, 2)
     )

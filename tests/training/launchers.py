@@ -22,7 +22,7 @@ from lsgm_jax.training.devices import place, replicated
 from lsgm_jax.training.penalty import Penalty, first_memory, penalise
 from lsgm_jax.training.sharding import Replicated, Sharded, whole
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import Average, make_step, several
+from lsgm_jax.training.step import EMA, make_step, scan_steps
 from tests import toy
 
 STEPS, BATCH = 6, 16
@@ -32,14 +32,14 @@ PENALTIES = {"vae": Penalty(weight=1e-2)}
 
 def noise_free(params, batch, context):
     """Both networks, a running mean and a coefficient of the whole batch; nothing is drawn."""
-    net, running = params["vae"]["net"], params["vae"]["carried"]["mean"]
+    net, running = params["vae"]["net"], params["vae"]["state"]["mean"]
     mean = batch.x @ net["encode"]
     features = mean @ net["decode"] + running
     eps = MODEL.eps_net(params)(mean, jnp.full(len(batch.x), 0.5))
     coefficient = mean_over_devices(jnp.mean(mean**2))
     value = jnp.mean((features - batch.x) ** 2) + coefficient * jnp.mean((eps - mean) ** 2)
     moved = 0.9 * running + 0.1 * mean_over_devices(jnp.mean(features))
-    return value, Aux({"nelbo": value}, {"vae": {"carried": {"mean": moved}}})
+    return value, Aux({"nelbo": value}, {"vae": {"state": {"mean": moved}}})
 
 
 def separable(params, batch, context):
@@ -86,7 +86,7 @@ def train(name, loss, launcher, parts, calls):
         example = Batch(jnp.zeros((1, *MODEL.data_shape)))
         memory = first_memory(drawn, PENALTIES, example)(params, jax.random.key(2))
     state = create_state(params, optimiser, memory)
-    step = several(make_step(launcher.spread(loss), optimiser, Average(0.9), parts=parts), calls)
+    step = scan_steps(make_step(launcher.spread(loss), optimiser, EMA(0.9), grad_accum_steps=parts), calls)
     step = launcher.compile(step, state)
     shardings = launcher.shardings(state)
     state = jax.tree.map(lambda leaf, at: jax.device_put(np.asarray(leaf), at), state, shardings)

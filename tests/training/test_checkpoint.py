@@ -10,7 +10,7 @@ from lsgm_jax.training import sharding
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import Average, make_step
+from lsgm_jax.training.step import EMA, make_step
 from tests import tiny
 
 
@@ -24,7 +24,7 @@ def test_saving_in_the_background_does_not_see_later_steps(tmp_path):
     params = {name: jnp.full((512, 1024), index, jnp.float32) for index, name in enumerate("abcdefgh")}
     optimiser, launcher = optax.sgd(1.0), sharding.whole()
     state = place(launcher.mesh, create_state(params, optimiser))
-    step = launcher.compile(make_step(drift, optimiser, Average(0.5)), state)
+    step = launcher.compile(make_step(drift, optimiser, EMA(0.5)), state)
     key = place(launcher.mesh, jax.random.key(0))
     batch = launcher.put([np.zeros((jax.device_count(), 1), np.float32)])
     with Checkpoints(tmp_path) as checkpoints:

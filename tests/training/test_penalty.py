@@ -15,7 +15,7 @@ from lsgm_jax.nn.penalised import Penalised, penalised
 from lsgm_jax.objectives.regularisers import SingularVectors
 from lsgm_jax.training.penalty import Penalty, first_memory, penalise
 from lsgm_jax.training.state import create_state
-from lsgm_jax.training.step import Average, make_step
+from lsgm_jax.training.step import EMA, make_step
 from tests import tiny
 
 SHAPES = {"a": (3, 3, 4, 6), "b": (3, 3, 4, 6), "c": (5, 5, 1, 8), "shortcut": (6, 4)}
@@ -104,7 +104,7 @@ def test_a_weight_of_zero_costs_nothing():
     penalties = {"net": Penalty(weight=0.0)}
     assert first_memory(loss, penalties, None)(None, jax.random.key(0)) == {}
     state = create_state({"w": jnp.ones(3)}, optax.sgd(0.1), {})
-    step = make_step(penalise(loss, penalties), optax.sgd(0.1), Average(0.5))
+    step = make_step(penalise(loss, penalties), optax.sgd(0.1), EMA(0.5))
     after, metrics = step(state, None, jax.random.key(0))
     assert (after.memory, set(metrics)) == ({}, {"loss", "gradient_norm", "skipped", "skipped_in_a_row"})
     assert float(metrics["loss"]) == 3.0
@@ -120,7 +120,7 @@ def test_the_step_carries_the_vectors():
     params, penalties = {"kernel": weights().kernels["a"]}, {"net": Penalty(weight=0.1, first_iterations=3)}
     memory = first_memory(loss, penalties, None)(params, jax.random.key(1))
     state = create_state(params, optax.sgd(0.01), memory)
-    step = jax.jit(make_step(penalise(loss, penalties), optax.sgd(0.01), Average(0.5)))
+    step = jax.jit(make_step(penalise(loss, penalties), optax.sgd(0.01), EMA(0.5)))
     for number in range(3):
         kernel, before = state.params["kernel"], state.memory["net"]
         value, after = penalties["net"](Penalised({"conv": kernel}, {}), before, count(number))

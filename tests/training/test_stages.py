@@ -8,7 +8,7 @@ import pytest
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.time_densities import Optimal
-from lsgm_jax.processes.linear import normal_eps
+from lsgm_jax.processes.linear import gaussian_eps
 from lsgm_jax.training.recipes.parts import Data
 from lsgm_jax.training.recipes.plan import make_stages
 from lsgm_jax.training.state import create_state
@@ -33,7 +33,7 @@ def fresh(model, seed=0):
 def train(stage, params, steps=3):
     memory = stage.memory(params, jax.random.key(1))
     state = create_state(params, stage.optimiser, memory)
-    step = jax.jit(make_step(stage.loss, stage.optimiser, stage.average))
+    step = jax.jit(make_step(stage.loss, stage.optimiser, stage.ema))
     for _ in range(steps):
         state, metrics = step(state, toy.batch(), jax.random.key(2))
     return state, metrics
@@ -79,7 +79,7 @@ def test_groups_are_balanced_by_what_they_hold_while_the_coefficient_is_below_on
 
     def by_hand(params):
         encoded = vae.autoencode(params, toy.batch().x, key, train=True)
-        divergence = encoded.latent.normal_cross_entropy - encoded.latent.entropy
+        divergence = encoded.latent.gaussian_cross_entropy - encoded.latent.entropy
         groups = divergence.reshape(-1, toy.SIDE**2, 2, toy.CHANNELS // 2).sum((1, 3))
         held = jax.lax.stop_gradient(jnp.abs(groups).mean(0) + 0.01)  # two groups of one size
         weights = held / held.mean() if balancing else jnp.ones(2)
@@ -114,13 +114,13 @@ def test_the_published_runs_average_the_prior_alone():
     model = toy.lsgm()
     params = fresh(model)
     for averaged in (True, False):
-        both = stages(f"train.average_vae={averaged}", "train.ema_warmup=False", model=model)
+        both = stages(f"train.ema_vae={averaged}", "train.ema_warmup=False", model=model)
         state, _ = train(both["vae"], params["vae"])
         assert moved(params["vae"], state.params) == {
             "net/encode",
             "net/log_std",
             "net/decode",
-            "carried/mean",
+            "state/mean",
         }
         lagging = moved(state.params, state.ema)
         assert lagging == ({"net/encode", "net/log_std", "net/decode"} if averaged else set())
@@ -132,14 +132,14 @@ def test_the_published_runs_average_the_prior_alone():
 def test_without_warmup_the_average_decays_from_the_first_step():
     model = toy.lsgm()
     stage = stages("train.ema_warmup=False", "train.ema_decay=0.9999", model=model)["joint"]
-    assert (stage.average.decay, stage.average.warmup) == (0.9999, False)
+    assert (stage.ema.decay, stage.ema.warmup) == (0.9999, False)
     warm = stages("train.ema_decay=0.9999", model=model)["joint"]
     assert warm.average.warmup
 
 
 def test_the_encoder_meets_the_average():
     """The VAE's gradient is that at the averaged prior; the prior's own is as without."""
-    model = toy.lsgm(encoder_meets_average=True, **SEPARATE)
+    model = toy.lsgm(encoder_uses_ema=True, **SEPARATE)
     now, before = fresh(model, 0), fresh(model, 1)
     past = {**before, "vae": now["vae"]}
     gradient = jax.jit(jax.grad(stages(model=model)["joint"].loss, has_aux=True))
@@ -194,7 +194,7 @@ def test_a_frozen_vae_is_left_as_it_is():
         assert moved(params["vae"], tree["vae"]) == set()
         assert {"score_net", "mixing_logit"} <= {path.split("/")[0] for path in moved(params, tree)}
     state, _ = train(stages(*decay, model=model)["joint"], params)
-    assert {"net/encode", "carried/mean"} <= moved(params["vae"], state.params["vae"])
+    assert {"net/encode", "state/mean"} <= moved(params["vae"], state.params["vae"])
 
 
 def test_a_frozen_vae_encodes_as_for_scoring():
@@ -229,11 +229,11 @@ def partly_active():
 
 def test_channels_that_hold_nothing_are_found(partly_active):
     _, _, before, after = partly_active
-    np.testing.assert_array_equal(after["carried"]["active"], [1, 0, 1, 1])
+    np.testing.assert_array_equal(after["state"]["active"], [1, 0, 1, 1])
     np.testing.assert_array_equal(
         after["mixing_logit"], np.where([1, 0, 1, 1], before["mixing_logit"], -15.0)
     )
-    assert moved(before, after) == {"mixing_logit", "carried/active"}
+    assert moved(before, after) == {"mixing_logit", "state/active"}
 
 
 def test_what_a_channel_holds_is_its_kl_in_nats(partly_active):
@@ -246,7 +246,7 @@ def test_what_a_channel_holds_is_its_kl_in_nats(partly_active):
     for index in range(1, toy.CHANNELS):
         model = toy.lsgm(inactive_kl=0.5 * float(held[index - 1] + held[index]))
         stage = stages("data.batch_size=8", model=model, training=toy.Samples(20))["joint"]
-        assert int(stage.adapt(params)["carried"]["active"].sum()) == toy.CHANNELS - index
+        assert int(stage.adapt(params)["state"]["active"].sum()) == toy.CHANNELS - index
 
 
 def test_the_network_does_not_see_inactive_channels(partly_active):
@@ -263,7 +263,7 @@ def test_the_network_does_not_see_inactive_channels(partly_active):
     assert not np.allclose(
         predict(before, z_t)[..., others], predict(before, shifted)[..., others], atol=1e-4
     )
-    normal = normal_eps(model.process, z_t, t)
+    normal = gaussian_eps(model.process, z_t, t)
     np.testing.assert_allclose(predict(after, z_t)[..., 1], normal[..., 1], atol=1e-5)
     silent = z_t.at[..., 1].set(0.0)
     np.testing.assert_array_equal(predict(after, z_t)[..., others], predict(before, silent)[..., others])
@@ -273,7 +273,7 @@ def test_what_is_active_stays_so_in_training(partly_active):
     _, stage, _, after = partly_active
     state, _ = train(stage, after)
     for tree in (state.params, state.ema):
-        np.testing.assert_array_equal(tree["carried"]["active"], [1, 0, 1, 1])
+        np.testing.assert_array_equal(tree["state"]["active"], [1, 0, 1, 1])
         assert {"mixing_logit", "score_net/out/kernel"} <= moved(after, tree)
 
 

@@ -10,7 +10,7 @@ from lsgm_jax.nn.network import Aux
 from lsgm_jax.training import optim, sharding
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.state import Skips, create_state
-from lsgm_jax.training.step import Average, Context, make_step
+from lsgm_jax.training.step import EMA, Context, make_step
 from tests import tiny
 
 
@@ -24,7 +24,7 @@ def quadratic(params, batch, context):
 def test_a_step_is_optax_with_an_average(x64):
     params, batch = {"w": jnp.array([0.5, -1.0])}, jnp.array([[1.0, 2.0], [0.3, 0.1]])
     optimiser = optax.sgd(0.1)
-    step = make_step(quadratic, optimiser, Average(0.05))
+    step = make_step(quadratic, optimiser, EMA(0.05))
     state = create_state(params, optimiser)
     expected, average = params["w"], params["w"]
     for number in range(3):
@@ -48,7 +48,7 @@ def test_without_warmup_the_average_has_its_decay_from_the_start(x64):
     def loss(params, batch, context):
         return params["vae"][0] ** 2 + params["prior"][0] ** 2, Aux({}, {})
 
-    step = make_step(loss, optimiser, Average(0.9999, warmup=False, skip=("vae",)))
+    step = make_step(loss, optimiser, EMA(0.9999, warmup=False, skip=("vae",)))
     state, average = create_state(params, optimiser), 2.0
     for _ in range(4):
         state, _ = step(state, None, jax.random.key(0))
@@ -62,7 +62,7 @@ def test_an_average_without_decay_is_the_parameters():
     """Whether or not it warms up."""
     params, optimiser = {"w": jnp.array([0.3, -1.7])}, optax.sgd(0.1)
     for warmup in (True, False):
-        step = make_step(lambda p, b, c: (jnp.sum(p["w"] ** 3), Aux({}, {})), optimiser, Average(0.0, warmup))
+        step = make_step(lambda p, b, c: (jnp.sum(p["w"] ** 3), Aux({}, {})), optimiser, EMA(0.0, warmup))
         state = create_state(params, optimiser)
         for _ in range(2):
             state, _ = step(state, None, jax.random.key(0))
@@ -71,12 +71,12 @@ def test_an_average_without_decay_is_the_parameters():
 
 def test_a_loss_sees_the_average_and_what_the_last_step_remembered():
     def remembering(params, batch, context):
-        seen = jnp.stack([context.average["w"], context.memory, context.step.astype(jnp.float32)])
+        seen = jnp.stack([context.ema_params["w"], context.memory, context.step.astype(jnp.float32)])
         return params["w"] ** 2, Aux(
             {"average": seen[0], "memory": seen[1], "step": seen[2]}, {}, memory=params["w"]
         )
 
-    step = make_step(remembering, optax.sgd(0.1), Average(0.9, warmup=False))
+    step = make_step(remembering, optax.sgd(0.1), EMA(0.9, warmup=False))
     state = create_state({"w": jnp.ones(())}, optax.sgd(0.1), jnp.asarray(7.0))
     before = state
     for number, memory in enumerate((7.0, 1.0)):
@@ -91,7 +91,7 @@ def test_every_step_draws_its_own_noise():
         noise = jax.random.normal(context.key)
         return params["w"] * 0.0, Aux({"noise": noise}, {})
 
-    step = make_step(noisy, optax.sgd(0.1), Average(0.9))
+    step = make_step(noisy, optax.sgd(0.1), EMA(0.9))
     state = create_state({"w": jnp.zeros(())}, optax.sgd(0.1))
     state, first = step(state, None, jax.random.key(0))
     _, second = step(state, None, jax.random.key(0))
@@ -102,7 +102,7 @@ def test_the_callers_parameters_survive_donation():
     params = {"w": jnp.ones(2)}
     optimiser = optax.sgd(0.1)
     launcher, state = sharding.whole(), create_state(params, optimiser)
-    step = launcher.compile(make_step(quadratic, optimiser, Average(0.9)), state)
+    step = launcher.compile(make_step(quadratic, optimiser, EMA(0.9)), state)
     state = place(launcher.mesh, state)
     step(state, launcher.put([np.ones((8, 2), np.float32)]), place(launcher.mesh, jax.random.key(0)))
     np.testing.assert_array_equal(params["w"], jnp.ones(2))
@@ -121,7 +121,7 @@ def test_the_step_compiles_once():
     params = jax.eval_shape(model.init, jax.random.key(0))
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(params))
     state = place(launcher.mesh, create_state(model.init(jax.random.key(0)), optimiser))
-    step = launcher.compile(make_step(loss, optimiser, Average(0.9)), state)
+    step = launcher.compile(make_step(loss, optimiser, EMA(0.9)), state)
     key = place(launcher.mesh, jax.random.key(0))
     for _ in range(3):
         state, _ = step(state, launcher.put([tiny.batch()]), key)
@@ -132,12 +132,12 @@ def test_what_a_loss_carries_replaces_its_place_and_nothing_else():
     """Running statistics: no gradient, no weight decay, no averaging; the weights beside them are optimised."""
 
     def counting(params, batch, context):
-        carried = {"net": {"statistics": {"count": params["net"]["statistics"]["count"] + 1.0}}}
-        return jnp.sum(params["net"]["w"] ** 2), Aux({}, carried)
+        state = {"net": {"statistics": {"count": params["net"]["statistics"]["count"] + 1.0}}}
+        return jnp.sum(params["net"]["w"] ** 2), Aux({}, state)
 
     params = {"net": {"w": jnp.ones((2, 2)), "statistics": {"count": jnp.zeros((2, 2))}}}
     optimiser = optim.adamw(steps=10, learning_rate=0.1, final=0.1, warmup=0, weight_decay=0.5)
-    step = make_step(counting, optimiser, Average(0.9))
+    step = make_step(counting, optimiser, EMA(0.9))
     state = create_state(params, optimiser)
     for _ in range(3):
         state, _ = step(state, None, jax.random.key(0))
@@ -258,11 +258,11 @@ def test_a_step_that_is_no_number_changes_nothing(where):
             jnp.where(batch > 0.0, params["w"] - params["w"], 1.0)
         )  # whose slope at 0 is infinite
         value = params["w"] ** 2 + jnp.where(batch > 0.0, bad, 0.0) + (root if where == "gradient" else 0.0)
-        return value, Aux({"nelbo": value}, {"carried": batch}, memory=context.memory + 1.0)
+        return value, Aux({"nelbo": value}, {"state": batch}, memory=context.memory + 1.0)
 
     optimiser = optax.adam(0.1)
-    step = jax.jit(make_step(loss, optimiser, Average(0.9)))
-    params = {"w": jnp.ones(()), "carried": jnp.zeros(())}
+    step = jax.jit(make_step(loss, optimiser, EMA(0.9)))
+    params = {"w": jnp.ones(()), "state": jnp.zeros(())}
     state = create_state(params, optimiser, memory=jnp.zeros(()))
     start, _ = step(state, jnp.zeros(()), jax.random.key(0))
     state, counts = start, []

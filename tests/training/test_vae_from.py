@@ -79,7 +79,7 @@ def test_it_has_the_donors_vae_and_a_prior_that_learns(frozen, donor):
 def test_the_channel_that_holds_nothing_is_left_out(frozen):
     """Of the averaged parameters that the other commands open, too."""
     params, _ = run.Run.open(frozen).best()
-    np.testing.assert_array_equal(params["carried"]["active"], [0, 1])
+    np.testing.assert_array_equal(params["state"]["active"], [0, 1])
     assert params["mixing_logit"][0] < -14.0 < params["mixing_logit"][1]
 
 
@@ -96,7 +96,7 @@ def test_it_is_sampled_and_scored(frozen, capsys):
     assert cli.main(["sample", f"--workdir={frozen}", *few, "--count=2"]) == 0
     assert cli.main(["evaluate", f"--workdir={frozen}", "--metrics=nelbo", "--config.eval.draws=1"]) == 0
     report = json.loads((frozen / "report.json").read_text())
-    assert np.isfinite([report["nelbo_lsgm"], report["nelbo_lsgm_vae_normal_prior"]]).all()
+    assert np.isfinite([report["nelbo_lsgm"], report["nelbo_lsgm_vae_gaussian_prior"]]).all()
     assert not any(
         name.startswith(("nelbo_vae", "improvement")) for name in report
     )  # there is no first stage

@@ -21,15 +21,15 @@ from lsgm_jax.training.recipes.parts import (
     PREVIEW,
     Data,
     Named,
-    average,
     drawer,
+    ema,
     first_rows,
     model_drawer,
     model_terms,
     validator,
 )
 from lsgm_jax.training.stage import Stage
-from lsgm_jax.training.step import Average, Context
+from lsgm_jax.training.step import EMA, Context
 
 
 def ldm_stages(config: Config, model: LDM, data: Data) -> list[Stage]:
@@ -61,14 +61,14 @@ def _first_stage(config: Config, model: LDM, data: Data) -> Stage:
             )
         return params
 
-    decay = settings.ema_decay if settings.average_first_stage else 0.0
+    decay = settings.ema_decay if settings.ema_first_stage else 0.0
     return Stage(
         name="first_stage",
         init=lambda key, before: training.init(key),
         adapt=adapt,
         loss=loss,
         optimiser=build_optimiser(config, "first_stage"),
-        average=Average(decay, settings.ema_warmup, skip=("discriminator",)),
+        ema=EMA(decay, settings.ema_warmup, skip=("discriminator",)),
         steps=settings.first_stage_steps,
         validate=validator(terms, data.validation, config.data.batch_size, draws=1),
         judged_by="reconstruction",
@@ -110,7 +110,7 @@ def _prior_stage(config: Config, model: LDM, data: Data) -> Stage:
         adapt=adapt,
         loss=loss,
         optimiser=build_optimiser(config, "prior"),
-        average=average(build("train", config), skip=FROZEN),
+        ema=ema(build("train", config), skip=FROZEN),
         steps=config.train.steps,
         validate=validator(model_terms(model), data.validation, config.data.batch_size),
         draw=model_drawer(model, data, PREVIEW),

@@ -22,8 +22,8 @@ from lsgm_jax.training.recipes.parts import (
     PREVIEW,
     Data,
     Named,
-    average,
     drawer,
+    ema,
     model_drawer,
     model_terms,
     named,
@@ -54,7 +54,7 @@ def _vae_stage(config: Config, model: LSGM, data: Data) -> Stage:
         name="vae",
         init=lambda key, before: vae.init(key),
         optimiser=build_optimiser(config, "vae"),
-        average=average(settings, decay=settings.ema_decay if settings.average_vae else 0.0),
+        ema=ema(settings, decay=settings.ema_decay if settings.ema_vae else 0.0),
         steps=settings.vae_steps,
         validate=validator(vae_terms(model), data.validation, config.data.batch_size),
         draw=drawer(
@@ -71,7 +71,7 @@ def _joint_stage(config: Config, model: LSGM, data: Data) -> Stage:
     settings, kl = build("train", config), build("joint_kl", config)
 
     def loss(params: Params, batch: Batch, context: Context) -> tuple[Scalar, Aux]:
-        return model.loss(params, batch, context.key, kl(context.step), context.average)
+        return model.loss(params, batch, context.key, kl(context.step), context.ema_params)
 
     penalties = {
         "vae": build("joint_vae_penalty", config),
@@ -79,7 +79,7 @@ def _joint_stage(config: Config, model: LSGM, data: Data) -> Stage:
     }
     return Stage(
         name="joint",
-        average=average(settings, skip=() if settings.average_vae else ("vae",)),
+        ema=ema(settings, skip=() if settings.ema_vae else ("vae",)),
         **_of_an_lsgm(config, model, data),
         **penalised(loss, penalties, model),
     )
@@ -93,7 +93,7 @@ def _frozen_stage(config: Config, model: LSGM, data: Data) -> Stage:
 
     return Stage(
         name="joint",
-        average=average(build("train", config), skip=("vae",)),
+        ema=ema(build("train", config), skip=("vae",)),
         **_of_an_lsgm(config, model, data),
         **penalised(loss, {"prior": build("joint_prior_penalty", config)}, model),
     )
@@ -124,7 +124,7 @@ def _kl_per_channel(model: LSGM, params: Params, training: Samples, batch_size: 
     @OverDevices
     def held(params: Params, batch: Batch, key: Key) -> PerChannel:
         latent = model.vae.autoencode(params, batch.x, key, train=False).latent
-        kl = latent.normal_cross_entropy - latent.entropy
+        kl = latent.gaussian_cross_entropy - latent.entropy
         return jnp.sum(kl, axis=tuple(range(1, kl.ndim - 1)))
 
     count = min(len(training), INACTIVE_IMAGES)
@@ -137,7 +137,7 @@ def _kl_per_channel(model: LSGM, params: Params, training: Samples, batch_size: 
 
 
 def vae_terms(model: LSGM) -> PerImage:
-    """The bound of an LSGM's VAE with its Normal prior."""
+    """The bound of an LSGM's VAE with its Gaussian prior."""
 
     def terms(params: Params, batch: Batch, key: Key, stratum: Stratum) -> Named:
         return named(model.vae.bound(params, batch, key))

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from lsgm_jax.arrays import Key, State
 from lsgm_jax.data.pipeline import Samples
-from lsgm_jax.evaluation.estimators import PerImage, score_images
+from lsgm_jax.evaluation.estimators import PerImage, evaluate_images
 from lsgm_jax.evaluation.plots import picture
 from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.ldm import LDM
@@ -24,7 +24,7 @@ from lsgm_jax.solvers.sampler import Sampler, draw_noise
 from lsgm_jax.training.devices import OverDevices, shared_count
 from lsgm_jax.training.penalty import Penalty, first_memory, penalise
 from lsgm_jax.training.spec import TrainSpec
-from lsgm_jax.training.step import Average, Loss
+from lsgm_jax.training.step import EMA, Loss
 
 PREVIEW = 64  # samples in TensorBoard's pictures
 VALIDATION_DRAWS = 4
@@ -41,10 +41,10 @@ class Data(NamedTuple):
     validation: Batch  # on which checkpoints are judged
 
 
-def average(settings: TrainSpec, decay: float | None = None, skip: tuple[str, ...] = ()) -> Average:
+def ema(settings: TrainSpec, decay: float | None = None, skip: tuple[str, ...] = ()) -> EMA:
     """The moving average that the config asks for."""
     decay = settings.ema_decay if decay is None else decay
-    return Average(decay, settings.ema_warmup, skip)
+    return EMA(decay, settings.ema_warmup, skip)
 
 
 def penalised(loss: Loss, penalties: dict[str, Penalty], model: Model) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def validator(
     def validate(params: Params) -> dict[str, float]:
         # The same key every time: what changes between two validations is the model alone.
         key = jax.random.key(0)
-        values = score_images(compiled, params, batch, key, draws=draws, batch_size=batch_size)
+        values = evaluate_images(compiled, params, batch, key, draws=draws, batch_size=batch_size)
         return {name: float(value.mean()) for name, value in values.items()}
 
     return validate

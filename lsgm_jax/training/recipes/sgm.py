@@ -10,7 +10,7 @@ from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.recipes.parts import (
     PREVIEW,
     Data,
-    average,
+    ema,
     model_drawer,
     model_terms,
     penalised,
@@ -31,7 +31,7 @@ def score_stage(config: Config, model: SGM, data: Data) -> Stage:
         name="score",
         init=lambda key, before: model.init(key),
         optimiser=build_optimiser(config, "score"),
-        average=average(build("train", config)),
+        ema=ema(build("train", config)),
         steps=config.train.steps,
         validate=validator(model_terms(model), data.validation, config.data.batch_size),
         draw=model_drawer(model, data, count),

@@ -23,12 +23,13 @@ LAYERS = (
     ("distributed/",),
     ("training/",),
     ("evaluation/",),
-    ("config/",),
     ("training/recipes/", "conditioning/request.py"),
-    # What takes a run.
+    # The only entry that sees a ConfigDict; what stands below it may open a run.
+    ("config/", "interop/kinds.py"),
     ("sampling/run.py",),
     (
         "sampling/",
+        "training/train.py",
         "evaluation/likelihood.py",
         "evaluation/sample_quality.py",
         "evaluation/solver_study.py",

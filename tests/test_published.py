@@ -161,7 +161,7 @@ def test_quick_variants_of_latent_diffusion_trace_through_all_stages(variant):
     step = lambda p, x, k: training.loss(p, Batch(x), k, 0)[0]
     assert jax.eval_shape(step, jax.eval_shape(training.init, key), x, key).shape == ()
     params = jax.eval_shape(model.init, key)
-    condition = None if model.task else model.prior.conditioning.nothing(2)
+    condition = None if model.task else model.prior.conditioning.null(2)
     assert jax.eval_shape(model.loss, params, Batch(x, condition), key)[0].shape == ()
     sampler = Sampler(method=METHODS["DDIM"](), steps=Linear(steps=2), t_min=1e-3)
     images, _ = jax.eval_shape(lambda p, k: model.sample(p, k, 2, sampler), params, key)

@@ -18,7 +18,7 @@ FORBIDDEN = {
     r"\btold\b|\bAsked\b|\bask(s|ed|ing)?\b|\bis_nothing\b": "condition, encode_condition, request; null condition",
     r"\bexaggerat\w*": "guidance scale",
     r"\b[Gg]ames?\b": "GANLoss, adversarial loss",
-    r"\b[Ss]queez(e|es|ed|ing)\b|\bprices?\b": "quantize, sample, regularization_loss",
+    r"\b[Ss]queez(es|ed|ing)\b|\b[Ss]queeze\b(?!-and|\"|=|\()|\bprices?\b": "quantize, sample, regularization_loss",
     r"\broll[ _-]?calls?\b|\bcall(s|ed)? in\b": "rendezvous",
     r"\bon (its|their|the) way\b": "sampling trajectories",
     r"\bpictures? completed\b|\bcompletions?\b|\bcompletes? (an? )?(images?|pictures?)\b": "inpainting, super-resolution",

@@ -1,52 +1,24 @@
-"""The two kinds of autoencoder network behind a VAE: flat (encoder and decoder) and hierarchical (NVAE).
+"""The two kinds of autoencoder network of a VAE: flat (encoder and decoder) and hierarchical (NVAE).
 
-A backbone turns images into latents and features of the likelihood, and knows which latent the score prior describes.
+A backbone maps images to latents, and latents to features of the likelihood. It knows which latent the prior models.
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Images, Key, Latents, PerSample, sum_per_sample
+from lsgm_jax.arrays import Images, Key, Latents, sum_per_sample
+from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.gaussian import LOG_2PI, Gaussian
 from lsgm_jax.autoencoders.likelihoods import Features
 from lsgm_jax.autoencoders.nvae import NVAE, GroupSample, join_groups, split_groups
 from lsgm_jax.autoencoders.nvae_towers import Level
 from lsgm_jax.nn.network import PLAINLY, Compute, Network, Params, StatefulNetwork, split_or_none
 from lsgm_jax.nn.penalised import Penalised, by_layer, penalised
-from lsgm_jax.objectives.kl import PerGroup, sum_per_group
-
-
-class Latent(NamedTuple):
-    """What an encoder drew, nats: expectations where they are known, and otherwise those of the draw."""
-
-    z_0: Latents  # what the score prior describes
-    entropy: Latents  # of q, per dimension of z_0
-    gaussian_cross_entropy: Latents  # CE(q || N(0, I)), per dimension of z_0
-    other_entropy: PerGroup  # of the groups beside z_0, which keep their Gaussian prior
-    other_cross_entropy: PerGroup
-    log_q: PerSample  # log q of the draw, all latents
-
-    @property
-    def total_entropy(self) -> PerSample:
-        """Of all latents."""
-        return sum_per_sample(self.entropy) + sum_per_sample(self.other_entropy)
-
-    @property
-    def rest(self) -> PerSample:
-        """CE(q || N(0, I)) of the latents beside z_0."""
-        return sum_per_sample(self.other_cross_entropy)
-
-    def divergence(self, cross_entropy: Latents, groups: int) -> PerGroup:
-        """KL(q || p) per group, the `groups` of z_0 first.
-
-        Args:
-            cross_entropy: of z_0 with its prior, per dimension.
-        """
-        of_z_0 = sum_per_group(cross_entropy - self.entropy, groups)
-        return jnp.concatenate([of_z_0, self.other_cross_entropy - self.other_entropy], axis=1)
+from lsgm_jax.objectives.bound import Latent
+from lsgm_jax.objectives.kl import PerGroup
 
 
 class Pass(NamedTuple):
@@ -54,8 +26,8 @@ class Pass(NamedTuple):
 
     latent: Latent
     features: Features
-    state: Params  # see `network.Aux`
-    penalised: Penalised  # in training
+    state: Params  # the new non-trainable state; see `network.Aux`
+    penalised: Penalised  # the weights that penalties apply to, in training
 
 
 @runtime_checkable
@@ -64,11 +36,11 @@ class Backbone(Protocol):
 
     @property
     def groups_per_scale(self) -> tuple[int, ...]:
-        """Groups of latents on each scale, from that of z_0 up."""
+        """The number of groups of latents on each scale, from that of z_0 up."""
         ...
 
     def init(self, key: Key) -> Params:
-        """Fresh parameters."""
+        """Returns fresh parameters."""
         ...
 
     def autoencode(self, params: Params, x: Images, key: Key, *, train: bool) -> Pass:
@@ -76,7 +48,7 @@ class Backbone(Protocol):
         ...
 
     def decode(self, params: Params, z_0: Latents, key: Key) -> Features:
-        """Features for z_0; latents beside it are drawn from their Gaussian prior."""
+        """Returns the features for z_0; other latents are drawn from their Gaussian prior."""
         ...
 
 
@@ -91,11 +63,11 @@ class Flat:
 
     @property
     def groups_per_scale(self) -> tuple[int, ...]:
-        """One: z_0."""
+        """One group: z_0."""
         return (1,)
 
     def init(self, key: Key) -> Params:
-        """Fresh parameters."""
+        """Returns fresh parameters."""
         k_encoder, k_decoder = jax.random.split(key)
         return {
             "encoder": self.encoder.init(k_encoder, jnp.zeros((1, *self.image_shape))),
@@ -103,7 +75,7 @@ class Flat:
         }
 
     def encode(self, params: Params, x: Images, dropout_key: Key | None = None) -> Gaussian:
-        """q(z_0 | x)."""
+        """Returns q(z_0 | x)."""
         return Gaussian.from_features(self.encoder.apply(params["encoder"], x, dropout_key=dropout_key))
 
     def autoencode(self, params: Params, x: Images, key: Key, *, train: bool) -> Pass:
@@ -124,8 +96,52 @@ class Flat:
         return Pass(latent, features, {}, penalised(params))
 
     def decode(self, params: Params, z_0: Latents, key: Key) -> Features:
-        """Features for z_0; nothing else is drawn."""
+        """Returns the features for z_0."""
         return self.decoder.apply(params["decoder"], z_0)
+
+
+def conv_backbone(
+    *,
+    image_shape: tuple[int, int, int],
+    out_channels: int,
+    compute: Compute = PLAINLY,
+    channels: tuple[int, ...] = (32, 64),
+    blocks: int = 1,
+    latent_channels: int = 8,
+    dropout: float = 0.1,
+) -> Flat:
+    """Builds the small convolutional autoencoder; see `ConvEncoder` and `ConvDecoder`.
+
+    Args:
+        out_channels: features per pixel that the likelihood takes.
+        channels: widths per resolution; every one after the first halves height and width.
+        blocks: residual blocks per resolution.
+        latent_channels: channels of z_0.
+
+    Raises:
+        ValueError: for images that cannot be halved so often, or a number out of range.
+    """
+    if not channels or min(channels) < 1:
+        raise ValueError(f"channels={channels}: give one positive width per resolution")
+    if blocks < 1:
+        raise ValueError(f"blocks={blocks}: give at least one block per resolution")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout={dropout}: a probability below 1 is needed")
+    if latent_channels < 1:
+        raise ValueError(f"latent_channels={latent_channels}: a latent needs at least one channel")
+    height, width, _ = image_shape
+    shrink = 2 ** (len(channels) - 1)
+    if height % shrink or width % shrink:
+        raise ValueError(
+            f"image_shape={image_shape} cannot be halved {len(channels) - 1} times: "
+            "resize the images or give channels fewer entries"
+        )
+    return Flat(
+        image_shape=image_shape,
+        latent_shape=(height // shrink, width // shrink, latent_channels),
+        encoder=Network(ConvEncoder(channels, blocks, latent_channels, dropout), compute),
+        decoder=Network(ConvDecoder(channels, blocks, out_channels, dropout), compute),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,37 +159,37 @@ class Hierarchical:
         self.latent_shapes()  # refuses images that cannot be halved
 
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """Of every group, those of z_0 first."""
+        """Returns the shape of every group, those of z_0 first."""
         return self.net.latent_shapes(self.image_shape)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Of z_0."""
+        """The shape of z_0."""
         height, width, channels = self.latent_shapes()[0]
         return height, width, channels * self.net.groups_per_scale
 
     @property
     def groups_per_scale(self) -> tuple[int, ...]:
-        """Groups of latents on each scale, from that of z_0 up."""
+        """The number of groups of latents on each scale, from that of z_0 up."""
         return (self.net.groups_per_scale,) * self.net.scales
 
     def init(self, key: Key) -> Params:
-        """Fresh parameters and running statistics."""
+        """Returns fresh parameters and running statistics."""
         noises = [jnp.zeros((1, *shape)) for shape in self.latent_shapes()]
         return self._network.init(key, jnp.zeros((1, *self.image_shape)), noises)
 
     def autoencode(self, params: Params, x: Images, key: Key, *, train: bool) -> Pass:
         """Draws all groups from the smallest scale up, and decodes them."""
-        noises = _normal(key, [(len(x), *shape) for shape in self.latent_shapes()])
+        noises = _gaussian_noise(key, [(len(x), *shape) for shape in self.latent_shapes()])
         output, state, kernels = self._network.apply(params, x, noises, train=train)
         # Its kernels are normalised and masked on the way: those that count are the ones that were applied.
         weights = Penalised(by_layer(kernels, "effective"), by_layer(params, "scale"))
         return Pass(self._latent(output.groups), output.features, state, weights)
 
     def decode(self, params: Params, z_0: Latents, key: Key) -> Features:
-        """Features for z_0 and a draw of the larger scales."""
+        """Returns the features for z_0 and a draw of the larger scales."""
         top = self.net.groups_per_scale
-        others = _normal(key, [(len(z_0), *shape) for shape in self.latent_shapes()[top:]])
+        others = _gaussian_noise(key, [(len(z_0), *shape) for shape in self.latent_shapes()[top:]])
         eps = [*split_groups(z_0, top), *others]
         return self._network.apply(params, eps, train=False, method="decode")[0]
 
@@ -182,7 +198,7 @@ class Hierarchical:
         return StatefulNetwork(self.net, self.compute)
 
     def _latent(self, groups: tuple[GroupSample, ...]) -> Latent:
-        """Entropies of the draw: the flows leave nothing else."""
+        """Entropies of the draw: with flows there is no closed form."""
         top = self.net.groups_per_scale
         entropy = [-group.posterior.log_density(group.before_flow) for group in groups]
         normal = [0.5 * (group.eps**2 + LOG_2PI) for group in groups]
@@ -196,11 +212,26 @@ class Hierarchical:
         )
 
 
+def nvae_backbone(
+    *, image_shape: tuple[int, int, int], out_channels: int, compute: Compute = PLAINLY, **fields: Any
+) -> Hierarchical:
+    """Builds an NVAE; `fields` are those of `NVAE`.
+
+    Args:
+        out_channels: features per pixel that the likelihood takes.
+
+    Raises:
+        ValueError: for images that cannot be halved as often as the NVAE does.
+    """
+    net = NVAE(out_channels=out_channels, **fields)
+    return Hierarchical(image_shape=image_shape, net=net, compute=compute)
+
+
 def _sums(groups: list[Level]) -> PerGroup:
-    """Of every sample and group."""
+    """Sums over every sample and group."""
     return jnp.stack([sum_per_sample(group) for group in groups], axis=1)
 
 
-def _normal(key: Key, shapes: list[tuple[int, ...]]) -> list[Level]:
-    """Standard Gaussian arrays of these shapes."""
+def _gaussian_noise(key: Key, shapes: list[tuple[int, ...]]) -> list[Level]:
+    """Draws standard Gaussian arrays of these shapes."""
     return [jax.random.normal(jax.random.fold_in(key, index), shape) for index, shape in enumerate(shapes)]

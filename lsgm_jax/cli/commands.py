@@ -1,6 +1,6 @@
-"""What each command of `lsgm` calls, and prints. No work.
+"""What each command of `lsgm` calls and prints.
 
-Loaded once the command line has been understood: usage errors should not wait for JAX.
+Loaded once the command line has been parsed: usage errors should not wait for JAX.
 """
 
 import argparse
@@ -15,8 +15,7 @@ import jax
 import numpy as np
 
 from lsgm_jax.cli.parser import METRICS, ends, numbers, sampler_overrides
-from lsgm_jax.config.build_models import build_model
-from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import DATA_DIR
@@ -26,11 +25,14 @@ from lsgm_jax.evaluation import likelihood, plots, report, sample_quality, solve
 from lsgm_jax.evaluation.model_size import describe
 from lsgm_jax.files import replacing
 from lsgm_jax.interop.convert import convert
-from lsgm_jax.sampling import inpaint as restore
-from lsgm_jax.sampling import run
+from lsgm_jax.sampling import inpaint
+from lsgm_jax.sampling.interpolate import interpolate
+from lsgm_jax.sampling.run import Run
+from lsgm_jax.sampling.sample import compare, sample
 from lsgm_jax.sampling.trajectories import animate
 from lsgm_jax.training.logs import CompileClock
-from lsgm_jax.training.recipes.plan import bare_stages
+from lsgm_jax.training.recipes.recipe import Data
+from lsgm_jax.training.train import train
 
 
 def _agree(config: Any) -> None:
@@ -39,13 +41,13 @@ def _agree(config: Any) -> None:
 
 
 def train_command(options: argparse.Namespace) -> None:
-    """Trains, or goes on."""
+    """Trains, or resumes training."""
     start, compiling = time.monotonic(), CompileClock()
     config = load_config(options.config, options.overrides)
     _agree(config)
-    run.train(config, options.workdir, trace=options.profile)
+    train(config, options.workdir, trace=options.profile)
     seconds = time.monotonic() - start
-    _, step = run.Run.open(options.workdir).best()
+    _, step = Run.open(options.workdir).best()
     print(
         f"trained in {seconds:.0f} s, {compiling.seconds:.0f} s of it compiling; validation chose step {step}"
     )
@@ -56,15 +58,15 @@ def train_command(options: argparse.Namespace) -> None:
 
 def sample_command(options: argparse.Namespace) -> None:
     """Draws samples."""
-    opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
     _agree(opened.config)
-    sampler = build_sampler(opened.config)
+    solver = opened.experiment.sampler.method.name
     if options.count < 1:
         raise UsageError(f"--count={options.count}: draw at least one sample")
 
-    asked = opened.conditions.ask(opened.model, options.count, label=options.label, prompt=options.prompt)
+    request = opened.conditions.request(options.count, label=options.label, prompt=options.prompt)
     params, step = opened.best(everywhere=True)
-    drawn = run.sample(opened, params, sampler, options.count, options.seed, asked)
+    drawn = sample(opened, params, options.count, options.seed, request)
     failed = int((~drawn.solution.success).sum())
     if failed:
         print(
@@ -73,7 +75,7 @@ def sample_command(options: argparse.Namespace) -> None:
         )
 
     plots.save_png(options.workdir / "samples.png", plots.picture(drawn.x, opened.model.labels))
-    plots.save_png(options.workdir / "comparison.png", run.compare(opened, drawn.x, options.seed))
+    plots.save_png(options.workdir / "comparison.png", compare(opened, drawn.x, options.seed))
     with replacing(options.workdir / "samples.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, x=drawn.x, z_0=np.asarray(drawn.solution.z_0))
     nfe, mean = int(drawn.solution.nfe), float(drawn.solution.nfe_mean)
@@ -83,40 +85,38 @@ def sample_command(options: argparse.Namespace) -> None:
         nfe_mean=mean,
         sample_seconds=drawn.seconds,
         sample_compile_seconds=drawn.compile_seconds,
-        sample_solver=sampler.method.name,
+        sample_solver=solver,
         sample_count=options.count,
         sample_seed=options.seed,
     )
     print(
-        f"{options.count} samples of step {step} by {sampler.method.name}: NFE {nfe} (mean per sample {mean:.1f}), "
+        f"{options.count} samples of step {step} by {solver}: NFE {nfe} (mean per sample {mean:.1f}), "
         f"{drawn.seconds:.2f} s after {drawn.compile_seconds:.1f} s of compilation"
     )
     print(f"wrote {options.workdir}/samples.png, comparison.png and samples.npz")
 
 
 def inpaint_command(options: argparse.Namespace) -> None:
-    """Fills in the hole of a picture."""
-    opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
-    x = restore.read_picture(opened, options.image, "an image for this model")
-    mask = restore.read_mask(opened, options.mask)
-    sampler, (params, _) = build_sampler(opened.config), opened.best()
-    several = lambda picture: np.repeat(picture[None], _at_least_one(options), axis=0)
-    filled, success = restore.inpaint(
-        opened, params, sampler, several(x), several(mask), jax.random.key(options.seed)
-    )
-    _show_restored(options, "inpainted.png", [x, (1.0 - mask) * x, *filled], success)
+    """Fills in the hole of an image."""
+    opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    x = inpaint.read_picture(opened, options.image, "an image for this model")
+    mask = inpaint.read_mask(opened, options.mask)
+    params, _ = opened.best()
+    copies = lambda image: np.repeat(image[None], _at_least_one(options), axis=0)
+    filled, success = inpaint.inpaint(opened, params, copies(x), copies(mask), jax.random.key(options.seed))
+    _save_restored(options, "inpainted.png", [x, (1.0 - mask) * x, *filled], success)
 
 
 def upscale_command(options: argparse.Namespace) -> None:
-    """Makes a small picture large."""
-    opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
-    small = restore.read_small(opened, options.image)
-    sampler, (params, _) = build_sampler(opened.config), opened.best()
-    several = np.repeat(small[None], _at_least_one(options), axis=0)
-    large, success = restore.upscale(opened, params, sampler, several, jax.random.key(options.seed))
+    """Makes a small image large."""
+    opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    small = inpaint.read_small(opened, options.image)
+    params, _ = opened.best()
+    copies = np.repeat(small[None], _at_least_one(options), axis=0)
+    large, success = inpaint.upscale(opened, params, copies, jax.random.key(options.seed))
     factor = large.shape[1] // len(small)
     blocks = small.repeat(factor, axis=0).repeat(factor, axis=1)
-    _show_restored(options, "upscaled.png", [blocks, *large], success)
+    _save_restored(options, "upscaled.png", [blocks, *large], success)
 
 
 def _at_least_one(options: argparse.Namespace) -> int:
@@ -125,8 +125,8 @@ def _at_least_one(options: argparse.Namespace) -> int:
     return options.count
 
 
-def _show_restored(options: argparse.Namespace, name: str, panels: list[Any], success: Any) -> None:
-    """What was given and what came of it, in a row; and each result in a file of its own."""
+def _save_restored(options: argparse.Namespace, name: str, panels: list[Any], success: Any) -> None:
+    """Saves the input and the results in a row, and each result in a file."""
     _warn_of_failures(int((~success).sum()), "samples")
     path = options.out or options.workdir / name
     plots.save_png(path, plots.grid(np.stack(panels), columns=len(panels)))
@@ -138,22 +138,21 @@ def _show_restored(options: argparse.Namespace, name: str, panels: list[Any], su
 
 
 def interpolate_command(options: argparse.Namespace) -> None:
-    """Draws what lies between samples, or test images."""
-    opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    """Draws images between samples, or between test images."""
+    opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
     if options.pairs < 1 or options.points < 2:
         raise UsageError(f"--pairs={options.pairs} --points={options.points}: give at least 1 and 2")
-    asked = opened.conditions.ask(opened.model, options.pairs, label=options.label, prompt=options.prompt)
+    request = opened.conditions.request(options.pairs, label=options.label, prompt=options.prompt)
     params, _ = opened.best()
     try:
-        picture = run.interpolate(
+        picture = interpolate(
             opened,
             params,
-            build_sampler(opened.config),
             between=options.between,
             pairs=options.pairs,
             points=options.points,
             seed=options.seed,
-            asked=asked,
+            request=request,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -163,35 +162,34 @@ def interpolate_command(options: argparse.Namespace) -> None:
 
 
 def animate_command(options: argparse.Namespace) -> None:
-    """Draws samples on their way."""
-    opened = run.Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    """Draws sampling trajectories."""
+    opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
     if options.frames < 2:
         raise UsageError(f"--frames={options.frames}: give at least 2, one of noise and one of data")
     if options.count is not None and options.count < 1:
         raise UsageError(f"--count={options.count}: follow at least one sample")
     params, _ = opened.best()
-    sampler = build_sampler(opened.config)
     animate(
         opened,
         params,
-        sampler,
         count=options.count,
         frames=options.frames,
         seed=options.seed,
         label=options.label,
         prompt=options.prompt,
     )
-    print(f"wrote {options.workdir}/paths.gif and paths.png: from noise to data by {sampler.method.name}")
+    solver = opened.experiment.sampler.method.name
+    print(f"wrote {options.workdir}/paths.gif and paths.png: from noise to data by {solver}")
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
-    """Scores the model and its samples."""
+    """Evaluates the likelihood of the model and the quality of its samples."""
     metrics, workdir = options.metrics.split(","), options.workdir
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
         raise UsageError(f"--metrics={options.metrics}: {unknown[0]!r} is none of {', '.join(METRICS)}")
     samples = [] if options.samples is None else [f"--config.eval.samples={options.samples}"]
-    opened = run.Run.open(workdir, [*sampler_overrides(options), *samples, *options.overrides])
+    opened = Run.open(workdir, [*sampler_overrides(options), *samples, *options.overrides])
     _agree(opened.config)
     distances = [name for name in metrics if name in sample_quality.DISTANCES]
     # Before anything that takes long, because it may be refused.
@@ -221,7 +219,7 @@ def _warn_of_failures(failed: int, what: str) -> None:
 def study_command(options: argparse.Namespace) -> None:
     """Compares solvers."""
     overrides = [f"--config.sampling.{key}={value}" for key, value in ends(options).items()]
-    opened = run.Run.open(options.workdir, [*overrides, *options.overrides])
+    opened = Run.open(options.workdir, [*overrides, *options.overrides])
     if options.count < 2:
         raise UsageError(f"--count={options.count}: give at least two samples")
     solvers, nfe, rtol = (
@@ -242,22 +240,20 @@ def study_command(options: argparse.Namespace) -> None:
 
 def params_command(options: argparse.Namespace) -> None:
     """Counts parameters and operations."""
-    config = load_config(options.config, options.overrides)
-    model = build_model(config)
-    stage = bare_stages(config, model)[-1]
-    print(json.dumps(describe(model, stage, config.data.batch_size)))
+    planned = experiment(load_config(options.config, options.overrides))
+    stage = planned.training.stages(Data.without(planned.model.data_shape))[-1]
+    print(json.dumps(describe(planned.model, stage, planned.data.batch_size)))
 
 
 def convert_command(options: argparse.Namespace) -> None:
     """Makes a run of an official checkpoint."""
     config = load_config(options.config, options.overrides)
-    averaged = options.weights == "average"
-    converted = convert(config, options.checkpoint, options.workdir, averaged=averaged)
+    converted = convert(config, options.checkpoint, options.workdir, ema=options.weights == "ema")
     counted = "".join(f", {name} {number}" for name, number in converted.counters.items())
     if converted.stage in ("vae", "first_stage"):
         print(f"converted the first stage{counted}: train the second with  lsgm train")
     else:
-        weights = "moving average" if converted.averaged else "last step's weights"
+        weights = "EMA" if converted.ema else "weights of the last step"
         print(f"converted {options.checkpoint}{counted}; score network: {weights}")
     print(f"wrote {options.workdir}/config.json and checkpoints/{converted.stage}")
 
@@ -280,7 +276,7 @@ def data_command(options: argparse.Namespace) -> None:
         published = record["published"].get(name)
         print(f"  {name}: {f'{published}, as published' if published else f'sha256 {sha256}'}")
     if record["skipped"]:
-        print(f"left out {len(record['skipped'])} damaged images: {', '.join(record['skipped'])}")
+        print(f"skipped {len(record['skipped'])} damaged images: {', '.join(record['skipped'])}")
     if not outcome.was_there:
         print(f"wrote {job.folder}; train on it with  --config.data.source={job.called}")
 

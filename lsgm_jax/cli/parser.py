@@ -19,7 +19,7 @@ USAGE = """lsgm COMMAND [options]
   lsgm animate  --workdir=DIR [SAMPLER] [--count=N] [--frames=N] [--seed=N] [--label=CLASS,... | --prompt=TEXT]
   lsgm study    --workdir=DIR [--solvers=NAME,...] [--nfe=N,...] [--rtol=X,...] [--grid=NAME] [--count=N] [--seed=N]
   lsgm params   --config=FILE[:ARG] [--config.SECTION.KEY=VALUE ...]
-  lsgm convert  --config=FILE[:ARG] --checkpoint=FILE.pt --workdir=DIR [--weights=average|last]
+  lsgm convert  --config=FILE[:ARG] --checkpoint=FILE.pt --workdir=DIR [--weights=ema|last]
                 [--config.SECTION.KEY=VALUE ...]
   lsgm data prepare mnist|omniglot|cifar10|celebahq256|imagenet32|imagenet64|folder --source=PATH
                 [--data_dir=DIR] [--name=NAME] [--size=N] [--skip_bad]
@@ -94,12 +94,12 @@ def _make_parser() -> _Parser:
         each.add_argument("--seed", type=int, default=0)
     train.add_argument("--profile", action="store_true")
     convert.add_argument("--checkpoint", required=True, type=pathlib.Path)
-    convert.add_argument("--weights", choices=("average", "last"), default="average")
+    convert.add_argument("--weights", choices=("ema", "last"), default="ema")
     sample.add_argument("--count", type=int, default=64)
     for each in (sample, animate, interpolate):
-        asked = each.add_mutually_exclusive_group()
-        asked.add_argument("--label")
-        asked.add_argument("--prompt")
+        condition = each.add_mutually_exclusive_group()
+        condition.add_argument("--label")
+        condition.add_argument("--prompt")
     for each in (inpaint, upscale):
         each.add_argument("--image", required=True, type=pathlib.Path)
         each.add_argument("--count", type=int, default=4)

@@ -1,21 +1,29 @@
-"""Texts as contexts: LDM's transformer over word pieces, which is trained with the denoiser."""
+"""Texts as conditions: LDM's transformer over word pieces, which is trained with the score network."""
+
+import dataclasses
+from typing import cast
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Int
 
+from lsgm_jax.arrays import Key
+from lsgm_jax.conditioning.protocol import Condition, Context, check_dropout
 from lsgm_jax.nn.layers import FAN_IN_UNIFORM, Block, TokenAttention, Tokens
+from lsgm_jax.nn.network import Params
 
 WordPieces = Int[Array, "batch tokens"]
 EMBEDDING_INIT = nn.initializers.normal(0.02)
 
 
 class TextEncoder(nn.Module):
-    """A context of one token per word piece; nothing is masked, neither the future nor what fills up a text.
+    """Word pieces [batch, tokens] to contexts of one token each, [batch, tokens, width].
+
+    Nothing is masked, neither the future nor the padding.
 
     Attributes:
-        vocabulary: word pieces that there are.
-        length: the most that a text has.
+        vocabulary: number of word pieces.
+        length: greatest length of a text.
         width: of the tokens.
         layers: of attention and feed-forward.
         heads: of attention.
@@ -61,3 +69,57 @@ class TextLayer(Block):
 
 def _layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Texts as word pieces, which a transformer encodes; it is trained with the prior. The empty text is the null one.
+
+    Attributes:
+        pieces: size of the vocabulary, or more.
+        length: of a text, in word pieces; shorter ones are padded with piece 0.
+        width: of the tokens.
+        layers, heads, head_width: of the transformer; see `TextEncoder`.
+        dropout: probability of the null condition in training.
+        empty: pieces of the empty text, its beginning and its end; (101, 102) in BERT's own vocabulary.
+        vocabulary: file of one piece per line; "" to train one on the captions of the training split.
+    """
+
+    pieces: int
+    length: int = 77
+    width: int = 128
+    layers: int = 4
+    heads: int = 8
+    head_width: int = 64
+    dropout: float = 0.1
+    empty: tuple[int, ...] = (2, 3)
+    vocabulary: str = ""
+    source = "captions"
+
+    def __post_init__(self):
+        for name in ("pieces", "width", "layers", "heads", "head_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give a positive number")
+        if not len(self.empty) <= self.length:
+            raise ValueError(f"length={self.length}: a text has {len(self.empty)} pieces at least")
+        if not 0 <= max(self.empty) < self.pieces:
+            raise ValueError(f"empty={self.empty}: there are only {self.pieces} word pieces")
+        check_dropout(self.dropout)
+
+    def init(self, key: Key) -> Params:
+        """Returns fresh parameters of the transformer."""
+        return self.net.init(key, self.null(1))["params"]
+
+    def null(self, count: int) -> WordPieces:
+        """Returns the empty text, `count` times."""
+        pieces = (*self.empty, *(0,) * (self.length - len(self.empty)))
+        return jnp.tile(jnp.asarray(pieces, jnp.int32), (count, 1))
+
+    def context(self, params: Params, condition: Condition) -> Context:
+        """Returns one token per word piece."""
+        return Context(tokens=cast(Tokens, self.net.apply({"params": params}, condition)))
+
+    @property
+    def net(self) -> TextEncoder:
+        """The transformer as a module."""
+        return TextEncoder(self.pieces, self.length, self.width, self.layers, self.heads, self.head_width)

@@ -1,4 +1,4 @@
-"""Reads a config file with its overrides, and completes and checks it before anything is built."""
+"""Config file -> complete config: reads it with its overrides, fills in defaults and checks every key."""
 
 import ast
 import inspect
@@ -11,18 +11,20 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
-from lsgm_jax.config.registry import DEFAULT_NAMES, Config, Sections, schema, section_target, sections
+from lsgm_jax.config.models import sections
+from lsgm_jax.config.registry import Config, Section, Target, fields, resolve
+from lsgm_jax.config.renamed import current, renamed_to
 from lsgm_jax.errors import ConfigError, did_you_mean
 from lsgm_jax.files import write_json
 
 # Fields of a config that are no sections, and their defaults.
 PLAIN = {"model": "lsgm", "seed": 0}
-# What a trained model can be sampled and scored with.
+# The sections that may differ between training and sampling or evaluation.
 SAMPLING_SECTIONS = ("solver", "steps", "sampling", "divergence", "eval")
 
 
 def load_config(path: str, overrides: list[str]) -> Config:
-    """Loads `path` ("file.py" or "file.py:arg") and applies `--config.a.b=value` overrides.
+    """Returns the config of `path` ("file.py" or "file.py:arg") with `--config.a.b=value` overrides.
 
     A changed `name` resets its section to the new target's defaults; the other overrides refine those.
 
@@ -35,7 +37,7 @@ def load_config(path: str, overrides: list[str]) -> Config:
 
 
 def override(config: Config, overrides: list[str]) -> Config:
-    """A complete config with `--config.a.b=value` overrides of how it is sampled and scored.
+    """Returns a complete config with `--config.a.b=value` overrides of sampling and evaluation.
 
     Raises:
         ConfigError: as `load_config`, and for an override of anything else.
@@ -55,11 +57,8 @@ def _overridden(tree: dict[str, Any], overrides: list[str]) -> Config:
     for key, value in changes:
         section, _, field = key.partition(".")
         _check_section(section, known)
-        if (
-            field == "name"
-            and isinstance(known.get(section), dict)
-            and value != tree.get(section, {}).get("name")
-        ):
+        named = isinstance(known[section].targets, dict) if section in known else False
+        if field == "name" and named and value != tree.get(section, {}).get("name"):
             tree[section] = {"name": value}
     _fill_required(tree, changes)
     config = complete(tree)
@@ -76,8 +75,7 @@ def _fill_required(tree: dict[str, Any], changes: list[tuple[str, str]]) -> None
         section, _, field = key.partition(".")
         if not field or field == "name" or field in tree.get(section, {}):
             continue
-        named = {"model": tree.get("model", PLAIN["model"]), section: _named(section, tree)}
-        parameter = schema(section, section_target(section, named)).get(field)
+        parameter = _fields(section, tree).get(field)
         if parameter is not None and parameter.default is inspect.Parameter.empty:
             literal, kind = _literal(value), parameter.annotation
             if isinstance(kind, type) and not isinstance(literal, kind):
@@ -87,8 +85,21 @@ def _fill_required(tree: dict[str, Any], changes: list[tuple[str, str]]) -> None
 
 def _named(section: str, tree: dict[str, Any]) -> dict[str, Any]:
     """What `tree` says of a section, its name included."""
-    default = {"name": DEFAULT_NAMES[section]} if section in DEFAULT_NAMES else {}
-    return default | tree.get(section, {})
+    default = _sections_of(tree)[section].default
+    return ({} if default is None else {"name": default}) | tree.get(section, {})
+
+
+def _target(section: str, tree: dict[str, Any]) -> Target:
+    """What the section describes."""
+    targets = _sections_of(tree)[section].targets
+    if isinstance(targets, dict):
+        return resolve(targets, _named(section, tree).get("name", "(none)"), f"{section}.name")
+    return targets
+
+
+def _fields(section: str, tree: dict[str, Any]) -> dict[str, inspect.Parameter]:
+    """The fields that the section takes, with their defaults."""
+    return fields(_sections_of(tree)[section], _target(section, tree))
 
 
 def _literal(text: str) -> Any:
@@ -99,27 +110,26 @@ def _literal(text: str) -> Any:
 
 
 def complete(tree: dict[str, Any]) -> Config:
-    """The config that `tree` describes, with every section present and every default filled in.
+    """Returns the config that `tree` describes, with every section and every default filled in.
 
     Raises:
         ConfigError: for a section or key that does not exist, or one that is missing.
     """
     known = _sections_of(tree)
-    for section, fields in tree.items():
+    for section, content in tree.items():
         _check_section(section, known)
-        if section not in PLAIN and not isinstance(fields, dict):
-            raise ConfigError(f"config.{section}={fields!r} is no section: it takes a ConfigDict")
+        if section not in PLAIN and not isinstance(content, dict):
+            raise ConfigError(f"config.{section}={content!r} is no section: it takes a ConfigDict")
     done: dict[str, Any] = {field: tree.get(field, default) for field, default in PLAIN.items()}
     for section in known:
-        given = _named(section, tree)
-        allowed = schema(section, section_target(section, {"model": done["model"], section: given}))
+        given, allowed = _named(section, tree), _fields(section, tree)
         named = {"name": given["name"]} if "name" in given and "name" not in allowed else {}
         for field in given:
             if field not in allowed and field not in named:
                 raise ConfigError(_no_such_key(section, field, allowed))
         values = {field: given.get(field, parameter.default) for field, parameter in allowed.items()}
-        # A number that may be left out has a type all the same, or no override could set it.
-        values |= {name: _left_out(allowed[name]) for name, value in values.items() if value is None}
+        # An optional value has a type all the same, or no override could set it.
+        values |= {name: _unset(allowed[name]) for name, value in values.items() if value is None}
         missing = [field for field, value in values.items() if value is inspect.Parameter.empty]
         if missing:
             raise ConfigError(f"config.{section}.{missing[0]} is missing")
@@ -127,10 +137,10 @@ def complete(tree: dict[str, Any]) -> Config:
     return ConfigDict(done)
 
 
-def _left_out(field: inspect.Parameter) -> Any:
-    """`None`, of the type that the field's annotation has beside it."""
+def _unset(field: inspect.Parameter) -> Any:
+    """`None`, of the type that the annotation of the field has next to it; any type without one."""
     options = (typing.get_origin(option) or option for option in typing.get_args(field.annotation))
-    return placeholder(next(option for option in options if option in (int, float, str, tuple)))
+    return placeholder(next((option for option in options if option in (int, float, str, tuple)), object))
 
 
 def save_config(path: pathlib.Path, config: Config) -> None:
@@ -145,7 +155,7 @@ def read_config(path: pathlib.Path) -> Config:
         ConfigError: if the file is missing or damaged.
     """
     try:
-        return complete(_tuples(json.loads(path.read_text())))
+        return complete(current(_tuples(json.loads(path.read_text())), str(path)))
     except FileNotFoundError as error:
         raise ConfigError(
             f"no run in {path.parent}: there is no {path.name}; train one with  lsgm train"
@@ -157,7 +167,7 @@ def read_config(path: pathlib.Path) -> Config:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Keys in which two complete configs differ, as "a.b=1, not 2"."""
+    """Returns the keys in which two complete configs differ, as "a.b=1, not 2"."""
     left, right = _flat(old.to_dict()), _flat(new.to_dict())
     keys = [key for key in left | right if left.get(key) != right.get(key)]
     return [f"{key}={left.get(key)!r}, not {right.get(key)!r}" for key in keys]
@@ -205,13 +215,15 @@ def _split_override(override: str) -> tuple[str, str]:
     return key, value
 
 
-def _sections_of(tree: dict[str, Any]) -> Sections:
+def _sections_of(tree: dict[str, Any]) -> dict[str, Section]:
     return sections(tree.get("model", PLAIN["model"]))
 
 
-def _check_section(section: str, known: Sections) -> None:
+def _check_section(section: str, known: dict[str, Section]) -> None:
     names = [*PLAIN, *known]
     if section not in names:
+        if (now := renamed_to(section)) is not None:
+            raise ConfigError(f"config.{section} is now config.{now}")
         near = did_you_mean(section, names)
         raise ConfigError(f"config.{section} does not exist: there are {', '.join(names)}{near}")
 
@@ -219,6 +231,8 @@ def _check_section(section: str, known: Sections) -> None:
 def _no_such_key(section: str, field: str, allowed: Any) -> str:
     if not field:
         return f"config.{section} is a section: set one of {', '.join(allowed)}"
+    if (now := renamed_to(section, field)) is not None:
+        return f"config.{section}.{field} is now config.{now}"
     near = did_you_mean(field, allowed)
     names = ", ".join(allowed) or "no fields"
     return f"config.{section}.{field} does not exist: {section} takes {names}{near}"

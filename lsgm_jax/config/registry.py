@@ -1,13 +1,15 @@
-"""What a config may say: the sections of each model, and the names in them.
+"""Names of a config, and what they stand for.
 
-The only registry: every name in a config is a key of a table here. The fields of the targets in the tables are the
-schema of a config: a section takes what its target takes, with the target's defaults, and nothing else.
+Every name in a config is a key of a table here, or an import path "package.module:Name". The signature of what a name
+stands for is the schema of its section: a section takes these fields with these defaults, and no others.
 """
 
+import importlib
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+from lsgm_jax.autoencoders.backbones import conv_backbone, nvae_backbone
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.likelihoods import (
     Bernoulli,
@@ -18,8 +20,11 @@ from lsgm_jax.autoencoders.likelihoods import (
 )
 from lsgm_jax.autoencoders.mixture import MixtureOfLogistics
 from lsgm_jax.autoencoders.nvae import NVAE
+from lsgm_jax.conditioning.images import Inpainting, Upscaling
+from lsgm_jax.conditioning.labels import Labels
+from lsgm_jax.conditioning.protocol import UNCONDITIONAL, Unconditional
+from lsgm_jax.conditioning.text import Texts
 from lsgm_jax.config.specs import (
-    ConvSpec,
     EvalSpec,
     KLSpec,
     LDMObjectiveSpec,
@@ -27,25 +32,24 @@ from lsgm_jax.config.specs import (
     PerceptualSpec,
     SamplingSpec,
     SGMObjectiveSpec,
-    UNetSpec,
     VQSpec,
 )
 from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.spec import DataSpec
-from lsgm_jax.errors import did_you_mean, look_up
-from lsgm_jax.models.conditional import UNCONDITIONAL, Labels, Texts, Unconditional
-from lsgm_jax.models.tasks import Inpainting, Upscaling
+from lsgm_jax.errors import ConfigError, did_you_mean
 from lsgm_jax.nn.dit import DiT
 from lsgm_jax.nn.ldm import LDMUNet
 from lsgm_jax.nn.mixed_score import FixedPart
 from lsgm_jax.nn.mlp import MLP
 from lsgm_jax.nn.ncsnpp import NCSNpp
 from lsgm_jax.nn.network import Compute
+from lsgm_jax.nn.unet import UNet
 from lsgm_jax.objectives import time_densities, weightings
 from lsgm_jax.objectives.gan import GANLoss
 from lsgm_jax.objectives.kl import KLSchedule
-from lsgm_jax.objectives.score_matching import known_start, l1, l2
-from lsgm_jax.objectives.time_densities import Defensive, Optimal, Timesteps, Uniform
+from lsgm_jax.objectives.score_matching import Norm, known_start, l1, l2
+from lsgm_jax.objectives.time_densities import Defensive, Optimal, Spread, Timesteps, Uniform
+from lsgm_jax.objectives.weightings import Weighting
 from lsgm_jax.processes.cld import CLD, velocity_eps
 from lsgm_jax.processes.discrete import discrete_vp
 from lsgm_jax.processes.linear import gaussian_eps
@@ -55,7 +59,7 @@ from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.registry import METHODS
-from lsgm_jax.training.optim import adam, adamax, adamw
+from lsgm_jax.training.optim import Adam, Adamax, AdamW
 from lsgm_jax.training.penalty import Penalty
 from lsgm_jax.training.sharding import Replicated, Sharded, whole
 from lsgm_jax.training.spec import LDMTrainSpec, TrainSpec, TwoStageSpec
@@ -63,7 +67,90 @@ from lsgm_jax.training.spec import LDMTrainSpec, TrainSpec, TwoStageSpec
 Target = Callable[..., Any]
 Config = Any  # an ml_collections.ConfigDict, whose attributes have no static types
 
-WEIGHTINGS = {
+
+class Section(NamedTuple):
+    """A section of a config.
+
+    Attributes:
+        targets: what the section describes: one object, or a table of them from which its `name` chooses.
+        default: the name if a config gives none.
+        given: arguments of targets that are no fields: other sections decide them.
+    """
+
+    targets: Target | dict[str, Target]
+    default: str | None = None
+    given: tuple[str, ...] = ()
+
+
+def resolve(table: dict[str, Any], name: str, key: str) -> Any:
+    """Returns what a name of a config stands for: the entry of a table, or the object at an import path.
+
+    Args:
+        key: of the config, for the message.
+
+    Raises:
+        ConfigError: if there is no such entry, module or object.
+    """
+    if name in table:
+        return table[name]
+    if ":" not in str(name):
+        near = did_you_mean(name, table)
+        raise ConfigError(
+            f'config.{key}={name!r} is none of {", ".join(table)}, and no import path "module:Name"{near}'
+        )
+    module_name, _, attribute = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    # A module of the user may raise anything.
+    except Exception as error:
+        raise ConfigError(
+            f"config.{key}={name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    return found
+
+
+def fields(section: Section, target: Target) -> dict[str, inspect.Parameter]:
+    """Returns the fields that a section may set, with their defaults."""
+    parameters = signature(target)
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: p for name, p in parameters.items() if name not in section.given and p.kind not in kinds}
+
+
+def signature(target: Target) -> Mapping[str, inspect.Parameter]:
+    """Returns the arguments of a target, with evaluated annotations where that is possible.
+
+    Raises:
+        ConfigError: if the object has no arguments, so that no section can describe it.
+    """
+    try:
+        return inspect.signature(target, eval_str=True).parameters
+    except NameError:
+        return inspect.signature(target).parameters
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{target!r} is nothing that a config can build: give a class or a function"
+        ) from error
+
+
+def with_fields_of(source: Target, target: Target) -> Target:
+    """Returns `target` with the arguments of `source` in place of its `**fields`."""
+
+    def call(**arguments: Any) -> Any:
+        return target(**arguments)
+
+    own = list(signature(target).values())[:-1]
+    names = {parameter.name for parameter in own}
+    more = [p.replace(kind=p.KEYWORD_ONLY) for p in signature(source).values()]
+    parameters = [*own, *(p for p in more if p.name not in names)]
+    call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    return call
+
+
+# Names inside sections.
+
+WEIGHTINGS: dict[str, Weighting] = {
     "likelihood": weightings.likelihood,
     "reweighted": weightings.reweighted,
     "unweighted": weightings.unweighted,
@@ -71,175 +158,134 @@ WEIGHTINGS = {
     "x_0": weightings.x_0,
     "v": weightings.v,
 }
-SPREADS = {
+SPREADS: dict[str, Spread] = {
     "stratified": time_densities.stratified,
     "equidistant": time_densities.equidistant,
     "independent": time_densities.independent,
 }
-NORMS = {"l2": l2, "l1": l1}
+NORMS: dict[str, Norm] = {"l2": l2, "l1": l1}
 # The known part of the network's noise prediction.
 FIXED_PARTS: dict[str, FixedPart | None] = {"none": None, "gaussian": gaussian_eps, "velocity": velocity_eps}
-# What CLD's score is matched given, beside the data: nothing, or the velocity at time 0.
+# The start of CLD that its score is matched given: the data alone, or the velocity at time 0 as well.
 MATCHINGS: dict[str, Callable[[CLD], CLD] | None] = {"hybrid": None, "plain": known_start}
-OPTIMISERS = {"adamax": adamax, "adam": adam, "adamw": adamw}
 
 
 def optimal(*, weighting: str = "likelihood", t_min: float = 0.01) -> Optimal:
-    """`Optimal` for a key of `WEIGHTINGS`."""
-    return Optimal(weighting=_weighting(weighting), t_min=t_min)
+    """Returns `Optimal` for a name of `WEIGHTINGS`."""
+    return Optimal(weighting=resolve(WEIGHTINGS, weighting, "density.weighting"), t_min=t_min)
 
 
 def defensive(*, weighting: str = "likelihood", t_min: float = 0.01, uniform_share: float = 0.1) -> Defensive:
-    """`Defensive` for a key of `WEIGHTINGS`."""
-    return Defensive(weighting=_weighting(weighting), t_min=t_min, uniform_share=uniform_share)
-
-
-def _weighting(name: str) -> weightings.Weighting:
-    if name not in WEIGHTINGS:  # `build` says which section it stands in
-        near = did_you_mean(name, WEIGHTINGS)
-        raise ValueError(f"weighting={name!r} is none of {', '.join(WEIGHTINGS)}{near}")
-    return WEIGHTINGS[name]
+    """Returns `Defensive` for a name of `WEIGHTINGS`."""
+    found = resolve(WEIGHTINGS, weighting, "density.weighting")
+    return Defensive(weighting=found, t_min=t_min, uniform_share=uniform_share)
 
 
 def shared() -> None:
-    """The encoder takes the prior's times."""
+    """Returns None: the encoder shares the t of the prior."""
 
 
 def unconditional() -> Unconditional:
-    """Samples are all alike."""
+    """Returns the conditioning of an unconditional model."""
     return UNCONDITIONAL
 
 
 def cropped_bernoulli(*, levels: int = 2, border: int = 2) -> Cropped:
-    """`Bernoulli` on the inside of padded images."""
+    """Returns `Bernoulli` on the inside of padded images."""
     return Cropped(Bernoulli(levels=levels), border)
 
 
-DENSITIES = {"uniform": Uniform, "optimal": optimal, "defensive": defensive, "timesteps": Timesteps}
+# Names of sections.
 
+PROCESSES: dict[str, Target] = {
+    "vp": VP,
+    "sub_vp": SubVP,
+    "ve": VE,
+    "geometric_vp": GeometricVP,
+    "discrete_vp": discrete_vp,
+    "cld": CLD,
+}
+NETWORKS: dict[str, Target] = {"unet": UNet, "ncsnpp": NCSNpp, "ldm": LDMUNet, "dit": DiT, "mlp": MLP}
+AUTOENCODERS: dict[str, Target] = {"conv": conv_backbone, "nvae": with_fields_of(NVAE, nvae_backbone)}
+FIRST_STAGES: dict[str, Target] = {"kl": KLSpec, "vq": VQSpec}
+LIKELIHOODS: dict[str, Target] = {
+    "bernoulli": Bernoulli,
+    "cropped_bernoulli": cropped_bernoulli,
+    "discretised_logistic": DiscretisedLogistic,
+    "mixture_of_logistics": MixtureOfLogistics,
+    "gaussian_pixels": GaussianPixels,
+    "categorical": Categorical,
+}
+DENSITIES: dict[str, Target] = {
+    "uniform": Uniform,
+    "optimal": optimal,
+    "defensive": defensive,
+    "timesteps": Timesteps,
+}
 CONDITIONINGS: dict[str, Target] = {"none": unconditional, "labels": Labels, "text": Texts}
 TASKS: dict[str, Target] = {"inpainting": Inpainting, "upscaling": Upscaling}
-
-# section -> target, or section -> table of targets, of which the section's `name` chooses one.
-Sections = dict[str, Target | dict[str, Target]]
-SHARED: Sections = {
-    "process": {
-        "vp": VP,
-        "sub_vp": SubVP,
-        "ve": VE,
-        "geometric_vp": GeometricVP,
-        "discrete_vp": discrete_vp,
-        "cld": CLD,
-    },
-    "score": {"unet": UNetSpec, "ncsnpp": NCSNpp, "ldm": LDMUNet, "dit": DiT, "mlp": MLP},
-    "compute": Compute,
-    "conditioning": CONDITIONINGS,
-    "density": DENSITIES,
-    "solver": {**METHODS},
-    "steps": {
-        "adaptive": Adaptive,
-        "linear": Linear,
-        "quadratic": Quadratic,
-        "log_snr": LogSNR,
-        "edm": EDM,
-        "times": Times,
-    },
-    "sampling": SamplingSpec,
-    "divergence": Divergence,
-    "eval": EvalSpec,
-    "parallel": {"data": whole, "fsdp": Sharded, "pmap": Replicated},
+STEPS: dict[str, Target] = {
+    "adaptive": Adaptive,
+    "linear": Linear,
+    "quadratic": Quadratic,
+    "log_snr": LogSNR,
+    "edm": EDM,
+    "times": Times,
 }
-# What a config describes, by the field `model`, and its sections.
-MODELS: dict[str, Sections] = {
-    "lsgm": {
-        "data": {"images": DataSpec},
-        "autoencoder": {"conv": ConvSpec, "nvae": NVAE},
-        "likelihood": {
-            "bernoulli": Bernoulli,
-            "cropped_bernoulli": cropped_bernoulli,
-            "discretised_logistic": DiscretisedLogistic,
-            "mixture_of_logistics": MixtureOfLogistics,
-            "gaussian_pixels": GaussianPixels,
-            "categorical": Categorical,
-        },
-        **SHARED,
-        "objective": ObjectiveSpec,
-        "encoder_density": {"shared": shared, **DENSITIES},
-        "vae_stage": OPTIMISERS,
-        "vae_kl": KLSchedule,
-        "vae_penalty": Penalty,
-        "joint_vae": OPTIMISERS,
-        "joint_prior": OPTIMISERS,
-        "joint_kl": KLSchedule,
-        "joint_vae_penalty": Penalty,
-        "joint_prior_penalty": Penalty,
-        "train": TwoStageSpec,
-    },
-    "ldm": {
-        "data": {"images": DataSpec},
-        "autoencoder": {"kl": KLSpec, "vq": VQSpec},
-        "perceptual": PerceptualSpec,
-        "discriminator": PatchDiscriminator,
-        "gan_loss": GANLoss,
-        "first_stage": OPTIMISERS,
-        **SHARED,
-        "conditioning": {**CONDITIONINGS, **TASKS},
-        "objective": LDMObjectiveSpec,
-        "optimiser": OPTIMISERS,
-        "train": LDMTrainSpec,
-    },
-    "sgm": {
-        "data": {"images": DataSpec, "points": PointSpec},
-        **SHARED,
-        "objective": SGMObjectiveSpec,
-        "optimiser": OPTIMISERS,
-        "penalty": Penalty,
-        "train": TrainSpec,
-    },
+LAUNCHERS: dict[str, Target] = {"data": whole, "fsdp": Sharded, "pmap": Replicated}
+OPTIMISERS: dict[str, Target] = {"adamax": Adamax, "adam": Adam, "adamw": AdamW}
+
+MODULE = ("parent", "name")  # fields that every Linen module has
+OPTIMISER = Section(OPTIMISERS)
+IMAGE_DATA: dict[str, Target] = {"images": DataSpec}
+SHARED = {
+    "process": Section(PROCESSES),
+    "score": Section(NETWORKS, given=("out_channels", "context_width", *MODULE)),
+    "compute": Section(Compute),
+    "conditioning": Section(CONDITIONINGS, default="none"),
+    "density": Section(DENSITIES),
+    "solver": Section({**METHODS}, default="Tsit5"),
+    "steps": Section(STEPS, default="adaptive"),
+    "sampling": Section(SamplingSpec),
+    "divergence": Section(Divergence),
+    "eval": Section(EvalSpec),
+    "parallel": Section(LAUNCHERS, default="data"),
 }
-# What a section's `name` is if a config does not say.
-DEFAULT_NAMES = {
-    "conditioning": "none",
-    "encoder_density": "shared",
-    "data": "images",
-    "solver": "Tsit5",
-    "steps": "adaptive",
-    "parallel": "data",
+LSGM_SECTIONS = {
+    "data": Section(IMAGE_DATA, default="images"),
+    "autoencoder": Section(AUTOENCODERS, given=("image_shape", "out_channels", "compute", *MODULE)),
+    "likelihood": Section(LIKELIHOODS, given=("levels",)),
+    **SHARED,
+    "objective": Section(ObjectiveSpec),
+    "encoder_density": Section({"shared": shared, **DENSITIES}, default="shared"),
+    "vae_stage": OPTIMISER,
+    "vae_kl": Section(KLSchedule),
+    "vae_penalty": Section(Penalty),
+    "joint_vae": OPTIMISER,
+    "joint_prior": OPTIMISER,
+    "joint_kl": Section(KLSchedule),
+    "joint_vae_penalty": Section(Penalty),
+    "joint_prior_penalty": Section(Penalty),
+    "train": Section(TwoStageSpec),
 }
-# Arguments that another section decides, or that the stage gives.
-GIVEN = {
-    # A Linen module's own fields, and what the likelihood or the latent decides.
-    "autoencoder": ("out_channels", "parent", "name"),
-    "discriminator": ("parent", "name"),
-    # `context_width` is that of the conditioning.
-    "score": ("out_channels", "out_features", "context_width", "parent", "name"),
-    "likelihood": ("levels",),
-    "vae_stage": ("steps",),
-    "joint_vae": ("steps",),
-    "joint_prior": ("steps",),
-    "optimiser": ("steps",),
-    "first_stage": ("steps",),
+LDM_SECTIONS = {
+    "data": Section(IMAGE_DATA, default="images"),
+    "autoencoder": Section(FIRST_STAGES),
+    "perceptual": Section(PerceptualSpec),
+    "discriminator": Section(PatchDiscriminator, given=MODULE),
+    "gan_loss": Section(GANLoss),
+    "first_stage": OPTIMISER,
+    **SHARED,
+    "conditioning": Section({**CONDITIONINGS, **TASKS}, default="none"),
+    "objective": Section(LDMObjectiveSpec),
+    "optimiser": OPTIMISER,
+    "train": Section(LDMTrainSpec),
 }
-
-
-def sections(model: str) -> Sections:
-    """The sections of a model's config.
-
-    Raises:
-        ConfigError: if there is no such model.
-    """
-    return look_up(MODELS, model, "model")
-
-
-def section_target(section: str, config: Config) -> Target:
-    """The target that a section's `name` chooses, or its only one."""
-    target = sections(config["model"])[section]
-    if isinstance(target, dict):
-        return look_up(target, config[section].get("name", "(none)"), f"{section}.name")
-    return target
-
-
-def schema(section: str, target: Target) -> dict[str, inspect.Parameter]:
-    """The fields a section may set, with their defaults."""
-    parameters = inspect.signature(target).parameters
-    return {name: p for name, p in parameters.items() if name not in GIVEN.get(section, ())}
+SGM_SECTIONS = {
+    "data": Section({**IMAGE_DATA, "points": PointSpec}, default="images"),
+    **SHARED,
+    "objective": Section(SGMObjectiveSpec),
+    "optimiser": OPTIMISER,
+    "penalty": Section(Penalty),
+    "train": Section(TrainSpec),
+}

@@ -1,27 +1,17 @@
-"""What sections say that are no object of their own: the fields, their defaults, and what they may be."""
+"""Sections of a config that are no object of the library: their fields, defaults and limits."""
 
 import dataclasses
 
-from lsgm_jax.autoencoders.ldm import Levels
+from lsgm_jax.autoencoders.bottlenecks import Bottleneck, CodebookBottleneck, GaussianBottleneck
+from lsgm_jax.autoencoders.ldm import Decoder, Encoder, Levels
+from lsgm_jax.autoencoders.quantiser import Quantiser
 from lsgm_jax.data.spec import SPLIT_NAMES
 from lsgm_jax.errors import did_you_mean
+from lsgm_jax.models.first_stage import FirstStage
+from lsgm_jax.nn.network import Compute, Network
+from lsgm_jax.objectives.gan import KLFirstStage, VQFirstStage
 
 FEWEST_SAMPLES = 4  # for a distance to the third neighbour
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvSpec:
-    """The convolutional autoencoder; see `ConvEncoder`."""
-
-    channels: tuple[int, ...] = (32, 64)
-    blocks: int = 1
-    latent_channels: int = 8
-    dropout: float = 0.1
-
-    def __post_init__(self):
-        _check_network(self.channels, self.blocks, self.dropout)
-        if self.latent_channels < 1:
-            raise ValueError(f"latent_channels={self.latent_channels}: a latent needs at least one channel")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +19,7 @@ class FirstStageSpec(Levels):
     """A first stage of latent diffusion; see `Levels`.
 
     Attributes:
-        latent_channels: of the latents.
+        latent_channels: channels of the latents.
     """
 
     latent_channels: int
@@ -39,37 +29,78 @@ class FirstStageSpec(Levels):
         if self.latent_channels < 1:
             raise ValueError(f"latent_channels={self.latent_channels}: a latent needs at least one channel")
 
-    @property
-    def factor(self) -> int:
-        """By which latents are smaller than images."""
-        return 2 ** (len(self.channel_mult) - 1)
+    def build(
+        self, image_shape: tuple[int, int, int], bottleneck: Bottleneck, compute: Compute
+    ) -> FirstStage:
+        """Builds the first stage.
+
+        Raises:
+            ValueError: for images that cannot be halved so often.
+        """
+        height, width, channels = image_shape
+        factor = 2 ** (len(self.channel_mult) - 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"image_shape={image_shape} cannot be halved {len(self.channel_mult) - 1} times: "
+                "resize the images or give channel_mult fewer entries"
+            )
+        encoder = Encoder(self, trunk_channels=bottleneck.features, features=bottleneck.features)
+        decoder = Decoder(self, trunk_channels=self.latent_channels, out_channels=channels)
+        return FirstStage(
+            image_shape=image_shape,
+            latent_shape=(height // factor, width // factor, self.latent_channels),
+            encoder=Network(encoder, compute),
+            decoder=Network(decoder, compute),
+            bottleneck=bottleneck,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KLSpec(FirstStageSpec):
-    """With latents held near a standard Gaussian; see `KLFirstStage`."""
+    """A first stage whose latents are kept near a standard Gaussian; see `KLFirstStage`."""
 
     kl_weight: float = 1e-6
+
+    def first_stage(self, image_shape: tuple[int, int, int], compute: Compute) -> FirstStage:
+        """Builds the first stage."""
+        return self.build(image_shape, GaussianBottleneck(latent_channels=self.latent_channels), compute)
+
+    @property
+    def criterion(self) -> KLFirstStage:
+        """The weights of its loss."""
+        return KLFirstStage(kl_weight=self.kl_weight)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQSpec(FirstStageSpec):
-    """With latents rounded to a codebook; see `Quantiser` and `VQFirstStage`."""
+    """A first stage whose latents are rounded to a codebook; see `Quantiser` and `VQFirstStage`."""
 
     entries: int = 8192
     beta: float = 0.25
     legacy: bool = True
     codebook_weight: float = 1.0
 
+    def first_stage(self, image_shape: tuple[int, int, int], compute: Compute) -> FirstStage:
+        """Builds the first stage."""
+        quantiser = Quantiser(
+            entries=self.entries, width=self.latent_channels, beta=self.beta, legacy=self.legacy
+        )
+        return self.build(image_shape, CodebookBottleneck(quantiser=quantiser), compute)
+
+    @property
+    def criterion(self) -> VQFirstStage:
+        """The weights of its loss."""
+        return VQFirstStage(codebook_weight=self.codebook_weight)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerceptualSpec:
-    """LPIPS in a first stage's loss.
+    """LPIPS in the loss of a first stage.
 
     Attributes:
-        weights: a file of `torch.save` with its weights, or two with a comma between (see docs/howto/ldm.md); without
-            any there is no such term.
-        weight: of the distance.
+        weights: a file of `torch.save` with its weights, or two with a comma between (see docs/howto/ldm.md); "" for
+            no such term.
+        weight: factor of the distance.
     """
 
     weights: str = ""
@@ -81,25 +112,11 @@ class PerceptualSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UNetSpec:
-    """The U-Net; see `UNet`."""
-
-    channels: tuple[int, ...] = (64, 64)
-    blocks: int = 1
-    attention: tuple[int, ...] = (4,)
-    dropout: float = 0.1
-    embedding_scale: float = 1000.0
-
-    def __post_init__(self):
-        _check_network(self.channels, self.blocks, self.dropout)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
-    """The joint stage; see `Objective` and `LSGM`.
+    """The objective of an LSGM's second stage; see `Objective` and `ScoreModel`.
 
-    `weighting` is a key of `WEIGHTINGS`, `spread` one of `SPREADS`. `mixed_score`, one of `FIXED_PARTS`, is added to
-    the network's output before that is mixed with the Gaussian prediction.
+    `weighting` is a name of `WEIGHTINGS`, `spread` one of `SPREADS`, `prediction` one of `PREDICTIONS`. `mixed_score`,
+    one of `FIXED_PARTS`, is added to the network's output before that is mixed with the Gaussian prediction.
     """
 
     weighting: str = "likelihood"
@@ -107,6 +124,7 @@ class ObjectiveSpec:
     control_variate: bool = True
     encoder_uses_ema: bool = False
     mixed_score: str = "none"
+    prediction: str = "eps"
     mixing_logit_init: float = -3.0
     inactive_kl: float = 0.0
 
@@ -117,10 +135,9 @@ class ObjectiveSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SGMObjectiveSpec:
-    """How an `SGM` is trained; names as in `ObjectiveSpec`.
+    """The objective of an SGM; see `Objective` and `ScoreModel`; names as in `ObjectiveSpec`.
 
-    `mixed_score` is a key of `FIXED_PARTS`, `matching` one of `MATCHINGS`. `prediction`, of `PREDICTIONS`, is what the
-    network's output means, and `norm`, of `NORMS`, how large its error is.
+    `matching` is a name of `MATCHINGS`, `norm` one of `NORMS`.
     """
 
     weighting: str = "unweighted"
@@ -133,11 +150,11 @@ class SGMObjectiveSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LDMObjectiveSpec(SGMObjectiveSpec):
-    """How the prior of an `LDM` is trained.
+    """The objective of the prior of an LDM.
 
     Attributes:
-        latent_scale: times the latents are what is diffused; 0 for one over the standard deviation of those of the
-            first images.
+        latent_scale: factor of the latents before they are diffused; 0 for one over the standard deviation of those
+            of the first images.
     """
 
     latent_scale: float = 0.0
@@ -149,7 +166,7 @@ class LDMObjectiveSpec(SGMObjectiveSpec):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSpec:
-    """How sampling starts and ends; see `Sampler`."""
+    """Start and end of sampling; see `Sampler`."""
 
     t_min: float = 1e-5
     denoise: str = "none"
@@ -159,16 +176,16 @@ class SamplingSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSpec:
-    """What `lsgm evaluate` averages and compares.
+    """Settings of `lsgm evaluate`.
 
     Attributes:
-        draws: of (z_0, t, eps) per image.
-        importance_draws: latents of the importance-weighted bound.
+        draws: draws of (z_0, t, eps) per image for the NELBO.
+        importance_draws: latents per image for the importance-weighted bound.
         batch_size: images at a time, over all devices.
-        samples: of the model that distances compare with the data.
+        samples: samples of the model for FID, KID, precision and recall.
         reference: the split that they are compared with; published FIDs take the training split.
-        classifier_steps: of training the classifier that judges where there are no weights of Inception; what suits
-            digits leaves a judge of photographs poor.
+        classifier_steps: training steps of the classifier that gives features where there are no weights of Inception.
+            Enough for digits; photographs need more.
     """
 
     draws: int = 16
@@ -187,12 +204,3 @@ class EvalSpec:
         if self.reference not in SPLIT_NAMES:
             near = did_you_mean(self.reference, SPLIT_NAMES)
             raise ValueError(f"reference={self.reference!r} is none of {', '.join(SPLIT_NAMES)}{near}")
-
-
-def _check_network(channels: tuple[int, ...], blocks: int, dropout: float) -> None:
-    if not channels or min(channels) < 1:
-        raise ValueError(f"channels={channels}: give one positive width per resolution")
-    if blocks < 1:
-        raise ValueError(f"blocks={blocks}: give at least one block per resolution")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout={dropout}: a probability below 1 is needed")

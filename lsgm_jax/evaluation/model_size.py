@@ -7,18 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.models.conditional import told
-from lsgm_jax.models.ldm import LDM
-from lsgm_jax.models.lsgm import LSGM
-from lsgm_jax.models.model import Model
-from lsgm_jax.models.sgm import SGM
+from lsgm_jax.conditioning.protocol import encode_condition
+from lsgm_jax.models.protocol import Model
 from lsgm_jax.nn.network import Params, trainable
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.processes.linear import sample_prior
 from lsgm_jax.training.stage import Stage
 from lsgm_jax.training.step import make_step
-
-AUTOENCODERS = {LSGM: "vae", LDM: "first_stage"}  # what models call theirs
 
 
 def count_parameters(tree: Any) -> int:
@@ -59,19 +54,22 @@ def _count(program: Any) -> int:
 
 
 def describe(model: Model, stage: Stage, batch_size: int) -> dict[str, Any]:
-    """What `lsgm params` prints, of a model and its last stage.
+    """Returns parameters and operations of a model, from shapes alone: the output of `lsgm params`.
 
     Parameters are those that are trained. Operations are per sample: those of one forward pass of each network as
     papers count them and by XLA (see `multiply_add_flops` and `flops`), and of the training step at the run's batch
     size by XLA.
+
+    Args:
+        stage: the last stage.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(model.init, key)
-    autoencoder = AUTOENCODERS.get(type(model), "")
-    beside = {autoencoder, "scale", "conditioner"}
+    autoencoder = "" if model.autoencoder is None else model.stages[0]
+    others = {autoencoder, "scale", "conditioner"}
     parts = {
         "autoencoder": params.get(autoencoder, {}),
-        "score_net": {name: part for name, part in params.items() if name not in beside},
+        "score_net": {name: part for name, part in params.items() if name not in others},
         "conditioner": params.get("conditioner", {}),
     }
     parts = {name: part for name, part in parts.items() if part}
@@ -89,24 +87,21 @@ def describe(model: Model, stage: Stage, batch_size: int) -> dict[str, Any]:
 
 
 def _forward_passes(model: Model, params: Params, key: Any) -> dict[str, tuple[Any, ...]]:
-    """Each network with the shapes of what it is called with."""
-    z_t = jax.eval_shape(lambda key: sample_prior(model.process, key, (1, *model.latent_shape)), key)
+    """Each network with the shapes of its arguments."""
+    prior, autoencoder = model.prior, model.autoencoder
+    z_t = jax.eval_shape(lambda key: sample_prior(prior.process, key, (1, *model.latent_shape)), key)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    prior = model.prior if isinstance(model, LDM) else model
-    score_net = (_predict(prior), params, z_t, t)
-    if isinstance(model, SGM):
+
+    def predict(params: Params, z_t: Any, t: Any) -> jax.Array:
+        context = encode_condition(prior.conditioning, params, None, 1)
+        return prior.eps_net(params, context=context)(z_t, t)
+
+    score_net = (predict, params, z_t, t)
+    if autoencoder is None:
         return {"score_net": score_net}
 
-    def reconstruct(params: Params, x: jax.Array, key: jax.Array) -> jax.Array:
-        if isinstance(model, LDM):
-            return model.first_stage.autoencode(params, x, key).x_hat
-        return model.vae.autoencode(params, x, key, train=False).reconstruction
+    def reconstruct(params: Params, x: jax.Array, key: jax.Array) -> Any:
+        return autoencoder.autoencode(params, x, key, train=False)[1]
 
     x = jax.ShapeDtypeStruct((1, *model.data_shape), jnp.float32)
-    return {"autoencoder": (reconstruct, params[AUTOENCODERS[type(model)]], x, key), "score_net": score_net}
-
-
-def _predict(prior: SGM | LSGM) -> Callable[[Params, Any, Any], jax.Array]:
-    """The noise prediction that is told nothing."""
-    context = lambda params: told(prior.conditioning, params, None, 1)
-    return lambda params, z_t, t: prior.eps_net(params, context=context(params))(z_t, t)
+    return {"autoencoder": (reconstruct, params[model.stages[0]], x, key), "score_net": score_net}

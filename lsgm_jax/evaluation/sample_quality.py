@@ -1,4 +1,4 @@
-"""What a run's samples are worth: distances to the data by features of images, and the time that sampling takes."""
+"""Sample quality metrics of a run: FID, KID, precision and recall against the data, and the time of sampling."""
 
 import dataclasses
 import pathlib
@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Images, Key, PerSample, State
-from lsgm_jax.conditioning.request import Asked
-from lsgm_jax.config.build_running import build_sampler
-from lsgm_jax.config.section import build
+from lsgm_jax.conditioning.protocol import Condition
+from lsgm_jax.conditioning.request import ConditionRequest
 from lsgm_jax.config.specs import FEWEST_SAMPLES
 from lsgm_jax.data import pixels
 from lsgm_jax.data.spec import DataSpec
@@ -24,33 +23,31 @@ from lsgm_jax.evaluation.classifier import Training, classifier_of
 from lsgm_jax.evaluation.features import Extractor, ImageSet, describe_images, fingerprint
 from lsgm_jax.evaluation.fid import frechet_distance, kernel_distance, precision_recall
 from lsgm_jax.evaluation.inception_weights import read_inception
-from lsgm_jax.evaluation.likelihood import check_devices, what_is_scored
+from lsgm_jax.evaluation.likelihood import check_devices
 from lsgm_jax.evaluation.plots import to_bytes
-from lsgm_jax.models.conditional import Condition
 from lsgm_jax.models.first_stage import psnr
-from lsgm_jax.models.ldm import LDM
-from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.nn.network import Params
-from lsgm_jax.sampling.run import Run, compile_draw
-from lsgm_jax.solvers.sampler import Sampler, draw_noise
+from lsgm_jax.sampling.run import Run
+from lsgm_jax.sampling.sample import compile_sampling
+from lsgm_jax.solvers.sampler import draw_noise
 from lsgm_jax.training.devices import OverDevices
 
 DISTANCES = ("fid", "kid", "pr")
 TIMED_BATCH = 16  # images, as the papers time it
-REFERENCE_BATCH = 64  # does not depend on the run, so that all runs find what is kept
+REFERENCE_BATCH = 64  # the same for all runs, so that they share the cache
 SAMPLING_CHOICES = ("solver", "steps", "sampling")
 
 
 def choose_extractor(run: Run, inception: pathlib.Path | None) -> Extractor:
-    """Inception with the weights of a file, or else a classifier of the run's data set.
+    """Returns Inception with the weights of a file, or else a classifier of the run's data set.
 
     Raises:
         ConfigError: if the run's data are no images, or the section `eval` is refused.
         ConversionError: if the file is not to be read.
         DataError: if there is no file and the data set has no labels.
     """
-    data, settings = _images(run), build("eval", run.config)
-    check_devices(settings.batch_size)  # now, for to train a classifier takes a while
+    data, settings = _images(run), run.experiment.evaluation
+    check_devices(settings.batch_size)  # before a classifier is trained, which takes a while
     if inception is not None:
         if data.shape[-1] not in (1, 3):
             raise ConfigError(f"images of shape {data.shape} are neither grey nor RGB, which Inception needs")
@@ -65,12 +62,12 @@ def choose_extractor(run: Run, inception: pathlib.Path | None) -> Extractor:
 def compare_with_data(
     run: Run, metrics: Collection[str], extractor: Extractor, *, seed: int = 0
 ) -> dict[str, Any]:
-    """Distances between samples of the model and the reference split, and beside them those of its first stage.
+    """Computes distances between samples of the model and the reference split, and those of its first stage.
 
-    Of an LSGM's those of samples of its VAE, of an LDM's those of the test split's reconstructions.
+    For an LSGM the first stage gives samples of its VAE, for an LDM reconstructions of the test split.
 
-    Samples are drawn and described in batches over all devices. Features of the reference are kept with the data sets
-    (`data_dir`), for all runs; those of samples in the run's folder `evaluation`, where an interrupted call goes on.
+    Samples are drawn and described in batches over all devices. Features of the reference are cached with the data sets
+    (`data_dir`), for all runs; those of samples in the run's folder `evaluation`, where an interrupted call resumes.
 
     Args:
         metrics: of `DISTANCES`.
@@ -82,10 +79,10 @@ def compare_with_data(
         ConfigError: if the data are no images, or devices cannot share a batch.
         DataError: if the reference split has too few images.
     """
-    settings, sampler, data = build("eval", run.config), build_sampler(run.config), _images(run)
+    settings, data = run.experiment.evaluation, _images(run)
     check_devices(settings.batch_size)
     reference = _describe_split(data, settings.reference, extractor)
-    name, generator = run.config.model, model_generator(run, sampler)
+    name, generator = run.experiment.name, model_generator(run)
     drawn = _describe_samples(run, name, generator, extractor, seed)
     report: dict[str, Any] = {
         "features": extractor.name,
@@ -94,20 +91,21 @@ def compare_with_data(
         "reference_images": reference.moments.size,
         "samples": settings.samples,
         "samples_step": generator.step,
-        "samples_solver": sampler.method.name,
+        "samples_solver": run.experiment.sampler.method.name,
         "samples_nfe": drawn.means["nfe"],
         "samples_failed": round(drawn.means["failed"] * settings.samples),
     }
     if "right" in drawn.means:
         report["class_accuracy"] = drawn.means["right"]
     report |= _distances(name, metrics, reference, drawn)
+    stage = run.model.stages[0]
     if run.has_vae_stage:
-        baseline = _describe_samples(run, "vae", vae_generator(run), extractor, seed)
-        report |= _distances("vae", metrics, reference, baseline)
-    if isinstance(run.model, LDM):
-        passed = _describe_samples(run, "first_stage", reconstructor(run), extractor, seed)
-        report |= _distances("first_stage", metrics, reference, passed)
-        report["psnr_first_stage"] = passed.means["psnr"]
+        baseline = _describe_samples(run, stage, vae_generator(run), extractor, seed)
+        report |= _distances(stage, metrics, reference, baseline)
+    if run.model.autoencoder is not None and run.model.autoencoder.sample is None:
+        passed = _describe_samples(run, stage, reconstructor(run), extractor, seed)
+        report |= _distances(stage, metrics, reference, passed)
+        report[f"psnr_{stage}"] = passed.means["psnr"]
     return report
 
 
@@ -131,10 +129,9 @@ def _distances(name: str, metrics: Collection[str], reference: ImageSet, drawn: 
 
 
 def time_sampling(run: Run, *, seed: int = 0) -> dict[str, Any]:
-    """Seconds for a batch of 16 samples on one device, median of three with everything compiled, and evaluations."""
+    """Returns the seconds for 16 samples on one device, median of three with everything compiled, and the NFE."""
     params, _ = run.best()
-    sampler = build_sampler(run.config)
-    draw, _ = compile_draw(run, params, sampler, TIMED_BATCH)
+    draw, _ = compile_sampling(run, params, TIMED_BATCH)
     seconds, nfe = [], []
     for key in jax.random.split(jax.random.key(seed), 4):  # the first warms up
         start = time.monotonic()
@@ -145,7 +142,7 @@ def time_sampling(run: Run, *, seed: int = 0) -> dict[str, Any]:
         "time_images": TIMED_BATCH,
         "time_seconds": statistics.median(seconds[1:]),
         "time_nfe": statistics.median(nfe[1:]),
-        "time_solver": sampler.method.name,
+        "time_solver": run.experiment.sampler.method.name,
         "time_device": jax.devices()[0].device_kind,
     }
 
@@ -155,29 +152,29 @@ class Generator:
     """Images from noise.
 
     Attributes:
-        params: what `decode` takes first.
-        step: of training, at which they were chosen.
-        of: what the images depend on, beside the noise.
-        noise: that of a batch, for a key.
-        asked: what the images are to be like.
-        decode: over all devices, of noise and conditions; images [batch, h, w, c] and what is known of each, [batch].
-        of_classes: whether what is asked for are classes, which a judge may know.
+        params: the first argument of `decode`.
+        step: training step at which they were chosen.
+        of: what the images depend on besides the noise; the key of the cache.
+        noise: draws the noise of a batch, for a key.
+        request: the conditions of the images.
+        decode: noise and conditions to images [batch, h, w, c] and values of each, [batch]; over all devices.
+        of_classes: whether conditions are classes, which a classifier can check.
     """
 
     params: Params
     step: int
     of: dict[str, Any]
     noise: Callable[[Key], State]
-    asked: Asked
+    request: ConditionRequest
     decode: Callable[[Params, tuple[State, Condition], Key], tuple[np.ndarray, dict[str, np.ndarray]]]
     of_classes: bool = False
 
 
-def model_generator(run: Run, sampler: Sampler) -> Generator:
-    """The run's model."""
-    model, batch_size = run.model, build("eval", run.config).batch_size
+def model_generator(run: Run) -> Generator:
+    """Returns the generator of the run's model."""
+    model, sampler, settings = run.model, run.experiment.sampler, run.experiment.evaluation
     params, step = run.best(everywhere=True)
-    shape = (batch_size, *model.latent_shape)
+    process, shape = model.process(params), (settings.batch_size, *model.latent_shape)
 
     def decode(
         params: Params, given: tuple[State, Condition], key: Key
@@ -189,33 +186,33 @@ def model_generator(run: Run, sampler: Sampler) -> Generator:
     return Generator(
         params=params,
         step=step,
-        of=what_is_scored(run.config, params, SAMPLING_CHOICES),
-        noise=lambda key: draw_noise(sampler, model.process, key, shape),
-        asked=run.conditions.ask(model, build("eval", run.config).samples),
-        of_classes=run.config.conditioning.name == "labels",
+        of=run.identity(params, SAMPLING_CHOICES),
+        noise=lambda key: draw_noise(sampler, process, key, shape),
+        request=run.conditions.request(settings.samples),
+        of_classes=run.conditions.of_labels,
         decode=OverDevices(decode),
     )
 
 
 def vae_generator(run: Run) -> Generator:
-    """The VAE of an LSGM's first stage, with its Gaussian prior."""
-    assert isinstance(run.model, LSGM)
-    vae, batch_size = run.model.vae, build("eval", run.config).batch_size
-    params, step = run.best("vae", everywhere=True)
+    """Returns the generator of the VAE that the first stage left, with its standard Gaussian prior."""
+    vae: Any = run.model.autoencoder
+    batch_size = run.experiment.evaluation.batch_size
+    params, step = run.best(run.model.stages[0], everywhere=True)
     return Generator(
         params=params,
         step=step,
-        of=what_is_scored(run.config, params, ()),
+        of=run.identity(params, ()),
         noise=lambda key: jax.random.normal(key, (batch_size, *vae.latent_shape)),
-        asked=lambda rows: None,
+        request=lambda rows: None,
         decode=OverDevices(lambda params, given, key: (vae.decode(params, given[0], key), {})),
     )
 
 
 def reconstructor(run: Run) -> Generator:
-    """The first stage of an LDM, as it gives back images of the test split: no prior can do better."""
-    model, batch_size = run.model, build("eval", run.config).batch_size
-    assert isinstance(model, LDM)
+    """Returns reconstructions of the test split by an LDM's first stage: no prior can do better."""
+    first_stage: Any = run.model.autoencoder
+    stage, batch_size = run.model.stages[0], run.experiment.evaluation.batch_size
     params, step = run.best(everywhere=True)
     data = _images(run)
     samples = data.open("test")
@@ -224,25 +221,25 @@ def reconstructor(run: Run) -> Generator:
         params: Params, given: tuple[State, Condition], key: Key
     ) -> tuple[Images, dict[str, PerSample]]:
         _, x = given
-        x_hat = model.first_stage.autoencode(params["first_stage"], x, key).x_hat
+        x_hat = first_stage.autoencode(params[stage], x, key).x_hat
         return x_hat, {"psnr": psnr(x, x_hat)}
 
     return Generator(
         params=params,
         step=step,
-        of=what_is_scored(run.config, params, ()) | {"images": fingerprint(data, "test")},
+        of=run.identity(params, ()) | {"images": fingerprint(data, "test")},
         noise=lambda key: jnp.zeros(batch_size),
-        asked=lambda rows: samples.batch(rows % len(samples))["x"],
+        request=lambda rows: samples.batch(rows % len(samples))["x"],
         decode=OverDevices(decode),
     )
 
 
 def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extractor, seed: int) -> ImageSet:
-    settings, key, data = build("eval", run.config), jax.random.key(seed), _images(run)
+    settings, key, data = run.experiment.evaluation, jax.random.key(seed), _images(run)
 
     def batches(job: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         k_noise, k_decode = jax.random.split(jax.random.fold_in(key, job))
-        condition = generator.asked(np.arange(job * batch_size, (job + 1) * batch_size) % count)
+        condition = generator.request(np.arange(job * batch_size, (job + 1) * batch_size) % count)
         given = generator.noise(k_noise), condition
         x, known = generator.decode(generator.params, given, k_decode)
         x = as_data(x, data, np.random.default_rng((seed, job)))
@@ -257,7 +254,7 @@ def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extr
 
 
 def as_data(x: np.ndarray, data: DataSpec, rng: np.random.Generator) -> np.ndarray:
-    """Expected images as the data set has them: of binarised ones each pixel is drawn, grey would tell them apart."""
+    """Returns expected images as the data set has them: pixels of binarised images are drawn, not grey."""
     if data.binarise != "dynamic":
         return x
     return pixels.quantise(pixels.bits(to_bytes(x), pixels.thresholds(rng, x.shape)), 2)
@@ -269,7 +266,7 @@ def _describe_split(data: DataSpec, split: str, extractor: Extractor) -> ImageSe
         raise DataError(
             f"{len(samples)} images in the {split} split of {data.source}: distances take {FEWEST_SAMPLES} at least"
         )
-    order = np.random.default_rng(0).permutation(len(samples))  # the features that are kept are a fair share
+    order = np.random.default_rng(0).permutation(len(samples))  # the cached features are a fair share
     batch_size = max(REFERENCE_BATCH // jax.device_count(), 1) * jax.device_count()
 
     def batches(job: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -283,19 +280,19 @@ def _describe_split(data: DataSpec, split: str, extractor: Extractor) -> ImageSe
 
 
 def _images(run: Run) -> DataSpec:
-    """The run's data, if they are images.
+    """Returns the run's data, if they are images.
 
     Raises:
         ConfigError: if not.
     """
-    data = build("data", run.config)
+    data = run.experiment.data
     if not isinstance(data, DataSpec):
         raise ConfigError(
-            f"samples of shape {data.shape} are no images, which {', '.join(DISTANCES)} compare: leave these out"
+            f"samples of shape {data.shape} are no images, which {', '.join(DISTANCES)} compare: skip these"
         )
     return data
 
 
 def _shared_folder(data: DataSpec) -> pathlib.Path:
-    """Where all runs find what is known of a data set."""
+    """The folder in which all runs share the cache of a data set."""
     return pathlib.Path(data.data_dir).expanduser() / "evaluation"

@@ -1,4 +1,4 @@
-"""Solvers side by side on one trained model: the same noise for all, what each costs and how close it comes."""
+"""Compares solvers on one trained model from the same noise: NFE, time, and distance to the converged samples."""
 
 import csv
 import dataclasses
@@ -15,14 +15,11 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from lsgm_jax.arrays import Key, State
-from lsgm_jax.config.build_running import build_sampler
-from lsgm_jax.config.load import override
-from lsgm_jax.config.section import build
+from lsgm_jax.conditioning.protocol import Condition
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.errors import ConfigError, DataError, look_up
 from lsgm_jax.evaluation.fid import energy_distance
 from lsgm_jax.files import replacing
-from lsgm_jax.models.conditional import Condition
 from lsgm_jax.nn.network import Params
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.registry import METHODS
@@ -30,16 +27,16 @@ from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise
 
 REFERENCE = ("Dopri8", 1e-6)  # solver and tolerance that stand in for the exact flow
 
-Given = tuple[State, Condition]  # noise, and what its samples are to be like
+Given = tuple[State, Condition]  # noise, and the conditions of its samples
 
 
 class Row(NamedTuple):
-    """One solver with one setting. What does not apply is None."""
+    """One solver with one setting; None where a column does not apply."""
 
     solver: str
     setting: str  # number and kind of steps, or the tolerance
     nfe: int  # evaluations of the network on the batch
-    nfe_mean: float  # mean over samples of what each alone would have needed
+    nfe_mean: float  # mean over samples of the NFE that each alone would have needed
     seconds_per_sample: float  # with everything compiled, decoder included
     rms_latent: float | None  # distance to the reference's latents; None for stochastic solvers
     rms_sample: float | None  # the same of the decoded samples
@@ -59,13 +56,13 @@ class Setting:
 def make_settings(
     run: Run, solvers: Sequence[str], nfe: Sequence[int], rtol: Sequence[float], grid: str
 ) -> list[Setting]:
-    """Every solver with every budget of evaluations that buys it a step, and every tolerance if it adapts.
+    """Returns every solver with every NFE budget that buys it a step, and every tolerance if it is adaptive.
 
     Raises:
         ConfigError: for a solver that does not exist or cannot integrate the model's process.
     """
-    process = build("process", run.config)
-    extra = 0 if run.config.sampling.denoise == "none" else 1
+    process = run.model.prior.process
+    extra = 0 if run.experiment.sampler.denoise == "none" else 1
     settings = []
     for solver in solvers:
         method = look_up(METHODS, solver, "solver.name")()
@@ -96,7 +93,7 @@ def _adaptive(tolerance: float) -> tuple[str, ...]:
 
 
 def study(run: Run, settings: Sequence[Setting], count: int, seed: int, folder: pathlib.Path) -> list[Row]:
-    """Measures every setting; those that `folder`/study.csv has already are not measured again.
+    """Measures every setting; those that `folder`/study.csv has already are skipped.
 
     Args:
         count: samples of each.
@@ -112,14 +109,15 @@ def study(run: Run, settings: Sequence[Setting], count: int, seed: int, folder: 
     folder.mkdir(parents=True, exist_ok=True)
     ends = ", ".join(f"{name} {value}" for name, value in sorted(run.config.sampling.items()))
     _claim(folder, f"{count} samples, seed {seed}, parameters of step {step}, {ends}")
-    z_1 = draw_noise(build_sampler(run.config), run.model.process, k_prior, (count, *run.model.latent_shape))
-    given = z_1, run.conditions.ask(run.model, count)(np.arange(count))
+    process, shape = run.model.process(params), (count, *run.model.latent_shape)
+    z_1 = draw_noise(run.experiment.sampler, process, k_prior, shape)
+    given = z_1, run.conditions.request(count)(np.arange(count))
     reference, test = _reference(run, params, given, key, folder), _test_split(run)
     rows = {(row.solver, row.setting): row for row in _read(folder / "study.csv")}
     for setting in tqdm(settings, desc="study", leave=False):
         if (setting.solver, setting.name) in rows:
             continue
-        sampler = build_sampler(override(run.config, list(setting.overrides)))
+        sampler = run.overridden(setting.overrides).experiment.sampler
         x, solution, seconds = _draw(run, params, given, key, sampler)
         follows = not sampler.method.stochastic
         rows[setting.solver, setting.name] = Row(
@@ -138,7 +136,7 @@ def study(run: Run, settings: Sequence[Setting], count: int, seed: int, folder: 
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """The table, each solver by its evaluations."""
+    """Returns the table in Markdown."""
     lines = [
         "| solver | setting | NFE | per sample | ms per sample | RMS, latent | RMS, samples | energy distance |",
         "|---|---|---|---|---|---|---|---|",
@@ -157,7 +155,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: pathlib.Path) -> None:
-    """Distance to the reference, and to the data, against evaluations; one line per solver."""
+    """Plots the distance to the reference, and to the data, against NFE; one line per solver."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -220,13 +218,13 @@ def _draw(
 def _reference(
     run: Run, params: Params, given: Given, key: Key, folder: pathlib.Path
 ) -> dict[str, np.ndarray]:
-    """Latents and samples of the converged flow, kept in the folder."""
+    """Latents and samples of the converged flow, cached in the folder."""
     path = folder / "reference.npz"
     if path.exists():
         return dict(np.load(path))
     solver, tolerance = REFERENCE
     overrides = [f"--config.solver.name={solver}", *_adaptive(tolerance)]
-    sampler = build_sampler(override(run.config, [*overrides, "--config.sampling.denoise=none"]))
+    sampler = run.overridden([*overrides, "--config.sampling.denoise=none"]).experiment.sampler
     x, solution, _ = _draw(run, params, given, key, sampler)
     if not solution.success.all():
         raise ConfigError(
@@ -240,13 +238,13 @@ def _reference(
 
 def _test_split(run: Run) -> np.ndarray | None:
     try:
-        return whole_split(build("data", run.config), "test")
+        return whole_split(run.experiment.data, "test")
     except DataError:  # a converted run may be studied without its data
         return None
 
 
 def _claim(folder: pathlib.Path, what: str) -> None:
-    """A study goes on only as what it began as."""
+    """A study is resumed with the settings that it began with."""
     path = folder / "study.txt"
     if path.exists() and path.read_text() != what:
         raise ConfigError(f"{folder} holds a study of {path.read_text()}, not of {what}: delete or rename it")

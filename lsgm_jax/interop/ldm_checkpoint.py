@@ -16,6 +16,9 @@ from jaxtyping import Float
 from lsgm_jax.autoencoders.bottlenecks import CodebookBottleneck
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.ldm import Decoder, Encoder
+from lsgm_jax.conditioning.images import ConcatMaps
+from lsgm_jax.conditioning.labels import Labels
+from lsgm_jax.conditioning.text import Texts
 from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, discriminator_variables, first_stage_variables
 from lsgm_jax.interop.ldm_text import text_encoder_variables
@@ -23,7 +26,6 @@ from lsgm_jax.interop.ldm_unet import ldm_unet_variables
 from lsgm_jax.interop.official import contents, counters, only
 from lsgm_jax.interop.search import Found, containers, state_dicts
 from lsgm_jax.interop.tables import State, as_float32
-from lsgm_jax.models.conditional import BesideLatents, Labels, Texts
 from lsgm_jax.models.first_stage import FirstStage
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.nn.ldm import LDMUNet
@@ -85,11 +87,11 @@ def find_ldm_parts(checkpoint: Any) -> LDMParts:
     )
 
 
-def ldm_params(parts: LDMParts, model: LDM, *, averaged: bool) -> Params:
+def ldm_params(parts: LDMParts, model: LDM, *, ema: bool) -> Params:
     """All parameters of `model`, float32 copies.
 
     Args:
-        averaged: take the denoiser's moving average, where the checkpoint has one; the rest has none.
+        ema: take the EMA of the denoiser, where the checkpoint has one; the rest has none.
 
     Raises:
         ConversionError: if a tensor is missing, unknown or of another shape than the model's, or the schedule or the
@@ -99,7 +101,7 @@ def ldm_params(parts: LDMParts, model: LDM, *, averaged: bool) -> Params:
         raise ConversionError("holds a first stage but no denoiser: it has no tensor model.diffusion_model.*")
     first_stage = first_stage_params(parts.first_stage, model.first_stage)
     conditioner = _conditioner(parts, model)
-    state = _averaged(parts) if averaged and parts.average else parts.denoiser
+    state = _averaged(parts) if ema and parts.average else parts.denoiser
     score_net = _denoiser(state, model)
     _require_schedule(parts.buffers, model)
     params = {"first_stage": first_stage, "scale": _scale(parts.buffers, model), "score_net": score_net}
@@ -147,7 +149,7 @@ def discriminator_params(state: State, discriminator: StatefulNetwork) -> Params
 
 
 def _denoiser(state: State, model: LDM) -> Params:
-    module = model.prior.score_net.module
+    module = model.prior.net.module
     if not isinstance(module, LDMUNet):
         raise ConversionError(
             f"no official denoiser is a {type(module).__name__}: set config.score.name='ldm'"
@@ -160,7 +162,7 @@ def _denoiser(state: State, model: LDM) -> Params:
 
 def _channels_beside(model: LDM) -> int:
     conditioning = model.prior.conditioning
-    return conditioning.shape[-1] if isinstance(conditioning, BesideLatents) else 0
+    return conditioning.shape[-1] if isinstance(conditioning, ConcatMaps) else 0
 
 
 def _require_inputs(state: State, module: LDMUNet, channels: int) -> None:
@@ -248,9 +250,9 @@ def _require_schedule(buffers: State, model: LDM) -> None:
     betas = buffers.get("betas")
     if betas is None:
         return
-    if not isinstance(model.process, DiscreteVP):
+    if not isinstance(model.prior.process, DiscreteVP):
         raise ConversionError(f"its process has {len(betas)} steps: set config.process.name='discrete_vp'")
-    ours = np.asarray(model.process.betas)
+    ours = np.asarray(model.prior.process.betas)
     if ours.shape != betas.shape or not np.allclose(ours, betas, rtol=1e-4):
         both = [
             f"{len(values)} variances from {values[0]:.4g} to {values[-1]:.4g}" for values in (betas, ours)

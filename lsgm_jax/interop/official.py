@@ -130,26 +130,26 @@ def counters(checkpoint: Any) -> dict[str, int]:
     return {name: int(n) for name, n in numbers.items() if n.shape == () and n.dtype.kind in "iu"}
 
 
-def official_params(parts: Parts, model: LSGM | SGM, *, averaged: bool) -> Params:
+def official_params(parts: Parts, model: LSGM | SGM, *, ema: bool) -> Params:
     """All parameters of `model`.
 
     Args:
-        averaged: take the score network's moving average, where the checkpoint has one.
+        ema: take the EMA of the score network, where the checkpoint has one.
 
     Raises:
         ConversionError: if a network is missing, or a tensor is missing, unknown or of another shape than the model's.
     """
     raw = parts.require_score_net()
-    state = parts.score_net_average if averaged and parts.score_net_average is not None else raw
+    state = parts.score_net_average if ema and parts.score_net_average is not None else raw
     *sides, channels = model.latent_shape
-    shape = (*sides, channels * len(model.process.prior_variance()))
-    score_net = {"score_net": score_params(state, model.score_net.module, shape)}
-    if isinstance(model, SGM):
+    shape = (*sides, channels * len(model.prior.process.prior_variance()))
+    score_net = {"score_net": score_params(state, model.prior.net.module, shape)}
+    if model.autoencoder is None:
         return score_net
     # The original forgets which channels are inactive when it samples and scores; their mixing logits remain.
-    active = {"state": {"active": np.ones(channels, np.float32)}} if model.inactive_kl else {}
+    active = {"state": {"active": np.ones(channels, np.float32)}} if model.prior.inactive_kl else {}
     return {
-        "vae": vae_params(parts.require_vae(), model.vae.backbone),
+        "vae": vae_params(parts.require_vae(), model.autoencoder.backbone),
         "mixing_logit": mixing_logits(state),
         **score_net,
         **active,

@@ -1,7 +1,6 @@
 """The first stage of latent diffusion: an autoencoder that is trained against a discriminator.
 
-It has no likelihood and no prior to speak of: what it learns is to look right. What its latents are like is left to the
-second stage.
+It has no likelihood and no prior: it learns to make images that look right. The second stage models its latents.
 """
 
 import dataclasses
@@ -27,11 +26,16 @@ from lsgm_jax.objectives.gan import (
 )
 
 Distance = Callable[[Images, Images], PerSample]
-LAST = "image"  # the decoder's last layer, at which the players' gradients are balanced
+LAST = "image"  # the decoder's last layer, at which the gradients of both losses are balanced
 
 
 class Coded(NamedTuple):
-    """Images through the bottleneck and back."""
+    """Images through the bottleneck and back.
+
+    Attributes:
+        sampled: the latents and their regularisation loss.
+        x_hat: the reconstruction.
+    """
 
     sampled: BottleneckSample
     x_hat: Images
@@ -39,9 +43,10 @@ class Coded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FirstStage:
-    """Encoder, bottleneck and decoder. Parameters: {"encoder", "decoder"}, and the bottleneck's.
+    """Encoder, bottleneck and decoder. Parameters: {"encoder", "decoder"}, and those of the bottleneck.
 
-    What the decoder gives may leave [-1, 1]; it is cut off where images are shown or stored.
+    The decoder's output may leave [-1, 1]; it is clipped where images are shown or stored. There is no likelihood and
+    no prior, so `bound` and `sample` are None.
     """
 
     image_shape: tuple[int, int, int]
@@ -49,9 +54,10 @@ class FirstStage:
     encoder: Network
     decoder: Network
     bottleneck: Bottleneck
+    bound = sample = None
 
     def init(self, key: Key) -> Params:
-        """Fresh parameters."""
+        """Returns fresh parameters."""
         k_encoder, k_decoder, k_bottleneck = jax.random.split(key, 3)
         return {
             "encoder": self.encoder.init(k_encoder, jnp.zeros((1, *self.image_shape))),
@@ -60,30 +66,31 @@ class FirstStage:
         }
 
     def encode(self, params: Params, x: Images, key: Key | None) -> Latents:
-        """What the prior describes; the key is for a bottleneck that draws, which without one gives the mode."""
+        """Returns latents of images: a draw where the bottleneck is random, its mode without a key."""
         return self.bottleneck.encode(params, self.encoder.apply(params["encoder"], x), key)
 
     def decode(self, params: Params, z_0: Latents) -> Images:
-        """Images of latents, of the data's or of the prior's."""
+        """Returns the images of latents, of the data or of the prior."""
         return self.decoder.apply(params["decoder"], self.bottleneck.decode(params, z_0))
 
-    def autoencode(self, params: Params, x: Images, key: Key) -> Coded:
-        """Images through the bottleneck and back, without dropout."""
-        features = self.encoder.apply(params["encoder"], x)
-        sampled = self.bottleneck.sample(params, features, key)
-        return Coded(sampled, self.decoder.apply(params["decoder"], sampled.z_0))
+    def autoencode(self, params: Params, x: Images, key: Key, *, train: bool = False) -> Coded:
+        """Passes images through the bottleneck and back; dropout is on in training."""
+        k_bottleneck, k_encoder, k_decoder = jax.random.split(key, 3) if train else (key, None, None)
+        features = self.encoder.apply(params["encoder"], x, dropout_key=k_encoder)
+        sampled = self.bottleneck.sample(params, features, k_bottleneck)
+        return Coded(sampled, self.decoder.apply(params["decoder"], sampled.z_0, dropout_key=k_decoder))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdversarialTraining:
-    """How a first stage is trained. Parameters: {"first_stage", "discriminator"}.
+    """The loss of a first stage against a discriminator. Parameters: {"first_stage", "discriminator"}.
 
-    Both players move at once, each from the other's last position; the original moves them in turns.
+    Generator and discriminator move at once, each from the last position of the other; the original alternates.
 
     Attributes:
-        criterion: what reconstructions and bottleneck cost.
-        perceptual: a distance of images that counts beside that of their numbers; None for none.
-        perceptual_weight: of it.
+        criterion: weights reconstruction error and regularisation loss.
+        perceptual: a distance of images that is added to the error of their values; None for none.
+        perceptual_weight: its weight.
     """
 
     first_stage: FirstStage
@@ -94,7 +101,7 @@ class AdversarialTraining:
     perceptual_weight: float = 1.0
 
     def init(self, key: Key) -> Params:
-        """Fresh parameters of both players."""
+        """Returns fresh parameters of generator and discriminator."""
         k_first_stage, k_discriminator = jax.random.split(key)
         example = jnp.zeros((1, *self.first_stage.image_shape))
         return {
@@ -103,12 +110,12 @@ class AdversarialTraining:
         }
 
     def loss(self, params: Params, batch: Batch, key: Key, step: ArrayLike) -> tuple[Scalar, Aux]:
-        """The sum of both players' losses, of which each sees only its own parameters' gradient.
+        """Computes the sum of generator and discriminator loss; each has the gradient of its own parameters alone.
 
         Args:
-            step: from 0; the discriminator counts from `gan_loss.start` on.
+            step: from 0; the adversarial loss counts from `gan_loss.start` on.
         """
-        sampled, x_hat = self._autoencode(params["first_stage"], batch.x, key)
+        sampled, x_hat = self.first_stage.autoencode(params["first_stage"], batch.x, key, train=True)
         frozen = jax.lax.stop_gradient(params)
         reconstruction = self.criterion.reconstruction(self.error(batch.x, x_hat))
         generator = generator_loss(self._judge(frozen["discriminator"], x_hat)[0])
@@ -132,21 +139,13 @@ class AdversarialTraining:
         return autoencoder_loss + discriminator_loss, Aux(metrics, {"discriminator": state}, {})
 
     def error(self, x: Images, x_hat: Images) -> Images:
-        """Of every number, the perceptual distance included."""
+        """Returns the error of every value of an image, the perceptual distance included."""
         if self.perceptual is None:
             return jnp.abs(x - x_hat)
         return error(x, x_hat, self.perceptual(x, x_hat), self.perceptual_weight)
 
-    def _autoencode(self, params: Params, x: Images, key: Key) -> Coded:
-        """As `FirstStage.autoencode`, with dropout."""
-        k_bottleneck, k_encoder, k_decoder = jax.random.split(key, 3)
-        stage = self.first_stage
-        features = stage.encoder.apply(params["encoder"], x, dropout_key=k_encoder)
-        sampled = stage.bottleneck.sample(params, features, k_bottleneck)
-        return Coded(sampled, stage.decoder.apply(params["decoder"], sampled.z_0, dropout_key=k_decoder))
-
     def _judge(self, params: Params, x: Images) -> tuple[Logits, Params]:
-        """Logits of patches, normalised by the statistics of the batch, and the running ones."""
+        """Logits of patches, normalised by the statistics of the batch, and the new running statistics."""
         logits, state, _ = self.discriminator.apply(params, x, train=True)
         return logits, state
 
@@ -157,7 +156,7 @@ class AdversarialTraining:
 
         def decode(last: Params) -> Images:
             changed = decoder | {LAST: decoder[LAST] | {"kernel": last}}
-            return self._autoencode(stage | {"decoder": changed}, x, key).x_hat
+            return self.first_stage.autoencode(stage | {"decoder": changed}, x, key, train=True).x_hat
 
         return balance(
             lambda last: self.criterion.reconstruction(self.error(x, decode(last))),
@@ -167,6 +166,6 @@ class AdversarialTraining:
 
 
 def psnr(x: Images, x_hat: Images) -> PerSample:
-    """Peak signal-to-noise ratio of images in [-1, 1], dB; reconstructions are cut off there."""
+    """Computes the peak signal-to-noise ratio of images in [-1, 1], dB; reconstructions are clipped."""
     squared = (x - jnp.clip(x_hat, -1.0, 1.0)) ** 2
     return 10.0 * jnp.log10(4.0 / jnp.mean(squared.reshape(len(x), -1), axis=1))

@@ -1,18 +1,75 @@
-"""What every model learns from, and the terms in which it is scored."""
+"""The terms of a bound on the log-likelihood, and the latents in which it is evaluated."""
 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from lsgm_jax.arrays import Latents, PerSample, Scalar
+from lsgm_jax.arrays import Latents, PerSample, Scalar, sum_per_sample
+from lsgm_jax.objectives.kl import PerGroup, sum_per_group
 
 
 class Batch(NamedTuple):
-    """Samples of the data, [batch, ...]: images in [-1, 1], NHWC, or vectors; and what is known of each."""
+    """Samples of the data, [batch, ...]: images in [-1, 1], NHWC, or vectors; and their conditions."""
 
     x: Latents
-    condition: Any = None  # arrays [batch, ...], such as labels; see `conditional.Conditioning`
+    condition: Any = None  # arrays [batch, ...], such as labels; see `conditioning.protocol`
+
+
+class Latent(NamedTuple):
+    """Latents drawn by an encoder and their terms of the bound, nats.
+
+    Entropies are exact where they are known in closed form; elsewhere they are those of the draw.
+
+    Attributes:
+        z_0: the latent that the score prior models, [batch, ...].
+        entropy: of q(z_0 | x), per dimension of z_0.
+        gaussian_cross_entropy: CE(q(z_0 | x) || N(0, I)), per dimension of z_0.
+        other_entropy: of the groups of latents besides z_0, which keep a standard Gaussian prior, [batch, groups].
+        other_cross_entropy: CE(q || N(0, I)) of these groups, [batch, groups].
+        log_q: log q of the draw of all latents.
+    """
+
+    z_0: Latents
+    entropy: Latents
+    gaussian_cross_entropy: Latents
+    other_entropy: PerGroup
+    other_cross_entropy: PerGroup
+    log_q: PerSample
+
+    @property
+    def total_entropy(self) -> PerSample:
+        """The entropy of all latents."""
+        return sum_per_sample(self.entropy) + sum_per_sample(self.other_entropy)
+
+    @property
+    def rest(self) -> PerSample:
+        """CE(q || N(0, I)) of the latents besides z_0."""
+        return sum_per_sample(self.other_cross_entropy)
+
+    def divergence(self, cross_entropy: Latents, groups: int) -> PerGroup:
+        """Returns KL(q || p) per group, [batch, groups]; the `groups` groups of z_0 come first.
+
+        Args:
+            cross_entropy: of z_0 with its prior, per dimension.
+        """
+        of_z_0 = sum_per_group(cross_entropy - self.entropy, groups)
+        return jnp.concatenate([of_z_0, self.other_cross_entropy - self.other_entropy], axis=1)
+
+
+class Encoded(NamedTuple):
+    """One pass through encoder, decoder and likelihood.
+
+    Attributes:
+        reconstruction: -log p(x | z), nats.
+        state: the new non-trainable state of the autoencoder (see `network.Aux`).
+        penalised: the weights that penalties apply to (see `nn.penalised`).
+    """
+
+    latent: Latent
+    reconstruction: PerSample
+    state: Any
+    penalised: Any
 
 
 class Bound(NamedTuple):
@@ -24,20 +81,32 @@ class Bound(NamedTuple):
 
     @property
     def nelbo(self) -> PerSample:
-        """Negative evidence lower bound."""
+        """The negative evidence lower bound."""
         return self.reconstruction - self.entropy + self.cross_entropy
+
+    def terms(self) -> dict[str, PerSample]:
+        """Returns the terms and their sum by name."""
+        return {**self._asdict(), "nelbo": self.nelbo}
 
 
 def bound_metrics(bound: Bound) -> dict[str, Scalar]:
-    """Batch means of the terms of a bound, nats."""
-    return {name: jnp.mean(value) for name, value in {**bound._asdict(), "nelbo": bound.nelbo}.items()}
+    """Returns the batch means of the terms of a bound, nats."""
+    return {name: jnp.mean(value) for name, value in bound.terms().items()}
 
 
 class ODEBound(NamedTuple):
-    """A bound on -log p(x) whose prior is integrated along the probability-flow ODE."""
+    """A bound on -log p(x) whose prior density is integrated along the probability-flow ODE.
 
-    nelbo: PerSample  # nats
-    log_weight: PerSample  # log p(x, z) - log q(z | x) of the draw, nats; the mean of its exponential is p(x)
-    nfe: Int[Array, ""]  # evaluations of the network on the batch
-    products: Int[Array, ""]  # of vectors with its Jacobian, on the batch
-    success: Bool[Array, "batch"]  # whether the solver arrived
+    Attributes:
+        nelbo: nats.
+        log_weight: log p(x, z) - log q(z | x) of the draw, nats; the mean of its exponential is p(x).
+        nfe: network evaluations on the batch.
+        products: vector products with the network's Jacobian, on the batch.
+        success: whether the solver reached t = 1.
+    """
+
+    nelbo: PerSample
+    log_weight: PerSample
+    nfe: Int[Array, ""]
+    products: Int[Array, ""]
+    success: Bool[Array, "batch"]

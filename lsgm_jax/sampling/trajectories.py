@@ -1,4 +1,4 @@
-"""How samples come about, in pictures: an animation from noise to data, and a still of their paths."""
+"""Sampling trajectories: an animation from noise to data, and a still figure."""
 
 import contextlib
 import math
@@ -11,18 +11,17 @@ from jaxtyping import Array, Bool, Float32
 from tqdm import tqdm
 
 from lsgm_jax.arrays import Key, coordinates
-from lsgm_jax.conditioning.request import Asked
-from lsgm_jax.config.section import build
+from lsgm_jax.conditioning.protocol import Condition
+from lsgm_jax.conditioning.request import ConditionRequest
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.errors import ConfigError, DataError
 from lsgm_jax.evaluation import plots, trajectory_plots
-from lsgm_jax.models.conditional import Condition
 from lsgm_jax.nn.network import Params
 from lsgm_jax.processes.linear import Process, kernel
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.sampler import Sampler, draw_noise
 
-POINTS, IMAGES = 3000, 36  # followed if nothing else is asked for
+POINTS, IMAGES = 3000, 36  # samples by default
 BATCHES = {"points": 500, "images": 12}  # solved at a time
 FINE = 400  # times at which points are known: enough for the roughness of stochastic paths to show
 LARGE = 2.0  # a standard deviation, where that of the data is one
@@ -35,7 +34,6 @@ Ways = Float32[np.ndarray, "times n ..."]
 def animate(
     run: Run,
     params: Params,
-    sampler: Sampler,
     *,
     count: int | None,
     frames: int,
@@ -47,23 +45,23 @@ def animate(
 
     Args:
         count: samples; None for a number that fits the data.
-        frames: of the animation.
-        label, prompt: what the samples are to be like, see `Conditions.ask`.
+        frames: frames of the animation.
+        label, prompt: requested condition, see `Conditions.request`.
 
     Raises:
-        ConfigError: if a sample runs out of steps, or the model does not know what is asked for.
+        ConfigError: if a sample runs out of steps, or the model does not know the condition.
     """
-    of_points = len(run.model.data_shape) == 1
+    sampler, of_points = run.experiment.sampler, len(run.model.data_shape) == 1
     # Points are cheap: their paths are followed at more times than there are frames.
     stride = math.ceil(FINE / (frames - 1)) if of_points else 1
     # Noise takes shape late: the nearer to the data, the slower time runs.
     rest = np.linspace(1.0, 0.0, stride * (frames - 1) + 1, dtype=np.float32) ** 2
     times = sampler.t_min + (1.0 - sampler.t_min) * rest
     count = count or (POINTS if of_points else IMAGES)
-    asked = run.conditions.ask(run.model, count, label=label, prompt=prompt)
-    x, v = follow(run, params, sampler, times, count, seed, asked)
+    request = run.conditions.request(count, label=label, prompt=prompt)
+    x, v = follow(run, params, sampler, times, count, seed, request)
     if of_points:
-        way = _scaled(trajectory_plots.PlanePaths(times, x, v, _held_out(run)), run.model.process)
+        way = _scaled(trajectory_plots.PlanePaths(times, x, v, _held_out(run)), run.model.process(params))
         drawn, still = trajectory_plots.plane_frames(way, frames), trajectory_plots.plane_still(way)
     else:
         drawn, still = _draw_images(times, x, run.model.labels)
@@ -79,9 +77,9 @@ def follow(
     times: Float32[np.ndarray, "times"],
     count: int,
     seed: int,
-    asked: Asked = lambda rows: None,
+    request: ConditionRequest = lambda rows: None,
 ) -> tuple[Ways, Ways | None]:
-    """The ways of `count` samples: data at decreasing `times`, and the velocities if the process has them.
+    """Returns the trajectories of `count` samples: data at decreasing `times`, and velocities if the process has them.
 
     Raises:
         ConfigError: if a sample runs out of steps.
@@ -94,12 +92,12 @@ def follow(
         params: Params, key: Key, condition: Condition
     ) -> tuple[Array, tuple[Array, ...], Bool[Array, "batch"]]:
         k_noise, k_decode = jax.random.split(key)
-        z_1 = draw_noise(sampler, run.model.process, k_noise, (size, *run.model.latent_shape))
+        z_1 = draw_noise(sampler, run.model.process(params), k_noise, (size, *run.model.latent_shape))
         x, path = run.model.decode_path(params, z_1, k_decode, sampler, jnp.asarray(times), condition)
         return x, coordinates(path.states)[1:], path.solution.success
 
     keys = jax.random.split(jax.random.key(seed), batches)
-    conditions = [asked(np.arange(number * size, (number + 1) * size) % count) for number in range(batches)]
+    conditions = [request(np.arange(number * size, (number + 1) * size) % count) for number in range(batches)]
     solved = [
         jax.device_get(solve(params, key, condition))
         for key, condition in tqdm(list(zip(keys, conditions, strict=True)), desc="paths", leave=False)
@@ -115,7 +113,7 @@ def follow(
 
 
 def _scaled(way: trajectory_plots.PlanePaths, process: Process) -> trajectory_plots.PlanePaths:
-    """Where noise is far larger than the data, in units of the standard deviation at each time."""
+    """Trajectories in units of the standard deviation at each time, where noise is far larger than the data."""
     signal, noise = kernel(process, jnp.asarray(way.times))
     std = np.sqrt(np.asarray(signal[:, 0] ** 2 + jnp.sum(noise[:, 0] ** 2, axis=-1)))[:, None, None]
     return way if std.max() < LARGE else way._replace(x=way.x / std, unit=" / standard deviation")
@@ -130,5 +128,5 @@ def _draw_images(times: np.ndarray, x: np.ndarray, labels: int) -> tuple[Iterato
 
 def _held_out(run: Run) -> np.ndarray | None:
     with contextlib.suppress(DataError):
-        return whole_split(build("data", run.config), "test")
+        return whole_split(run.experiment.data, "test")
     return None

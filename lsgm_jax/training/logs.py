@@ -92,6 +92,11 @@ def warn(text: str) -> None:
     tqdm.write(f"lsgm: warning: {text}", file=sys.stderr)
 
 
+def note(text: str) -> None:
+    """Prints one line that needs no action on standard error, above the progress bar if there is one."""
+    tqdm.write(f"lsgm: note: {text}", file=sys.stderr)
+
+
 class Speed:
     """Steps per second since the last reading, time spent on validation left out."""
 

@@ -13,7 +13,8 @@ from lsgm_jax.config.load import load_config
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, discriminator_state, first_stage_state
 from lsgm_jax.interop.ldm_text import text_encoder_state
 from lsgm_jax.interop.ldm_unet import ldm_unet_state
-from lsgm_jax.models.conditional import Labels, Texts
+from lsgm_jax.conditioning.labels import Labels
+from lsgm_jax.conditioning.text import Texts
 from lsgm_jax.sampling.run import Run
 from tests.interop.write_torch import write_zip
 from tests.tiny import ROOT, assert_trees_equal

@@ -9,7 +9,11 @@ import pytest
 from flax import linen as nn
 from scipy import stats
 
-from lsgm_jax.models.conditional import BesideLatents, Context, Labels, Texts, told
+from lsgm_jax.conditioning.images import ConcatMaps
+from lsgm_jax.conditioning.protocol import Context
+from lsgm_jax.conditioning.labels import Labels
+from lsgm_jax.conditioning.text import Texts
+from lsgm_jax.conditioning.protocol import encode_condition
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.nn.network import Network
 from lsgm_jax.objectives.bound import Batch
@@ -137,7 +141,7 @@ def test_the_exact_score_has_the_least_loss_only_with_the_right_condition(params
 def test_conditions_are_dropped_as_often_as_they_should(params):
     """In training alone, and each sample's for itself."""
     labels, count = jnp.zeros(4000, jnp.int32), 4000
-    means = lambda key, dropout: told(model(dropout).conditioning, params, labels, count, key).tokens[:, 0]
+    means = lambda key, dropout: encode_condition(model(dropout).conditioning, params, labels, count, key).tokens[:, 0]
     is_nothing = lambda tokens: np.all(np.asarray(tokens) == MEANS[-1], axis=1)
     assert not is_nothing(means(None, 0.3)).any()
     assert not is_nothing(means(jax.random.key(0), 0.0)).any()
@@ -161,12 +165,12 @@ def test_texts_see_every_piece_and_its_place():
     assert tokens.shape == (3, 6, 8)
     np.testing.assert_allclose(tokens[0], tokens[2], atol=1e-6)
     assert np.abs(tokens[0] - tokens[1]).max() > 1e-3
-    np.testing.assert_array_equal(texts.nothing(2), [[2, 3, 0, 0, 0, 0]] * 2)
+    np.testing.assert_array_equal(texts.null(2), [[2, 3, 0, 0, 0, 0]] * 2)
 
 
 def test_maps_lie_beside_the_latent():
     z_t, t = jnp.ones((2, 4, 4, 3)), jnp.zeros(2)
-    beside = BesideLatents(shape=(4, 4, 2))
+    beside = ConcatMaps(shape=(4, 4, 2))
     seen, _ = beside.context({}, 2.0 * jnp.ones((2, 4, 4, 2))).inputs(z_t, t)
     np.testing.assert_array_equal(seen, np.broadcast_to([1, 1, 1, 2, 2], (2, 4, 4, 5)))
     assert len(Context().inputs(z_t, t)) == 2

@@ -9,11 +9,14 @@ from flax import linen as nn
 from lsgm_jax.autoencoders.bottlenecks import CodebookBottleneck, GaussianBottleneck
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.quantiser import Quantiser
-from lsgm_jax.models.conditional import BesideLatents
+from lsgm_jax.conditioning.images import ConcatMaps
 from lsgm_jax.models.first_stage import AdversarialTraining, FirstStage, psnr
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.sgm import SGM
-from lsgm_jax.models.tasks import Inpainting, Masked, Upscaling, rectangles
+from lsgm_jax.conditioning.images import Inpainting
+from lsgm_jax.conditioning.images import Masked
+from lsgm_jax.conditioning.images import Upscaling
+from lsgm_jax.conditioning.images import rectangles
 from lsgm_jax.nn.network import Network, StatefulNetwork
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.elbo import Objective
@@ -177,7 +180,7 @@ def test_a_codebook_rounds_in_the_decoder_and_not_before():
 def latent_model(scale=0.0, task=None, dropout=0.0):
     shape = (SIDE // 2, SIDE // 2, LATENT)
     beside = (
-        {} if task is None else {"conditioning": BesideLatents(shape=(*shape[:2], task.channels(LATENT, 1)))}
+        {} if task is None else {"conditioning": ConcatMaps(shape=(*shape[:2], task.channels(LATENT, 1)))}
     )
     prior = SGM(
         data_shape=shape,

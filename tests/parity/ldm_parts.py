@@ -5,7 +5,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from lsgm_jax.autoencoders import ldm
-from lsgm_jax.conditioning.maps import nearest
+from lsgm_jax.conditioning.images import nearest
 from lsgm_jax.interop import ldm_autoencoder, ldm_unet
 from lsgm_jax.interop.tables import CONV, POINTWISE, SAME, Entry, to_variables
 from lsgm_jax.nn.layers import downsample, upsample

@@ -1,39 +1,56 @@
-"""The stage of an SGM: its score."""
+"""The training of an SGM: one stage, score matching on the data."""
 
-from lsgm_jax.arrays import Scalar
-from lsgm_jax.config.build_running import build_optimiser
-from lsgm_jax.config.registry import Config
-from lsgm_jax.config.section import build
+import dataclasses
+from collections.abc import Callable
+
+import optax
+
+from lsgm_jax.arrays import Key, Scalar
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.nn.network import Aux, Params
 from lsgm_jax.objectives.bound import Batch
-from lsgm_jax.training.recipes.parts import (
-    PREVIEW,
-    Data,
-    ema,
-    model_drawer,
-    model_terms,
-    penalised,
-    validator,
-)
+from lsgm_jax.training.penalty import Penalty
+from lsgm_jax.training.recipes.common import PREVIEW, bound_terms, ema, penalised, sample_preview, validator
+from lsgm_jax.training.recipes.recipe import Data
+from lsgm_jax.training.spec import TrainSpec
 from lsgm_jax.training.stage import Stage
 from lsgm_jax.training.step import Context
 
 
-def score_stage(config: Config, model: SGM, data: Data) -> Stage:
-    """Score matching on the data themselves."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SGMRecipe:
+    """Trains an SGM; the stage "score"."""
 
-    def loss(params: Params, batch: Batch, context: Context) -> tuple[Scalar, Aux]:
-        return model.loss(params, batch, context.key)
+    model: SGM
+    train: TrainSpec
+    optimiser: optax.GradientTransformation
+    penalty: Penalty
+    donor = None
 
-    count = PREVIEW if len(model.data_shape) > 1 else 8 * PREVIEW
-    return Stage(
-        name="score",
-        init=lambda key, before: model.init(key),
-        optimiser=build_optimiser(config, "score"),
-        ema=ema(build("train", config)),
-        steps=config.train.steps,
-        validate=validator(model_terms(model), data.validation, config.data.batch_size),
-        draw=model_drawer(model, data, count),
-        **penalised(loss, {"prior": build("penalty", config)}, model),
-    )
+    def stages(self, data: Data) -> list[Stage]:
+        """Returns the only stage."""
+        model = self.model
+
+        def loss(params: Params, batch: Batch, context: Context) -> tuple[Scalar, Aux]:
+            return model.loss(params, batch, context.key)
+
+        return [
+            Stage(
+                name="score",
+                init=lambda key, before: model.init(key),
+                optimiser=self.optimiser,
+                ema=ema(self.train),
+                steps=self.train.steps,
+                validate=validator(bound_terms(model.bound), data),
+                draw=sample_preview(model, data, PREVIEW if len(model.data_shape) > 1 else 8 * PREVIEW),
+                **penalised(loss, {"prior": self.penalty}, model.data_shape),
+            )
+        ]
+
+    def steps(self, stage: str) -> int:
+        """Returns the number of steps of a stage."""
+        return self.train.steps
+
+    def init(self, stage: str) -> Callable[[Key], Params]:
+        """Returns a function that makes fresh parameters."""
+        return self.model.init

@@ -1,0 +1,115 @@
+"""Config -> objects: one frozen `Experiment`, built once."""
+
+import dataclasses
+from typing import Any
+
+from lsgm_jax.config.models import MODELS, sections
+from lsgm_jax.config.registry import Config, Target, fields, resolve, signature
+from lsgm_jax.config.specs import EvalSpec
+from lsgm_jax.data.points import PointSpec
+from lsgm_jax.data.spec import DataSpec
+from lsgm_jax.errors import ConfigError
+from lsgm_jax.models.protocol import Model
+from lsgm_jax.solvers.likelihood import Divergence
+from lsgm_jax.solvers.sampler import Sampler
+from lsgm_jax.training.recipes.recipe import Recipe
+from lsgm_jax.training.sharding import Launcher
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that a config describes.
+
+    Attributes:
+        name: kind of the model, the field `model` of the config.
+        data: the data set.
+        model: the model.
+        conditioning: the conditions of its samples: of labels, of texts, of images, or none.
+        training: what is trained, stage by stage.
+        sampler: solver, steps, and guidance scale.
+        divergence: of the probability flow, for likelihoods.
+        evaluation: settings of `lsgm evaluate`.
+        parallel: how devices share the work.
+        seed: of all random numbers of training.
+    """
+
+    name: str
+    data: DataSpec | PointSpec
+    model: Model
+    conditioning: Any
+    training: Recipe
+    sampler: Sampler
+    divergence: Divergence
+    evaluation: EvalSpec
+    parallel: Launcher
+    seed: int
+
+
+def experiment(config: Config) -> Experiment:
+    """Builds the experiment of a complete config.
+
+    Raises:
+        ConfigError: for a value that is refused; names the section and the remedy.
+    """
+    make, kind = Sections(config), MODELS[config.model]
+    conditioning, sampling = make("conditioning"), make("sampling")
+    if sampling.guidance != 1.0 and config.conditioning.name == "none":
+        raise ConfigError(
+            f"config.sampling.guidance={sampling.guidance} is for a model of conditions: "
+            "this one has config.conditioning.name='none'"
+        )
+    model = kind.model(make)
+    return Experiment(
+        name=config.model,
+        data=make("data"),
+        model=model,
+        conditioning=conditioning,
+        training=kind.recipe(make, model, config.seed),
+        sampler=_sampler(make, sampling),
+        divergence=make("divergence"),
+        evaluation=make("eval"),
+        parallel=make("parallel"),
+        seed=config.seed,
+    )
+
+
+class Sections:
+    """Makes the objects of the sections of one config."""
+
+    def __init__(self, config: Config):
+        self._config, self._sections = config, sections(config.model)
+
+    def __call__(self, section: str, **given: Any) -> Any:
+        """Makes the object of a section.
+
+        Args:
+            given: arguments that other sections decide; the object takes those that its signature has.
+
+        Raises:
+            ConfigError: if it refuses a value.
+        """
+        target = self.target(section)
+        allowed, takes = fields(self._sections[section], target), signature(target)
+        chosen = {name: value for name, value in self._config[section].items() if name in allowed}
+        offered = {name: value for name, value in given.items() if name in takes}
+        try:
+            return target(**chosen, **offered)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config.{section}: {error}") from error
+
+    def target(self, section: str) -> Target:
+        """Returns what the `name` of a section stands for, or its only target."""
+        targets = self._sections[section].targets
+        if isinstance(targets, dict):
+            return resolve(targets, self._config[section].get("name", "(none)"), f"{section}.name")
+        return targets
+
+
+def _sampler(make: Sections, sampling: Any) -> Sampler:
+    method = make("solver")
+    if (refusal := method.refuse(make("process"))) is not None:
+        raise ConfigError(f"config.solver: {refusal}")
+    try:
+        return Sampler(method=method, steps=make("steps"), **vars(sampling))
+    except ValueError as error:
+        raise ConfigError(f"config.sampling: {error}") from error

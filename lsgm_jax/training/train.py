@@ -1,0 +1,142 @@
+"""Trains all stages of a config in a folder, or resumes them."""
+
+import pathlib
+
+import jax
+
+from lsgm_jax.conditioning.request import Conditions
+from lsgm_jax.config.factory import Experiment, experiment
+from lsgm_jax.config.load import SAMPLING_SECTIONS, differences, read_config, save_config
+from lsgm_jax.config.registry import Config
+from lsgm_jax.data.pipeline import training_batches
+from lsgm_jax.errors import ConfigError
+from lsgm_jax.nn.network import Params
+from lsgm_jax.sampling.run import CONFIG, Run, checkpoints_of, holds_checkpoints
+from lsgm_jax.training.checkpoint import Checkpoints
+from lsgm_jax.training.loop import run_stage
+from lsgm_jax.training.recipes.recipe import Data
+from lsgm_jax.training.stage import Course
+
+RATES = ("learning_rate", "final")
+# The keys that may change when a run is resumed; all others have to be as they were.
+MAY_CHANGE = (
+    "data.data_dir",
+    "train.log_every",
+    "train.eval_every",
+    "train.keep",
+    "train.grad_accum_steps",
+    "train.steps_per_call",
+    "train.patience",
+    "train.rollbacks",
+    # Devices and precision: a checkpoint holds unsharded arrays, in float32.
+    "parallel.",
+    "compute.",
+    # Smaller ones are the remedy for a training that diverged.
+    *(
+        f"{section}.{rate}"
+        for section in ("vae_stage", "joint_vae", "joint_prior", "optimiser")
+        for rate in RATES
+    ),
+    *(f"{section}." for section in SAMPLING_SECTIONS),
+)
+
+
+def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None:
+    """Trains all stages, or resumes them from the last checkpoints of the folder.
+
+    Args:
+        trace: whether a few steps of every stage are traced for TensorBoard's profiler.
+
+    Raises:
+        ConfigError: if the folder holds a run with another config, or cannot be written.
+    """
+    planned = experiment(config)
+    recipe, data, model = planned.training, planned.data, planned.model
+    _check_devices(planned)
+    _refuse_another_run(workdir, config)
+    if _is_finished(checkpoints_of(workdir, model.stages[-1]), recipe.train.steps):
+        return
+    params = _donated(planned, config)
+    conditions = Conditions.for_training(planned.conditioning, data, workdir)
+    training, condition = data.open("train"), conditions.for_batches("train")
+    stages = recipe.stages(Data(training, conditions.batch("validation"), data.batch_size))
+    batches = [training_batches(training, planned.seed + index, condition) for index in range(len(stages))]
+    claim(workdir, config)
+    conditions.save(workdir)
+    course = Course(
+        train=recipe.train, launcher=planned.parallel, workdir=workdir, config=config.to_dict(), trace=trace
+    )
+    keys = jax.random.split(jax.random.key(planned.seed), 2 * len(stages))
+    for index, stage in enumerate(stages):
+        k_init, k_stage = keys[index], keys[len(stages) + index]
+        params = run_stage(stage, course, params, batches[index], k_init, k_stage)
+
+
+def _check_devices(planned: Experiment) -> None:
+    """Refuses a batch that the devices at hand cannot share."""
+    batch_size, accumulated = planned.data.batch_size, planned.training.train.grad_accum_steps
+    if batch_size % (accumulated * jax.device_count()):
+        micro = f" in {accumulated} micro-batches" if accumulated > 1 else ""
+        raise ConfigError(
+            f"config.data.batch_size={batch_size} does not divide over {jax.device_count()} devices{micro}"
+        )
+    try:
+        planned.parallel.shardings(())
+    except ValueError as error:
+        raise ConfigError(f"config.parallel: {error}") from error
+
+
+def _donated(planned: Experiment, config: Config) -> Params | None:
+    """The autoencoder that another run has trained, in place of a first stage; None if there is none.
+
+    Raises:
+        ConfigError: if that run is of other images, or of another network than the config's.
+    """
+    donor = planned.training.donor
+    if donor is None:
+        return None
+    other = Run.open(pathlib.Path(donor.folder))
+    if other.experiment.name != planned.name:
+        raise ConfigError(
+            f"config.train.{donor.key}={donor.folder!r} holds a run with model={other.experiment.name!r}, "
+            f"not {planned.name!r}"
+        )
+    changed = [text for text in differences(other.config, config) if text.startswith(donor.describes)]
+    if changed:
+        raise ConfigError(f"config.train.{donor.key}={donor.folder!r} holds a run with {changed[0]}")
+    if holds_checkpoints(other.workdir, other.model.stages[-1]):
+        return donor.of_whole(other.best()[0])
+    return other.best(donor.stage)[0]
+
+
+def _is_finished(folder: pathlib.Path, steps: int) -> bool:
+    if not folder.is_dir():
+        return False
+    with Checkpoints(folder) as checkpoints:  # to write, which clears away what an interrupted save has left
+        return checkpoints.latest_step == steps
+
+
+def _refuse_another_run(workdir: pathlib.Path, config: Config) -> None:
+    """Refuses a config that differs from the one of existing checkpoints in more than `MAY_CHANGE` lists."""
+    if (workdir / CONFIG).exists() and holds_checkpoints(workdir):
+        changed = differences(read_config(workdir / CONFIG), config)
+        changed = [text for text in changed if not text.startswith(MAY_CHANGE)]
+        if changed:
+            raise ConfigError(
+                f"{workdir} holds a run with {changed[0]}: use the same config, or another --workdir"
+            )
+
+
+def claim(workdir: pathlib.Path, config: Config) -> None:
+    """Writes config.json.
+
+    Raises:
+        ConfigError: if the folder cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        save_config(workdir / CONFIG, config)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {workdir} ({error.strerror}): choose another --workdir"
+        ) from error

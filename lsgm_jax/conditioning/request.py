@@ -16,7 +16,7 @@ from jaxtyping import Int
 from lsgm_jax.config.registry import Config
 from lsgm_jax.config.section import build
 from lsgm_jax.data.pipeline import all_captions, class_names, split_captions, split_labels, whole_split
-from lsgm_jax.data.words import EncodedCaptions, Tokenizer, encode_captions
+from lsgm_jax.data.tokenizer import EncodedCaptions, Tokenizer, encode_captions
 from lsgm_jax.errors import ConfigError, did_you_mean
 from lsgm_jax.models.conditional import Condition, Labels, Texts
 from lsgm_jax.models.ldm import LDM

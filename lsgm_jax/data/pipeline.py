@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lsgm_jax.data.captions import WHERE, Captions
 from lsgm_jax.data.spec import Batch
-from lsgm_jax.data.words import EncodedCaptions
+from lsgm_jax.data.tokenizer import EncodedCaptions
 from lsgm_jax.errors import DataError
 
 Rows = TypeVar("Rows")  # a tree of arrays, a row per sample

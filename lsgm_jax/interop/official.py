@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from lsgm_jax.autoencoders.backbones import Backbone, Hierarchical
 from lsgm_jax.errors import ConversionError
-from lsgm_jax.interop.averages import fitting_average, is_average, numbered_averages
+from lsgm_jax.interop.ema import fitting_average, is_average, numbered_averages
 from lsgm_jax.interop.ncsnpp import Shape, mixing_logit, mlp_variables, ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.interop.search import Found, containers, state_dicts

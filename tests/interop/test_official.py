@@ -9,7 +9,7 @@ import pytest
 
 from lsgm_jax.autoencoders.backbones import Hierarchical
 from lsgm_jax.errors import ConversionError
-from lsgm_jax.interop.averages import FIXED
+from lsgm_jax.interop.ema import FIXED
 from lsgm_jax.interop.ncsnpp import ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.interop.official import find_parts, mixing_logits, score_params, vae_params

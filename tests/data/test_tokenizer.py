@@ -13,7 +13,7 @@ import pytest
 
 from lsgm_jax.data.pipeline import _Order, training_batches
 from lsgm_jax.data.spec import DataSpec
-from lsgm_jax.data.words import CHARACTERS, SPECIAL, EncodedCaptions, Tokenizer, encode_captions
+from lsgm_jax.data.tokenizer import CHARACTERS, SPECIAL, EncodedCaptions, Tokenizer, encode_captions
 from lsgm_jax.errors import DataError
 
 
@@ -73,8 +73,8 @@ def test_pieces_are_the_longest_that_fit(tokenizer):
 def test_a_vocabulary_is_the_same_in_every_run():
     """Other processes, in which hash tables have another order; and the library is not loaded before it is needed."""
     program = (
-        "import sys; import lsgm_jax.data.pipeline; from lsgm_jax.data.words import Tokenizer;"
-        "assert 'tokenizers' not in sys.modules; import tests.data.test_words as t;"
+        "import sys; import lsgm_jax.data.pipeline; from lsgm_jax.data.tokenizer import Tokenizer;"
+        "assert 'tokenizers' not in sys.modules; import tests.data.test_tokenizer as t;"
         "print(*Tokenizer.train(t.texts(200), 120).vocabulary)"
     )
     run = [sys.executable, "-c", program]

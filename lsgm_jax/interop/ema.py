@@ -1,7 +1,7 @@
-"""The moving average of a network's parameters, in the three ways in which checkpoints keep one.
+"""The EMA of a network's parameters, in the three forms in which checkpoints store it.
 
-LSGM keeps it in the optimiser's state, beside Adam's moments, and CLD-SGM in a list; both only number the tensors, in
-the order of the network's parameters. Others keep a second state dict, with names.
+LSGM stores it in the state of the optimiser, next to Adam's moments, and CLD-SGM in a list. Both number the tensors, in
+the order of the network's parameters. Other checkpoints have a second state dict with names.
 """
 
 import re
@@ -14,17 +14,17 @@ from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.search import Found
 from lsgm_jax.interop.tables import State
 
-# Parameters that no optimiser moves, so that an average may leave them out: the frequencies of Fourier features.
+# Parameters that are not trained, so an EMA may lack them: the frequencies of Fourier features.
 FIXED = re.compile(r"all_modules\.\d+\.W")
 
 
-def is_average(found: Found) -> bool:
-    """Whether the keys that lead there say that it is an average."""
+def is_ema(found: Found) -> bool:
+    """Returns whether a key on the path to `found` contains "ema"."""
     return any("ema" in key.lower() for key in found.keys)
 
 
-def numbered_averages(found: Iterable[Found], state: State) -> Iterator[Found]:
-    """Averages in optimisers and lists, with the names of `state` in the order of its tensors."""
+def numbered_emas(found: Iterable[Found], state: State) -> Iterator[Found]:
+    """Yields EMA state dicts from optimisers and lists; their names are those of `state`, in its order."""
     for item in found:
         if not isinstance(item.value, Mapping):
             continue
@@ -35,7 +35,7 @@ def numbered_averages(found: Iterable[Found], state: State) -> Iterator[Found]:
 
 
 def _of_optimiser(value: Mapping[Any, Any]) -> list[Any] | None:
-    """The entries `ema` of an optimiser's state in the order of its parameters; None where there are none."""
+    """Returns the entries `ema` of an optimiser's state in the order of its parameters; None if there are none."""
     state, groups = value.get("state"), value.get("param_groups")
     if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
         return None
@@ -45,42 +45,42 @@ def _of_optimiser(value: Mapping[Any, Any]) -> list[Any] | None:
 
 
 def _named(tensors: Sequence[Any], state: State) -> State:
-    """Numbers beyond the last name stay numbers; what is no tensor, since it was never moved, is left out."""
-    moved = [name for name in state if not FIXED.fullmatch(name)]
-    names = list(state) if len(tensors) == len(state) else moved
+    """Assigns names to tensors. Surplus tensors keep their numbers; entries without a tensor are dropped."""
+    trained = [name for name in state if not FIXED.fullmatch(name)]
+    names = list(state) if len(tensors) == len(state) else trained
     names += [f"number {index}" for index in range(len(names), len(tensors))]
     return {name: t for name, t in zip(names, tensors, strict=False) if isinstance(t, np.ndarray)}
 
 
-def fitting_average(averages: Sequence[Found], state: State) -> State | None:
-    """The one average that fits `state`, with the fixed tensors that it leaves out; None if there are no averages.
+def fitting_ema(emas: Sequence[Found], state: State) -> State | None:
+    """Returns the one EMA that fits `state`, completed by the fixed tensors of `state`; None if there is no EMA.
 
     Raises:
-        ConversionError: if none fits, which names the first tensor of each that does not, or if several do.
+        ConversionError: if several fit, or none; then the error names the first misfitting tensor of each.
     """
-    misfits = [(average, _misfit(average.value, state)) for average in averages]
-    fitting = [average for average, misfit in misfits if misfit is None]
+    misfits = [(ema, _misfit(ema.value, state)) for ema in emas]
+    fitting = [ema for ema, misfit in misfits if misfit is None]
     if len(fitting) > 1:
         raise ConversionError(
-            f"has {len(fitting)} averages of the score network, {', '.join(average.place for average in fitting)}: "
+            f"has {len(fitting)} EMAs of the score network, {', '.join(ema.place for ema in fitting)}: "
             "save it again with one of them"
         )
     if misfits and not fitting:
-        reasons = "; ".join(f"{average.place}: {misfit}" for average, misfit in misfits)
+        reasons = "; ".join(f"{ema.place}: {misfit}" for ema, misfit in misfits)
         raise ConversionError(
-            f"has an average, but not of its score network ({reasons}): save it again with the one that belongs to it, "
+            f"has an EMA, but not of its score network ({reasons}): save it again with the one that belongs to it, "
             "or without"
         )
     return {**state, **fitting[0].value} if fitting else None
 
 
-def _misfit(average: State, state: State) -> str | None:
-    """What is wrong with the first tensor that does not fit."""
+def _misfit(ema: State, state: State) -> str | None:
+    """Returns a description of the first tensor that does not fit; None if all fit."""
     for name, tensor in state.items():
-        if name not in average:
+        if name not in ema:
             if not FIXED.fullmatch(name):
                 return f"{name} is missing"
-        elif average[name].shape != tensor.shape:
-            return f"{name} is {average[name].shape}, not {tensor.shape}"
-    unknown = [name for name in average if name not in state]
+        elif ema[name].shape != tensor.shape:
+            return f"{name} is {ema[name].shape}, not {tensor.shape}"
+    unknown = [name for name in ema if name not in state]
     return f"{unknown[0]} is unknown" if unknown else None

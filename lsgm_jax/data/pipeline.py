@@ -35,7 +35,7 @@ class Samples(Protocol):
 
     @property
     def in_memory(self) -> bool:
-        """Whether the samples are in memory, so that reading one costs next to nothing."""
+        """True if the samples are in memory, so that reading one costs next to nothing."""
         ...
 
     @property

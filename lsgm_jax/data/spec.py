@@ -131,7 +131,7 @@ class Split:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images are decoded."""
+        """True if the images are decoded in memory."""
         return self.decoded is not None
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Files that a reader never sees half written, and that one process writes if several compute together."""
+"""Atomic writing of files, by the first of several processes only."""
 
 import contextlib
 import json
@@ -7,22 +7,22 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from jax._src.distributed import global_state
+from lsgm_jax.jax_internals import process_id
 
 
 def is_first() -> bool:
-    """Whether this process speaks and writes for all: the only one, or the first of several.
+    """Returns whether this is the only process or the first of several, the one that prints and writes files.
 
-    `jax.process_index()` would start a backend, before which processes have to join.
+    Unlike `jax.process_index()`, it starts no backend, so it may be called before `jax.distributed.initialize`.
     """
-    return global_state.process_id == 0
+    return process_id() == 0
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a name to write to; what is there at the end takes the place of `path` in one step.
+    """Yields a temporary path to write to, and moves that file to `path` at the end in one step.
 
-    What other processes than the first write is thrown away.
+    A reader never sees a file that is half written. Files of other processes than the first are discarded.
     """
     if is_first():
         partial = path.with_name(path.name + ".tmp")
@@ -34,6 +34,6 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes a dictionary as JSON in one step."""
+    """Writes a dictionary as JSON, in one step."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n")

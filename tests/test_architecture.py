@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "lsgm_jax"
 # that fits counts, so a file may stand elsewhere than its room.
 LAYERS = (
     ("errors.py",),
-    ("arrays.py", "files.py", "__init__.py"),
+    ("arrays.py", "files.py", "jax_internals.py", "__init__.py"),
     ("processes/",),
     ("objectives/",),
     ("solvers/",),
@@ -77,9 +77,13 @@ CONFINED = {
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
 
+def parsed(file):
+    return ast.parse((ROOT / file).read_text())
+
+
 def imports(file):
     """Modules that a file imports, at whatever depth of the code."""
-    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -137,6 +141,16 @@ def test_libraries_stay_in_their_rooms(library):
     users = [file for file in FILES if any(name.split(".")[0] == library for name in imports(file))]
     assert [file for file in users if not file.startswith(CONFINED[library])] == []
     assert users or not CONFINED[library]
+
+
+def test_only_one_module_takes_private_names_of_jax():
+    """Neither by import nor as an attribute `jax._src`; `tests/test_jax_internals.py` checks that they exist."""
+
+    def is_private(file):
+        attributes = (node.attr for node in ast.walk(parsed(file)) if isinstance(node, ast.Attribute))
+        return "_src" in attributes or any(f"{name}.".startswith("jax._src.") for name in imports(file))
+
+    assert [file for file in FILES if is_private(file)] == ["jax_internals.py"]
 
 
 @pytest.mark.parametrize("room", ["processes/", "objectives/", "solvers/"])

@@ -24,7 +24,7 @@ from lsgm_jax.data.pipeline import (
     split_labels,
     whole_split,
 )
-from lsgm_jax.data.words import EncodedCaptions, Tokenizer, encode_captions
+from lsgm_jax.data.tokenizer import EncodedCaptions, Tokenizer, encode_captions
 from lsgm_jax.errors import ConfigError, did_you_mean
 from lsgm_jax.objectives.bound import Batch
 

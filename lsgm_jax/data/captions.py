@@ -1,4 +1,4 @@
-"""Texts that go with images: where they are written, what stands for them, and which is shown in training."""
+"""Captions of images: where they are stored, and the caption that a class name makes."""
 
 import functools
 import itertools
@@ -9,47 +9,51 @@ from collections.abc import Iterator, Sequence
 from lsgm_jax.data.readers.archives import Archive
 from lsgm_jax.errors import DataError
 
-Captions = tuple[str, ...]  # all texts of one image, which are as good as each other
+Captions = tuple[str, ...]  # all texts of one image, in no order of preference
 METADATA = "metadata.jsonl"
-WHERE = f'NAME.txt beside NAME.png, or "file_name" and "text" in {METADATA}'
+WHERE = f'NAME.txt next to NAME.png, or "file_name" and "text" in {METADATA}'
 
 
 def class_caption(name: str) -> str:
-    """What stands for a text of an image whose class alone is known: `a photo of a sea lion` for `sea_lion`."""
+    """Returns a caption for an image with a class name but no text: `a photo of a sea lion` for `sea_lion`."""
     return f"a photo of a {name.replace('_', ' ').replace('/', ' ')}"
 
 
 class FolderCaptions:
-    """The texts of the images in a folder or an archive, which are read when they are asked for.
+    """The texts of the images in a folder or an archive, read on demand.
 
-    Those of `NAME.png` are the lines of `NAME.txt` beside it. Without such a file they are what its line in a
-    `metadata.jsonl` says, as in Hugging Face's image folders: {"file_name": path from there, "text": text or list}.
+    The texts of `NAME.png` are the lines of `NAME.txt` next to it. Without such a file they come from a line of a
+    `metadata.jsonl`, as in Hugging Face's image folders: {"file_name": path from there, "text": text or list}.
     An empty file or text is the empty text.
+
+    Args:
+        archive: the files.
+        images: the names of the images.
     """
 
     def __init__(self, archive: Archive, images: Sequence[str]):
         self._archive, names = archive, set(archive.names())
-        beside = {image: image.rpartition(".")[0] + ".txt" for image in images}
-        self._beside = {image: text for image, text in beside.items() if text in names}
+        files = {image: image.rpartition(".")[0] + ".txt" for image in images}
+        self._text_files = {image: file for image, file in files.items() if file in names}
         self._lists = sorted(name for name in names if posixpath.basename(name) == METADATA)
 
     def __bool__(self) -> bool:
-        """Whether any image has one."""
-        return bool(self._beside) or bool(self._listed)
+        """Returns whether any image has a text."""
+        return bool(self._text_files) or bool(self._listed)
 
     @property
     def files(self) -> list[str]:
-        """The names of the files in which they are."""
-        return [*sorted(set(self._beside.values())), *(self._lists if self._listed else [])]
+        """The names of the files that hold the texts."""
+        return [*sorted(set(self._text_files.values())), *(self._lists if self._listed else [])]
 
     def of(self, image: str) -> Captions:
-        """Those of one image; none if it has none.
+        """Returns the texts of one image, () if it has none.
 
         Raises:
-            DataError: if what holds them is no text, or damaged.
+            DataError: if the file with the texts is not UTF-8, or a line of it is not valid.
         """
-        if image in self._beside:
-            lines = map(str.strip, _read(self._archive, self._beside[image]).splitlines())
+        if image in self._text_files:
+            lines = map(str.strip, _read(self._archive, self._text_files[image]).splitlines())
             return tuple(filter(None, lines)) or ("",)
         return self._listed.get(image, ())
 
@@ -59,13 +63,13 @@ class FolderCaptions:
 
 
 def _entries(archive: Archive, name: str) -> Iterator[tuple[str, Captions]]:
-    """The names of images in a `metadata.jsonl`, with their texts; entries of other kinds are none of ours."""
+    """Yields the names of images in a `metadata.jsonl` with their texts; other entries are skipped."""
     for number, line in enumerate(_read(archive, name).split("\n"), 1):
         where = f"line {number} of {name} in {archive.path}"
         try:
             entry = json.loads(line) if line.strip() else None
         except json.JSONDecodeError as error:
-            raise DataError(f"{where} is no JSON ({error}): mend or remove it") from error
+            raise DataError(f"{where} is no JSON ({error}): fix or remove it") from error
         if not isinstance(entry, dict) or not {"file_name", "text"} <= entry.keys():
             continue
         texts = entry["text"] if isinstance(entry["text"], list) else [entry["text"]]

@@ -1,4 +1,4 @@
-"""Checksums of source files, and those that are known."""
+"""Checksums of source files, and the known checksums of published ones."""
 
 import gzip
 import hashlib
@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from lsgm_jax.data.readers.archives import CHUNK, TAR_SUFFIXES, reading
 
-LISTED = 16  # more files than these are summed up in one line
-# sha256 of what was published, MNIST's without its compression -> what it is.
+LISTED = 16  # above this number of files a single checksum covers all of them
+# sha256 of published files (of MNIST's after decompression) -> description.
 KNOWN = {
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db": "MNIST, images to train",
     "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5": "MNIST, labels to train",
@@ -24,9 +24,10 @@ KNOWN = {
 
 
 def checksums(files: Sequence[pathlib.Path], root: pathlib.Path) -> dict[str, str]:
-    """sha256 by name relative to `root`; one of names and sums for more than `LISTED` files.
+    """Returns sha256 by file name relative to `root`.
 
-    A file that is compressed by gzip counts by what it holds: compressing it again does not make it another.
+    More than `LISTED` files have one entry instead, the sha256 of all names and checksums. A gzip file is
+    decompressed first, so compressing it again does not change its checksum.
     """
     total = sum(path.stat().st_size for path in files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="checksums", delay=1, leave=False) as bar:

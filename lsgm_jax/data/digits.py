@@ -1,7 +1,7 @@
-"""The 1,797 handwritten digits that ship inside scikit-learn, as a TFDS data set.
+"""The 1,797 handwritten digits of scikit-learn as a TFDS data set.
 
-8 x 8 pixels with 17 grey levels (0 to 16), stored as 8-bit PNG; `pipeline.quantise(..., levels=17)` gets the
-levels back exactly. Nothing is downloaded.
+The images have 8 x 8 pixels and 17 grey levels (0 to 16), stored as 8-bit PNG; `pixels.quantise(..., levels=17)`
+recovers the levels exactly. Nothing is downloaded.
 """
 
 import io
@@ -12,13 +12,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-# A fixed shuffle mixes the writers, which the file lists one after the other.
+# The file is ordered by writer; a fixed shuffle mixes the writers.
 SPLITS = {"train": slice(0, 1437), "validation": slice(1437, 1557), "test": slice(1557, 1797)}
 SHUFFLE_SEED = 0
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """Optical recognition of handwritten digits (Alpaydin and Kaynak 1998), the part scikit-learn ships."""
+    """Optical recognition of handwritten digits (Alpaydin and Kaynak 1998), the part in scikit-learn."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -47,7 +47,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict]]:
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            # TFDS takes encoded bytes without TensorFlow; it would need it to encode an array.
+            # TFDS needs TensorFlow to encode an array, but not to store encoded bytes.
             png = io.BytesIO()
             Image.fromarray(image).save(png, format="PNG")
             png.seek(0)

@@ -1,4 +1,4 @@
-"""What the names of image files say: which split an image is in, and of which class it is."""
+"""Splits and classes of images, from the names of their files."""
 
 import hashlib
 import pathlib
@@ -10,7 +10,7 @@ SPLIT_OF_FOLDER = {name: name for name in SPLIT_NAMES} | {"val": "validation", "
 
 
 def image_names(names: Iterable[str]) -> list[str]:
-    """Those of images, sorted. Hidden files are none, nor is what macOS adds to an archive."""
+    """Returns the names of image files, sorted, without hidden files and the files that macOS adds to an archive."""
     return sorted(name for name in names if _is_image(pathlib.PurePosixPath(name)))
 
 
@@ -20,16 +20,16 @@ def _is_image(path: pathlib.PurePosixPath) -> bool:
 
 
 def mixed(names: Iterable[str]) -> list[str]:
-    """In the order of their hashes, so that the first images are a fair share: by name they would be of one class."""
+    """Sorts names by their hashes, so that the first images have all classes; sorted by name they would have one."""
     return sorted(names, key=_hash)
 
 
 def split_by_name(names: Sequence[str]) -> dict[str, list[str]]:
-    """The names of each split.
+    """Returns the names of each split.
 
-    Where all images lie in folders `train`, `validation` (also `val`, `valid`) and `test`, with `train` among them,
-    those are the splits that there are. Otherwise a hash of each name decides: 80 % train, 10 % validation, 10 % test,
-    whatever other names there are.
+    If all images lie in folders `train`, `validation` (also `val`, `valid`) and `test`, with `train` among them, these
+    are the splits. Otherwise a hash of each name assigns 80 % to train, 10 % to validation and 10 % to test; the split
+    of a name does not depend on the other names.
     """
     given = has_split_folders(names)
     splits: dict[str, list[str]] = {split: [] for split in SPLIT_NAMES}
@@ -39,15 +39,15 @@ def split_by_name(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def has_split_folders(names: Sequence[str]) -> bool:
-    """Whether the outermost folders are the splits."""
+    """Returns whether the outermost folders are the splits."""
     tops = {_top(name) for name in names}
     return "train" in tops and tops <= SPLIT_OF_FOLDER.keys()
 
 
 def classes_by_name(names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The classes, sorted, and the index of each name's: the class of an image is the folder that holds it.
+    """Returns the sorted classes, and the class index of each name. The class of an image is its folder.
 
-    Folders of splits are not part of it. Both lists are empty where a single folder holds all.
+    The folder of the split is not part of the class. Both lists are empty if all images are in one folder.
     """
     skip = 1 if has_split_folders(names) else 0
     folders = ["/".join(name.split("/")[skip:-1]) or "." for name in names]
@@ -59,7 +59,7 @@ def classes_by_name(names: Sequence[str]) -> tuple[list[str], list[int]]:
 
 
 def without_common_folder(names: Sequence[str]) -> dict[str, str]:
-    """Short name -> name: without the one outermost folder that archives tend to have, if they all have it."""
+    """Returns {short name: name}; short names lack the outermost folder if it is the same for all."""
     tops = {_top(name) for name in names}
     packed = len(tops) == 1 and tops.isdisjoint({".", *SPLIT_OF_FOLDER})
     return {name.split("/", 1)[1] if packed else name: name for name in names}

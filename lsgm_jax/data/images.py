@@ -1,4 +1,4 @@
-"""Encoded images to pixels of the size and the channels that are asked for."""
+"""Decoding of image files to pixels of a given size and number of channels."""
 
 import dataclasses
 import io
@@ -19,15 +19,15 @@ KINDS = ("grey", "classes")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What a decoded image has to be.
+    """The size, channels and kind of a decoded image.
 
     Attributes:
-        height, width: its size; None for that of the file.
-        channels: 1 or 3; None for grey images as grey, others as colour.
-        fit: what is done with images of another size. "exact" refuses them; "crop" scales the image until it just
-            covers the size and cuts off what reaches beyond, equally at both ends; "resize" gives up the proportions.
-        kind: "grey" levels, or "classes" of a label map, which are never mixed: scaling takes the nearest pixel, and
-            a palette's indices are the classes.
+        height, width: size in pixels; None keeps that of the file.
+        channels: 1 or 3; None decodes grey images to 1 channel and others to 3.
+        fit: treatment of images of another size. "exact" refuses them; "crop" scales the image until it just covers
+            the size and cuts the excess equally at both ends; "resize" scales without keeping the proportions.
+        kind: "grey" for intensities, or "classes" for a label map. Classes are never interpolated: scaling takes the
+            nearest pixel, and the indices of a palette are the classes.
     """
 
     height: int | None
@@ -38,21 +38,23 @@ class Layout:
 
 
 def decode(encoded: bytes, layout: Layout, origin: str) -> Pixels:
-    """The pixels of a PNG, JPEG, WebP, BMP or NPY file, [height, width, channels].
+    """Decodes a PNG, JPEG, WebP, BMP or NPY file to pixels [height, width, channels].
 
-    Grey becomes colour by repetition, colour grey by luma (ITU-R 601), 16 bits 8 by leaving out the lower ones; an
-    alpha channel is left out. Scaling of grey levels is bicubic, with a filter as wide as the reduction.
+    Grey becomes colour by repetition, and colour becomes grey by luma (ITU-R 601). Of 16 bits the upper 8 remain, and
+    an alpha channel is dropped. Grey levels are scaled by a bicubic filter that is as wide as the reduction.
 
     Args:
-        origin: what an error calls the image.
+        encoded: the content of the file.
+        layout: the required size, channels and kind.
+        origin: name of the image in errors.
 
     Raises:
-        DataError: if it is damaged, or of another size and `layout` does not say how to fit it.
+        DataError: if the image is damaged, or has another size and `layout.fit` is "exact".
     """
     try:
         with _open(encoded) as image:
             if layout.height is not None and layout.width is not None and layout.fit != "exact":
-                # JPEG's decoder reduces by powers of two almost for nothing; twice the size leaves the filter its due.
+                # JPEG's decoder reduces by powers of two at little cost; twice the size is enough for the filter.
                 image.draft(None, (2 * layout.width, 2 * layout.height))
             pixels = _classes(image, layout) if layout.kind == "classes" else _levels(image, layout)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
@@ -67,14 +69,14 @@ def decode(encoded: bytes, layout: Layout, origin: str) -> Pixels:
 
 
 def encode(pixels: Pixels) -> bytes:
-    """The pixels as a PNG file, [height, width, 1 or 3]."""
+    """Encodes pixels [height, width, 1 or 3] as a PNG file."""
     png = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(png, format="PNG")
     return png.getvalue()
 
 
 def as_file(encoded: bytes) -> bytes:
-    """An image that every library reads: an NPY file as PNG, others as they are."""
+    """Converts an NPY file to PNG, which every library reads; other files are returned unchanged."""
     if not encoded.startswith(NPY):
         return encoded
     png = io.BytesIO()

@@ -1,4 +1,4 @@
-"""From samples to batches: shuffled, shared by processes, resumable; and whole splits with their labels."""
+"""Batches of samples, shuffled, sharded over processes and resumable; and whole splits with their labels."""
 
 import dataclasses
 import functools
@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from lsgm_jax.data.captions import WHERE, Captions
 from lsgm_jax.data.spec import Batch
-from lsgm_jax.data.words import EncodedCaptions
+from lsgm_jax.data.tokenizer import EncodedCaptions
 from lsgm_jax.errors import DataError
 
-Rows = TypeVar("Rows")  # a tree of arrays, a row per sample
-# Batches, and the threads that make them, where images are decoded as they are read; decoders let Python go on.
+Rows = TypeVar("Rows")  # a pytree of arrays, a row per sample
+# Batches and threads of prefetching, where images are decoded as they are read; decoders release the GIL.
 READ_AHEAD = min(16, 2 * (os.cpu_count() or 1))
 
 
@@ -30,12 +30,12 @@ class Samples(Protocol):
 
     @property
     def spec(self) -> "Data":
-        """What describes them."""
+        """The data specification of the samples."""
         ...
 
     @property
     def in_memory(self) -> bool:
-        """Whether a sample costs nothing to speak of."""
+        """True if the samples are in memory, so that reading one costs next to nothing."""
         ...
 
     @property
@@ -51,30 +51,32 @@ class Samples(Protocol):
         rng: np.random.Generator | None = None,
         rows: slice = slice(None),
     ) -> Batch:
-        """{"x": float32 [rows of batch, ...]}.
+        """Returns {"x": float32 [rows of batch, ...]}.
 
         Args:
-            rng: what is random in training is drawn from it, and nothing is random without it.
-            rows: those that are made. They are what they are in the whole batch: draws are for all of it, and cut.
+            indices: of the samples of a batch.
+            rng: generator of the augmentations of training; None applies none.
+            rows: rows of the batch that are returned. They do not depend on this argument: the augmentations of the
+                whole batch are drawn, then sliced.
         """
         ...
 
     def label(self, index: int) -> int | None:
-        """The class of a sample; None if there are none."""
+        """Returns the class of a sample, None if the data set has no classes."""
         ...
 
     def captions(self, index: int) -> Captions | None:
-        """The texts of a sample, at least one; None if there are none."""
+        """Returns the texts of a sample, at least one; None if the data set has no texts."""
         ...
 
 
 @runtime_checkable
 class Data(Protocol):
-    """What a config's data section describes."""
+    """A data set as the data section of a config describes it."""
 
     @property
     def source(self) -> str:
-        """What to call it."""
+        """The name of the data set."""
         ...
 
     @property
@@ -84,31 +86,33 @@ class Data(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
+        """The shape of one sample."""
         ...
 
     @property
     def bin_width(self) -> float:
-        """Distance of the values a sample can have; 0 for continuous ones."""
+        """The distance between neighbouring values of a pixel; 0 for continuous data."""
         ...
 
     def open(self, split: str, *, decode: bool = True) -> Samples:
-        """The samples of "train", "validation" or "test"; without `decode` each is made when it is asked for."""
+        """Opens "train", "validation" or "test". Without `decode` samples are decoded on access."""
         ...
 
 
 def training_batches(
     samples: Samples, seed: int, condition: np.ndarray | EncodedCaptions | None = None
 ) -> grain.DatasetIterator:
-    """Endless shuffled batches; of each, {"x": [batch / processes, ...]}, the rows that this process contributes.
+    """Returns an endless iterator of shuffled batches {"x": [batch / processes, ...]}, the rows of this process.
 
-    Process p of P makes the p-th of P equal parts, and the parts together are the batch of a single process, bit for
-    bit. The iterator's `get_state` and `set_state` resume it exactly, on any number of processes: what a batch holds,
-    drawn numbers included, follows from `seed` and the number of the batch.
+    Process p of P makes the p-th of P equal shards. The concatenated shards equal the batch of a single process, bit
+    for bit. The iterator's `get_state` and `set_state` resume it exactly, on any number of processes: a batch with its
+    augmentations is a function of `seed` and the index of the batch.
 
     Args:
-        condition: what is known of every sample, [samples, ...], or texts to draw from, each time one of a sample's;
-            batches then have their rows of it as "condition".
+        samples: the training split.
+        seed: of the order and the augmentations.
+        condition: an array [samples, ...], or texts from which one is drawn per sample and epoch. Batches then have
+            a "condition" too.
 
     Raises:
         DataError: if there are fewer samples than a batch, or the processes cannot share it evenly.
@@ -128,18 +132,18 @@ def training_batches(
             return batch | {"condition": condition.batch(indices, rng, rows)}
         return batch if condition is None else batch | {"condition": condition[indices[rows]]}
 
-    # Samples are made a batch at a time: per sample, Python would take longer than the work.
+    # One call makes a whole batch: a Python call per sample would take longer than the work itself.
     batches = indices.random_map(make, seed=_derived(seed, 0))
-    # Of decoded images a batch takes less than a millisecond: threads would only compete with XLA for the cores.
+    # A batch of decoded images takes less than a millisecond: threads would only compete with XLA for the cores.
     ahead = 0 if samples.in_memory else READ_AHEAD
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Order:
-    """Which samples are in which batch: epoch after epoch, each in an order of its own.
+    """The order of the samples: epoch after epoch, each with another permutation.
 
-    It is that of grain's `seed(seed).shuffle().repeat().batch(size)`, which takes ten times as long: for points in the
+    It equals grain's `seed(seed).shuffle().repeat().batch(size)`, which takes ten times as long: for points in the
     plane, longer than a training step.
     """
 
@@ -148,7 +152,7 @@ class _Order:
     seed: int
 
     def batch(self, number: int) -> Int[np.ndarray, "batch"]:
-        """Indices of the samples."""
+        """Returns the indices of the samples of a batch."""
         first, count, seed = number * self.size, self.samples, _derived(self.seed, 1)
         indices = [
             index_shuffle(i % count, max_index=count - 1, seed=(seed + i // count) % 2**32, rounds=4)
@@ -171,9 +175,9 @@ def _derived(seed: int, number: int) -> int:
 
 
 def whole_split(data: Data, split: str, limit: int | None = None) -> Float32[np.ndarray, "n ..."]:
-    """All samples (or the first `limit`) of "train", "validation" or "test", [n, ...]; images in [-1, 1].
+    """Returns all samples (or the first `limit`) of "train", "validation" or "test", [n, ...]; images in [-1, 1].
 
-    Nothing about them is random: binarised images are those of one fixed draw.
+    The result is deterministic: images are binarised with one fixed draw.
     """
     samples = data.open(split, decode=limit is None)
     count = len(samples) if limit is None else min(limit, len(samples))
@@ -188,10 +192,10 @@ def whole_split(data: Data, split: str, limit: int | None = None) -> Float32[np.
 
 
 def split_labels(data: Data, split: str, limit: int | None = None) -> Int32[np.ndarray, "n"]:
-    """The labels of the samples that `whole_split` gives, from 0.
+    """Returns the labels of the samples of `whole_split`, from 0.
 
     Raises:
-        DataError: if the samples have none.
+        DataError: if the data set has no labels.
     """
     samples = data.open(split, decode=False)
     count = len(samples) if limit is None else min(limit, len(samples))
@@ -205,17 +209,17 @@ def split_labels(data: Data, split: str, limit: int | None = None) -> Int32[np.n
 
 
 def class_names(data: Data) -> list[str] | None:
-    """What the labels 0, 1, ... stand for; None if there are none."""
+    """Returns the names of the labels 0, 1, ...; None if there are no labels."""
     return list(data.open("train", decode=False).classes) or None
 
 
 def all_captions(data: Data, split: str, limit: int | None = None) -> list[Captions]:
-    """The texts of each of the samples that `whole_split` gives, at least one.
+    """Returns the texts of each sample of `whole_split`, at least one per sample.
 
-    Where none are written, the name of the class makes one.
+    If the data set has no texts, the name of the class makes one.
 
     Raises:
-        DataError: if the samples have none, or some have none.
+        DataError: if a sample has neither a text nor a class.
     """
     samples = data.open(split, decode=False)
     count = len(samples) if limit is None else min(limit, len(samples))
@@ -230,18 +234,18 @@ def all_captions(data: Data, split: str, limit: int | None = None) -> list[Capti
 
 
 def split_captions(data: Data, split: str, limit: int | None = None) -> list[str]:
-    """One text for each of the samples that `whole_split` gives: where there are several, the first.
+    """Returns one text for each sample of `whole_split`, the first if there are several.
 
     Raises:
-        DataError: if the samples have none, or some have none.
+        DataError: if a sample has neither a text nor a class.
     """
     return [texts[0] for texts in all_captions(data, split, limit)]
 
 
 def padded_batches(x: Rows, batch_size: int) -> Iterator[tuple[Rows, int]]:
-    """Cuts arrays of as many rows each into batches of one size, the last filled up by repetition.
+    """Cuts arrays with the same number of rows into batches of one size; the last one is padded by repetition.
 
-    One size means one compilation. With each batch comes its count of real rows.
+    One size means one compilation. Yields each batch with its number of rows before padding.
     """
     count = len(jax.tree.leaves(x)[0])
     for start in range(0, count, batch_size):

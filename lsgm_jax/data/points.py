@@ -1,6 +1,6 @@
-"""Distributions of points in the plane, drawn anew from a seed: what diffusions are looked at with.
+"""Toy distributions of points in the plane, sampled from a seed.
 
-They are centred, with a variance of one per coordinate, as the processes' priors are (the swiss roll about so).
+Like the priors of the processes they have mean 0 and variance 1 per coordinate (the swiss roll approximately).
 """
 
 import dataclasses
@@ -12,43 +12,43 @@ from scipy.special import logsumexp
 from lsgm_jax.data.sources import SPLIT_NAMES
 
 LogDensity = Callable[[np.ndarray], np.ndarray]  # of points [n, 2], nats, [n]
-NARROW = 0.1  # standard deviation of each of the eight Gaussian distributions
+NARROW = 0.1  # standard deviation of each of the eight Gaussians
 _ANGLES = 2.0 * np.pi * np.arange(8) / 8.0
-# On the circle that gives their mixture variance one.
+# The radius gives the mixture a variance of one.
 CENTRES = np.sqrt(2.0 - 2.0 * NARROW**2) * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)
-DIAMONDS = np.sqrt(2.0 / 3.0 + 0.16 / 6.0)  # by what they are divided to have variance one
+DIAMONDS = np.sqrt(2.0 / 3.0 + 0.16 / 6.0)  # divisors that give variance one
 BOARD = np.sqrt(16.0 / 12.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """Points from a generator, [count, 2], and their exact density where it has a closed form."""
+    """A sampler of points [count, 2], and the exact log density in nats where it has a closed form."""
 
     draw: Callable[[np.random.Generator, int], np.ndarray]
     log_density: LogDensity | None = None
 
 
 def swiss_roll(rng: np.random.Generator, count: int) -> np.ndarray:
-    """A spiral of one and a half turns, slightly blurred."""
+    """Draws points of a spiral of one and a half turns with a little Gaussian noise."""
     angle = 1.5 * np.pi * (1.0 + 2.0 * rng.random(count))
     points = np.stack([angle * np.cos(angle), angle * np.sin(angle)], axis=-1)
     return (points - [2.0, 0.2] + 0.5 * rng.standard_normal(points.shape)) / 6.8
 
 
 def gaussians(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Eight narrow Gaussian distributions on a circle."""
+    """Draws points of a mixture of eight narrow Gaussians on a circle."""
     centres = CENTRES[rng.integers(0, 8, count)]
     return centres + NARROW * rng.standard_normal(centres.shape)
 
 
 def gaussians_log_density(x: np.ndarray) -> np.ndarray:
-    """Log of the mean of eight Gaussian densities."""
+    """Returns the log density of the mixture of eight Gaussians."""
     distance2 = ((x[:, None] - CENTRES) ** 2).sum(axis=-1)
     return logsumexp(-0.5 * distance2 / NARROW**2, axis=1) - np.log(8.0 * 2.0 * np.pi * NARROW**2)
 
 
 def diamonds(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Nine squares that stand on their corners, on a grid."""
+    """Draws points of nine squares on a grid, each rotated by 45 degrees."""
     grid = rng.integers(-1, 2, (count, 2))
     square = rng.random((count, 2)) - 0.5
     turned = np.stack([square[:, 0] + square[:, 1], square[:, 0] - square[:, 1]], axis=-1)
@@ -56,7 +56,7 @@ def diamonds(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def diamonds_log_density(x: np.ndarray) -> np.ndarray:
-    """Uniform over nine squares of half a diagonal 0.4 each, -inf elsewhere."""
+    """Returns the log density: uniform over nine squares of half diagonal 0.4, -inf elsewhere."""
     x = x * DIAMONDS
     nearest = np.clip(np.round(x), -1.0, 1.0)
     inside = np.abs(x - nearest).sum(axis=-1) <= 0.4
@@ -64,14 +64,14 @@ def diamonds_log_density(x: np.ndarray) -> np.ndarray:
 
 
 def checkerboard(rng: np.random.Generator, count: int) -> np.ndarray:
-    """The eight black squares of a board of four by four."""
+    """Draws points of the eight black squares of a 4 x 4 board."""
     column, half = rng.integers(0, 4, count), rng.integers(0, 2, count)
     corner = np.stack([column, 2 * half + column % 2], axis=-1)
     return (corner + rng.random((count, 2)) - 2.0) / BOARD
 
 
 def checkerboard_log_density(x: np.ndarray) -> np.ndarray:
-    """Uniform over the eight black squares, -inf elsewhere."""
+    """Returns the log density: uniform over the eight black squares, -inf elsewhere."""
     square = np.floor(x * BOARD) + 2.0
     black = ((square >= 0.0) & (square < 4.0)).all(axis=-1) & (square.sum(axis=-1) % 2 == 0)
     return np.where(black, np.log(BOARD**2 / 8.0), -np.inf)
@@ -90,9 +90,9 @@ class PointSpec:
     """Points of one of the `DISTRIBUTIONS`.
 
     Attributes:
-        source: its name.
+        source: name of the distribution.
         batch_size: points per step, over all processes.
-        counts: points for training, validation and test.
+        counts: numbers of points for training, validation and test.
     """
 
     source: str
@@ -109,7 +109,7 @@ class PointSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one point."""
+        """The shape of one point."""
         return (2,)
 
     @property
@@ -118,7 +118,7 @@ class PointSpec:
         return 0.0
 
     def open(self, split: str, *, decode: bool = True) -> "Points":
-        """The points of "train", "validation" or "test", each split from a seed of its own."""
+        """Draws the points of "train", "validation" or "test"; each split has its own fixed seed."""
         index = SPLIT_NAMES.index(split)
         points = DISTRIBUTIONS[self.source].draw(np.random.default_rng(index), self.counts[index])
         return Points(self, points.astype(np.float32))
@@ -126,7 +126,7 @@ class PointSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """Points that have been drawn, [count, 2]."""
+    """The points [count, 2] of one split."""
 
     spec: PointSpec
     points: np.ndarray
@@ -139,11 +139,11 @@ class Points:
     def batch(
         self, indices: np.ndarray, rng: np.random.Generator | None = None, rows: slice = slice(None)
     ) -> dict[str, np.ndarray]:
-        """{"x": [rows of batch, 2]}."""
+        """Returns {"x": [rows of batch, 2]}."""
         return {"x": self.points[indices[rows]]}
 
     def label(self, index: int) -> None:
-        """Points have none."""
+        """Returns None: points have no labels."""
 
     def captions(self, index: int) -> None:
-        """Nor texts."""
+        """Returns None: points have no texts."""

@@ -1,4 +1,4 @@
-"""Makes a data set that a config can name from files that someone has: `lsgm data prepare`."""
+"""`lsgm data prepare`: makes a data set that a config can name from the files of the user."""
 
 import contextlib
 import dataclasses
@@ -35,20 +35,20 @@ READERS: dict[str, Callable[[pathlib.Path], Contents]] = {
     "imagenet64": functools.partial(read_imagenet, side=64),
     "folder": read_folder,
 }
-SCALABLE = {"folder": None, "celebahq256": 256}  # what --size may be; None: anything
+SCALABLE = {"folder": None, "celebahq256": 256}  # the allowed --size; None allows any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be prepared.
+    """The arguments of `prepare`.
 
     Attributes:
         kind: a key of `READERS`.
-        source: the files.
-        data_dir: where prepared sets live.
-        name: what configs call the set; None for `kind`.
-        size: sides that images are scaled and cut to; None leaves the files as they are.
-        skip_bad: leave damaged images out, and list them, instead of refusing them.
+        source: path of the files.
+        data_dir: root folder of prepared sets.
+        name: name of the set in configs; None takes `kind`.
+        size: height and width to which images are scaled and cropped; None keeps the files unchanged.
+        skip_bad: skip damaged images and list them, instead of refusing them.
     """
 
     kind: str
@@ -60,30 +60,30 @@ class Job:
 
     @property
     def called(self) -> str:
-        """What configs call it."""
+        """The name of the set in configs."""
         return self.name or self.kind
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where it will be."""
+        """The folder of the set."""
         return self.data_dir / PREPARED / self.called / VERSION
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What has been prepared: `metadata.json` of the set, and whether it was there already."""
+    """The `metadata.json` of the prepared set, and whether the set existed before."""
 
     record: dict[str, Any]
     was_there: bool
 
 
 def prepare(job: Job) -> Outcome:
-    """Writes the set, all of it or nothing.
+    """Writes the whole set, or nothing if it fails.
 
-    A set that was made before from the same files is left alone.
+    A set that was made from the same files before stays unchanged.
 
     Raises:
-        DataError: if the source cannot be read, or the name is that of a set made from other files.
+        DataError: if the source cannot be read, or a set of this name was made from other files.
     """
     _check(job)
     contents = READERS[job.kind](job.source)
@@ -97,7 +97,7 @@ def prepare(job: Job) -> Outcome:
     if job.folder.exists():
         return Outcome(record=_same(job, record), was_there=True)
     record |= {"published": _published(record["sha256"]), "images": {}, "skipped": []}
-    with _nothing_half_done(job.folder):
+    with _all_or_nothing(job.folder):
         _write(job, contents, record)
     return Outcome(record=record, was_there=False)
 
@@ -118,7 +118,7 @@ def _check(job: Job) -> None:
 
 
 def _same(job: Job, record: dict[str, Any]) -> dict[str, Any]:
-    """The record of the set that is there, if it is of the same files."""
+    """Returns the record of the existing set, which must come from the same files."""
     remedy = f"remove it with  rm -r {job.folder.parent}  or give another --name"
     try:
         there = json.loads((job.folder / "metadata.json").read_text())
@@ -136,8 +136,8 @@ def _published(sums: dict[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _nothing_half_done(folder: pathlib.Path) -> Iterator[None]:
-    """Whatever ends the work before its end, no part of it stays: not even of earlier work that was killed."""
+def _all_or_nothing(folder: pathlib.Path) -> Iterator[None]:
+    """Removes unfinished files on any exit, those of an earlier killed run included."""
     parent = folder.parent
     try:
         _remove_unfinished(parent)
@@ -148,11 +148,11 @@ def _nothing_half_done(folder: pathlib.Path) -> Iterator[None]:
         _remove_unfinished(parent)
         for empty in (parent, parent.parent):
             with contextlib.suppress(OSError):
-                empty.rmdir()  # which refuses where there is anything
+                empty.rmdir()  # fails if the folder is not empty
 
 
 def _remove_unfinished(parent: pathlib.Path) -> None:
-    for unfinished in parent.glob("incomplete.*"):  # where TFDS writes until all is done
+    for unfinished in parent.glob("incomplete.*"):  # TFDS renames this folder when all is written
         shutil.rmtree(unfinished)
 
 
@@ -173,13 +173,13 @@ def _write(job: Job, contents: Contents, record: dict[str, Any]) -> None:
             record=record,
         )
         builder: Any = Prepared(data_dir=job.data_dir, config=config, file_format="array_record")
-        # TFDS wants a place for downloads, of which there are none.
+        # TFDS requires a folder for downloads, although there are none.
         with silence(), tempfile.TemporaryDirectory() as downloads:
             builder.download_and_prepare(download_dir=downloads)
 
 
 def _channels(contents: Contents) -> int:
-    """1 or 3: what files are that say nothing else of the first image."""
+    """Returns the channels (1 or 3) of the first image, 3 if it cannot be decoded."""
     first = next(next(iter(contents.splits.values())).read())
     assert isinstance(first.image, bytes)
     with contextlib.suppress(DataError):
@@ -190,7 +190,7 @@ def _channels(contents: Contents) -> int:
 def _encoded(
     job: Job, contents: Contents, split: str, stream: Stream, record: dict[str, Any], bar: tqdm
 ) -> Iterator[Example]:
-    """The images of a split as files; counts them, and what is left out."""
+    """Yields the images of a split as encoded files, and counts written and skipped ones in `record`."""
     record["images"][split] = 0
     for example in stream.read():
         bar.update()
@@ -198,7 +198,7 @@ def _encoded(
             image = _file(example, contents, job.size)
         except BadImage as error:
             if not job.skip_bad:
-                raise DataError(f"{error}; --skip_bad leaves damaged images out") from error
+                raise DataError(f"{error}; --skip_bad skips damaged images") from error
             record["skipped"].append(example.origin)
             continue
         if example.label is not None and example.label >= len(contents.classes):
@@ -216,7 +216,7 @@ class BadImage(DataError):
 
 
 def _file(example: Example, contents: Contents, size: int | None) -> bytes:
-    """The image as a file: as it came, if it came as one and nothing is to be changed."""
+    """Returns the encoded image: the original file where possible, otherwise a new PNG file."""
     if isinstance(example.image, np.ndarray):
         return encode(example.image)
     fitted = Layout(height=size, width=size, channels=None, fit="crop")

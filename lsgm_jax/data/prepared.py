@@ -1,6 +1,6 @@
-"""The form in which prepared data sets are kept: a TFDS builder with one configuration per set.
+"""Storage of prepared data sets: a TFDS builder with one configuration per set.
 
-So they lie in `data_dir/prepared/NAME/1.0.0`, beside TFDS's own `data_dir/NAME/VERSION` and never in their way.
+The sets lie in `data_dir/prepared/NAME/1.0.0`, apart from TFDS's own sets in `data_dir/NAME/VERSION`.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ from lsgm_jax.data.sources import TEXT_FEATURES, VERSION
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class PreparedConfig(tfds.core.BuilderConfig):
-    """One set: its name, and how its images are made.
+    """The name of a set, and functions that yield its images.
 
     Attributes:
-        image_shape: None for what differs between images.
+        image_shape: (height, width, channels); None where it differs between images.
         classes: names of the labels; empty if there are none.
         captioned: whether images have texts.
-        splits: the images of each split, as files.
-        record: what is kept beside them in metadata.json, read once all are written.
+        splits: by split, a function that yields the images as encoded files.
+        record: content of metadata.json, read after all images are written.
     """
 
     image_shape: tuple[int | None, int | None, int]
@@ -34,7 +34,7 @@ class PreparedConfig(tfds.core.BuilderConfig):
 
 
 class Prepared(tfds.core.GeneratorBasedBuilder):
-    """A data set that `lsgm data prepare` has made; the order is that of the source."""
+    """A data set made by `lsgm data prepare`, in the order of the source."""
 
     VERSION = tfds.core.Version(VERSION)
 

@@ -1,4 +1,4 @@
-"""Random access to the encoded images of a data set, with their labels where there are any."""
+"""Random access to the encoded images of a data set, with labels and texts where it has them."""
 
 import contextlib
 import functools
@@ -21,9 +21,9 @@ from lsgm_jax.data.folders import (
 from lsgm_jax.data.readers.archives import Folder
 from lsgm_jax.errors import DataError
 
-DATA_DIR = "~/.cache/lsgm_jax"  # unless someone says otherwise
-PREPARED = "prepared"  # where `lsgm data prepare` leaves its sets, in data_dir
-VERSION = "1.0.0"  # of their layout
+DATA_DIR = "~/.cache/lsgm_jax"  # default
+PREPARED = "prepared"  # folder within data_dir for the sets of `lsgm data prepare`
+VERSION = "1.0.0"  # of the layout of prepared sets
 PUBLISHED = (
     "mnist",
     "omniglot",
@@ -31,12 +31,12 @@ PUBLISHED = (
     "celebahq256",
     "imagenet32",
     "imagenet64",
-)  # what it knows to read
-TEXT_FEATURES = ("captions", "caption", "text")  # of TFDS's data sets
+)  # published sets that `lsgm data prepare` reads
+TEXT_FEATURES = ("captions", "caption", "text")  # names of features in TFDS data sets, in order of preference
 
 
 class Record(NamedTuple):
-    """An image as it is stored."""
+    """An encoded image, its label, and its name for errors."""
 
     image: bytes
     label: int | None
@@ -57,14 +57,14 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def label(self, index: int) -> int | None:
-        """That of a record, without its image; None if there are none."""
+        """Returns the label of a record without reading its image; None if the data set has no labels."""
         ...
 
     def captions(self, index: int) -> Captions | None:
-        """The texts of a record, at least one; None if there are none in the data set.
+        """Returns the texts of a record, at least one; None if the data set has no texts.
 
         Raises:
-            DataError: if there are, but none of this record.
+            DataError: if the data set has texts, but this record has none.
         """
         ...
 
@@ -73,15 +73,15 @@ def open_split(name: str, split: str, data_dir: str) -> Source:
     """Opens one split of a data set.
 
     A path (an existing folder, or anything that begins with `/`, `~` or `.`) is a folder of images. Any other name is
-    that of a set which `lsgm data prepare` left in `data_dir`, or, if there is none, of a TFDS data set.
+    a set of `lsgm data prepare` in `data_dir`, or, if there is none, a TFDS data set.
 
     Args:
         name: a path or a name.
-        split: for a folder one of `SPLIT_NAMES`; otherwise anything that TFDS's syntax allows ("train[:90%]").
-        data_dir: where prepared data sets live.
+        split: for a folder one of `SPLIT_NAMES`; otherwise any expression of TFDS's syntax ("train[:90%]").
+        data_dir: root folder of prepared data sets.
 
     Raises:
-        DataError: if there is nothing to read.
+        DataError: if the data set does not exist or has no such split.
     """
     root = pathlib.Path(data_dir).expanduser()
     if name.startswith(("/", "~", ".")):
@@ -94,7 +94,10 @@ def open_split(name: str, split: str, data_dir: str) -> Source:
 
 
 class FolderSource:
-    """Images of a folder and its sub-folders, `mixed`; `split_by_name` and `classes_by_name` say which are where."""
+    """Images of a folder and its sub-folders, in the order of `mixed`.
+
+    `split_by_name` assigns the splits, and `classes_by_name` the classes.
+    """
 
     def __init__(self, folder: pathlib.Path, split: str):
         if split not in SPLIT_NAMES:
@@ -131,18 +134,18 @@ class FolderSource:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
 
     def label(self, index: int) -> int | None:
-        """The index of its sub-folder."""
+        """Returns the index of the sub-folder of an image; None if there is one folder only."""
         return self._labels[index]
 
     def captions(self, index: int) -> Captions | None:
-        """As `FolderCaptions` finds them."""
+        """Returns the texts that `FolderCaptions` finds."""
         if not self._captions:
             return None
         path = self.files[index]
         if found := self._captions.of(path.relative_to(self._folder).as_posix()):
             return found
         raise DataError(
-            f"{path} has no text, though others have: write {path.with_suffix('.txt').name} beside it"
+            f"{path} has no text, though others have: write {path.with_suffix('.txt').name} next to it"
         )
 
     @functools.cached_property
@@ -151,7 +154,7 @@ class FolderSource:
 
 
 class TfdsSource:
-    """A split of a data set that TFDS has prepared as array_record."""
+    """A split of a TFDS data set in the format array_record."""
 
     def __init__(self, builder: Any, name: str, split: str):
         import tensorflow_datasets as tfds
@@ -165,7 +168,7 @@ class TfdsSource:
         self.classes: list[str] = features["label"].names if named else []
         self._text = next((name for name in TEXT_FEATURES if _is_text(features, name)), None)
         try:
-            # Left encoded, so that an image is decoded once, to what is wanted of it.
+            # Images stay encoded here; `images.decode` decodes them to the required layout.
             self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         except ValueError as error:
             known = ", ".join(builder.info.splits)
@@ -182,11 +185,11 @@ class TfdsSource:
         return Record(record["image"], label, f"image {index} of {self._split!r} in {self._name}")
 
     def label(self, index: int) -> int | None:
-        """As the data set says; None if it has none."""
+        """Returns the label of a record; None if the data set has no labels."""
         return self[index].label if self._labelled else None
 
     def captions(self, index: int) -> Captions | None:
-        """Those of the first of `TEXT_FEATURES` that it has: a text, several, or several that are a "text" each."""
+        """Returns the texts of the first of `TEXT_FEATURES` it has: a text, a list, or a list of {"text": text}."""
         if self._text is None:
             return None
         stored = self._records[index][self._text]
@@ -204,7 +207,7 @@ def _is(kind: type, features: Any, name: str) -> bool:
 
 
 def _is_text(features: Any, name: str) -> bool:
-    """Whether it is of strings, or of dictionaries with such a "text"; asking for `dtype` would need TensorFlow."""
+    """Returns whether a feature holds strings, or dictionaries with a string "text"; `dtype` would need TensorFlow."""
     kind = features[name].np_dtype if name in features else None
     kind = kind.get("text") if isinstance(kind, dict) else kind
     return kind is not None and np.dtype(kind) == np.object_
@@ -212,7 +215,7 @@ def _is_text(features: Any, name: str) -> bool:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """TFDS prints a screenful for what takes a second here."""
+    """Suppresses the output of TFDS, which is a screenful for a second of work."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -233,7 +236,7 @@ def _tfds_builder(name: str, data_dir: pathlib.Path) -> Any:
 
     try:
         if name == "digits":
-            # Of several processes that find nothing there, one is the first to put its own in place.
+            # Several processes may prepare the digits at once; the first one to finish wins.
             with silence(), contextlib.suppress(FileExistsError):
                 digits.Digits(data_dir=data_dir, file_format="array_record").download_and_prepare()
             builder: Any = digits.Digits(data_dir=data_dir, file_format="array_record")

@@ -1,4 +1,4 @@
-"""Which images, and how they become samples: the data section of a config."""
+"""The data section of a config: the images, and their preprocessing."""
 
 import dataclasses
 import functools
@@ -23,24 +23,24 @@ Batch = dict[str, Float32[np.ndarray, "rows ..."]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Which images, on how many grey levels, in what batches.
+    """A data set of images with its preprocessing and batch size.
 
     Attributes:
         source: a folder of images, or the name of a data set; see `open_split`.
-        image_shape: (height, width, channels) of an image as the model sees it, padding included; channels are 1 or 3,
-            and `decode` says what becomes of grey images as colour, and the other way round.
-        levels: grey levels the images are reduced to, 2 to 256; of a label map the number of classes, 2 to 65,536.
+        image_shape: (height, width, channels) of an image as the model sees it, padding included. Channels are 1 or 3;
+            `decode` converts between grey and colour.
+        levels: number of grey levels after quantisation, 2 to 256; number of classes of a label map, 2 to 65,536.
         batch_size: images per step, over all processes.
         splits: split expressions for training, validation and test.
-        data_dir: where prepared data sets live.
-        pad: zeros around the stored image, in pixels per side: black, or class 0. They are there before anything else
-            is done to the pixels.
-        binarise: "none", or "dynamic" for pixels that are 1 with the probability of their grey level: drawn anew at
-            every access in training, by the seed of the run and the position in it; in whole splits (validation, test)
-            once per image and for ever. Needs `levels` of 2.
-        flip: whether training mirrors every image, left for right, with probability 1/2.
-        fit: images of another size are refused ("exact"), scaled and cut ("crop"), or only scaled ("resize").
-        kind: whether pixels are "grey" levels, or the "classes" of a label map, 0 to `levels` - 1.
+        data_dir: root folder of prepared data sets.
+        pad: zeros around the stored image, in pixels per side: black, or class 0. The border stays black when pixels
+            are binarised.
+        binarise: "none", or "dynamic" for pixels that are 1 with the probability of their grey level. Training draws
+            them anew at every access, from the seed of the run and the index of the batch; whole splits (validation,
+            test) have one fixed draw per image. Requires `levels` of 2.
+        flip: whether training mirrors every image, left to right, with probability 1/2.
+        fit: images of another size are refused ("exact"), scaled and cropped ("crop"), or scaled only ("resize").
+        kind: "grey" for intensities, or "classes" for a label map with values 0 to `levels` - 1.
     """
 
     source: str
@@ -84,17 +84,17 @@ class DataSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
+        """The shape of one sample."""
         return self.image_shape
 
     @property
     def bin_width(self) -> float:
-        """Distance of the grey levels in [-1, 1]."""
+        """The distance between neighbouring grey levels in [-1, 1]."""
         return 2.0 / (self.levels - 1)
 
     @property
     def layout(self) -> Layout:
-        """What an image has to be before it is padded."""
+        """The layout of an image before padding."""
         height, width, channels = self.image_shape
         return Layout(
             height=height - 2 * self.pad,
@@ -105,17 +105,17 @@ class DataSpec:
         )
 
     def open(self, split: str, *, decode: bool = True) -> "Split":
-        """The images of "train", "validation" or "test"; see `Split`."""
+        """Opens "train", "validation" or "test"; see `Split`."""
         return Split(self, split, decode=decode)
 
 
 class Split:
     """The images of "train", "validation" or "test".
 
-    With `decode` they are decoded at once into memory, if they fit; otherwise each when it is asked for.
+    With `decode` all images are decoded into memory if they fit; otherwise each is decoded on access.
 
     Raises:
-        DataError: if there is nothing to read, or an image is broken or of another shape.
+        DataError: if there is no such split, or an image is damaged or of another shape.
     """
 
     def __init__(self, spec: DataSpec, split: str, *, decode: bool = True):
@@ -125,13 +125,13 @@ class Split:
         self.decoded = None
         count = len(self.source)
         if decode and count * math.prod(spec.image_shape) <= IN_MEMORY_BYTES:
-            # Small sets take no time to speak of; a bar would only flash.
+            # Small sets take a moment; a bar would only flash.
             indices = tqdm(range(count), desc=f"decoding {split}", disable=count < 5000, leave=False)
             self.decoded = np.stack([self._read(index) for index in indices])
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images are decoded."""
+        """True if the images are decoded in memory."""
         return self.decoded is not None
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ class Split:
         rng: np.random.Generator | None = None,
         rows: slice = slice(None),
     ) -> Batch:
-        """{"x": [rows of batch, height, width, channels]} in [-1, 1]; see `Samples`."""
+        """Returns {"x": [rows of batch, height, width, channels]} in [-1, 1]; see `Samples`."""
         mine = indices[rows]
         images = self._stored(mine)
         if self.spec.flip and rng is not None:
@@ -158,7 +158,7 @@ class Split:
         return {"x": self._values[pixels.pad(images, self.spec.pad)]}
 
     def label(self, index: int) -> int | None:
-        """The class of an image; None if the source knows none."""
+        """Returns the class of an image; None if the source has no classes."""
         return self.source.label(index)
 
     @property
@@ -167,12 +167,12 @@ class Split:
         return self.source.classes
 
     def captions(self, index: int) -> Captions | None:
-        """The texts of an image; where the source has no texts, one that names its class; None without classes."""
+        """Returns the texts of an image, or one made from its class name; None without texts and classes."""
         written = self.source.captions(index)
         if written is not None:
             return written
         label = self.source.label(index)
-        if label is None or not 0 <= label < len(self.classes):  # TFDS says -1 of what is not known
+        if label is None or not 0 <= label < len(self.classes):  # TFDS stores -1 for unknown labels
             return None
         return (class_caption(self.classes[label]),)
 

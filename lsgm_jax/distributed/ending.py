@@ -14,9 +14,9 @@ import time
 from typing import Any, NoReturn
 
 import jax
-from jax._src.distributed import global_state
 
 from lsgm_jax.distributed.rendezvous import Place
+from lsgm_jax.jax_internals import coordination_client
 
 FAILED = "lsgm/failed"  # folder of JAX's key-value store: lines by process, and the first failure of any
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -30,7 +30,7 @@ def stop(place: Place, line: str, status: int) -> NoReturn:
 
     What happens in all processes is printed by the first, anything else by the process it happens in.
     """
-    client: Any = global_state.client
+    client = coordination_client()
     failure = json.dumps([place.process, line, status])
     for key, value in ((str(place.process), line), ("any", failure)):
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
@@ -51,7 +51,7 @@ def _line_of_first(client: Any) -> str | None:
 
 def watch(place: Place) -> None:
     """Looks from now on, beside the work, for a process that has failed, and ends this one with it."""
-    client: Any = global_state.client
+    client = coordination_client()
     error, over = sys.stderr, threading.Event()
 
     def look() -> None:
@@ -83,7 +83,7 @@ def watch(place: Place) -> None:
 
 def _end(place: Place, status: int) -> NoReturn:
     """Leaves without what Python and JAX do at exit, which would wait for processes that wait for this one."""
-    client: Any = global_state.client
+    client = coordination_client()
     sys.stdout.flush()
     sys.stderr.flush()
     with contextlib.suppress(jax.errors.JaxRuntimeError):

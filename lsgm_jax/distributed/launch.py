@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-from jax._src.clusters import ClusterEnv
-from jax._src.distributed import global_state
 
 from lsgm_jax.distributed import ending, rendezvous
 from lsgm_jax.distributed.rendezvous import Place
 from lsgm_jax.errors import ClusterError
 from lsgm_jax.files import is_first
+from lsgm_jax.jax_internals import coordination_client, detect_cluster
 
 __all__ = ["ClusterError", "Place", "agree", "barrier", "is_first", "join", "joined", "others_silent", "stop"]
 
@@ -72,9 +71,7 @@ def detect(timeout: float) -> Place:
     Raises:
         ClusterError: if it finds neither SLURM nor Open MPI nor the metadata of a TPU.
     """
-    unknown = (None, None, None, None, None)
-    found = ClusterEnv.auto_detect_unset_distributed_params(*unknown, math.ceil(timeout))
-    coordinator, processes, process, devices = found
+    coordinator, processes, process, devices = detect_cluster(math.ceil(timeout))
     if coordinator is None or processes is None or process is None:
         raise ClusterError(
             "--distributed found neither SLURM nor Open MPI nor a TPU's metadata: "
@@ -128,7 +125,7 @@ def _meet(where: str, value: str, timeout: float | None = None) -> list[str]:
     """The values of all processes, in their order."""
     place, patience = _joined[-1]
     timeout, folder = timeout or patience, f"lsgm/{next(_numbers)}"
-    client: Any = global_state.client
+    client = coordination_client()
     client.key_value_set(f"{folder}/{place.process}", value)
     try:
         client.wait_at_barrier(folder, math.ceil(1000 * timeout))

@@ -1,1 +1,1 @@
-"""Published checkpoints: their files, and their tensors in our trees and back."""
+"""Published checkpoints: reading their files, and converting state dicts to Flax variables and back."""

@@ -1,6 +1,6 @@
-"""First stages of latent diffusion: the state dicts of autoencoder, discriminator and perceptual distance.
+"""State dicts of LDM first stages: autoencoder, discriminator and perceptual distance.
 
-Our modules are named so that a path of ours says its official name: a table translates the paths of all variables.
+The official name of a tensor follows from the path of our variable; a table translates all paths.
 """
 
 import functools
@@ -31,7 +31,7 @@ from lsgm_jax.interop.tables import (
 )
 
 Shapes = Variables
-# One number per channel, with axes of length one around it.
+# One value per channel, with axes of length one around it.
 CHANNELS = Layout(lambda w: w.reshape(-1), lambda w: w.reshape(1, -1, 1, 1))
 LEAVES = {
     "kernel": "weight",
@@ -42,7 +42,7 @@ LEAVES = {
 }
 COUNTER = ".num_batches_tracked"
 
-# What each step of a path is called; TOWER stands for what the original calls the levels of that half.
+# Our name of a module -> the official one. TOWER stands for the official name of the levels, `TOWERS`.
 TOWERS = {"encoder": "down", "decoder": "up"}
 STEPS = {
     r"stem": r"conv_in",
@@ -71,15 +71,15 @@ LATENT = {"encoder": "quant_conv", "decoder": "post_quant_conv"}
 
 
 class AutoencoderParts(NamedTuple):
-    """The parts of an autoencoder that one state dict holds."""
+    """The modules whose tensors are in the state dict of an autoencoder."""
 
     encoder: Encoder
     decoder: Decoder
-    quantiser: Quantiser | None = None  # none in a KL model
+    quantiser: Quantiser | None = None  # None in a KL model
 
 
 def first_stage_variables(state: State, parts: AutoencoderParts) -> Variables:
-    """{"encoder", "decoder"}: variables of the modules, and the "codebook" of a VQ model; dtypes are kept.
+    """Returns the variables {"encoder", "decoder"}, and "codebook" of a VQ model; dtypes do not change.
 
     Raises:
         ConversionError: if tensors are unknown, missing or of another shape than the modules'.
@@ -89,12 +89,12 @@ def first_stage_variables(state: State, parts: AutoencoderParts) -> Variables:
 
 
 def first_stage_state(variables: Mapping[str, Any], parts: AutoencoderParts) -> dict[str, np.ndarray]:
-    """Inverse of `first_stage_variables`."""
+    """Returns the state dict: the inverse of `first_stage_variables`."""
     return to_state(table(first_stage_shapes(parts), _first_stage_name), dict(variables))
 
 
 def first_stage_shapes(parts: AutoencoderParts) -> Shapes:
-    """Shapes of the variables, which are those of images of any size; allocates nothing."""
+    """Returns the shapes of the variables, which do not depend on the image size. Allocates no arrays."""
     encode = functools.partial(parts.encoder.init, deterministic=True)
     decode = functools.partial(parts.decoder.init, deterministic=True)
     side = 2 ** (len(parts.encoder.levels.channel_mult) - 1)
@@ -126,14 +126,14 @@ def _step(name: str) -> str:
 
 
 def discriminator_variables(state: State, module: PatchDiscriminator) -> Variables:
-    """{"params", "batch_stats"} of a discriminator of colour images; errors as those of `first_stage_variables`."""
-    kept = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
+    """Returns {"params", "batch_stats"} of a discriminator of colour images; raises like `first_stage_variables`."""
+    tensors = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
     shapes = _discriminator_shapes(module)
-    return to_variables(table(shapes, _discriminator_name(module)), kept, shapes)
+    return to_variables(table(shapes, _discriminator_name(module)), tensors, shapes)
 
 
 def discriminator_state(variables: Mapping[str, Any], module: PatchDiscriminator) -> dict[str, np.ndarray]:
-    """Inverse of `discriminator_variables`; counters of batches are left out."""
+    """Returns the state dict: the inverse of `discriminator_variables`, without counters of batches."""
     return to_state(table(_discriminator_shapes(module), _discriminator_name(module)), dict(variables))
 
 
@@ -143,7 +143,7 @@ def _discriminator_shapes(module: PatchDiscriminator) -> Shapes:
 
 
 def _discriminator_name(module: PatchDiscriminator) -> Callable[[Path], str]:
-    """Layers are numbered as they are called, activations among them."""
+    """Returns the name function: layers are numbered in the order of calls, activations included."""
     numbers = {"conv_0": 0, "logit": 3 * module.layers + 2}
     for index in range(1, module.layers + 1):
         numbers |= {f"conv_{index}": 3 * index - 1, f"norm_{index}": 3 * index}
@@ -151,13 +151,13 @@ def _discriminator_name(module: PatchDiscriminator) -> Callable[[Path], str]:
 
 
 def lpips_variables(state: State, module: LPIPS) -> Variables:
-    """{"params", "constants"} of the perceptual distance; errors as those of `first_stage_variables`."""
+    """Returns {"params", "constants"} of the perceptual distance; raises like `first_stage_variables`."""
     shapes = _lpips_shapes(module)
     return to_variables(table(shapes, _lpips_name(module)), state, shapes)
 
 
 def lpips_state(variables: Mapping[str, Any], module: LPIPS) -> dict[str, np.ndarray]:
-    """Inverse of `lpips_variables`."""
+    """Returns the state dict: the inverse of `lpips_variables`."""
     return to_state(table(_lpips_shapes(module), _lpips_name(module)), dict(variables))
 
 
@@ -167,7 +167,7 @@ def _lpips_shapes(module: LPIPS) -> Shapes:
 
 
 def _lpips_name(module: LPIPS) -> Callable[[Path], str]:
-    """Convolutions have the numbers of VGG16's layers, among which are activations and poolings."""
+    """Returns the name function: convolutions have VGG16's layer numbers, which count activations and poolings."""
 
     def name(path: Path) -> str:
         if path[1] == "standardise":
@@ -182,7 +182,7 @@ def _lpips_name(module: LPIPS) -> Callable[[Path], str]:
 
 
 def table(shapes: Shapes, name: Callable[[Path], str]) -> list[Entry]:
-    """Every variable, with the official `name` of its path."""
+    """Returns the entries of all variables; `name` maps a path to the official name."""
     leaves: dict[Path, Any] = dict(flatten_dict(shapes))
     return [Entry(name(path), path, _layout(path, leaf.ndim)) for path, leaf in leaves.items()]
 

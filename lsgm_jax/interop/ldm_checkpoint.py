@@ -1,7 +1,7 @@
-"""Checkpoints of the official latent diffusion: the parts that one holds, and their tensors as our parameters.
+"""Checkpoints of the official latent diffusion: finds their networks and converts them to our parameters.
 
-A whole model's tensors begin with `model.diffusion_model.` (the denoiser), `model_ema.` (its average, whose names have
-lost their dots), `first_stage_model.` and `cond_stage_model.`; those of a first stage alone have no such beginnings.
+In a checkpoint of a full model, names of tensors begin with `model.diffusion_model.` (denoiser), `model_ema.` (its EMA,
+with names without dots), `first_stage_model.` or `cond_stage_model.`. In one of a first stage they have no such prefix.
 """
 
 import contextlib
@@ -32,37 +32,37 @@ from lsgm_jax.nn.ldm import LDMUNet
 from lsgm_jax.nn.network import Params, StatefulNetwork
 from lsgm_jax.processes.discrete import DiscreteVP
 
-# The first group of each is what stands before the names of that part.
+# The first group of each is the prefix of the network's names.
 DENOISER = re.compile(r"(model\.diffusion_model\.).*")
-AVERAGE = re.compile(r"(model_ema\.).*")
+EMA = re.compile(r"(model_ema\.).*")
 FIRST_STAGE = re.compile(r"(first_stage_model\.|)encoder\.conv_in\.weight")
 DISCRIMINATOR = re.compile(r"((?:first_stage_model\.)?loss\.discriminator\.).*")
 CONDITIONER = re.compile(r"(cond_stage_model\.).*")
 BUFFERS = re.compile(r"()(?:betas|scale_factor)")
-# What lies among a first stage's tensors and is none of them.
-BESIDE_FIRST_STAGE = ("loss.", "model_ema.")
+# Prefixes of other tensors among those of a first stage.
+NOT_FIRST_STAGE = ("loss.", "model_ema.")
 STEM = "input_blocks.0.0.weight"
 TO_CONTEXT = re.compile(r".*\.attn2\.to_k\.weight")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LDMParts:
-    """What a checkpoint holds; {} for what it does not. Names are those within the parts."""
+    """The state dicts of the networks in a checkpoint, {} for missing ones; names are without prefixes."""
 
     first_stage: State
     discriminator: State
     denoiser: State
-    average: State  # names as stored, without dots
+    average: State  # EMA of the denoiser; names as stored, without dots
     conditioner: State
     buffers: State
-    counters: Mapping[str, int]  # those of `COUNTERS` that the file has
+    counters: Mapping[str, int]  # those of `COUNTERS` in the file
 
 
 def find_ldm_parts(checkpoint: Any) -> LDMParts:
-    """The parts of what `read_torch` has read.
+    """Finds the networks in the result of `read_torch`.
 
     Raises:
-        ConversionError: if there is no network of latent diffusion, or more than one of a kind.
+        ConversionError: if there is no first stage, or more than one network of a kind.
     """
     found = containers(checkpoint)
 
@@ -77,10 +77,10 @@ def find_ldm_parts(checkpoint: Any) -> LDMParts:
             "no tensor is called encoder.conv_in.weight, or first_stage_model.encoder.conv_in.weight"
         )
     return LDMParts(
-        first_stage={n: t for n, t in first_stage.items() if not n.startswith(BESIDE_FIRST_STAGE)},
+        first_stage={n: t for n, t in first_stage.items() if not n.startswith(NOT_FIRST_STAGE)},
         discriminator=part("discriminators", DISCRIMINATOR),
         denoiser=denoiser,
-        average=part("averages", AVERAGE) if denoiser else {},
+        average=part("EMAs", EMA) if denoiser else {},
         conditioner=part("conditioners", CONDITIONER),
         buffers=part("schedules", BUFFERS),
         counters=counters(checkpoint),
@@ -88,20 +88,22 @@ def find_ldm_parts(checkpoint: Any) -> LDMParts:
 
 
 def ldm_params(parts: LDMParts, model: LDM, *, ema: bool) -> Params:
-    """All parameters of `model`, float32 copies.
+    """Returns all parameters of `model`, float32 copies.
 
     Args:
-        ema: take the EMA of the denoiser, where the checkpoint has one; the rest has none.
+        parts: networks of the checkpoint.
+        model: the model with the settings of the checkpoint.
+        ema: take the EMA of the denoiser, if the checkpoint has one; the other networks have no EMA.
 
     Raises:
-        ConversionError: if a tensor is missing, unknown or of another shape than the model's, or the schedule or the
-            latents' scale are others.
+        ConversionError: if a tensor is missing, unknown or of another shape than the model's, or if the noise schedule
+            or the scale of the latents differ.
     """
     if not parts.denoiser:
         raise ConversionError("holds a first stage but no denoiser: it has no tensor model.diffusion_model.*")
     first_stage = first_stage_params(parts.first_stage, model.first_stage)
     conditioner = _conditioner(parts, model)
-    state = _averaged(parts) if ema and parts.average else parts.denoiser
+    state = _ema(parts.denoiser, parts.average) if ema and parts.average else parts.denoiser
     score_net = _denoiser(state, model)
     _require_schedule(parts.buffers, model)
     params = {"first_stage": first_stage, "scale": _scale(parts.buffers, model), "score_net": score_net}
@@ -109,10 +111,10 @@ def ldm_params(parts: LDMParts, model: LDM, *, ema: bool) -> Params:
 
 
 def first_stage_params(state: State, first_stage: FirstStage) -> Params:
-    """Parameters of a first stage, float32 copies.
+    """Returns the parameters of a first stage, float32 copies.
 
     Raises:
-        ConversionError: as `first_stage_variables`.
+        ConversionError: if the kind of bottleneck differs, or for the reasons of `first_stage_variables`.
     """
     encoder, decoder, bottleneck = (
         first_stage.encoder.module,
@@ -136,10 +138,10 @@ def first_stage_params(state: State, first_stage: FirstStage) -> Params:
 
 
 def discriminator_params(state: State, discriminator: StatefulNetwork) -> Params:
-    """Parameters of a discriminator, float32 copies, with its running statistics.
+    """Returns the parameters of a discriminator, float32 copies, with its running statistics under "state".
 
     Raises:
-        ConversionError: as `discriminator_variables`.
+        ConversionError: for the reasons of `discriminator_variables`.
     """
     module = discriminator.module
     assert isinstance(module, PatchDiscriminator)
@@ -154,19 +156,19 @@ def _denoiser(state: State, model: LDM) -> Params:
         raise ConversionError(
             f"no official denoiser is a {type(module).__name__}: set config.score.name='ldm'"
         )
-    channels = model.latent_shape[-1] + _channels_beside(model)
+    channels = model.latent_shape[-1] + _concatenated_channels(model)
     _require_inputs(state, module, channels)
     with _about("its denoiser is not that of config.score"):
         return as_float32(ldm_unet_variables(state, module, channels))["params"]
 
 
-def _channels_beside(model: LDM) -> int:
+def _concatenated_channels(model: LDM) -> int:
     conditioning = model.prior.conditioning
     return conditioning.shape[-1] if isinstance(conditioning, ConcatMaps) else 0
 
 
 def _require_inputs(state: State, module: LDMUNet, channels: int) -> None:
-    """What the condition of another model shows in first."""
+    """Checks input channels and context width, where another kind of condition shows first."""
     if STEM in state and state[STEM].ndim == 4 and state[STEM].shape[1] != channels:
         raise ConversionError(
             f"its denoiser takes maps of {state[STEM].shape[1]} channels, the config's {channels}: "
@@ -182,19 +184,19 @@ def _require_inputs(state: State, module: LDMUNet, channels: int) -> None:
         )
 
 
-def _averaged(parts: LDMParts) -> State:
-    """The denoiser's average by the denoiser's names."""
-    stored = {name: f"diffusion_model{name.replace('.', '')}" for name in parts.denoiser}
-    missing = [short for short in stored.values() if short not in parts.average]
+def _ema(denoiser: State, average: State) -> State:
+    """Returns the EMA of the denoiser under the names of the denoiser."""
+    stored = {name: f"diffusion_model{name.replace('.', '')}" for name in denoiser}
+    missing = [short for short in stored.values() if short not in average]
     if missing:
         raise ConversionError(
-            f"has an average, but not of its denoiser (model_ema.{missing[0]} is missing): take  --weights=last"
+            f"has an EMA, but not of its denoiser (model_ema.{missing[0]} is missing): take  --weights=last"
         )
-    return {name: parts.average[short] for name, short in stored.items()}
+    return {name: average[short] for name, short in stored.items()}
 
 
 def _conditioner(parts: LDMParts, model: LDM) -> Params:
-    """Parameters of the conditioning; {} if it has none."""
+    """Returns the parameters of the conditioning; {} if it has none."""
     conditioning, state = model.prior.conditioning, parts.conditioner
     found = _kind(state)
     wanted = {Labels: "classes", Texts: "a text encoder"}.get(type(conditioning), "")
@@ -213,7 +215,7 @@ def _conditioner(parts: LDMParts, model: LDM) -> Params:
 
 
 def _kind(state: State) -> str:
-    """Of a conditioner; "" for one without tensors."""
+    """Returns the kind of a conditioner; "" for one without tensors."""
     kinds = {
         "embedding.weight": "classes",
         "transformer.token_emb.weight": "a text encoder",
@@ -227,12 +229,12 @@ def _require_copy(state: State, first_stage: State) -> None:
     for name, tensor in first_stage.items():
         if name in state and not np.array_equal(state[name], tensor):
             raise ConversionError(
-                f"its images to complete are encoded by another autoencoder than its first stage: {name} differs"
+                f"its condition images are encoded by another autoencoder than its first stage: {name} differs"
             )
 
 
 def _class_tokens(table: np.ndarray, conditioning: Labels) -> Float[np.ndarray, "tokens width"]:
-    """The table of tokens. A model without one for no class gets their mean for it, which it was not trained on."""
+    """Returns the embedding table. Without a trained null class, the mean of all tokens stands in for it."""
     rows, width = table.shape
     if width != conditioning.width or rows not in (conditioning.classes, conditioning.classes + 1):
         raise ConversionError(
@@ -246,7 +248,7 @@ def _class_tokens(table: np.ndarray, conditioning: Labels) -> Float[np.ndarray, 
 
 
 def _require_schedule(buffers: State, model: LDM) -> None:
-    """The process has to be the one that the denoiser was trained with, where the file says."""
+    """Checks that the process has the noise schedule of the checkpoint, if the file has one."""
     betas = buffers.get("betas")
     if betas is None:
         return
@@ -254,14 +256,14 @@ def _require_schedule(buffers: State, model: LDM) -> None:
         raise ConversionError(f"its process has {len(betas)} steps: set config.process.name='discrete_vp'")
     ours = np.asarray(model.prior.process.betas)
     if ours.shape != betas.shape or not np.allclose(ours, betas, rtol=1e-4):
-        both = [
+        described = [
             f"{len(values)} variances from {values[0]:.4g} to {values[-1]:.4g}" for values in (betas, ours)
         ]
-        raise ConversionError(f"its process has {both[0]}, not {both[1]}: look at config.process")
+        raise ConversionError(f"its process has {described[0]}, not {described[1]}: look at config.process")
 
 
 def _scale(buffers: State, model: LDM) -> Float[np.ndarray, ""]:
-    """What latents are multiplied by; only a model that found it out has it in its file."""
+    """Returns the factor of the latents; files have it only if training estimated it from data."""
     stored = buffers.get("scale_factor")
     if stored is None and not model.scale:
         raise ConversionError("does not say the scale of its latents: give config.objective.latent_scale")
@@ -274,7 +276,7 @@ def _scale(buffers: State, model: LDM) -> Float[np.ndarray, ""]:
 
 @contextlib.contextmanager
 def _about(what: str) -> Iterator[None]:
-    """Puts what is at fault before the names of tensors."""
+    """Prefixes a `ConversionError` with its subject."""
     try:
         yield
     except ConversionError as error:

@@ -1,4 +1,4 @@
-"""LDM's state dict of a text encoder <-> the variables of `TextEncoder`."""
+"""Converts LDM's state dict of a text encoder to variables of `TextEncoder` and back."""
 
 from collections.abc import Iterator
 
@@ -9,28 +9,28 @@ import numpy as np
 from lsgm_jax.conditioning.text import TextEncoder
 from lsgm_jax.interop.tables import DENSE, SAME, Entry, State, Variables, to_state, to_variables
 
-# Logits of a language model, which conditioning has no use for.
+# The language model head, which conditioning does not use.
 IGNORED = ("transformer.to_logits.weight", "transformer.to_logits.bias")
 
 
 def text_encoder_variables(state: State, module: TextEncoder) -> Variables:
-    """Variables of `module` from the official state dict; the head for logits is passed over.
+    """Returns the variables of `module` from the official state dict; the head for logits is ignored.
 
     Raises:
         ConversionError: if a tensor is missing, unknown or of another shape.
     """
     expected = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 1), int)))
-    kept = {name: tensor for name, tensor in state.items() if name not in IGNORED}
-    return to_variables(list(entries(module)), kept, expected)
+    tensors = {name: tensor for name, tensor in state.items() if name not in IGNORED}
+    return to_variables(list(entries(module)), tensors, expected)
 
 
 def text_encoder_state(variables: Variables, module: TextEncoder) -> dict[str, np.ndarray]:
-    """Inverse of `text_encoder_variables`, without the head for logits."""
+    """Returns the state dict: the inverse of `text_encoder_variables`, without the head for logits."""
     return to_state(list(entries(module)), variables)
 
 
 def entries(module: TextEncoder) -> Iterator[Entry]:
-    """Every tensor of the network. Official layers are attention and feed-forward in turns, each with its norm."""
+    """Yields all entries. Official layers alternate between attention and feed-forward, each with its norm."""
     yield Entry("transformer.token_emb.weight", ("params", "pieces", "embedding"))
     yield Entry("transformer.pos_emb.emb.weight", ("params", "positions", "embedding"))
     yield from _norm("transformer.norm", "norm")

@@ -1,7 +1,7 @@
-"""LDM's state dict of a denoiser <-> the variables of `LDMUNet`: names translated part by part.
+"""Converts LDM's state dict of a denoiser to variables of `LDMUNet` and back.
 
-Our layers are numbered as the official ones are (`down_3_1` is `input_blocks.3.1`), and every name of ours has one
-official counterpart, so a variable's path says its entry.
+Our layers have the official numbers (`down_3_1` is `input_blocks.3.1`), and every name of ours has one official
+counterpart. The entry of a variable therefore follows from its path.
 """
 
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ from lsgm_jax.interop.tables import (
 )
 from lsgm_jax.nn.ldm import LDMUNet
 
-# A convolution along one axis of length one that is a dense layer here.
+# A one-dimensional convolution of width one, which is a dense layer here.
 LINE = Layout(lambda w: w[:, :, 0].T, lambda w: w.T[:, :, None])
-# By our name: the official name, and the layout of its kernel.
+# Our name -> the official name, and the layout of the kernel.
 NAMES = {
-    # Beside the numbered layers
+    # Layers without numbers
     "time_in": ("time_embed.0", DENSE),
     "time_out": ("time_embed.2", DENSE),
     "last_norm": ("out.0", SAME),
@@ -63,9 +63,7 @@ NAMES = {
     "widen": ("net.0.proj", DENSE),
     "narrow": ("net.2", DENSE),
 }
-
-
-# The same for names with numbers, as in `down_3_1`; one that is itself a layer is a convolution.
+# The same for names with numbers, as in `down_3_1`; a layer with such a name is a convolution.
 NUMBERED = {
     "down": "input_blocks",
     "middle": "middle_block",
@@ -75,7 +73,7 @@ NUMBERED = {
 
 
 def entries(expected: Variables) -> Iterator[Entry]:
-    """Every tensor of a denoiser, or of a single one of its layers."""
+    """Yields the entries of a denoiser, or of one of its layers, from the tree of its variables."""
     for path in flatten_dict(expected):
         _, *modules, leaf = path
         names = [_official(name) for name in modules]
@@ -92,7 +90,7 @@ def _official(name: str) -> tuple[str, Layout]:
 
 
 def ldm_unet_table(module: LDMUNet, channels: int) -> tuple[list[Entry], Variables]:
-    """The table for inputs of `channels`, concatenated conditions included, and the shapes of our variables."""
+    """Returns the table for inputs of `channels`, concatenated conditions included, and the shapes of our variables."""
     side = 2 ** (len(module.channel_mult) - 1)
     shapes = [(1, side, side, channels), (1,)]
     if module.context_width is not None:
@@ -102,7 +100,7 @@ def ldm_unet_table(module: LDMUNet, channels: int) -> tuple[list[Entry], Variabl
 
 
 def ldm_unet_variables(state: State, module: LDMUNet, channels: int) -> Variables:
-    """Variables of `module` from the official state dict of a denoiser.
+    """Returns the variables of `module` from the official state dict of a denoiser.
 
     Args:
         state: official names to tensors.
@@ -117,5 +115,5 @@ def ldm_unet_variables(state: State, module: LDMUNet, channels: int) -> Variable
 
 
 def ldm_unet_state(variables: Variables, module: LDMUNet, channels: int) -> dict[str, np.ndarray]:
-    """Inverse of `ldm_unet_variables`."""
+    """Returns the state dict: the inverse of `ldm_unet_variables`."""
     return to_state(ldm_unet_table(module, channels)[0], variables)

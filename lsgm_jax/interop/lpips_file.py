@@ -1,4 +1,4 @@
-"""Published weights of LPIPS: VGG16's features, and the heads that weigh them, in one file or in two."""
+"""Published weights of LPIPS: the features of VGG16 and the linear heads, in one file or two."""
 
 import re
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from lsgm_jax.interop.search import Found, containers, state_dicts
 from lsgm_jax.interop.tables import State, Variables, as_float32
 from lsgm_jax.interop.torch_file import read_torch
 
-# The first group of each is what stands before the names.
-WHOLE = re.compile(r"(.*\.)?net\.slice1\.0\.weight")
+# The first group of each is the prefix of the names.
+ALL = re.compile(r"(.*\.)?net\.slice1\.0\.weight")
 HEADS = re.compile(r"(.*\.)?lin0\.model\.1\.weight")
 VGG = re.compile(r"(.*\.)?features\.0\.weight")
 OURS = re.compile(r"net\.slice\d\.\d+\.(weight|bias)|lin\d\.model\.1\.weight|scaling_layer\.(shift|scale)")
 FEATURE = re.compile(r"features\.(\d+)\.(weight|bias)")
 ENDS = (4, 9, 16, 23, 30)  # of the groups of VGG16's layers
-# Colours are moved and scaled alike whether a file says so or not.
+# The standardisation of colours, for files without it.
 STANDARD = {
     f"scaling_layer.{name}": np.asarray(values, np.float32).reshape(1, 3, 1, 1)
     for name, values in (("shift", SHIFT), ("scale", SCALE))
@@ -28,14 +28,14 @@ STANDARD = {
 
 
 def read_lpips(paths: str) -> Variables:
-    """Variables of `LPIPS`, float32.
+    """Returns the variables of `LPIPS`, float32.
 
     Args:
-        paths: of one file that holds all of it, alone or within a first stage's checkpoint; or of two with a comma
-            between: torchvision's VGG16, and the heads.
+        paths: one file with all weights, alone or within a checkpoint of a first stage; or two files separated by a
+            comma, torchvision's VGG16 and the heads, in any order.
 
     Raises:
-        ConversionError: if a file cannot be read, or they do not hold the weights.
+        ConversionError: if a file cannot be read, or weights are missing.
     """
     names = [path.strip() for path in paths.split(",")]
     if len(names) > 2 or not all(names):
@@ -48,9 +48,9 @@ def read_lpips(paths: str) -> Variables:
 
 
 def _state(found: Sequence[Found]) -> State:
-    """Under the names of taming-transformers."""
-    if whole := _first(found, WHOLE):
-        return {name: tensor for name, tensor in whole.items() if OURS.fullmatch(name)}
+    """Returns the weights under the names of taming-transformers."""
+    if tensors := _first(found, ALL):
+        return {name: tensor for name, tensor in tensors.items() if OURS.fullmatch(name)}
     heads, vgg = _first(found, HEADS), _first(found, VGG)
     if heads and vgg:
         return {**_as_slices(vgg), **{name: t for name, t in heads.items() if OURS.fullmatch(name)}}
@@ -64,12 +64,12 @@ def _state(found: Sequence[Found]) -> State:
 
 
 def _first(found: Sequence[Found], name: re.Pattern[str]) -> State:
-    """What a whole model holds twice, within its first stage and as a condition's, is the same."""
+    """Returns the first state dict with `name`; others, such as in the condition of a full model, are equal."""
     return next((item.value for item in state_dicts(found, name)), {})
 
 
 def _as_slices(vgg: State) -> dict[str, Any]:
-    """The features of torchvision's VGG16 as groups; its classifier is left out."""
+    """Renames the features of torchvision's VGG16 to those of LPIPS; the classifier is dropped."""
     matches = {name: match for name in vgg if (match := FEATURE.fullmatch(name))}
     group = lambda layer: 1 + sum(layer >= end for end in ENDS)
     return {

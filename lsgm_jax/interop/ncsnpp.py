@@ -1,8 +1,8 @@
 """Score networks of LSGM and CLD-SGM: their state dicts and settings.
 
-The official NCSN++ numbers its layers in the order in which it calls them, `all_modules.0`, `all_modules.1`, ...;
-so does a trace of ours, and the table is both lists side by side. LSGM's state dict also holds the mixing logits,
-which are the model's here, not the network's: `mixing_logit` reads them.
+The official NCSN++ numbers its layers in the order of calls, `all_modules.0`, `all_modules.1`, .... A trace of ours
+has the same order, which gives the table. LSGM's state dict has the mixing logits too, which belong to the model here
+and not to the network; `mixing_logit` reads them.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ Row = tuple[str, Path, Layout]
 
 
 def _layer(official: str, path: Path, layout: Layout) -> list[Row]:
-    """Weight and bias of a convolution or dense layer."""
+    """Returns weight and bias of a convolution or dense layer."""
     return [(f"{official}weight", (*path, "kernel"), layout), (f"{official}bias", (*path, "bias"), SAME)]
 
 
@@ -46,7 +46,7 @@ def _norm(official: str, path: Path) -> list[Row]:
 
 
 def _attention() -> list[Row]:
-    """Maps between channels, stored as (in, out); ours have an axis for their single head."""
+    """Returns the dense layers of attention, stored as (in, out); ours have another axis for the single head."""
     here: Path = ("MultiHeadDotProductAttention_0",)
     split = Layout(lambda w: w[..., None, :], lambda w: w[..., 0, :])
     merge = Layout(lambda w: w[None], lambda w: w[0])
@@ -57,7 +57,7 @@ def _attention() -> list[Row]:
     return [*rows, ("NIN_3.W", (*here, "out", "kernel"), merge), ("NIN_3.b", (*here, "out", "bias"), SAME)]
 
 
-# What each kind of layer holds: its official name within the layer, the path within ours, the layout.
+# By kind of layer: the official names within it, our paths, and the layouts.
 ROWS: dict[type[nn.Module], list[Row]] = {
     nn.Dense: _layer("", (), DENSE),
     nn.Conv: _layer("", (), CONV),
@@ -77,28 +77,28 @@ ROWS: dict[type[nn.Module], list[Row]] = {
 
 
 def ncsnpp_table(module: NCSNpp, shape: Shape) -> tuple[list[Entry], Variables]:
-    """The table for latents of `shape` (height, width, channels), and the shapes of our variables."""
+    """Returns the table for latents of `shape` (height, width, channels), and the shapes of our variables."""
     calls, expected = trace(module, (1, *shape), (1,))
     return list(_entries(calls, expected)), expected
 
 
 def _entries(calls: list[Call], expected: Variables) -> Iterator[Entry]:
-    for index, call in enumerate(calls):
-        collection = "constants" if call.kind is FourierFeatures else "params"
-        for official, path, layout in ROWS[call.kind]:
+    for index, layer in enumerate(calls):
+        collection = "constants" if layer.kind is FourierFeatures else "params"
+        for official, path, layout in ROWS[layer.kind]:
             # Blocks that neither resample nor change the width have no shortcut.
-            if path[:1] == ("shortcut",) and "shortcut" not in expected["params"][call.name]:
+            if path[:1] == ("shortcut",) and "shortcut" not in expected["params"][layer.name]:
                 continue
-            yield Entry(f"all_modules.{index}.{official}", (collection, call.name, *path), layout)
+            yield Entry(f"all_modules.{index}.{official}", (collection, layer.name, *path), layout)
 
 
 def ncsnpp_variables(state: State, module: NCSNpp, shape: Shape) -> Variables:
-    """Variables of `module` from the official state dict.
+    """Returns the variables of `module` from the official state dict.
 
     Args:
-        state: official names to tensors; LSGM's mixing logits are passed over, see `mixing_logit`.
+        state: official names to tensors; LSGM's mixing logits are ignored, see `mixing_logit`.
         module: the network with the settings of the checkpoint.
-        shape: (height, width, channels) of its input; the side decides which maps get attention.
+        shape: (height, width, channels) of its input; the size decides which maps get attention.
 
     Raises:
         ConversionError: if a tensor is missing, unknown or of another shape.
@@ -108,12 +108,12 @@ def ncsnpp_variables(state: State, module: NCSNpp, shape: Shape) -> Variables:
 
 
 def ncsnpp_state(variables: Variables, module: NCSNpp, shape: Shape) -> dict[str, np.ndarray]:
-    """Inverse of `ncsnpp_variables`."""
+    """Returns the state dict: the inverse of `ncsnpp_variables`."""
     return to_state(ncsnpp_table(module, shape)[0], variables)
 
 
 def mixing_logit(state: State) -> np.ndarray:
-    """LSGM's mixing logits [channels], which belong to the model.
+    """Returns LSGM's mixing logits [channels], parameters of the model.
 
     Raises:
         ConversionError: if the state dict has none, because it was trained without mixing.
@@ -124,19 +124,19 @@ def mixing_logit(state: State) -> np.ndarray:
 
 
 def mlp_variables(state: State, module: MLP, features: int) -> Variables:
-    """Variables of CLD's MLP for inputs of `features` numbers, time not counted; errors as `ncsnpp_variables`."""
+    """Returns the variables of CLD's MLP for inputs of `features` without time; raises like `ncsnpp_variables`."""
     calls, expected = trace(module, (1, features), (1,))
-    # Activations have no tensors, but a number.
+    # Activations have a number but no tensors.
     table = [
-        Entry(f"main.{2 * index}.{official}", ("params", call.name, *path), layout)
-        for index, call in enumerate(calls)
-        for official, path, layout in ROWS[call.kind]
+        Entry(f"main.{2 * index}.{official}", ("params", layer.name, *path), layout)
+        for index, layer in enumerate(calls)
+        for official, path, layout in ROWS[layer.kind]
     ]
     return to_variables(table, state, expected)
 
 
 def lsgm_channel_mult(dataset: str, scales: int) -> tuple[int, ...]:
-    """LSGM's rule for the widths: by the name of the data set, for images of side 256 by the number of scales.
+    """Returns LSGM's channel multipliers, from the name of the data set and, at 256 x 256, the number of scales.
 
     Raises:
         ValueError: for a number of scales that has no rule.

@@ -1,4 +1,4 @@
-"""LSGM's state dict of an NVAE <-> the variables of `NVAE`: one table, read in both directions."""
+"""Converts LSGM's state dict of an NVAE to variables of `NVAE` and back, by one table."""
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,37 +22,37 @@ from lsgm_jax.interop.tables import (
     to_variables,
 )
 
-# One norm per output channel, which PyTorch keeps along the kernel's first axis.
+# One norm per output channel, along the first axis of the kernel in PyTorch.
 LOG_NORM = Layout(lambda w: w.reshape(-1), lambda w: w.reshape(-1, 1, 1, 1))
 CONSTANT = Layout(lambda w: w.transpose(1, 2, 0), lambda w: w.transpose(2, 0, 1))
-# Buffers without information: a counter, and a copy of the kernel of convolutions that are not normalised.
+# Redundant buffers: a counter, and a copy of the kernel of convolutions without weight normalisation.
 IGNORED = (".num_batches_tracked", ".weight_normalized")
 
 
 def nvae_variables(state: State, module: NVAE, image_shape: tuple[int, int, int]) -> Variables:
-    """Variables {"params", "batch_stats"} of `module` from a state dict; dtypes are kept.
+    """Returns the variables {"params", "batch_stats"} of `module` from a state dict; dtypes do not change.
 
     Raises:
         ConversionError: if tensors are unknown, missing or of another shape than the module's.
     """
-    kept = {name: tensor for name, tensor in state.items() if not name.endswith(IGNORED)}
-    return to_variables(list(table(module)), kept, _shapes(module, image_shape))
+    tensors = {name: tensor for name, tensor in state.items() if not name.endswith(IGNORED)}
+    return to_variables(list(table(module)), tensors, _shapes(module, image_shape))
 
 
 def nvae_state(variables: Mapping[str, Any], module: NVAE) -> dict[str, np.ndarray]:
-    """Inverse of `nvae_variables`; buffers without information are left out."""
+    """Returns the state dict: the inverse of `nvae_variables`, without the redundant buffers."""
     return to_state(list(table(module)), dict(variables))
 
 
 def _shapes(module: NVAE, image_shape: tuple[int, int, int]) -> Variables:
-    """Shapes of the variables; allocates nothing."""
+    """Returns the shapes of the variables. Allocates no arrays."""
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     noises = tuple(jax.ShapeDtypeStruct((1, *s), jnp.float32) for s in module.latent_shapes(image_shape))
     return jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), x, noises)
 
 
 def table(module: NVAE) -> Iterator[Entry]:
-    """Every tensor of the network."""
+    """Yields the entries of all tensors of the network."""
     yield Entry("prior_ftr0", ("params", "constant", "value"), CONSTANT)
     yield from _conv("stem", ("encoder", "stem"))
     yield from _encoder(module)
@@ -67,7 +67,7 @@ def _encoder(module: NVAE) -> Iterator[Entry]:
         resampling = "down" if place == module.pre_cells - 1 else "none"
         yield from cell(f"pre_process.{index}", ("encoder", f"block_{block}_{place}"), resampling)
     tower = _counter("enc_tower")
-    # The encoder meets the groups in the reverse of the decoder's order.
+    # The encoder visits the groups in the reverse order of the decoder.
     decoder_index = module.group_count
     for scale in range(module.scales):
         if scale:
@@ -132,7 +132,7 @@ def _cell(key: str, path: Path, resampling: str = "none", *, expansion: int, use
 
 
 def _bottleneck(key: str, path: Path, first: int) -> Iterator[Entry]:
-    """`first` is one where doubling comes before the first normalisation."""
+    """Yields the entries of an inverted residual; `first` is 1 if upsampling precedes the first norm, else 0."""
     plain = functools.partial(_conv, bias=False, norm=False)
     yield from _norm(f"{key}.{first}.bn", (*path, "norm_in"))
     yield from plain(f"{key}.{first + 1}.conv.0", (*path, "expand"))

@@ -1,7 +1,7 @@
-"""Checkpoints of the official LSGM and CLD-SGM: the networks that one holds, and their tensors as our parameters.
+"""Checkpoints of the official LSGM and CLD-SGM: finds their networks and converts them to our parameters.
 
-Official files name their parts in several ways, so parts are known by their tensors: an NVAE by `prior_ftr0`, NCSN++ by
-`all_modules.*` and CLD-SGM's MLP by `main.*`.
+The names of the networks vary between official files, so networks are recognised by their tensors: an NVAE by
+`prior_ftr0`, NCSN++ by `all_modules.*` and the MLP of CLD-SGM by `main.*`.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from lsgm_jax.autoencoders.backbones import Backbone, Hierarchical
 from lsgm_jax.errors import ConversionError
-from lsgm_jax.interop.averages import fitting_average, is_average, numbered_averages
+from lsgm_jax.interop.ema import fitting_ema, is_ema, numbered_emas
 from lsgm_jax.interop.ncsnpp import Shape, mixing_logit, mlp_variables, ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.interop.search import Found, containers, state_dicts
@@ -35,29 +35,29 @@ COUNTERS = ("global_step", "step", "epoch")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a checkpoint holds; None for what it does not. State dicts have the names of a network on one device."""
+    """The networks in a checkpoint, None for missing ones. Names in state dicts have no prefix `module.`."""
 
     vae: State | None
     score_net: State | None  # LSGM's with `mixing_logit`
-    score_net_average: State | None  # every tensor of `score_net`, averaged where it was trained
-    arguments: Mapping[str, Any] | None  # the training command's
-    counters: Mapping[str, int]  # those of COUNTERS that the file has
+    score_net_average: State | None  # EMA of `score_net`, with all of its tensors
+    arguments: Mapping[str, Any] | None  # of the training command
+    counters: Mapping[str, int]  # those of `COUNTERS` in the file
 
     def require_vae(self) -> State:
-        """The NVAE.
+        """Returns the NVAE.
 
         Raises:
-            ConversionError: if there is none.
+            ConversionError: if the checkpoint has none.
         """
         if self.vae is None:
             raise ConversionError("holds a score network but no NVAE: give a checkpoint of LSGM")
         return self.vae
 
     def require_score_net(self) -> State:
-        """The score network as trained.
+        """Returns the score network without EMA.
 
         Raises:
-            ConversionError: if there is none.
+            ConversionError: if the checkpoint has none.
         """
         if self.score_net is None:
             raise ConversionError("holds an NVAE but no score network: give the second stage's checkpoint")
@@ -65,16 +65,17 @@ class Parts:
 
 
 def find_parts(checkpoint: Any) -> Parts:
-    """The networks in what `read_torch` has read. Whatever its names, a lone state dict of a kind is the network.
+    """Finds the networks in the result of `read_torch`.
+
+    The only state dict of a kind is the network, whatever its name; among several, names with "ema" are EMAs.
 
     Raises:
-        ConversionError: if there is no network, or more than one of a kind of which no name says that it is an
-            average, or an average that is not the score network's.
+        ConversionError: if there is no network, more than one of a kind, or an EMA that does not fit the score network.
     """
     found = containers(checkpoint)
     vae = only("NVAEs", list(state_dicts(found, VAE)))
     nets = list(state_dicts(found, SCORE_NET))
-    score_net = only("score networks", [net for net in nets if not is_average(net)] or nets)
+    score_net = only("score networks", [net for net in nets if not is_ema(net)] or nets)
     if vae is None and score_net is None:
         raise ConversionError(
             f"holds no network of LSGM or CLD-SGM, only {contents(checkpoint)}: "
@@ -83,24 +84,28 @@ def find_parts(checkpoint: Any) -> Parts:
     return Parts(
         vae=vae.value if vae else None,
         score_net=score_net.value if score_net else None,
-        score_net_average=_average(found, nets, score_net) if score_net else None,
+        score_net_average=_ema(found, nets, score_net) if score_net else None,
         arguments=_arguments(found),
         counters=counters(checkpoint),
     )
 
 
 def contents(checkpoint: Any) -> str:
-    """The outermost keys, for a message."""
+    """Returns the outermost keys, for a message."""
     if isinstance(checkpoint, Mapping) and checkpoint:
         return listing([Found((str(key),), None).place for key in checkpoint])
     return f"a {type(checkpoint).__name__}"
 
 
 def only(what: str, candidates: Sequence[Found]) -> Found | None:
-    """The one candidate, or None.
+    """Returns the only candidate, None if there is none.
+
+    Args:
+        what: plural noun for the candidates, for the error.
+        candidates: what a search has found.
 
     Raises:
-        ConversionError: if there are more.
+        ConversionError: if there are several.
     """
     if len(candidates) > 1:
         places = ", ".join(candidate.place for candidate in candidates)
@@ -108,13 +113,13 @@ def only(what: str, candidates: Sequence[Found]) -> Found | None:
     return candidates[0] if candidates else None
 
 
-def _average(found: Sequence[Found], nets: Sequence[Found], score_net: Found) -> State | None:
+def _ema(found: Sequence[Found], nets: Sequence[Found], score_net: Found) -> State | None:
     named = [net for net in nets if net is not score_net]
-    return fitting_average([*named, *numbered_averages(found, score_net.value)], score_net.value)
+    return fitting_ema([*named, *numbered_emas(found, score_net.value)], score_net.value)
 
 
 def _arguments(found: Sequence[Found]) -> dict[str, Any] | None:
-    """Those furthest out: a namespace is nothing else, a mapping has to be called so."""
+    """Returns the outermost namespace, or mapping with a name in `ARGUMENTS`; None if there is none."""
     for keys, value in found:
         if isinstance(value, types.SimpleNamespace):
             return dict(vars(value))
@@ -124,17 +129,19 @@ def _arguments(found: Sequence[Found]) -> dict[str, Any] | None:
 
 
 def counters(checkpoint: Any) -> dict[str, int]:
-    """Counters stand beside the networks, at the top level."""
+    """Returns the `COUNTERS` at the top level of a checkpoint."""
     top = checkpoint if isinstance(checkpoint, Mapping) else {}
     numbers = {name: np.asarray(top[name]) for name in COUNTERS if name in top}
     return {name: int(n) for name, n in numbers.items() if n.shape == () and n.dtype.kind in "iu"}
 
 
 def official_params(parts: Parts, model: LSGM | SGM, *, ema: bool) -> Params:
-    """All parameters of `model`.
+    """Returns all parameters of `model`, float32 copies.
 
     Args:
-        ema: take the EMA of the score network, where the checkpoint has one.
+        parts: networks of the checkpoint.
+        model: the model with the settings of the checkpoint.
+        ema: take the EMA of the score network, if the checkpoint has one.
 
     Raises:
         ConversionError: if a network is missing, or a tensor is missing, unknown or of another shape than the model's.
@@ -146,7 +153,7 @@ def official_params(parts: Parts, model: LSGM | SGM, *, ema: bool) -> Params:
     score_net = {"score_net": score_params(state, model.prior.net.module, shape)}
     if model.autoencoder is None:
         return score_net
-    # The original forgets which channels are inactive when it samples and scores; their mixing logits remain.
+    # The official code has all channels active in sampling and evaluation; only their mixing logits remain.
     active = {"state": {"active": np.ones(channels, np.float32)}} if model.prior.inactive_kl else {}
     return {
         "vae": vae_params(parts.require_vae(), model.autoencoder.backbone),
@@ -157,10 +164,10 @@ def official_params(parts: Parts, model: LSGM | SGM, *, ema: bool) -> Params:
 
 
 def vae_params(state: State, backbone: Backbone) -> Params:
-    """Parameters of `backbone`, float32 copies: {"net", "state": {"batch_stats"}}.
+    """Returns the parameters of `backbone`, float32 copies: {"net", "state": {"batch_stats"}}.
 
     Raises:
-        ConversionError: if a tensor is missing, unknown or of another shape, or the backbone is no NVAE.
+        ConversionError: if a tensor is missing, unknown or of another shape, or the backbone is not an NVAE.
     """
     if not isinstance(backbone, Hierarchical):
         raise ConversionError("holds an NVAE, and the model has another autoencoder: use a config with nvae")
@@ -169,12 +176,12 @@ def vae_params(state: State, backbone: Backbone) -> Params:
 
 
 def score_params(state: State, module: nn.Module, shape: Shape) -> Params:
-    """Parameters of the `Network` of `module`, float32 copies; frequencies of Fourier features lie under "state".
+    """Returns the parameters of the `Network` of `module`, float32 copies; Fourier frequencies are in "state".
 
     Args:
-        state: of the network as trained, or averaged; LSGM's mixing logits are passed over, see `mixing_logits`.
+        state: of the network or its EMA; LSGM's mixing logits are ignored, see `mixing_logits`.
         module: the network with the settings of the checkpoint.
-        shape: of one input, all coordinates: (height, width, channels), or (features,) for the MLP.
+        shape: of one input, with all coordinates of the process: (height, width, channels), or (features,) for the MLP.
 
     Raises:
         ConversionError: if a tensor is missing, unknown or of another shape, or the module of another kind.
@@ -191,7 +198,7 @@ def score_params(state: State, module: nn.Module, shape: Shape) -> Params:
 
 
 def mixing_logits(state: State) -> Float[np.ndarray, "channels"]:
-    """LSGM's mixing logits, float32; those of latents that were found inactive are -15.
+    """Returns LSGM's mixing logits, float32; those of inactive latents are -15.
 
     Raises:
         ConversionError: if there are none, because the network was trained without mixing.

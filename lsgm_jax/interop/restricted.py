@@ -1,7 +1,7 @@
-"""An unpickler that knows the few names PyTorch checkpoints need, and refuses every other.
+"""An unpickler that allows only the few names that PyTorch checkpoints need.
 
-A pickle is a program: it names functions and has them called. Here the names lead to our own functions, which build
-numpy arrays, or to inert classes and strings; no name leads to the module that it mentions.
+A pickle is a program that can call any function it names. Here the names stand for functions of this module, which
+build numpy arrays, or for inert classes and strings. The modules that a pickle names are never imported.
 """
 
 import collections
@@ -20,9 +20,9 @@ from lsgm_jax.errors import ConversionError
 
 Flat = Shaped[np.ndarray, "numel"]
 Tensor = Shaped[np.ndarray, "..."]
-Fetch = Callable[[str, np.dtype, int], Flat]  # key, dtype, values -> the storage
+Fetch = Callable[[str, np.dtype, int], Flat]  # key, dtype, number of values -> the storage
 
-# torch's names of dtypes -> the old names of their storages.
+# Names of dtypes in torch -> the old names of their storages.
 STORAGES = {
     "float64": "DoubleStorage",
     "float32": "FloatStorage",
@@ -44,7 +44,8 @@ class RestrictedUnpickler(pickle.Unpickler):
     """Unpickles what `torch.save` writes.
 
     Args:
-        fetch: finds a storage; None where a pickle may not refer to any.
+        file: the pickle.
+        fetch: returns a storage; None if the pickle must not refer to storages.
     """
 
     def __init__(self, file: io.BufferedIOBase, fetch: Fetch | None = None):
@@ -52,10 +53,10 @@ class RestrictedUnpickler(pickle.Unpickler):
         self._fetch = fetch
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """What a name of the pickle stands for here.
+        """Returns the object that a name stands for here.
 
         Raises:
-            ConversionError: if no state dictionary needs it.
+            ConversionError: for a name that state dictionaries do not need.
         """
         if (module, name) in CLASSES:
             return CLASSES[module, name]
@@ -63,14 +64,14 @@ class RestrictedUnpickler(pickle.Unpickler):
             return f"{module}.{name}"
         if (module, name) in FUNCTIONS:
             function = FUNCTIONS[module, name]
-            return lambda *args: function(*args)  # a new one: a pickle may set attributes of what it is given
+            return lambda *args: function(*args)  # a new object: a pickle may set its attributes
         raise ConversionError(
-            f"its pickle asks for {module}.{name}, which no state dictionary needs: refused, and nothing was run; "
+            f"its pickle names {module}.{name}, which no state dictionary needs: refused, and nothing was run; "
             "save the file again from PyTorch with state dictionaries only"
         )
 
     def persistent_load(self, pid: Any) -> Flat:
-        """The storage that an id ("storage", type, key, device, numel[, view]) describes.
+        """Returns the storage of an id ("storage", type, key, device, numel[, view]).
 
         Raises:
             ConversionError: if the id is of another form.
@@ -83,7 +84,7 @@ class RestrictedUnpickler(pickle.Unpickler):
         if numel < 0:
             raise ConversionError(f"storage {key} has {numel} values: it is damaged")
         storage = self._fetch(str(key), STORAGE_DTYPES[kind], numel)
-        if view and view[0] is not None:  # only in files of before 2018
+        if view and view[0] is not None:  # only in files from before 2018
             _, offset, length = view[0]
             return storage[offset : offset + length]
         return storage
@@ -92,10 +93,10 @@ class RestrictedUnpickler(pickle.Unpickler):
 def rebuild_tensor(
     storage: Flat, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
-    """A read-only view of a storage; `offset` and `stride` count values. What else a tensor had is dropped.
+    """Returns a read-only view of a storage; `offset` and `stride` count values. Other attributes are dropped.
 
     Raises:
-        ConversionError: if the view leaves the storage.
+        ConversionError: if the view exceeds the storage.
     """
     if type(storage) is not np.ndarray or storage.ndim != 1 or not storage.flags.c_contiguous:
         raise ConversionError("its pickle makes a tensor of what is no storage: it is damaged")
@@ -111,20 +112,20 @@ def rebuild_tensor(
 
 
 def first(value: Tensor, *_: Any) -> Tensor:
-    """A parameter is its tensor."""
+    """Returns the tensor of a parameter."""
     return value
 
 
-def device(*parts: Any) -> str:
-    """Such as cuda:0."""
-    return ":".join(str(part) for part in parts)
+def device(*fields: Any) -> str:
+    """Returns the name of a device, such as cuda:0."""
+    return ":".join(str(field) for field in fields)
 
 
 def encode(text: str, encoding: str) -> bytes:
-    """How protocol 2 writes bytes.
+    """Decodes bytes as pickle protocol 2 stores them, a latin1 string.
 
     Raises:
-        ConversionError: if it is another encoding.
+        ConversionError: if the encoding is not latin1.
     """
     if encoding != "latin1":
         raise ConversionError(f"its pickle encodes text in {encoding}, which bytes never need: refused")
@@ -132,12 +133,12 @@ def encode(text: str, encoding: str) -> bytes:
 
 
 class DType:
-    """A dtype as numpy pickles it: its code, then a state of which only the byte order matters for numbers."""
+    """A dtype as numpy pickles it: its code, then a state of which only the byte order matters here."""
 
     def __init__(self, code: str, *_: Any):
         if np.dtype(code).kind not in "biufcSU":
             raise ConversionError(
-                f"its pickle has a numpy array of {code}, which is no number or text: refused"
+                f"its pickle has a numpy array of {code}, which is neither numeric nor text: refused"
             )
         self.value = np.dtype(code)
 
@@ -146,7 +147,7 @@ class DType:
 
 
 class PickledArray(np.ndarray):
-    """A numpy array within a checkpoint, filled by the state that follows it in the pickle."""
+    """A numpy array within a checkpoint; the state that follows it in the pickle sets its content."""
 
     def __setstate__(self, state: Any, /):
         version, shape, dtype, is_fortran, data = state
@@ -154,12 +155,12 @@ class PickledArray(np.ndarray):
 
 
 def empty_array(*_: Any) -> PickledArray:
-    """Its state says what it is."""
+    """Returns an empty array, whose state follows in the pickle."""
     return PickledArray((0,), np.uint8)
 
 
 def numpy_scalar(dtype: DType, data: bytes) -> Any:
-    """One number."""
+    """Returns one number."""
     return np.frombuffer(data, dtype.value, 1)[0]
 
 
@@ -180,11 +181,11 @@ FUNCTIONS = {
 STORAGE_DTYPES = {f"torch.{storage}": DTYPES[name] for name, storage in STORAGES.items()}
 for multiarray in ("numpy.core.multiarray", "numpy._core.multiarray"):
     FUNCTIONS |= {(multiarray, "_reconstruct"): empty_array, (multiarray, "scalar"): numpy_scalar}
-# Names that only label; they become strings.
+# Names that are mere labels; they become strings.
 INERT = {
     *((name.rpartition(".")[0], name.rpartition(".")[2]) for name in STORAGE_DTYPES),
     *(("torch", name) for name in DTYPES),
     ("numpy", "ndarray"),
-    # Lightning files a callback's state under its class.
+    # Lightning stores the state of a callback under its class.
     ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
 }

@@ -1,4 +1,4 @@
-"""What a checkpoint holds and where: a search by content, because the names that checkpoints give their parts vary."""
+"""A search of checkpoints by content, because the keys of their networks vary."""
 
 import collections
 import re
@@ -12,21 +12,21 @@ Keys = tuple[str, ...]
 
 
 class Found(NamedTuple):
-    """Something within a checkpoint, and the keys that lead to it."""
+    """A value within a checkpoint, and the keys that lead to it."""
 
     keys: Keys
     value: Any
 
     @property
     def place(self) -> str:
-        """The keys as messages show them, on one line whatever the file says."""
+        """The keys as one line for messages, without line breaks in them."""
         return " ".join("/".join(self.keys).split()) or "the top level"
 
 
 def containers(checkpoint: Any) -> list[Found]:
-    """Every mapping, list and namespace of `checkpoint` once, itself included, from the outside in.
+    """Returns every mapping, list and namespace of `checkpoint` once, itself included, in breadth-first order.
 
-    What is filed under several keys is found under the first.
+    An object with several keys is found under the first.
     """
     todo, seen, found = collections.deque([Found((), checkpoint)]), set(), []
     while todo:
@@ -41,7 +41,7 @@ def containers(checkpoint: Any) -> list[Found]:
 
 
 def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
-    """What a container contains; None for anything else."""
+    """Returns the (key, value) pairs of a container; None for other values."""
     if isinstance(value, Mapping):
         return value.items()
     if isinstance(value, types.SimpleNamespace):
@@ -52,10 +52,10 @@ def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
 
 
 def state_dicts(found: Iterable[Found], name: re.Pattern[str]) -> Iterator[Found]:
-    """State dicts with a tensor that matches `name`, whose first group is what stands before all of its names.
+    """Yields the state dicts with a tensor whose name matches `name`; the first group is the prefix of all names.
 
-    Such prefixes, as `module.` of a network trained on several devices, are taken off. A mapping with tensors
-    under several of them is as many state dicts, and a prefix is then the last key.
+    Prefixes are removed, such as `module.` of a network trained on several devices. A mapping with several prefixes
+    gives several state dicts. The prefix becomes the last key of the result.
     """
     for keys, value in found:
         if isinstance(value, Mapping):

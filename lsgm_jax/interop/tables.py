@@ -1,7 +1,7 @@
-"""Conversion by table: which tensor of a state dict is which of our variables, and how its axes are laid out.
+"""Conversion by table: pairs the tensors of a state dict with our variables, and converts their layouts.
 
-PyTorch keeps convolutions as (out, in, height, width) and dense layers as (out, in); Flax as (height, width, in, out)
-and (in, out). A table can be read in both directions.
+PyTorch stores convolutions as (out, in, height, width) and dense layers as (out, in), Flax as (height, width, in, out)
+and (in, out). A table works in both directions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ Variables = dict[str, Any]
 
 
 class Layout(NamedTuple):
-    """How a tensor is turned into ours, and back."""
+    """The conversion of a tensor to ours, and back."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_official: Callable[[np.ndarray], np.ndarray]
@@ -30,12 +30,12 @@ class Layout(NamedTuple):
 SAME = Layout(lambda w: w, lambda w: w)
 DENSE = Layout(lambda w: w.T, lambda w: w.T)
 CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
-# A 1 x 1 convolution that is a dense layer here.
+# A 1 x 1 convolution, which is a dense layer here.
 POINTWISE = Layout(lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])
 
 
 class Entry(NamedTuple):
-    """One tensor; `path` starts with the collection."""
+    """The official name of a tensor, the path of our variable (collection first), and the layout."""
 
     official: str
     path: Path
@@ -43,10 +43,10 @@ class Entry(NamedTuple):
 
 
 def to_variables(table: Sequence[Entry], state: State, expected: Variables) -> Variables:
-    """`state` as the variables that `table` makes of it.
+    """Converts `state` to our variables.
 
     Args:
-        table: all of the network's tensors.
+        table: entries of all tensors of the network.
         state: official names to tensors.
         expected: arrays or shapes of all variables of our module.
 
@@ -70,36 +70,36 @@ def to_variables(table: Sequence[Entry], state: State, expected: Variables) -> V
 
 
 def to_state(table: Sequence[Entry], variables: Variables) -> dict[str, np.ndarray]:
-    """Inverse of `to_variables`."""
+    """Converts our variables to a state dict: the inverse of `to_variables`."""
     leaves: dict[Path, Any] = dict(flatten_dict(variables))
     return {entry.official: entry.layout.to_official(np.asarray(leaves[entry.path])) for entry in table}
 
 
 def _official_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return layout.to_official(np.broadcast_to(np.float32(0.0), shape)).shape  # views: nothing is allocated
+    return layout.to_official(np.broadcast_to(np.float32(0.0), shape)).shape  # views, without allocation
 
 
 def _raise_if_any(faults: Mapping[str, Sequence[str]]) -> None:
-    parts = [f"tensors {what}: {listing(names)}" for what, names in faults.items() if names]
-    if parts:
-        raise ConversionError("; ".join(parts))
+    messages = [f"tensors {what}: {listing(names)}" for what, names in faults.items() if names]
+    if messages:
+        raise ConversionError("; ".join(messages))
 
 
 def listing(names: Sequence[str], most: int = 5) -> str:
-    """Names for a message, those after the first few only counted."""
+    """Returns the first names for a message, and the count of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 class Call(NamedTuple):
-    """A layer directly below a network's top, in the order in which the network calls them."""
+    """A call of a layer directly below the top of a network."""
 
     name: str
     kind: type[nn.Module]
 
 
 def trace(module: nn.Module, *shapes: tuple[int, ...]) -> tuple[list[Call], Variables]:
-    """The network's layers in order, and the shapes of its variables, for inputs of `shapes`."""
+    """Returns the layers in the order of calls, and the shapes of the variables, for inputs of `shapes`."""
     calls: list[Call] = []
 
     def record(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -117,5 +117,5 @@ def trace(module: nn.Module, *shapes: tuple[int, ...]) -> tuple[list[Call], Vari
 
 
 def as_float32(tree: Any) -> Any:
-    """Copies: what was read may be half precision, and views of a file."""
+    """Returns float32 copies; the arrays of a file may be half precision, and are views of the file."""
     return jax.tree.map(lambda leaf: np.array(leaf, np.float32, order="C"), tree)

@@ -1,8 +1,8 @@
-"""Files of `torch.save` as numpy arrays, without PyTorch and without running anything that a file says.
+"""Reads files of `torch.save` to numpy arrays, without PyTorch and without running code from the file.
 
-Two layouts exist. Since PyTorch 1.6 a file is an uncompressed zip: one pickle, and each storage (the flat memory that
-tensors are views of) as an entry of its own. Before, it was five pickles in a row, then one storage after the other.
-In both, the pickle only describes; `restricted.py` says what it may name.
+Two layouts exist. Since PyTorch 1.6 a file is an uncompressed zip with one pickle, and an entry for each storage (the
+flat memory that tensors are views of). Before, it was a sequence of five pickles followed by the storages.
+`restricted.py` has the names that a pickle may use.
 """
 
 import io
@@ -21,7 +21,7 @@ from lsgm_jax.interop.restricted import Flat, RestrictedUnpickler
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-# What damaged or hostile pickles raise, from the unpickler or from what they ask it to build.
+# Errors of damaged or hostile pickles, from the unpickler or from the objects that it builds.
 BROKEN = (
     pickle.UnpicklingError,
     ArithmeticError,
@@ -40,16 +40,16 @@ BROKEN = (
 
 
 def read_torch(path: str | os.PathLike[str]) -> Any:
-    """What `torch.save` wrote: dictionaries, lists and numbers, with read-only numpy arrays for tensors.
+    """Returns what `torch.save` wrote: dictionaries, lists and numbers, with read-only numpy arrays for tensors.
 
-    Arrays of a zip file are views of the file itself, paged in when they are used: a file of 3 GB costs as much memory
-    as the tensors that are looked at. Leave the file in place while they are. Storages of the older layout are read
-    into memory, once. Tensors that share memory share it here. An `argparse.Namespace` becomes a
-    `types.SimpleNamespace`; devices and dtypes become strings.
+    Arrays of a zip file are memory-mapped: a file of 3 GB takes as much memory as the tensors that are used. The file
+    has to stay in place while they are in use. Storages of the older layout are read into memory once. Tensors that
+    shared memory share it here. An `argparse.Namespace` becomes a `types.SimpleNamespace`; devices and dtypes become
+    strings.
 
     Raises:
-        ConversionError: if there is no such file, it is none of `torch.save`'s or damaged, or its pickle names anything
-            that state dictionaries do not need; nothing of it is run.
+        ConversionError: if the file does not exist, is damaged or not from `torch.save`, or if its pickle names
+            anything that state dictionaries do not need. No code from the file runs.
     """
     path = pathlib.Path(path)
     try:
@@ -71,7 +71,7 @@ def _read(file: io.BufferedReader) -> Any:
     file.seek(0)
     if start == b"PK\x03\x04":
         return _read_zip(file)
-    if start[:1] == b"\x80":  # every pickle's first byte since protocol 2
+    if start[:1] == b"\x80":  # first byte of a pickle since protocol 2
         return _read_legacy(file)
     raise ConversionError(
         "not a file of torch.save, neither a zip nor a pickle: give the path of a .pt or .ckpt file"
@@ -108,15 +108,15 @@ def _read_zip(file: io.BufferedReader) -> Any:
 
 
 def _entry(content: mmap.mmap, info: zipfile.ZipInfo) -> memoryview:
-    """The bytes of an uncompressed entry, not copied.
+    """Returns the bytes of an uncompressed entry without a copy.
 
-    Checksums are not looked at: it would read the whole file, and torch.save can be told not to write them.
+    Checksums are not verified: this would read the whole file, and torch.save can be set up not to write them.
     """
     if info.compress_type != zipfile.ZIP_STORED:
         raise ConversionError(
             f"entry {info.filename} is compressed, which torch.save never does: unpack and zip it with -0"
         )
-    # The local header repeats the name and has an extra field of its own length, with which torch.save aligns.
+    # The local header repeats the name and has an extra field, with which torch.save aligns the data.
     name_length, extra_length = struct.unpack_from("<HH", content, info.header_offset + 26)
     start = info.header_offset + 30 + name_length + extra_length
     if start + info.file_size > len(content):
@@ -125,7 +125,7 @@ def _entry(content: mmap.mmap, info: zipfile.ZipInfo) -> memoryview:
 
 
 def _read_legacy(file: io.BufferedReader) -> Any:
-    """Magic number, protocol, system, the object, the keys of its storages; then each storage, its length before it."""
+    """Reads magic number, protocol, system, object and storage keys; then each storage, after its length."""
     size = os.fstat(file.fileno()).st_size
     if RestrictedUnpickler(file).load() != LEGACY_MAGIC:
         raise ConversionError("a pickle, but none of torch.save: it was made by something else")
@@ -135,7 +135,7 @@ def _read_legacy(file: io.BufferedReader) -> Any:
     storages: dict[str, Flat] = {}
 
     def fetch(key: str, dtype: np.dtype, numel: int) -> Flat:
-        """Memory that is filled below: the bytes come after the pickle."""
+        """Returns memory that is filled below, because the bytes come after the pickle."""
         if numel * dtype.itemsize > size:
             raise ConversionError(f"ends within storage {key}: it is damaged, download it again")
         if key not in storages:

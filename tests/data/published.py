@@ -1,4 +1,4 @@
-"""Small files in the formats that data sets are published in, written from their descriptions."""
+"""Writes small files in the published formats of data sets, from the descriptions of the formats."""
 
 import gzip
 import io
@@ -32,7 +32,7 @@ def write(path, content):
 
 
 def idx(array):
-    """Two zeros, 8 for unsigned bytes, the number of axes, their lengths, the values."""
+    """Encodes an IDX file: two zeros, 8 for unsigned bytes, the number of axes, their lengths, the values."""
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
@@ -43,12 +43,12 @@ def image_file(array, form="PNG"):
 
 
 def by_channel(images):
-    """[n, 3 h w], all red values before all green ones."""
+    """Returns [n, 3 h w], all red values before all green ones."""
     return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
 
 
 def python2_pickle(data, numbers):
-    """A dictionary of "data" and "labels" as Python 2's cPickle wrote it: protocol 2, text as strings of bytes."""
+    """Pickles {"data", "labels"} like cPickle of Python 2: protocol 2, text as byte strings."""
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
     array += b"".join(b"J" + struct.pack("<i", length) for length in data.shape) + b"\x86"
     array += (
@@ -68,7 +68,7 @@ def cifar_binary(images, numbers):
 
 
 def cifar_jpegs(files, numbers):
-    """Files end to end in an .npz, with their ends and labels."""
+    """Encodes an .npz of concatenated files, their offsets and labels."""
     content = io.BytesIO()
     offsets = np.cumsum([0, *map(len, files)])
     np.savez(content, jpeg=np.frombuffer(b"".join(files), np.uint8), offsets=offsets, labels=numbers)
@@ -100,7 +100,7 @@ def zipped(members):
 
 
 def tfrecords(images, channels_first=False):
-    """Records of raw bytes with their shape, with the checksums of an independent implementation."""
+    """Encodes TFRecords of raw bytes and shape, with the checksums of an independent implementation."""
 
     def masked(content):
         crc = crc32c(content)

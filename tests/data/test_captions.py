@@ -1,4 +1,4 @@
-"""Every place in which images have their texts gives them in the order of the images, prepared or not."""
+"""Captions from every source come in the order of the images, prepared or not."""
 
 import io
 import json
@@ -29,11 +29,11 @@ def listed(entries):
 
 
 def captioned():
-    """The files of a folder of 40 images with one to three texts, beside them or in lists of two folders."""
+    """The files of a folder of 40 images with one to three texts, next to them or in lists of two folders."""
     files, expected = {}, {}
     for i in range(40):
         name = f"{'ab'[i % 2]}/{i}.png"
-        files[name], expected[name] = PNG, tuple(f"picture {i}, text {k}" for k in range(1 + i % 3))
+        files[name], expected[name] = PNG, tuple(f"image {i}, text {k}" for k in range(1 + i % 3))
         if i % 4 < 2:
             files[f"{name[:-4]}.txt"] = "\r\n\n".join([*expected[name], " "]).encode()
     for folder in "ab":
@@ -54,7 +54,7 @@ def folder(tmp_path):
 
 
 def test_texts_of_a_folder_are_those_of_its_images(folder):
-    """In the order of its images, whatever split they are in; a split's one text per image is the first."""
+    """In the order of its images, in every split; `split_captions` takes the first text of each image."""
     source, expected = folder
     for split in SPLITS:
         names = [path.relative_to(source).as_posix() for path in FolderSource(source, split).files]
@@ -83,7 +83,7 @@ def test_preparing_keeps_the_texts(folder, tmp_path, form):
 
 
 @pytest.mark.parametrize("name", ["a/0.txt", "a/metadata.jsonl"])
-def test_other_texts_make_another_set(folder, tmp_path, name):
+def test_changed_texts_are_refused_as_other_files(folder, tmp_path, name):
     source, _ = folder
     job = Job(kind="folder", source=source, data_dir=tmp_path / "data", name="mine")
     prepare(job)
@@ -93,7 +93,7 @@ def test_other_texts_make_another_set(folder, tmp_path, name):
         prepare(job)
 
 
-def test_an_empty_text_is_one(tmp_path):
+def test_an_empty_text_is_a_text(tmp_path):
     for name in "abc":
         write(tmp_path / "train" / f"{name}.png", PNG)
     write(tmp_path / "train" / "a.txt", b"\n")
@@ -105,8 +105,8 @@ def test_an_empty_text_is_one(tmp_path):
     assert {path.stem: text for path, text in texts.items()} == {"a": "", "b": "An apple", "c": ""}
 
 
-def test_an_image_without_a_text_is_named_when_texts_are_asked_for(tmp_path):
-    """Not before: such a folder is prepared, and trains as others do; so does one whose lists are of other things."""
+def test_an_image_without_a_text_is_named_when_texts_are_read(tmp_path):
+    """Not before: such a folder can be prepared and trained on, also with lists that hold other entries."""
     for i in range(6):
         write(tmp_path / "files" / "train" / f"{i}.png", PNG)
         if i != 3:
@@ -123,7 +123,7 @@ def test_an_image_without_a_text_is_named_when_texts_are_asked_for(tmp_path):
         assert next(training_batches(spec.open("train"), 0))["x"].shape == (4, 4, 4, 1)
         assert split_captions(spec, "train", limit=3) == ["a text"] * 3
     with pytest.raises(
-        DataError, match=r"/train/3\.png has no text, though others have: write 3\.txt beside it$"
+        DataError, match=r"/train/3\.png has no text, though others have: write 3\.txt next to it$"
     ):
         split_captions(folder, "train")
     place = [path.stem for path in FolderSource(job.source, "train").files].index("3")
@@ -140,7 +140,7 @@ def test_an_image_without_a_text_is_named_when_texts_are_asked_for(tmp_path):
         (
             "metadata.jsonl",
             b'\n{"file_name": "0.png", ',
-            r"^line 2 of train/metadata.jsonl in .* is no JSON \(.*\): mend",
+            r"^line 2 of train/metadata.jsonl in .* is no JSON \(.*\): fix",
         ),
         (
             "metadata.jsonl",
@@ -162,7 +162,7 @@ def test_damaged_texts_are_named_in_one_line(tmp_path, name, content, message):
 
 
 class Texts(tfds.core.GeneratorBasedBuilder):
-    """Three images: the first with a text, the second with two where that can be, the third with what `last` says."""
+    """Images with a label and, if `feature` has a name, the texts in `stored`."""
 
     VERSION = tfds.core.Version("1.0.0")
     feature: tuple = ()
@@ -187,7 +187,7 @@ class Texts(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
-    """A way to make a data set of TFDS, in its own place, with what it stores of each image."""
+    """A function that makes a TFDS data set with the given feature and its values."""
 
     def make(name, kind, *values):
         monkeypatch.setattr(Texts, "feature", (name, kind))
@@ -213,7 +213,7 @@ COCO = tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()})
         ("text", TEXT, ["one\ntext", "b"], [("one\ntext",), ("b",)]),
         ("captions", SEVERAL, [["a"], ["b", "c"]], [("a",), ("b", "c")]),
         ("captions", COCO, [coco("a"), coco("b", "c")], [("a",), ("b", "c")]),
-        # What is called so but holds no texts, or is called otherwise, is none.
+        # A feature that holds no texts, or has another name, is ignored.
         (
             "text",
             tfds.features.Tensor(shape=(), dtype=np.int32),
@@ -229,7 +229,7 @@ def test_texts_of_tfds_are_found(stored, name, kind, values, expected):
 
 
 def test_images_that_tfds_has_no_text_of_are_named(stored):
-    """As the test images of COCO."""
+    """Such as the test images of COCO."""
     spec = stored("captions", COCO, coco("a", "b"), [])
     assert split_captions(spec, "train", limit=1) == ["a"]
     with pytest.raises(
@@ -238,8 +238,8 @@ def test_images_that_tfds_has_no_text_of_are_named(stored):
         split_captions(spec, "train")
 
 
-def test_a_label_that_is_not_known_names_nothing(stored):
-    """TFDS stores -1; the last of the names would be wrong."""
+def test_an_unknown_label_makes_no_text(stored):
+    """TFDS stores -1, which must not index the last class."""
     spec = stored(None, None, 0, None)
     assert split_captions(spec, "train", limit=1) == ["a photo of a sea lion"]
     with pytest.raises(DataError, match="texts has no texts"):
@@ -249,7 +249,7 @@ def test_a_label_that_is_not_known_names_nothing(stored):
 # Names of classes
 
 
-def test_names_of_folders_stand_for_texts(tmp_path):
+def test_names_of_folders_make_texts(tmp_path):
     for index in range(20):
         write(tmp_path / ["sea_lion", "dogs/hot_dog"][index % 2] / f"{index}.png", PNG)
     spec = spec_of(tmp_path)
@@ -260,7 +260,7 @@ def test_names_of_folders_stand_for_texts(tmp_path):
         assert split_captions(spec, split) == [texts[label] for label in split_labels(spec, split)]
 
 
-def test_digits_are_called_by_their_numbers(data_dir, tmp_path):
+def test_digits_are_named_by_their_digit(data_dir, tmp_path):
     write(tmp_path / "t10k-images-idx3-ubyte", published.idx(grey(10)))
     write(tmp_path / "t10k-labels-idx1-ubyte", published.idx(labels(10)))
     prepare(Job(kind="mnist", source=tmp_path, data_dir=tmp_path / "data"))
@@ -272,7 +272,7 @@ def test_digits_are_called_by_their_numbers(data_dir, tmp_path):
         assert class_names(spec) == [str(digit) for digit in range(10)]
 
 
-def test_without_texts_and_classes_it_says_where_texts_could_be(tmp_path):
+def test_without_texts_and_classes_the_error_says_where_texts_can_be(tmp_path):
     for index in range(20):
         write(tmp_path / f"{index}.png", PNG)
     for spec in (spec_of(tmp_path), PointSpec(source="swiss_roll")):
@@ -280,5 +280,5 @@ def test_without_texts_and_classes_it_says_where_texts_could_be(tmp_path):
         with pytest.raises(DataError) as error:
             split_captions(spec, "train")
         assert str(error.value).startswith(f"{spec.source} has no texts: set config.data.source to")
-        assert 'NAME.txt beside NAME.png, or "file_name" and "text" in metadata.jsonl' in str(error.value)
+        assert 'NAME.txt next to NAME.png, or "file_name" and "text" in metadata.jsonl' in str(error.value)
         assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Encoded images to pixels: no value is changed unless a rule says so, and the rules are what they say."""
+"""Decoding of images: values change only by the documented conversions, which compute what they say."""
 
 import io
 
@@ -34,11 +34,11 @@ def test_pixels_are_those_of_the_file(form, image):
         npy(image) if form == "npy" else saved(image, form, **({"lossless": True} if form == "WEBP" else {}))
     )
     layout = Layout(height=5, width=7, channels=channels)
-    np.testing.assert_array_equal(decode(file, layout, "it").squeeze(), image)
+    np.testing.assert_array_equal(decode(file, layout, "it"), image.reshape(5, 7, channels))
 
 
 @pytest.mark.parametrize("pixels", [GREY[..., None], COLOUR, GREY[..., None].astype(np.uint16) * 257])
-def test_what_is_encoded_is_decoded(pixels):
+def test_decode_inverts_encode(pixels):
     values = "classes" if pixels.dtype == np.uint16 else "grey"
     layout = Layout(height=None, width=None, channels=None, kind=values)
     decoded = decode(encode(pixels), layout, "it")
@@ -70,7 +70,7 @@ def test_sixteen_bits_lose_the_lower_eight():
 
 
 def test_crop_is_the_middle_of_the_image():
-    """Of a wide image of the right height, what is left is the columns in the middle, untouched."""
+    """A wide image of the right height keeps its middle columns, unchanged."""
     image = np.random.default_rng(3).integers(0, 256, (8, 14), dtype=np.uint8)
     layout = Layout(height=8, width=8, channels=1, fit="crop")
     np.testing.assert_array_equal(decode(saved(image), layout, "it")[..., 0], image[:, 3:11])
@@ -79,27 +79,27 @@ def test_crop_is_the_middle_of_the_image():
 
 
 def test_crop_keeps_proportions_and_resize_does_not():
-    """A disc stays one when cropped from a wide image, and is sampled by a third when not."""
+    """A disc in a wide image stays a disc when cropped, and becomes narrower by a third when resized."""
     y, x = np.mgrid[:120, :180]
     disc = (np.hypot(y - 59.5, x - 89.5) < 40).astype(np.uint8) * 255
-    cropped, sampled = (
+    cropped, resized = (
         decode(saved(disc), Layout(height=60, width=60, channels=1, fit=fit), "it")[..., 0] > 127
         for fit in ("crop", "resize")
     )
     assert np.ptp(np.nonzero(cropped.any(axis=0))) == np.ptp(np.nonzero(cropped.any(axis=1)))
     assert cropped.sum() == pytest.approx(np.pi * 20**2, rel=0.02)
-    assert sampled.sum() == pytest.approx(np.pi * 20**2 / 1.5, rel=0.02)
+    assert resized.sum() == pytest.approx(np.pi * 20**2 / 1.5, rel=0.02)
 
 
 def test_reduction_averages():
-    """A filter as wide as the reduction: a fine checkerboard becomes its mean; taking pixels would keep it black."""
+    """The filter is as wide as the reduction: a fine checkerboard becomes its mean."""
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     small = decode(saved(board), Layout(height=8, width=8, channels=1, fit="resize"), "it")
     assert np.abs(small.astype(int) - 127.5).max() < 2
 
 
 def test_large_jpegs_are_reduced_as_others_are():
-    """The decoder's own reduction, used where there is much to reduce, is not seen in the result."""
+    """The reduction within the JPEG decoder does not show in the result."""
     y, x = np.mgrid[:512, :512] / 512
     smooth = (127 + 100 * np.stack([np.sin(6 * x), np.cos(5 * y), np.sin(4 * x * y)], axis=-1)).astype(
         np.uint8
@@ -109,8 +109,8 @@ def test_large_jpegs_are_reduced_as_others_are():
     assert np.abs(jpeg - png).max() <= 6
 
 
-def test_classes_are_never_mixed():
-    """Scaled, a label map has no number it did not have; of a palette the indices count, not the colours."""
+def test_classes_are_never_interpolated():
+    """A scaled label map has no new values; the indices of a palette count, not the colours."""
     labels = np.random.default_rng(4).choice([3, 200, 77], (30, 40)).astype(np.uint8)
     layout = Layout(height=11, width=13, channels=1, fit="crop", kind="classes")
     assert set(np.unique(decode(saved(labels), layout, "it"))) <= {3, 77, 200}
@@ -138,6 +138,6 @@ def test_classes_are_never_mixed():
         (saved(GREY), Layout(height=5, width=7, channels=3, kind="classes"), "has one channel, not 3"),
     ],
 )
-def test_what_is_no_such_image_is_named(file, layout, message):
+def test_an_image_that_does_not_fit_is_named(file, layout, message):
     with pytest.raises(DataError, match=message):
         decode(file, layout, "it")

@@ -1,4 +1,4 @@
-"""Batches: every image once per epoch, each draw where it belongs, and a position that resumes exactly."""
+"""Batches show every image once per epoch, augment training alone, and resume exactly."""
 
 import dataclasses
 import pathlib
@@ -25,7 +25,7 @@ def spec(data_dir):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A way to make a folder of images from arrays, all of them for training."""
+    """A function that makes a folder of training images from arrays."""
 
     def make(images, suffix=".png"):
         shutil.rmtree(tmp_path / "train", ignore_errors=True)
@@ -72,7 +72,7 @@ def test_padded_batches_have_one_size_and_every_row():
 
 
 def test_labels_are_those_of_the_images(spec):
-    """The digits' labels, in the order of the images: whichever digit an image is in scikit-learn's file."""
+    """The labels come in the order of the images, and are those of scikit-learn."""
     digits = load_digits()
     known = {
         tuple(image.ravel().astype(int)): label
@@ -89,14 +89,14 @@ def test_labels_are_those_of_the_images(spec):
 
 
 def noisy(spec, **fields):
-    """Binarised anew and mirrored: everything that draws."""
+    """Applies all random augmentations: binarised and mirrored."""
     fields = dict(levels=2, binarise="dynamic", flip=True, pad=1, image_shape=(10, 10, 1)) | fields
     return dataclasses.replace(spec, **fields)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_draws_resume_exactly(spec, monkeypatch, in_memory):
-    """Also where threads read ahead: what they had drawn already is drawn again."""
+    """Also with prefetching threads, whose pending draws are repeated."""
     if not in_memory:
         monkeypatch.setattr(data_spec, "IN_MEMORY_BYTES", 0)
     train = noisy(spec).open("train")
@@ -110,7 +110,7 @@ def test_draws_resume_exactly(spec, monkeypatch, in_memory):
     np.testing.assert_array_equal(expected, [next(again)["x"] for _ in range(3)])
 
 
-def test_decoding_ahead_changes_nothing(spec, monkeypatch):
+def test_prefetching_changes_nothing(spec, monkeypatch):
     expected = next(training_batches(noisy(spec).open("train"), seed=1))["x"]
     monkeypatch.setattr(data_spec, "IN_MEMORY_BYTES", 0)
     np.testing.assert_array_equal(next(training_batches(noisy(spec).open("train"), seed=1))["x"], expected)
@@ -118,7 +118,7 @@ def test_decoding_ahead_changes_nothing(spec, monkeypatch):
 
 @pytest.fixture
 def as_processes(monkeypatch):
-    """Makes iterators of batches as each of `count` processes would, from the position of a state if there is one."""
+    """A function that makes the iterators of `count` processes, at the position of `state` if given."""
 
     def make(count, samples, seed, state=None):
         iterators = []
@@ -135,7 +135,7 @@ def as_processes(monkeypatch):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_processes_together_make_the_batch_of_one(spec, monkeypatch, as_processes, in_memory):
-    """Bit for bit, with everything that is drawn; and a position saved by one process is that of any number."""
+    """Bit for bit, augmentations included; and any number of processes resumes from the same state."""
     if not in_memory:
         monkeypatch.setattr(data_spec, "IN_MEMORY_BYTES", 0)
     train = noisy(spec).open("train")
@@ -146,9 +146,9 @@ def test_processes_together_make_the_batch_of_one(spec, monkeypatch, as_processe
     state, expected = alone.get_state(), [next(alone)["x"] for _ in range(3)]  # the second spans two epochs
     for count in (2, 4):
         for iterator, process in zip(as_processes(count, train, 3, state), range(count), strict=True):
-            part = slice(process * 64 // count, (process + 1) * 64 // count)
+            shard = slice(process * 64 // count, (process + 1) * 64 // count)
             np.testing.assert_array_equal(
-                [next(iterator)["x"] for _ in range(3)], [x[part] for x in expected]
+                [next(iterator)["x"] for _ in range(3)], [x[shard] for x in expected]
             )
     one_of_four = as_processes(4, train, 3)[3]
     for _ in range(21):
@@ -174,8 +174,8 @@ def test_a_batch_that_processes_cannot_share_is_refused(spec, as_processes):
         as_processes(3, spec.open("train"), 0)
 
 
-def test_training_draws_anew_in_every_epoch_and_seed(folder):
-    """Of an image whose pixels are one as often as zero, no two draws are alike."""
+def test_augmentations_differ_between_epochs_and_seeds(folder):
+    """No two binarised images of grey level 1/2 are equal."""
     grey = DataSpec(
         source=folder(np.full((8, 8, 8), 128, np.uint8)), image_shape=(8, 8, 1), levels=2, batch_size=8
     )
@@ -191,8 +191,8 @@ def test_training_draws_anew_in_every_epoch_and_seed(folder):
     assert abs(images.mean()) < 5 / np.sqrt(images.size)
 
 
-def test_whole_splits_are_one_draw_for_ever(spec):
-    """The same twice, and in part; black stays black, white stays white, and nothing is mirrored."""
+def test_whole_splits_are_one_fixed_draw(spec):
+    """Repeatable, also with a limit; black stays black, white stays white, and nothing is mirrored."""
     grey = (whole_split(spec, "test") + 1) / 2
     fixed = whole_split(noisy(spec), "test")
     np.testing.assert_array_equal(fixed, whole_split(noisy(spec), "test"))
@@ -238,8 +238,8 @@ def test_half_of_the_images_are_mirrored(folder):
 # What images there are
 
 
-def test_label_maps_keep_their_numbers(folder):
-    """Also more than 256 classes, and from arrays as from PNG files of 16 bits."""
+def test_label_maps_keep_their_classes(folder):
+    """Also with more than 256 classes, from arrays and from PNG files of 16 bits."""
     maps = np.random.default_rng(0).integers(0, 1000, (9, 4, 6), dtype=np.uint16)
     maps[0, 0, 0] = 999
     for suffix in (".png", ".npy"):
@@ -271,8 +271,8 @@ def test_images_of_another_size_are_named_or_fitted(folder):
         assert whole_split(dataclasses.replace(spec, fit=fit), "train").shape == (4, 8, 8, 1)
 
 
-def test_an_image_that_breaks_while_training_is_named(folder, monkeypatch):
-    """Through the threads that read ahead."""
+def test_an_image_damaged_during_training_is_named(folder, monkeypatch):
+    """Also by the prefetching threads."""
     monkeypatch.setattr(data_spec, "IN_MEMORY_BYTES", 0)
     source = folder(np.zeros((4, 8, 8), np.uint8))
     train = DataSpec(source=source, image_shape=(8, 8, 1), batch_size=4).open("train")
@@ -313,7 +313,7 @@ def test_bad_fields_are_refused(fields, message):
 
 @pytest.mark.parametrize(("samples", "size"), [(10, 3), (8, 4), (5, 5)])
 def test_batches_come_in_the_order_of_grains_own_shuffle(samples, size):
-    """Over several epochs, also where a batch spans two."""
+    """Over several epochs, with batches that span two of them."""
     ours = pipeline._Order(samples, size, 7)
     theirs = grain.MapDataset.range(samples).seed(7).shuffle().repeat().batch(size, drop_remainder=True)
     for number in range(4 * samples // size):

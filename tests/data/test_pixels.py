@@ -1,4 +1,4 @@
-"""Stored pixels to values: every level where it belongs, draws with the right probability, borders that stay black."""
+"""Stored pixels become the right values: levels, binarised draws, mirrored images and borders."""
 
 import itertools
 
@@ -24,8 +24,8 @@ def test_five_bits_are_an_integer_shift():
     np.testing.assert_allclose((quantise(values, 32) + 1) / 2 * 31, values >> 3, atol=1e-5)
 
 
-def test_classes_are_the_steps_of_a_likelihood_over_levels():
-    """Class k of n is where the k-th of n grey levels is, whatever the stored grey value of that level."""
+def test_classes_have_the_values_of_grey_levels():
+    """Class k of n has the value of the k-th of n grey levels."""
     for count in (2, 17, 256):
         greys = quantise(np.arange(256, dtype=np.uint8), count)
         np.testing.assert_array_equal(pixels.class_values(count), np.unique(greys))
@@ -43,7 +43,7 @@ def test_a_bit_is_one_with_the_probability_of_its_grey_level():
     assert ones[[0, -1]].tolist() == [0, trials]
 
 
-def test_fixed_thresholds_belong_to_the_image_not_to_the_batch():
+def test_fixed_thresholds_depend_on_the_image_not_on_the_batch():
     indices, shape = np.arange(12), (6, 6, 1)
     together = pixels.fixed_thresholds(indices, shape)
     order = np.random.default_rng(1).permutation(12)
@@ -52,7 +52,7 @@ def test_fixed_thresholds_belong_to_the_image_not_to_the_batch():
     assert all(not np.array_equal(a, b) for a, b in itertools.combinations(draws, 2))
 
 
-def test_the_images_asked_for_are_mirrored_and_the_others_untouched():
+def test_selected_images_are_mirrored_and_the_others_unchanged():
     rng = np.random.default_rng(0)
     images, which = rng.integers(0, 256, (20, 3, 5, 3), dtype=np.uint8), rng.random(20) < 0.5
     before = images.copy()

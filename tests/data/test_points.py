@@ -1,4 +1,4 @@
-"""Points in the plane: standardised, reproducible, each split its own."""
+"""Points in the plane are standardised and reproducible, and the splits are disjoint."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from lsgm_jax.data.points import DISTRIBUTIONS, PointSpec
 
 @pytest.mark.parametrize("source", DISTRIBUTIONS)
 def test_points_are_centred_with_variance_one(source):
-    """As the docstring says: to a percent, the swiss roll's to a fifth."""
+    """To 1 %; the swiss roll to 20 %."""
     points = whole_split(PointSpec(source=source), "train").astype(np.float64)
     tolerance = 0.1 if source == "swiss_roll" else 0.01
     np.testing.assert_allclose(points.mean(axis=0), 0.0, atol=tolerance)
@@ -40,7 +40,7 @@ KNOWN = [source for source, distribution in DISTRIBUTIONS.items() if distributio
 
 @pytest.mark.parametrize("source", KNOWN)
 def test_densities_integrate_to_one(source):
-    """By the midpoint rule; the uniform ones have edges, where it errs."""
+    """By the midpoint rule, which is less accurate at the edges of the uniform ones."""
     side = np.linspace(-3.0, 3.0, 1201)
     middle = 0.5 * (side[1:] + side[:-1])
     grid = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)
@@ -50,7 +50,7 @@ def test_densities_integrate_to_one(source):
 
 @pytest.mark.parametrize("source", KNOWN)
 def test_draws_have_the_entropy_of_their_density(source):
-    """Exactly for the uniform ones, all of whose draws have one density; the mixture's modes do not overlap."""
+    """Exactly for the uniform ones, whose density is constant; the modes of the mixture do not overlap."""
     points = whole_split(PointSpec(source=source), "test").astype(np.float64)
     log_density = DISTRIBUTIONS[source].log_density(points)
     mode = np.log(8.0) + 1.0 + np.log(2.0 * np.pi * 0.01)
@@ -62,7 +62,7 @@ def test_draws_have_the_entropy_of_their_density(source):
 
 @pytest.mark.parametrize("source", KNOWN)
 def test_densities_fit_the_draws_cell_by_cell(source):
-    """The share of draws in each of a grid's cells is the integral of the density over it."""
+    """The fraction of draws in each cell of a grid is the integral of the density over the cell."""
     points, side = whole_split(PointSpec(source=source), "train"), np.linspace(-2.4, 2.4, 25)
     fine = np.linspace(-2.4, 2.4, 24 * 40 + 1)
     middle = 0.5 * (fine[1:] + fine[:-1])

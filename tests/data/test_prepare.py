@@ -1,4 +1,4 @@
-"""`lsgm data prepare`: what is prepared trains, what cannot be is named, and nothing half-written is left."""
+"""`lsgm data prepare` writes sets that train, names what it cannot read, and leaves no unfinished files."""
 
 import hashlib
 import json
@@ -33,13 +33,13 @@ def mnist(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     """The job of preparing 30 JPEG files of different sizes and two classes."""
     rng = np.random.default_rng(0)
     for index in range(30):
         image = rng.integers(0, 256, (40 + index, 50, 3), dtype=np.uint8)
         write(tmp_path / "files" / "ab"[index % 2] / f"{index}.jpg", published.image_file(image, "JPEG"))
-    return Job(kind="folder", source=tmp_path / "files", data_dir=tmp_path / "data", name="pictures")
+    return Job(kind="folder", source=tmp_path / "files", data_dir=tmp_path / "data", name="images")
 
 
 def read(job, split, **fields):
@@ -68,8 +68,8 @@ def test_a_prepared_set_holds_the_images_in_order(mnist):
     np.testing.assert_array_equal(split_labels(spec_of(mnist, image_shape=(28, 28, 1)), "test"), labels(10))
 
 
-def test_it_is_a_data_set_of_tfds_and_in_no_ones_way(mnist):
-    """Readable by TFDS alone; TFDS's own `mnist` has another place."""
+def test_a_prepared_set_is_a_tfds_data_set_apart_from_those_of_tfds(mnist):
+    """TFDS reads it without this package; its own `mnist` has another folder."""
     prepare(mnist)
     builder = tfds.builder_from_directory(mnist.data_dir / "prepared" / "mnist" / "1.0.0")
     first = builder.as_data_source("test")[0]
@@ -84,7 +84,10 @@ def test_it_is_a_data_set_of_tfds_and_in_no_ones_way(mnist):
 def test_tfds_reads_a_folder_as_grey_or_colour(tmp_path, channels):
     images = grey(20, side=6)[..., None] if channels == 1 else colour(20, side=6)
     for index, image in enumerate(images):
-        write(tmp_path / "files" / "train" / f"{index:02}.png", published.image_file(image.squeeze()))
+        write(
+            tmp_path / "files" / "train" / f"{index:02}.png",
+            published.image_file(image if channels == 3 else image[..., 0]),
+        )
     job = Job(kind="folder", source=tmp_path / "files", data_dir=tmp_path / "data", name="mine")
     prepare(job)
     records = tfds.builder_from_directory(job.folder).as_data_source("train")
@@ -94,7 +97,7 @@ def test_tfds_reads_a_folder_as_grey_or_colour(tmp_path, channels):
     np.testing.assert_array_equal([record["image"] for record in records], images[order])
 
 
-def test_splits_that_are_not_there_are_named(mnist):
+def test_missing_splits_are_named(mnist):
     prepare(mnist)
     for expression in ("train", "test[:", "nothing[:5]"):
         with pytest.raises(
@@ -104,22 +107,22 @@ def test_splits_that_are_not_there_are_named(mnist):
     assert len(open_split("mnist", "test[2:5]", str(mnist.data_dir))) == 3
 
 
-def test_a_prepared_folder_is_the_folder(pictures, tmp_path):
-    """The same splits, labels and pixels, and the files' own bytes, as reading the folder itself."""
-    prepare(pictures)
+def test_a_prepared_folder_equals_the_folder(images, tmp_path):
+    """It has the splits, the labels and the bytes of the files in the folder."""
+    prepare(images)
     for split in ("train", "validation", "test"):
-        folder = FolderSource(pictures.source, split)
-        source = open_split("pictures", split, str(pictures.data_dir))
+        folder = FolderSource(images.source, split)
+        source = open_split("images", split, str(images.data_dir))
         assert [(r.image, r.label) for r in map(source.__getitem__, range(len(source)))] == [
             (r.image, r.label) for r in map(folder.__getitem__, range(len(folder)))
         ]
 
 
-def test_size_scales_and_cuts(pictures):
-    """As reading the files with fit="crop" would."""
-    prepare(pictures)
-    expected = read(pictures, "train", image_shape=(16, 16, 3), fit="crop")
-    small = Job(**vars(pictures) | dict(name="small", size=16))
+def test_size_scales_and_crops(images):
+    """Like reading the files with fit="crop"."""
+    prepare(images)
+    expected = read(images, "train", image_shape=(16, 16, 3), fit="crop")
+    small = Job(**vars(images) | dict(name="small", size=16))
     prepare(small)
     np.testing.assert_array_equal(read(small, "train", image_shape=(16, 16, 3)), expected)
     batch = next(training_batches(spec_of(small, image_shape=(16, 16, 3), batch_size=8).open("train"), 0))
@@ -137,7 +140,7 @@ def test_celebahq_of_another_size_needs_the_size(tmp_path):
     assert read(job, "validation", image_shape=(256, 256, 3)).shape == (1, 256, 256, 3)
 
 
-# Once is enough
+# Preparing again
 
 
 def test_preparing_again_changes_nothing(mnist):
@@ -149,27 +152,27 @@ def test_preparing_again_changes_nothing(mnist):
     assert {path: path.stat().st_mtime_ns for path in left(mnist)} == before
 
 
-def test_other_files_or_sizes_are_refused(mnist, pictures, tmp_path):
+def test_other_files_or_sizes_are_refused(mnist, images, tmp_path):
     prepare(mnist)
     write(mnist.source, published.idx(grey(10, seed=7)))
     with pytest.raises(
         DataError, match=rf"was made from other files: remove it with  rm -r {mnist.folder.parent}"
     ):
         prepare(mnist)
-    prepare(pictures)
+    prepare(images)
     with pytest.raises(DataError, match="was made from size=None: remove it"):
-        prepare(Job(**vars(pictures) | dict(size=16)))
+        prepare(Job(**vars(images) | dict(size=16)))
     with pytest.raises(DataError, match="was made from kind=folder: remove it"):
-        prepare(Job(**vars(mnist) | dict(name="pictures")))
-    (pictures.folder / "metadata.json").write_text("{")
+        prepare(Job(**vars(mnist) | dict(name="images")))
+    (images.folder / "metadata.json").write_text("{")
     with pytest.raises(
-        DataError, match=rf"metadata.json cannot be read: remove it with  rm -r {pictures.folder.parent}"
+        DataError, match=rf"metadata.json cannot be read: remove it with  rm -r {images.folder.parent}"
     ):
-        prepare(pictures)
+        prepare(images)
 
 
-def test_checksums_are_of_contents(tmp_path):
-    """Compressed again, a file is the same; of many files one sum, which any change changes."""
+def test_checksums_depend_on_contents_alone(tmp_path):
+    """Compression does not change them; many files have one checksum, which depends on each of them."""
     content = published.idx(grey(3))
     plain, packed = write(tmp_path / "a", content), write(tmp_path / "a.gz", content)
     assert set(checksums([plain, packed], tmp_path).values()) == {hashlib.sha256(content).hexdigest()}
@@ -190,24 +193,24 @@ def test_published_files_are_known(mnist, monkeypatch):
     assert record == json.loads((mnist.folder / "metadata.json").read_text())
 
 
-# What goes wrong
+# Failures
 
 
 class Died(BaseException):
-    """Anything that ends the work."""
+    """An exception that no code expects."""
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Died, MemoryError])
-def test_nothing_half_written_is_left(mnist, pictures, monkeypatch, error):
-    """Not of this work, nor of work that was killed before; what had been prepared stays."""
-    prepare(pictures)
-    kept = set(left(pictures))
+def test_nothing_half_written_is_left(mnist, images, monkeypatch, error):
+    """Neither of this run nor of an earlier killed one; prepared sets stay."""
+    prepare(images)
+    before = set(left(images))
     real, made = preparing.encode, []
 
     def dying(pixels):
         made.append(pixels)
         if len(made) == 7:
-            assert set(left(mnist)) > kept  # something had been written
+            assert set(left(mnist)) > before  # something had been written
             raise error
         return real(pixels)
 
@@ -215,27 +218,25 @@ def test_nothing_half_written_is_left(mnist, pictures, monkeypatch, error):
     write(mnist.folder.parent / "incomplete.KILLED_1.0.0" / "part", b"")
     with pytest.raises(error):
         prepare(mnist)
-    assert set(left(mnist)) == kept
+    assert set(left(mnist)) == before
     monkeypatch.undo()
     assert prepare(mnist).record["images"] == {"test": 10}
 
 
-def test_a_damaged_image_is_refused_or_left_out(pictures):
-    damaged = [pictures.source / "a" / f"{index}.jpg" for index in (2, 4)]
+def test_a_damaged_image_is_refused_or_skipped(images):
+    damaged = [images.source / "a" / f"{index}.jpg" for index in (2, 4)]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(
-        DataError, match=r"cannot decode a/.*jpg in .*: .*; --skip_bad leaves damaged images out"
-    ):
-        prepare(pictures)
-    assert left(pictures) == []
-    record = prepare(Job(**vars(pictures) | dict(skip_bad=True))).record
-    assert sorted(record["skipped"]) == [f"a/{index}.jpg in {pictures.source}" for index in (2, 4)]
+    with pytest.raises(DataError, match=r"cannot decode a/.*jpg in .*: .*; --skip_bad skips damaged images"):
+        prepare(images)
+    assert left(images) == []
+    record = prepare(Job(**vars(images) | dict(skip_bad=True))).record
+    assert sorted(record["skipped"]) == [f"a/{index}.jpg in {images.source}" for index in (2, 4)]
     assert sum(record["images"].values()) == 28
 
 
 def test_a_label_without_a_class_is_named(mnist):
-    """Letters, say, in MNIST's format."""
+    """Such as letters in the format of MNIST."""
     write(
         mnist.source.with_name("t10k-labels-idx1-ubyte.gz"), published.idx(np.arange(4, 14, dtype=np.uint8))
     )
@@ -246,12 +247,12 @@ def test_a_label_without_a_class_is_named(mnist):
     assert left(mnist) == []
 
 
-def test_a_set_of_damaged_images_alone_is_refused(pictures):
-    for path in pictures.source.rglob("*.jpg"):
+def test_a_set_without_undamaged_images_is_refused(images):
+    for path in images.source.rglob("*.jpg"):
         path.write_bytes(b"damaged")
-    with pytest.raises(DataError, match=f"no image for the split 'train' in {pictures.source} can be read"):
-        prepare(Job(**vars(pictures) | dict(skip_bad=True)))
-    assert left(pictures) == []
+    with pytest.raises(DataError, match=f"no image for the split 'train' in {images.source} can be read"):
+        prepare(Job(**vars(images) | dict(skip_bad=True)))
+    assert left(images) == []
 
 
 @pytest.mark.parametrize(
@@ -266,12 +267,12 @@ def test_a_set_of_damaged_images_alone_is_refused(pictures):
         ({"kind": "celebahq256", "size": 64}, "--size=64: celebahq256 has --size=256"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(pictures, fields, message):
+def test_invalid_arguments_are_refused(images, fields, message):
     with pytest.raises(DataError, match=message):
-        prepare(Job(**vars(pictures) | fields))
+        prepare(Job(**vars(images) | fields))
 
 
-def test_a_place_that_cannot_be_written_is_named(mnist, tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(mnist, tmp_path):
     write(tmp_path / "file", b"")
     with pytest.raises(DataError, match=rf"cannot write {tmp_path}/file/"):
         prepare(Job(**vars(mnist) | dict(data_dir=tmp_path / "file")))
@@ -280,7 +281,7 @@ def test_a_place_that_cannot_be_written_is_named(mnist, tmp_path):
 # The command
 
 
-def test_the_command_says_what_it_did(mnist, capsys):
+def test_the_command_reports_what_it_did(mnist, capsys):
     command = ["data", "prepare", "mnist", f"--source={mnist.source}", f"--data_dir={mnist.data_dir}"]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
@@ -294,13 +295,13 @@ def test_the_command_says_what_it_did(mnist, capsys):
     assert error == [f"lsgm: error: --source={mnist.source}/no: there is no such file or folder"]
 
 
-def test_the_command_lists_what_it_left_out(pictures, capsys):
-    broken = next(pictures.source.rglob("*.jpg"))
+def test_the_command_lists_skipped_images(images, capsys):
+    broken = next(images.source.rglob("*.jpg"))
     broken.write_bytes(b"damaged")
-    arguments = [f"--source={pictures.source}", f"--data_dir={pictures.data_dir}", "--name=mine", "--size=8"]
+    arguments = [f"--source={images.source}", f"--data_dir={images.data_dir}", "--name=mine", "--size=8"]
     assert cli.main(["data", "prepare", "folder", *arguments, "--skip_bad"]) == 0
-    name = broken.relative_to(pictures.source)
-    assert f"left out 1 damaged images: {name} in {pictures.source}" in capsys.readouterr().out
+    name = broken.relative_to(images.source)
+    assert f" 1 damaged images: {name} in {images.source}" in capsys.readouterr().out
 
 
 def test_an_interrupted_command_says_that_it_starts_again(mnist, capsys, monkeypatch):
@@ -316,7 +317,7 @@ def test_an_interrupted_command_says_that_it_starts_again(mnist, capsys, monkeyp
     assert left(mnist) == []
 
 
-def test_a_set_that_is_not_prepared_says_how(tmp_path):
+def test_the_error_for_an_unprepared_set_says_how_to_prepare_it(tmp_path):
     for name in ("mnist", "celebahq256"):
         with pytest.raises(
             DataError, match=f"'{name}' is not prepared .*: run  lsgm data prepare {name} --source"
@@ -325,7 +326,7 @@ def test_a_set_that_is_not_prepared_says_how(tmp_path):
 
 
 def test_the_examples_of_the_howto_run(tmp_path, monkeypatch):
-    """The config for a folder, on a folder; and what is said of MNIST, prepared where sets live by themselves."""
+    """The config for a folder, and the example on MNIST, prepared in the default folder."""
     page = (pathlib.Path(__file__).parents[2] / "docs" / "howto" / "data.md").read_text()
     config, example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {}

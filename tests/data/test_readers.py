@@ -1,4 +1,4 @@
-"""Every published format comes back pixel by pixel and label by label, and damage is named."""
+"""Every published format is read exactly, pixels and labels, and damaged files are named."""
 
 import os
 import pickle
@@ -27,7 +27,7 @@ ANY = Layout(height=None, width=None, channels=None)
 
 
 def everything(contents, split):
-    """Images [n, ...] and labels of a split, and a check that there are as many as was said."""
+    """Returns images [n, ...] and labels of a split, after a check of their count."""
     examples = list(contents.splits[split].read())
     assert len(examples) == contents.splits[split].count
     images = [decode(e.image, ANY, e.origin) if isinstance(e.image, bytes) else e.image for e in examples]
@@ -44,7 +44,7 @@ def assert_holds(contents, split, images, numbers=None):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_mnist_has_the_splits_that_are_there(tmp_path, suffix):
+def test_mnist_has_the_splits_whose_files_exist(tmp_path, suffix):
     for prefix, seed in (("train", 0), ("t10k", 1)):
         write(tmp_path / f"{prefix}-images-idx3-ubyte{suffix}", published.idx(grey(12, seed=seed)))
         write(tmp_path / f"{prefix}-labels-idx1-ubyte{suffix}", published.idx(labels(12, seed=seed)))
@@ -58,7 +58,7 @@ def test_mnist_has_the_splits_that_are_there(tmp_path, suffix):
 
 
 def test_mnist_without_labels_and_with_dots(tmp_path):
-    """As some mirrors name the files."""
+    """Some mirrors name the files with dots."""
     write(tmp_path / "train-images.idx3-ubyte", published.idx(grey(3)))
     contents = read_mnist(tmp_path)
     assert_holds(contents, "train", grey(3))
@@ -93,13 +93,13 @@ def test_other_idx_files_are_refused(tmp_path):
 
 
 def chardata(train, test):
-    """Columns of intensities, each image column by column, with the alphabet as a one-hot column."""
+    """Columns of intensities, each image in column-major order, and the alphabet as a one-hot column."""
     columns = [np.stack([image.T.ravel() for image in part], axis=1) / 255.0 for part in (train, test)]
     hot = [np.eye(50)[:, labels(len(part), 50)] for part in (train, test)]
     return {"data": columns[0], "testdata": columns[1], "target": hot[0], "testtarget": hot[1]}
 
 
-def test_omniglot_stands_upright(tmp_path):
+def test_omniglot_is_upright(tmp_path):
     train, test = grey(9), grey(6, seed=1)
     scipy.io.savemat(tmp_path / "chardata.mat", chardata(train, test))
     for source in (tmp_path, tmp_path / "chardata.mat"):
@@ -148,12 +148,12 @@ FORMATS = {
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("form", FORMATS)
-def test_cifar_batches_follow_one_another(tmp_path, form, packed):
+def test_cifar_batches_are_concatenated_in_order(tmp_path, form, packed):
     batch, train, test = FORMATS[form]
     members = {train.format(i): batch(colour(4, seed=i), labels(4, seed=i)) for i in range(1, 6)}
     members |= {test: batch(colour(3, seed=9), labels(3, seed=9)), "readme.html": b"more"}
     if packed:
-        # Stored in any order.
+        # In an arbitrary order.
         order = sorted(members, key=hash)
         source = write(tmp_path / "c.tar.gz", published.tar({f"cifar-10/{n}": members[n] for n in order}))
     else:
@@ -166,7 +166,7 @@ def test_cifar_batches_follow_one_another(tmp_path, form, packed):
     assert_holds(contents, "test", colour(3, seed=9), labels(3, seed=9))
 
 
-def test_cifar_jpegs_are_kept_as_they_are(tmp_path):
+def test_cifar_jpegs_stay_unchanged(tmp_path):
     files = [published.image_file(image, "JPEG") for image in colour(5)]
     write(tmp_path / "train_0.npz", published.cifar_jpegs(files[:3], labels(3)))
     write(tmp_path / "train_1.npz", published.cifar_jpegs(files[3:], labels(2)))
@@ -229,7 +229,7 @@ def test_a_pickle_runs_nothing(tmp_path):
     marker = tmp_path / "ran"
     write(tmp_path / "data_batch_1", pickle.dumps({"data": Attack(f"touch {marker}")}))
     with pytest.raises(
-        DataError, match=r"data_batch_1 in .* asks for posix.system, which no data need: refused"
+        DataError, match=r"data_batch_1 in .* names posix.system, which no data need: refused"
     ):
         read_cifar10(tmp_path)
     assert not marker.exists()
@@ -241,8 +241,8 @@ PEOPLE = colour(10, side=256)
 
 
 @pytest.mark.parametrize("form", ["files", "npy", "tfrecords", "channels first"])
-def test_celebahq_is_split_after_nine_tenths(tmp_path, form):
-    """In the order of the numbers in files' names, over the ends of TFRecord files."""
+def test_nine_tenths_of_celebahq_are_for_training(tmp_path, form):
+    """Files are in the order of the numbers in their names; TFRecord files are concatenated."""
     source = tmp_path
     if form == "files":
         for index, image in enumerate(PEOPLE):
@@ -260,7 +260,7 @@ def test_celebahq_is_split_after_nine_tenths(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", ["files", "tfrecords"])
-def test_celebahq_in_folders_is_split_by_them(tmp_path, form):
+def test_folders_of_celebahq_are_its_splits(tmp_path, form):
     for split, part in (("train", PEOPLE[:3]), ("validation", PEOPLE[3:5])):
         if form == "files":
             for index, image in enumerate(part):
@@ -274,11 +274,11 @@ def test_celebahq_in_folders_is_split_by_them(tmp_path, form):
 
 def test_damaged_records_are_named(tmp_path):
     path = write(tmp_path / "r08.tfrecords", published.tfrecords(PEOPLE[:2]))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
     with pytest.raises(DataError, match=f"{path} is damaged or incomplete .it ends within record 1"):
         read_celebahq256(tmp_path)
-    path.write_bytes(whole[:100_000] + b"?" + whole[100_001:])
+    path.write_bytes(content[:100_000] + b"?" + content[100_001:])
     with pytest.raises(DataError, match=f"{path} is damaged or incomplete .the checksum of record 0 is off"):
         everything(read_celebahq256(tmp_path), "train")
     path.write_bytes(b"no records at all")
@@ -292,7 +292,7 @@ def test_damaged_records_are_named(tmp_path):
 
 
 def test_crc32c_agrees_with_another_implementation():
-    """Around every length at which rows begin or are joined otherwise, and the published check value."""
+    """At all lengths around the boundaries of rows, and for the published check value."""
     assert crc32c(b"123456789") == 0xE3069283
     message = np.random.default_rng(0).integers(0, 256, 70_000, dtype=np.uint8).tobytes()
     for length in (0, 1, 63, 64, 65, 127, 128, 129, 191, 192, 64 * 5 + 3, 64 * 8, 64 * 1023 + 1, 70_000):
@@ -350,18 +350,18 @@ def test_imagenet_of_another_size_or_label_is_refused(tmp_path):
 
 @pytest.mark.parametrize("form", ["folder", "zip", "tar"])
 def test_any_images_are_sorted_into_splits_and_classes(tmp_path, form):
-    """The same, however they are packed: an archive's one outermost folder does not count."""
+    """In the same way in a folder and an archive, whose single outermost folder is ignored."""
     images = {
         f"{kind}/{i}.png": image for i, image in enumerate(grey(60)) for kind in [("a/x", "a/y", "b")[i % 3]]
     }
     members = {name: published.image_file(image) for name, image in images.items()}
     junk = {"__MACOSX/a/._0.png": b"x", "a/.hidden.png": b"x", "a/notes.txt": b"x"}
     if form == "folder":
-        source = tmp_path / "pictures"
+        source = tmp_path / "images"
         for name, content in (members | junk).items():
             write(source / name, content)
     else:
-        packed = {f"pictures/{name}": content for name, content in (members | junk).items()}
+        packed = {f"images/{name}": content for name, content in (members | junk).items()}
         pack = published.zipped if form == "zip" else published.tar
         source = write(tmp_path / f"p.{'zip' if form == 'zip' else 'tar.gz'}", pack(packed))
     contents = read_folder(source)
@@ -377,7 +377,7 @@ def test_any_images_are_sorted_into_splits_and_classes(tmp_path, form):
 
 
 def test_folders_of_splits_are_the_splits(tmp_path):
-    """Their classes are counted over all of them; `val` is the validation split."""
+    """All splits share the classes; `val` is the validation split."""
     for split, classes in (("train", "ab"), ("val", "bc")):
         for name in classes:
             write(tmp_path / split / name / "0.png", published.image_file(grey(1)[0]))
@@ -389,7 +389,7 @@ def test_folders_of_splits_are_the_splits(tmp_path):
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_what_holds_nothing_says_what_it_looked_for(tmp_path, kind):
+def test_the_error_for_an_empty_source_says_what_is_expected(tmp_path, kind):
     with pytest.raises(DataError, match=f"^no .*{tmp_path}"):
         READERS[kind](tmp_path)
     if kind != "omniglot":

@@ -1,4 +1,4 @@
-"""The digits are scikit-learn's, to the last grey level; folders and errors behave as documented."""
+"""The digits equal those of scikit-learn; folders and errors behave as documented."""
 
 import io
 import itertools
@@ -29,13 +29,13 @@ def rows(images):
 
 
 def test_splits_hold_every_digit_once_with_its_grey_levels(spec):
-    parts = [whole_split(spec, split) for split in ("train", "validation", "test")]
-    assert [len(part) for part in parts] == [1437, 120, 240]
-    levels = np.round((np.concatenate(parts) + 1) * 8)
+    splits = [whole_split(spec, split) for split in ("train", "validation", "test")]
+    assert [len(x) for x in splits] == [1437, 120, 240]
+    levels = np.round((np.concatenate(splits) + 1) * 8)
     assert rows(levels) == rows(load_digits().images)
 
 
-def test_data_set_is_real_tfds(data_dir, spec):
+def test_the_digits_are_a_tfds_data_set(data_dir, spec):
     whole_split(spec, "test", limit=1)
     files = [path.name for path in (data_dir / "digits" / "1.0.0").iterdir()]
     assert any(".array_record-" in name for name in files)
@@ -44,8 +44,8 @@ def test_data_set_is_real_tfds(data_dir, spec):
     assert 0 <= record.label < 10
 
 
-def test_digits_that_another_process_has_prepared_meanwhile_are_taken(tmp_path, monkeypatch):
-    """TFDS finds its place taken when it is done: what is there is as good."""
+def test_digits_that_another_process_prepares_meanwhile_are_used(tmp_path, monkeypatch):
+    """TFDS then finds the folder in place when it is done, with the same content."""
     prepare = Digits.download_and_prepare
 
     def too_late(self):
@@ -86,7 +86,7 @@ def test_a_folder_is_split_by_name_alone(folder):
     assert FolderSource(folder, "train").files == splits["train"][1:]
 
 
-def test_the_first_images_of_a_folder_are_of_all_classes(folder):
+def test_the_first_images_of_a_folder_have_all_classes(folder):
     source = FolderSource(folder, "train")
     counts = np.bincount([source.label(index) for index in range(21)], minlength=3)
     assert counts.min() >= 3, counts
@@ -126,18 +126,18 @@ def test_a_broken_image_is_named(folder):
         ("/no/such/folder", "no folder /no/such/folder: set config.data.source"),
     ],
 )
-def test_missing_data_says_what_to_do(name, message, tmp_path):
+def test_the_error_for_missing_data_says_what_to_do(name, message, tmp_path):
     with pytest.raises(DataError, match=message):
         open_split(name, "train", str(tmp_path))
 
 
-def test_an_empty_folder_says_what_it_looked_for(tmp_path):
+def test_the_error_for_an_empty_folder_says_what_is_expected(tmp_path):
     with pytest.raises(DataError, match=r"no images for the split 'train' in .*\.png"):
         open_split(str(tmp_path), "train", "")
 
 
 def test_labels_of_a_folder_are_its_sub_folders(folder):
-    """Of all splits alike: the classes are those of the whole folder."""
+    """In all splits: the classes are those of the whole folder."""
     spec = DataSpec(source=str(folder), image_shape=(8, 8, 1))
     for split in ("train", "validation", "test"):
         files = FolderSource(folder, split).files

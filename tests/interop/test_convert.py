@@ -1,4 +1,4 @@
-"""`lsgm convert`: an official file becomes a run that samples and is scored; what does not fit is refused."""
+"""`lsgm convert` makes runs from official files, for sampling and evaluation; files that do not fit are refused."""
 
 import json
 import re
@@ -46,12 +46,12 @@ def convert(path, workdir, file, fields, *more):
 
 @pytest.fixture(scope="module")
 def lsgm():
-    """A model, two draws of its parameters, and the official state dicts of both."""
+    """Returns a model, two draws of its parameters, and the official state dicts of both."""
     model = build_model(load_config(LSGM_FILE, LSGM_FIELDS))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rng = np.random.default_rng(0)
     draw = lambda leaf: rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32)
-    # All channels are active: so the original has it when it scores.
+    # All channels are active, as in evaluation by the official code.
     active = {"state": {"active": np.ones(model.latent_shape[-1], np.float32)}}
     both = [jax.tree.map(draw, shapes) | active for _ in range(2)]
     return model, both, [official(model, params) for params in both]
@@ -66,7 +66,7 @@ def official(model, params):
 
 @pytest.mark.parametrize("weights", ["average", "last"])
 def test_a_second_stage_becomes_a_run(tmp_path, capsys, lsgm, weights):
-    """The run's parameters are those of the file, and it is sampled without its data set at hand."""
+    """The run has the parameters of the file, and samples without its data set."""
     _, (last, average), ((vae, dae), (_, ema)) = lsgm
     opt = optimiser([ema[name] for name in dae])
     write_zip(tmp_path / "lsgm.pt", {"vae": wrapped(vae), "dae": dae, "dae_opt": opt, "epoch": 9})
@@ -91,8 +91,8 @@ def test_a_first_stage_becomes_the_vae_of_a_run(tmp_path, lsgm):
     assert_trees_equal(params, last["vae"])
 
 
-def test_a_finished_stage_is_read_and_not_trained(tmp_path):
-    """So training goes on after a converted first stage."""
+def test_a_finished_stage_is_not_trained_again(tmp_path):
+    """Training therefore resumes after a converted first stage."""
     with Checkpoints(tmp_path / "checkpoints" / "vae") as checkpoints:
         checkpoints.save_finished(7, {"w": np.full(3, 2.0, np.float32)}, {})
     never = lambda *_: pytest.fail("the stage is finished")
@@ -113,7 +113,7 @@ def test_a_finished_stage_is_read_and_not_trained(tmp_path):
 
 
 def test_a_network_of_cld_becomes_a_run(tmp_path, capsys):
-    """Sampled and scored; and training it is done already."""
+    """It samples, it is evaluated, and `train` finds it finished."""
     state = official_state("cld_mlp")[1]
     write_zip(tmp_path / "cld.pth", {"model": wrapped(state), "ema": listed(state.values()), "step": 5})
     workdir = tmp_path / "run"
@@ -147,7 +147,7 @@ def test_a_network_of_cld_becomes_a_run(tmp_path, capsys):
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path, capsys, file, fields, message):
+def test_a_checkpoint_that_does_not_fit_is_refused_without_a_run(tmp_path, capsys, file, fields, message):
     write_zip(tmp_path / "cld.pth", official_state("cld_mlp")[1])
     assert convert(tmp_path / "cld.pth", tmp_path / "run", file, fields) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -155,11 +155,11 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path, capsys, file,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_file_and_a_taken_folder_are_named(tmp_path, capsys):
+def test_a_damaged_file_and_an_existing_run_are_named(tmp_path, capsys):
     state = official_state("cld_mlp")[1]
     write_zip(tmp_path / "cld.pth", state)
-    whole = (tmp_path / "cld.pth").read_bytes()
-    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    content = (tmp_path / "cld.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
     assert convert(tmp_path / "cut.pth", tmp_path / "run", CLD_FILE, CLD_FIELDS) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.count("cut.pth") == 1

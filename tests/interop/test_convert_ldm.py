@@ -1,4 +1,4 @@
-"""`lsgm convert` of latent diffusion: files with the official names of our own variables become their runs."""
+"""`lsgm convert` of latent diffusion: our variables, written under their official names, become runs."""
 
 import re
 
@@ -39,13 +39,13 @@ def convert(path, workdir, variant, *fields):
 
 
 def drawn(shapes, seed):
-    """Parameters of which no two are alike."""
+    """Returns parameters with distinct values."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32), shapes)
 
 
 def first_stage_of(model, params):
-    """Its state dict."""
+    """Returns the official state dict of a first stage."""
     stage = model.first_stage
     parts = AutoencoderParts(
         stage.encoder.module, stage.decoder.module, getattr(stage.bottleneck, "quantiser", None)
@@ -74,7 +74,7 @@ def below(prefix, state):
 
 
 def official(config, params, average=None):
-    """The state dict that Lightning would have stored, with what else it has."""
+    """Returns the state dict that Lightning would store, with the other entries of such files."""
     model = build_model(config)
     other = {
         "loss.logvar": np.zeros((), np.float32),
@@ -97,7 +97,7 @@ def written(path, state):
 
 @pytest.fixture(scope="module")
 def guided():
-    """The config of a model of classes, two draws of its parameters, and their file."""
+    """Returns the config of a class-conditional model, two draws of its parameters, and their state dict."""
     config = tiny("imagenet256_guided", *CLASSES)
     shapes = jax.eval_shape(build_model(config).init, jax.random.key(0))
     last, average = drawn(shapes, 0), drawn(shapes, 1)
@@ -107,8 +107,8 @@ def guided():
 
 
 @pytest.mark.parametrize("weights", ["average", "last"])
-def test_a_model_of_classes_becomes_a_run(tmp_path, capsys, guided, weights):
-    """Only the denoiser is averaged."""
+def test_a_class_conditional_model_becomes_a_run(tmp_path, capsys, guided, weights):
+    """Only the denoiser has an EMA."""
     _, last, average, state = guided
     written(tmp_path / "model.ckpt", state)
     workdir = tmp_path / "run"
@@ -131,14 +131,14 @@ def test_a_converted_run_samples(tmp_path, guided):
     assert np.load(workdir / "samples.npz")["x"].shape == (2, 16, 16, 3)
 
 
-def test_a_scale_that_was_found_comes_with_the_file(tmp_path, guided):
+def test_an_estimated_scale_comes_from_the_file(tmp_path, guided):
     written(tmp_path / "model.ckpt", guided[3] | {"scale_factor": np.full((), 0.25, np.float32)})
     fields = [*CLASSES, "--config.objective.latent_scale=0.0"]
     assert convert(tmp_path / "model.ckpt", tmp_path / "run", "imagenet256_guided", *fields) == 0
     assert Run.open(tmp_path / "run").best()[0]["scale"] == 0.25
 
 
-def test_classes_without_one_for_none_get_their_mean(tmp_path, guided):
+def test_the_null_class_is_the_mean_if_the_file_has_none(tmp_path, guided):
     _, last, _, state = guided
     table = "cond_stage_model.embedding.weight"
     written(tmp_path / "model.ckpt", state | {table: np.ascontiguousarray(state[table][:10])})
@@ -148,8 +148,8 @@ def test_classes_without_one_for_none_get_their_mean(tmp_path, guided):
     np.testing.assert_allclose(tokens[10], tokens[:10].mean(axis=0), rtol=1e-6)
 
 
-def test_a_model_of_texts_keeps_the_vocabulary(tmp_path, capsys):
-    """One with a scale of its own latents, and a head for logits that is passed over."""
+def test_a_text_conditional_model_needs_its_vocabulary(tmp_path, capsys):
+    """This one has a scale of its latents, and a head for logits that is ignored."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog"]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     fields = [*WORDS, f"--config.conditioning.pieces={len(words)}"]
@@ -169,8 +169,8 @@ def test_a_model_of_texts_keeps_the_vocabulary(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("variant", ["inpainting", "upscaling"])
-def test_models_that_complete_images(tmp_path, capsys, variant):
-    """Inpainting has its first stage twice; another one in the second place is refused."""
+def test_models_of_inpainting_and_super_resolution_become_runs(tmp_path, capsys, variant):
+    """The file of inpainting has the first stage twice; two different ones are refused."""
     config = tiny(variant)
     params = drawn(jax.eval_shape(build_model(config).init, jax.random.key(0)), 0)
     params["scale"] = np.float32(1.0)
@@ -190,7 +190,7 @@ def test_models_that_complete_images(tmp_path, capsys, variant):
 
 @pytest.mark.parametrize("with_discriminator", [True, False])
 @pytest.mark.parametrize("variant", ["kl-f8", "vq-f4-noattn"])
-def test_a_first_stage_becomes_that_of_a_run(tmp_path, capsys, variant, with_discriminator):
+def test_a_first_stage_becomes_the_first_stage_of_a_run(tmp_path, capsys, variant, with_discriminator):
     config = tiny(variant)
     model = build_model(config)
     training = build_adversarial_training(config, model.first_stage)
@@ -275,7 +275,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_what_does_not_fit_is_refused_in_one_line(tmp_path, capsys, guided, fault):
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path, capsys, guided, fault):
     variant, fields, message = REFUSED[fault]
     written(tmp_path / "model.ckpt", guided[3])
     assert convert(tmp_path / "model.ckpt", tmp_path / "run", variant, *fields) == 2
@@ -284,7 +284,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path, capsys, guided, faul
     assert not (tmp_path / "run").exists()
 
 
-def test_files_that_are_odd_are_refused_in_one_line(tmp_path, capsys, guided):
+def test_inconsistent_checkpoints_are_refused_in_one_line(tmp_path, capsys, guided):
     state = guided[3]
     one = next(name for name in state if name.startswith("model_ema.diffusion_model"))
     without = lambda start: {name: t for name, t in state.items() if not name.startswith(start)}
@@ -292,7 +292,7 @@ def test_files_that_are_odd_are_refused_in_one_line(tmp_path, capsys, guided):
         (
             "imagenet256_guided",
             without(one),
-            f"has an average, but not of its denoiser ({one} is missing): take  --weights=last",
+            f"has an EMA, but not of its denoiser ({one} is missing): take  --weights=last",
         ),
         (
             "imagenet256_guided",

@@ -1,4 +1,4 @@
-"""LPIPS from the files that its weights come in, at VGG16's real widths, and as a part of a first stage's error."""
+"""LPIPS from published files, at the real widths of VGG16, and as a term of a first stage's error."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ LAYERS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
 @pytest.fixture(scope="module")
 def weights():
-    """Variables, and the official state dict of them."""
+    """Returns variables, and their official state dict."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
     fresh = jax.jit(LPIPS().init)(jax.random.key(0), jnp.zeros(image.shape), jnp.zeros(image.shape))
     heads = {
@@ -36,7 +36,7 @@ def weights():
 
 
 @pytest.fixture(scope="module")
-def whole(weights, tmp_path_factory):
+def lpips_file(weights, tmp_path_factory):
     path = tmp_path_factory.mktemp("lpips") / "lpips.pth"
     write_zip(path, weights[1])
     return path
@@ -47,7 +47,7 @@ def heads_of(state):
 
 
 def torchvision_of(state):
-    """Its own names, with a classifier."""
+    """Returns the state dict of torchvision, with a classifier."""
     features = {"classifier.0.bias": np.zeros(4, np.float32)}
     for group, layers in enumerate(LAYERS):
         for layer in layers:
@@ -56,10 +56,10 @@ def torchvision_of(state):
     return features
 
 
-def test_one_file_or_a_first_stages_checkpoint(weights, whole, tmp_path):
-    """Without the constants, which are what they always are."""
+def test_one_file_or_the_checkpoint_of_a_first_stage_is_read(weights, lpips_file, tmp_path):
+    """The checkpoint lacks the constants, which are known."""
     variables, state = weights
-    assert_trees_equal(read_lpips(str(whole)), variables)
+    assert_trees_equal(read_lpips(str(lpips_file)), variables)
     learned = {f"loss.perceptual_loss.{n}": t for n, t in state.items() if not n.startswith("scaling")}
     other = {"encoder.conv_in.weight": np.ones(3, np.float32), "loss.logvar": np.zeros((), np.float32)}
     write_legacy(tmp_path / "model.ckpt", {"state_dict": learned | other, "epoch": 3})
@@ -67,7 +67,7 @@ def test_one_file_or_a_first_stages_checkpoint(weights, whole, tmp_path):
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_torchvisions_network_and_the_heads(weights, tmp_path, swapped):
+def test_two_files_with_torchvisions_network_and_the_heads_are_read(weights, tmp_path, swapped):
     variables, state = weights
     write_zip(tmp_path / "vgg16.pth", torchvision_of(state))
     write_zip(tmp_path / "vgg.pth", heads_of(state))
@@ -75,7 +75,7 @@ def test_torchvisions_network_and_the_heads(weights, tmp_path, swapped):
     assert_trees_equal(read_lpips(", ".join(reversed(paths) if swapped else paths)), variables)
 
 
-def test_what_is_missing_is_named(weights, tmp_path):
+def test_missing_weights_are_named(weights, tmp_path):
     _, state = weights
     for name, content in {
         "vgg16": torchvision_of(state),
@@ -102,9 +102,9 @@ def training_of(*fields):
     return config, build_adversarial_training(config, build_model(config).first_stage)
 
 
-def test_a_first_stages_error_has_the_distance(weights, whole):
-    """Everywhere in an image, with its weight, and its gradient is that of the distance."""
-    _, training = training_of(f"--config.perceptual.weights={whole}", "--config.perceptual.weight=2.0")
+def test_the_error_of_a_first_stage_includes_the_distance(weights, lpips_file):
+    """At every pixel, with its weight, and with the gradient of the distance."""
+    _, training = training_of(f"--config.perceptual.weights={lpips_file}", "--config.perceptual.weight=2.0")
     x, x_hat = jax.random.uniform(jax.random.key(0), (2, 2, 32, 32, 3), minval=-1.0)
 
     def total(measure):
@@ -119,8 +119,8 @@ def test_a_first_stages_error_has_the_distance(weights, whole):
     np.testing.assert_allclose(pull, jnp.sign(x_hat - x) + 2.0 * x[0].size * apart, rtol=1e-3, atol=1e-3)
 
 
-def test_training_without_says_so(capsys):
-    """Unless it was told to do without."""
+def test_training_without_weights_warns(capsys):
+    """Unless the weight of the distance is 0."""
     for fields, warnings in (((), 1), (("--config.perceptual.weight=0.0",), 0)):
         config, training = training_of(*fields)
         assert training.perceptual is None
@@ -130,8 +130,8 @@ def test_training_without_says_so(capsys):
         assert len(said.splitlines()) == warnings
 
 
-def test_a_file_that_is_not_there_is_the_configs_fault(tmp_path):
-    """And is missed only where it is needed: samples of the trained run do without."""
+def test_a_missing_file_is_an_error_of_the_config(tmp_path):
+    """It is raised only when the weights are needed: sampling of the trained run does without them."""
     config, training = training_of(f"--config.perceptual.weights={tmp_path}/none.pth")
     bare_stages(config, build_model(config))[0].adapt({})
     with pytest.raises(ConfigError, match=r"config.perceptual.weights: .*none.pth: cannot be read"):

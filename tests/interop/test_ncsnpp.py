@@ -1,4 +1,4 @@
-"""Every variable has its tensor, both ways; a state dict that does not fit is refused by name."""
+"""Variables and tensors correspond one to one; a state dict that does not fit is refused with the names."""
 
 import functools
 
@@ -52,13 +52,13 @@ def test_a_table_names_every_variable_once(name):
     assert sorted(entry.path for entry in table) == sorted(flatten_dict(expected))
 
 
-def test_round_trip(variables):
+def test_variables_inverts_state(variables):
     back = ncsnpp_variables(ncsnpp_state(variables, MODULE, SHAPE), MODULE, SHAPE)
     assert jax.tree.structure(back) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
-def test_what_does_not_fit_is_named_in_one_line(variables):
+def test_tensors_that_do_not_fit_are_named_in_one_line(variables):
     state = ncsnpp_state(variables, MODULE, SHAPE)
     state["all_modules.99.weight"] = state.pop("all_modules.3.bias")
     state["all_modules.1.weight"] = state["all_modules.1.weight"][:5]
@@ -75,7 +75,7 @@ def test_long_lists_of_names_are_cut(variables):
         ncsnpp_variables({}, MODULE, SHAPE)
 
 
-def test_mixing_logits_stand_beside_the_network(variables):
+def test_mixing_logits_are_read_apart_from_the_network(variables):
     state = ncsnpp_state(variables, MODULE, SHAPE) | {"mixing_logit": np.arange(3.0).reshape(1, 3, 1, 1)}
     ncsnpp_variables(state, MODULE, SHAPE)
     np.testing.assert_array_equal(mixing_logit(state), [0.0, 1.0, 2.0])
@@ -83,14 +83,14 @@ def test_mixing_logits_stand_beside_the_network(variables):
         mixing_logit({})
 
 
-def test_mlp_of_another_depth():
+def test_an_mlp_of_another_depth_is_refused():
     with pytest.raises(
         ConversionError, match=r"missing: main.2.weight, main.2.bias; .*main.0.weight \(2, 3\), not \(4, 3\)"
     ):
         mlp_variables({"main.0.weight": np.ones((2, 3)), "main.0.bias": np.ones(4)}, MLP(2, hidden=(4,)), 2)
 
 
-def test_channel_multipliers():
+def test_channel_multipliers_are_those_of_lsgm():
     assert lsgm_channel_mult("ffhq_256", 5) == (1, 1, 2, 2, 2)
     with pytest.raises(ValueError, match="scales=6 for 'ffhq_256': use one of 3, 4, 5"):
         lsgm_channel_mult("ffhq_256", 6)

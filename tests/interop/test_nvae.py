@@ -11,7 +11,7 @@ from lsgm_jax.interop.nvae import nvae_state, nvae_variables, table
 from tests.autoencoders.test_nvae import IMAGE, TINY, shapes_of, tiny
 
 
-def test_every_variable_goes_there_and_comes_back():
+def test_variables_inverts_state():
     variables = tiny()[0]
     state = nvae_state(variables, TINY)
     back = nvae_variables(state, TINY, IMAGE)
@@ -37,7 +37,7 @@ def test_the_table_has_every_variable_once(fields):
     assert len({entry.official for entry in entries}) == len(entries) == len(ours)
 
 
-def test_buffers_without_information_are_ignored():
+def test_redundant_buffers_are_ignored():
     state = nvae_state(tiny()[0], TINY)
     counters = {
         key.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64)

@@ -1,4 +1,4 @@
-"""From a published checkpoint's file to our parameters: the state dicts of the fixtures, written as .pt files."""
+"""Conversion of official checkpoints: the state dicts of the fixtures, written as .pt files."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 
 from lsgm_jax.autoencoders.backbones import Hierarchical
 from lsgm_jax.errors import ConversionError
-from lsgm_jax.interop.averages import FIXED
+from lsgm_jax.interop.ema import FIXED
 from lsgm_jax.interop.ncsnpp import ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.interop.official import find_parts, mixing_logits, score_params, vae_params
@@ -34,8 +34,8 @@ def official_state(name):
 
 @pytest.mark.parametrize("write", [write_zip, write_legacy])
 @pytest.mark.parametrize("name", NVAES)
-def test_an_nvae_survives_its_file(tmp_path, name, write):
-    """Same variables from the file as from the arrays, of which test_oracles.py knows the outputs."""
+def test_an_nvae_is_read_from_its_file(tmp_path, name, write):
+    """The file gives the same variables as the arrays, whose outputs test_oracles.py checks."""
     fixture, state = official_state(name)
     write(tmp_path / "vae.pt", {"epoch": 3, "vae_state_dict": state})
     read = read_torch(tmp_path / "vae.pt")["vae_state_dict"]
@@ -46,7 +46,7 @@ def test_an_nvae_survives_its_file(tmp_path, name, write):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_score_network_survives_its_file(tmp_path, name):
+def test_a_score_network_is_read_from_its_file(tmp_path, name):
     fixture, state = official_state(name)
     write_zip(tmp_path / "dae.pt", state)
     read, h = read_torch(tmp_path / "dae.pt"), fixture.spec["hyper_parameters"]
@@ -56,7 +56,7 @@ def test_a_score_network_survives_its_file(tmp_path, name):
 
 
 def test_the_file_of_another_model_is_refused(tmp_path):
-    """An NVAE is no score network: one line that names the tensors."""
+    """An NVAE instead of a score network gives one line that names the tensors."""
     write_zip(tmp_path / "vae.pt", official_state(NVAES[0])[1])
     h = load(NETS[0]).spec["hyper_parameters"]
     with pytest.raises(ConversionError, match="tensors missing: all_modules") as error:
@@ -64,7 +64,7 @@ def test_the_file_of_another_model_is_refused(tmp_path):
     assert "\n" not in str(error.value)
 
 
-# Whole checkpoints. Their keys are made up: parts are found by what they hold.
+# Full checkpoints. Their keys are arbitrary: networks are found by their tensors.
 
 VAE = "lsgm_nvae_d_logistic"
 MIXED = "lsgm_ncsnpp_c_nofir_mixed"
@@ -74,7 +74,7 @@ MLP = "cld_mlp"
 
 
 def changed(state):
-    """Other values, as of an average; what is fixed stays."""
+    """Returns other values, as of an EMA; untrained tensors stay."""
     return {k: v if FIXED.fullmatch(k) else 0.5 * v + 1 for k, v in state.items()}
 
 
@@ -87,12 +87,12 @@ def wrapped(state):
 
 
 def optimiser(tensors, groups=1):
-    """Its state, with averages; None for a tensor that never had a gradient. Only `params` tells the order."""
+    """Returns its state with EMAs; None for a tensor without gradients. Only `params` has the order."""
     names = [700 - index for index, _ in enumerate(tensors)]
     named = [(name, tensor) for name, tensor in zip(names, tensors, strict=True) if tensor is not None]
     state = {name: {"step": 5, "exp_avg": 0 * tensor, "ema": tensor} for name, tensor in reversed(named)}
-    parts = [part.tolist() for part in np.array_split(names, groups)]
-    return {"state": state, "param_groups": [{"lr": 0.1, "params": part} for part in parts]}
+    split = [group.tolist() for group in np.array_split(names, groups)]
+    return {"state": state, "param_groups": [{"lr": 0.1, "params": group} for group in split]}
 
 
 def listed(tensors):
@@ -106,15 +106,15 @@ def namespace(**values):
 OTHER = optimiser([np.ones(2), np.ones(3)])
 LAYOUTS = {
     "optimiser": lambda raw, average: {"opts": [OTHER, optimiser(moved(average), groups=2)], "net": raw},
-    "optimiser with what is fixed": lambda raw, average: {
+    "optimiser with untrained tensors": lambda raw, average: {
         "net": wrapped(raw),
         "opt": optimiser([None if FIXED.fullmatch(k) else v for k, v in average.items()]),
         "other_opt": {"state": {0: {"exp_avg": np.ones(2)}}, "param_groups": [{"params": [0]}]},
     },
     "list": lambda raw, average: {"model": wrapped(raw), "average": listed(moved(average))},
-    "list with what is fixed": lambda raw, average: {"model": raw, "ema": listed(average.values())},
+    "list with untrained tensors": lambda raw, average: {"model": raw, "ema": listed(average.values())},
     "names": lambda raw, average: {"score": raw, "score_ema": wrapped(average)},
-    "names without what is fixed": lambda raw, average: {
+    "names without untrained tensors": lambda raw, average: {
         "EMA": {"net": {k: v for k, v in average.items() if not FIXED.fullmatch(k)}},
         "net": wrapped(raw),
     },
@@ -137,7 +137,7 @@ def assert_state(state, expected):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", [MIXED, FOURIER, MLP])
-def test_a_score_network_and_its_average_are_found(tmp_path, name, layout):
+def test_a_score_network_and_its_ema_are_found(tmp_path, name, layout):
     state = official_state(name)[1]
     average = changed(state)
     parts = through_file(tmp_path, LAYOUTS[layout](state, average))
@@ -151,25 +151,25 @@ def test_a_score_network_and_its_average_are_found(tmp_path, name, layout):
     [
         lambda state: state,
         wrapped,
-        lambda state: {"ema": state},  # a lone network, whatever it is called
-        lambda state: {"last": state, "best": state},  # one object
+        lambda state: {"ema": state},  # a single network, whatever its name
+        lambda state: {"last": state, "best": state},  # the same object
         lambda state: [{"net": state, "opt": {"state": {}, "param_groups": [{"params": [0]}]}}],
     ],
 )
-def test_a_network_without_an_average(tmp_path, layout):
+def test_a_network_without_an_ema_is_found(tmp_path, layout):
     state = official_state(MLP)[1]
     parts = through_file(tmp_path, layout(state))
     assert_state(parts.score_net, state)
     assert (parts.score_net_average, parts.arguments, parts.counters) == (None, None, {})
 
 
-def test_what_stands_beside_the_networks(tmp_path):
+def test_arguments_and_counters_are_found(tmp_path):
     state = official_state(MLP)[1]
     inner = {"config": {"lr": 1}, "args": namespace(lr=2), "epoch": 5}
-    beside = {"step": np.array(7), "global_step": 3, "epoch": "last", "inner": inner}
-    parts = through_file(tmp_path, {**beside, "net": state})
+    other = {"step": np.array(7), "global_step": 3, "epoch": "last", "inner": inner}
+    parts = through_file(tmp_path, {**other, "net": state})
     assert (parts.arguments, parts.counters) == ({"lr": 1}, {"global_step": 3, "step": 7})
-    parts = through_file(tmp_path, {**beside, "net": state, "options": namespace(lr=3)})
+    parts = through_file(tmp_path, {**other, "net": state, "options": namespace(lr=3)})
     assert parts.arguments == {"lr": 3}
 
 
@@ -188,8 +188,8 @@ def nvae_backbone(fixture, state):
 
 
 @pytest.mark.usefixtures("x64")
-def test_a_second_stage_computes_what_it_did(tmp_path):
-    """NVAE and averaged score network have the original's outputs."""
+def test_a_second_stage_has_the_outputs_of_the_original(tmp_path):
+    """Both the NVAE and the EMA of the score network."""
     (vae_fixture, vae), (fixture, average) = official_state(VAE), official_state(MIXED)
     tree = {"vae": wrapped(vae), "vae_optimizer": optimiser([vae["prior_ftr0"]]), "args": namespace(epochs=2)}
     tree |= {"dae": wrapped(changed(average)), "dae_optimizer": optimiser(average.values()), "epoch": 1}
@@ -210,7 +210,7 @@ def test_a_second_stage_computes_what_it_did(tmp_path):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", [FOURIER, MLP])
-def test_a_network_of_cld_computes_what_it_did(tmp_path, name):
+def test_a_network_of_cld_has_the_outputs_of_the_original(tmp_path, name):
     fixture, average = official_state(name)
     tree = {"model": wrapped(changed(average)), "ema": listed(moved(average)), "step": 9}
     state = through_file(tmp_path, tree).score_net_average
@@ -226,7 +226,7 @@ def assert_same_output(fixture, inputs, state, module, shape):
 
 
 def test_half_precision_becomes_single(tmp_path):
-    """In copies: nothing of the file is needed afterwards."""
+    """The arrays are copies, so the file is not needed afterwards."""
     fixture, state = official_state(INACTIVE)
     h, half = fixture.spec["hyper_parameters"], {k: v.astype(np.float16) for k, v in state.items()}
     parts = through_file(tmp_path, half)
@@ -243,7 +243,7 @@ def test_half_precision_becomes_single(tmp_path):
 NET = {"all_modules.0.weight": np.ones((3, 2)), "all_modules.0.bias": np.ones(3)}
 AUTOENCODER = {"prior_ftr0": np.ones((2, 4, 4)), "stem.bias": np.ones(2)}
 AS_IT_IS = [np.ones((3, 2)), np.ones(3)]
-NOT_OURS = "has an average, but not of its score network"
+NOT_OURS = "has an EMA, but not of its score network"
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ NOT_OURS = "has an average, but not of its score network"
         ({"a": AUTOENCODER, "b\nc": dict(AUTOENCODER)}, "holds 2 NVAEs, a, b c: "),
         (
             {"net": NET, "ema": dict(NET), "opt": optimiser(AS_IT_IS)},
-            "has 2 averages of the score network, ema, opt: ",
+            "has 2 EMAs of the score network, ema, opt: ",
         ),
         (
             {"net": NET, "opt": optimiser([np.ones((3, 2)), np.ones(4)])},
@@ -288,7 +288,7 @@ NOT_OURS = "has an average, but not of its score network"
         ),
     ],
 )
-def test_what_cannot_be_told_apart_is_refused_in_one_line(tree, message):
+def test_ambiguous_checkpoints_are_refused_in_one_line(tree, message):
     assert_refused(lambda: find_parts(tree), message)
 
 
@@ -298,8 +298,8 @@ def assert_refused(convert, message):
     assert "\n" not in str(error.value)
 
 
-def test_what_a_checkpoint_lacks_is_refused_in_one_line(tmp_path):
-    """A first stage as a second, and the reverse; networks with other settings than their checkpoint's."""
+def test_missing_networks_and_other_settings_are_refused_in_one_line(tmp_path):
+    """A first stage instead of a second and the reverse; networks with other settings than the checkpoint."""
     (vae_fixture, vae), (fixture, net) = official_state(VAE), official_state(MLP)
     first, score = through_file(tmp_path, {"vae": vae}), through_file(tmp_path, {"net": net})
     assert_refused(first.require_score_net, "holds an NVAE but no score network: give the second stage's")

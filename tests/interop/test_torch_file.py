@@ -1,4 +1,4 @@
-"""Files of torch.save are read as they were written, and nothing that a file says is run."""
+"""Files of torch.save are read exactly, and no code from a file runs."""
 
 import collections
 import io
@@ -25,7 +25,7 @@ WRITERS = {"zip": write_zip, "legacy": write_legacy}
 
 @pytest.fixture(params=WRITERS)
 def write(request, tmp_path):
-    """Writes a tree in one of the layouts and gives the path."""
+    """A function that writes a tree in one of the layouts and returns the path."""
 
     def write(tree, **options):
         path = tmp_path / f"{request.param}.pt"
@@ -42,8 +42,8 @@ def assert_array(array, expected, dtype):
 
 
 @pytest.mark.parametrize("name", ["torch_2_5.pt", "torch_2_5_legacy.pt"])
-def test_files_of_pytorch_itself(name):
-    """Written by torch 2.5.1 with the values that are computed here."""
+def test_files_written_by_pytorch_are_read(name):
+    """Torch 2.5.1 wrote them with the values below."""
     tree = read_torch(HERE / name)
     base = np.arange(12.0).reshape(3, 4)
     views = {"base": base, "transposed": base.T, "part": base[1:, ::2], "spread": np.ones((3, 2))}
@@ -53,7 +53,7 @@ def test_files_of_pytorch_itself(name):
         assert_array(array, np.array([0, 1, 3]).astype(DTYPES[key]), DTYPES[key])
     assert len(tree["dtypes"]) == 9
     assert list(tree["state_dict"]) == ["weight", "bias"]
-    # Adam's first step is its learning rate against the sign of the gradient, all of which are 1.
+    # The first step of Adam is the learning rate times the sign of the gradient; all gradients are 1.
     np.testing.assert_allclose(tree["state_dict"]["weight"], np.array([[1, 2], [3, 4]]) - 0.5, rtol=1e-6)
     np.testing.assert_allclose(tree["optimiser"]["state"][1]["exp_avg"], [0.1, 0.1], rtol=1e-6)
     assert tree["optimiser"]["param_groups"][0]["betas"] == (0.9, 0.999)
@@ -69,7 +69,7 @@ def test_every_dtype_comes_back(write, dtype):
     assert_array(read_torch(write({"a": [values]}))["a"][0], values, values.dtype)
 
 
-def test_views_share_the_memory_they_shared(write):
+def test_views_of_one_storage_share_memory(write):
     base = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
     tree = {
         "base": base,
@@ -87,7 +87,7 @@ def test_views_share_the_memory_they_shared(write):
     jnp.asarray(read["turned"])
 
 
-def test_what_surrounds_the_tensors_comes_back(write):
+def test_other_values_than_tensors_come_back(write):
     tree = {
         "epoch": 3,
         "names": ("a", None, 2.5, True),
@@ -106,7 +106,7 @@ def test_what_surrounds_the_tensors_comes_back(write):
     assert read == {**tree, "args": types.SimpleNamespace(lr=0.1), "callbacks": callbacks}
 
 
-def test_files_of_before_2_1_do_not_say_their_byte_order(tmp_path):
+def test_files_from_before_2_1_have_no_byte_order(tmp_path):
     write_zip(tmp_path / "old.pt", [np.arange(3)], drop=["byteorder"])
     assert_array(read_torch(tmp_path / "old.pt")[0], [0, 1, 2], np.int64)
 
@@ -132,7 +132,7 @@ def test_no_other_function_is_called(write, tmp_path, module, name, arguments):
     path = write({"state_dict": {}, "extra": Call(Global(module, name), *arguments)})
     with pytest.raises(ConversionError) as error:
         read_torch(path)
-    assert str(error.value).startswith(f"{path}: its pickle asks for {module}.{name}, which")
+    assert str(error.value).startswith(f"{path}: its pickle names {module}.{name}, which")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "victim").exists()
 
@@ -149,13 +149,13 @@ def test_no_other_function_is_called(write, tmp_path, module, name, arguments):
         (Storage(("storage", Global("torch", "FloatStorage"), "0", "cpu", -1)), "has -1 values"),
     ],
 )
-def test_the_names_that_are_known_do_no_more_than_they_must(write, call, message):
+def test_allowed_names_refuse_other_arguments(write, call, message):
     with pytest.raises(ConversionError, match=message):
         read_torch(write([call]))
 
 
 def test_a_pickle_cannot_change_the_reader():
-    """BUILD sets attributes of whatever it is given, functions too."""
+    """The opcode BUILD sets attributes of any object, functions included."""
     program = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x08\x00\x00\x00__name__X\x01\x00\x00\x00xsb."
     before = dict(vars(restricted.rebuild_tensor)), restricted.rebuild_tensor.__name__
     restricted.RestrictedUnpickler(io.BytesIO(program)).load()
@@ -204,7 +204,7 @@ def plain_zip(path):
         ),
     ],
 )
-def test_a_foreign_or_damaged_file_gets_one_line(tmp_path, make, message):
+def test_a_foreign_or_damaged_file_is_refused_in_one_line(tmp_path, make, message):
     path = tmp_path / "file.pt"
     make(path)
     with pytest.raises(ConversionError, match=message):
@@ -232,8 +232,8 @@ def test_a_tensor_cannot_leave_its_storage(write, offset, size, stride):
 
 
 @pytest.mark.parametrize(("layout", "copies"), [("zip", 0.1), ("legacy", 1.1)])
-def test_storages_are_held_at_most_once(tmp_path, layout, copies):
-    """Those of a zip file not at all: they stay on disk until they are used."""
+def test_storages_are_in_memory_at_most_once(tmp_path, layout, copies):
+    """Those of a zip file are not: they are memory-mapped."""
     path, values = tmp_path / "large.pt", np.arange(4_000_000.0)
     WRITERS[layout](path, {"a": values, "b": values[10:]})
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Writes files of `torch.save` from numpy arrays, without PyTorch: both layouts, for tests only."""
+"""Writes files of `torch.save` in both layouts from numpy arrays, without PyTorch. For tests only."""
 
 import collections
 import io
@@ -13,7 +13,7 @@ from lsgm_jax.interop.torch_file import LEGACY_MAGIC, LEGACY_PROTOCOL
 
 
 class Global:
-    """A name for the pickle, of something that need not exist here; calling it is left to the reader."""
+    """A name in the pickle of an object that need not exist here; only a reader of the pickle calls it."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
@@ -23,7 +23,7 @@ class Global:
 
 
 class Call:
-    """Pickles as the call of a global, and then its state."""
+    """Pickles as the call of a global, followed by its state."""
 
     def __init__(self, function, *args, state=None):
         self.parts = (function, args) if state is None else (function, args, state)
@@ -40,7 +40,7 @@ class Storage(Global):
 
 
 class TorchPickler(pickle._Pickler):
-    """Writes globals by name alone, and arrays as tensors: views of the storage of the array that owns their memory."""
+    """Writes globals by name, and arrays as tensors: views of a storage, the array that owns their memory."""
 
     def __init__(self, file, legacy=False):
         super().__init__(file, protocol=2)
@@ -76,11 +76,11 @@ def memory_of(owner):
 
 
 def write_zip(path, tree, *, drop=(), shorten=None, compression=zipfile.ZIP_STORED):
-    """A file of the layout since 1.6.
+    """Writes a file in the layout since 1.6.
 
     Args:
-        drop: entries to leave out.
-        shorten: a storage's key; its last byte is left out.
+        drop: names of entries that are not written.
+        shorten: key of a storage that is written without its last byte.
     """
     file = io.BytesIO()
     pickler = TorchPickler(file)
@@ -94,7 +94,7 @@ def write_zip(path, tree, *, drop=(), shorten=None, compression=zipfile.ZIP_STOR
 
 
 def write_legacy(path, tree, *, numel_of=lambda owner: owner.size):
-    """A file of the layout before 1.6."""
+    """Writes a file in the layout before 1.6."""
     with open(path, "wb") as file:
         for head in (LEGACY_MAGIC, LEGACY_PROTOCOL, {"protocol_version": 1001, "little_endian": True}):
             pickle.dump(head, file, protocol=2)

@@ -1,1 +1,1 @@
-"""What others have published, read: each module knows one collection's files, and none needs more than numpy."""
+"""Readers of published data sets, one module per set."""

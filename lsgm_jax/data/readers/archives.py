@@ -1,4 +1,4 @@
-"""Folders, zip files and tar files, as names with their bytes."""
+"""One interface to folders, zip files and tar files: names and bytes."""
 
 import contextlib
 import gzip
@@ -25,37 +25,37 @@ DAMAGE = (
     zlib.error,
     EOFError,
     pickle.UnpicklingError,
-    RuntimeError,  # of zip files that are encrypted
+    RuntimeError,  # raised for encrypted zip files
 )
 
 
 @runtime_checkable
 class Archive(Protocol):
-    """Named files."""
+    """A collection of named files."""
 
     @property
     def path(self) -> pathlib.Path:
-        """Where it is."""
+        """The path of the folder or archive."""
         ...
 
     def names(self) -> list[str]:
-        """Of all files, with `/` between folders."""
+        """Returns the names of all files, with `/` between folders."""
         ...
 
     def read(self, name: str) -> bytes:
-        """What a file holds."""
+        """Returns the content of a file."""
         ...
 
     def files(self, names: Sequence[str]) -> list[pathlib.Path]:
-        """The files on disk in which these are."""
+        """Returns the files on disk that contain these names."""
         ...
 
 
 def open_archive(path: pathlib.Path) -> Archive:
-    """A folder, a zip or tar file, or any other file as an archive of itself alone.
+    """Opens a folder, a zip file or a tar file; any other file is an archive with that one file.
 
     Raises:
-        DataError: if there is none, or it is damaged.
+        DataError: if `path` does not exist, or is damaged.
     """
     if path.is_dir():
         return Folder(path)
@@ -71,10 +71,10 @@ def open_archive(path: pathlib.Path) -> Archive:
 
 @contextlib.contextmanager
 def reading(origin: object) -> Iterator[None]:
-    """Turns what the libraries say of damaged files into one line.
+    """Converts the errors that libraries raise for damaged files to one line.
 
     Raises:
-        DataError: naming `origin`.
+        DataError: with the name `origin`.
     """
     try:
         yield
@@ -91,21 +91,21 @@ class Folder:
         self.path, self._names = path, names
 
     def names(self) -> list[str]:
-        """Relative to the folder, sorted."""
+        """Returns the sorted names, relative to the folder."""
         if self._names is None:
             found = (p for p in self.path.rglob("*") if p.is_file())
             self._names = sorted(p.relative_to(self.path).as_posix() for p in found)
         return self._names
 
     def read(self, name: str) -> bytes:
-        """What a file holds."""
+        """Returns the content of a file."""
         try:
             return (self.path / name).read_bytes()
         except OSError as error:
             raise DataError(f"cannot read {self.path / name}: {error.strerror or error}") from error
 
     def files(self, names: Sequence[str]) -> list[pathlib.Path]:
-        """Themselves."""
+        """Returns their paths."""
         return [self.path / name for name in names]
 
 
@@ -116,45 +116,45 @@ class Zip:
         self.path, self._file = path, zipfile.ZipFile(path)
 
     def names(self) -> list[str]:
-        """Of what are no folders."""
+        """Returns the names of all members but folders."""
         return [info.filename for info in self._file.infolist() if not info.is_dir()]
 
     def read(self, name: str) -> bytes:
-        """What a member holds."""
+        """Returns the content of a member."""
         with reading(f"{name} in {self.path}"):
             return self._file.read(name)
 
     def files(self, names: Sequence[str]) -> list[pathlib.Path]:
-        """The zip file."""
+        """Returns the zip file."""
         return [self.path]
 
 
 class Tar:
-    """A tar file; a compressed one is decompressed to a temporary file, for its members are not read in their order."""
+    """A tar file. A compressed one is decompressed to a temporary file first, for random access to its members."""
 
     def __init__(self, path: pathlib.Path):
         plain = path.open("rb") if path.suffix == ".tar" else _decompressed(path)
-        self.path, self._file = path, tarfile.open(fileobj=plain)  # noqa: SIM115  # as long as the command runs
+        self.path, self._file = path, tarfile.open(fileobj=plain)  # noqa: SIM115  # open until the command ends
         self._members = {member.name: member for member in self._file.getmembers() if member.isfile()}
 
     def names(self) -> list[str]:
-        """Of what are files."""
+        """Returns the names of all members that are files."""
         return list(self._members)
 
     def read(self, name: str) -> bytes:
-        """What a member holds."""
+        """Returns the content of a member."""
         with reading(f"{name} in {self.path}"):
             file = self._file.extractfile(self._members[name])
-            assert file is not None  # it is a file
+            assert file is not None  # `_members` has files only
             return file.read()
 
     def files(self, names: Sequence[str]) -> list[pathlib.Path]:
-        """The tar file."""
+        """Returns the tar file."""
         return [self.path]
 
 
 def _decompressed(path: pathlib.Path) -> BinaryIO:
-    plain, size = tempfile.TemporaryFile(), path.stat().st_size  # noqa: SIM115  # it is gone once it is closed
+    plain, size = tempfile.TemporaryFile(), path.stat().st_size  # noqa: SIM115  # deleted when it is closed
     with (
         path.open("rb") as raw,
         gzip.open(raw) as packed,
@@ -168,10 +168,10 @@ def _decompressed(path: pathlib.Path) -> BinaryIO:
 
 
 def matching(archive: Archive, pattern: str) -> list[str]:
-    """Names whose last part matches all of `pattern`, numbers in them in the order of numbers."""
+    """Returns the names whose last component matches `pattern`, in natural order (2 before 10)."""
     return sorted((n for n in archive.names() if re.fullmatch(pattern, n.rpartition("/")[2])), key=by_number)
 
 
 def by_number(name: str) -> list[tuple[int, str]]:
-    """A key that sorts 2 before 10."""
+    """Returns a sort key for natural order, 2 before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

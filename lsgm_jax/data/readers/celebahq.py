@@ -1,7 +1,6 @@
-"""CelebA-HQ at 256 x 256 (Karras et al. 2018), which reaches people as image files, as one array, or as TFRecords.
+"""CelebA-HQ at 256 x 256 (Karras et al. 2018), from image files, one array, or TFRecords.
 
-Where the source does not say what is for training and what for validation, the first nine tenths are for training:
-27,000 of 30,000.
+If the source has no folders for its splits, the first nine tenths are for training: 27,000 of 30,000 images.
 """
 
 import functools
@@ -21,10 +20,10 @@ SHAPE = (256, 256, 3)
 
 
 def read_celebahq256(source: pathlib.Path) -> Contents:
-    """An .npy file [n, 256, 256, 3], TFRecord files, or image files in a folder or a zip file.
+    """Reads an .npy file [n, 256, 256, 3], TFRecord files, or image files in a folder or a zip file.
 
     Raises:
-        DataError: if it is none of them.
+        DataError: if `source` is none of them.
     """
     archive = open_archive(source)
     records = [name for name in archive.names() if name.endswith((".tfrecord", ".tfrecords"))]
@@ -53,13 +52,13 @@ def _of_array(path: pathlib.Path) -> dict[str, Stream]:
     if images.dtype != np.uint8 or images.shape[1:] != SHAPE:
         raise DataError(f"{path} has {images.dtype} {list(images.shape)}, not uint8 {['n', *SHAPE]}")
     cut = _training(len(images))
-    parts = {"train": slice(0, cut), "validation": slice(cut, None)}
+    slices = {"train": slice(0, cut), "validation": slice(cut, None)}
     return {
         split: Stream(
-            count=len(images[part]),
-            read=functools.partial(arrays, images[part], None, f"{split} in {path.name}"),
+            count=len(images[rows]),
+            read=functools.partial(arrays, images[rows], None, f"{split} in {path.name}"),
         )
-        for split, part in parts.items()
+        for split, rows in slices.items()
     }
 
 
@@ -68,10 +67,9 @@ def _of_records(archive: Archive, names: list[str]) -> dict[str, Stream]:
         raise DataError(f"{archive.path} has TFRecord files in it: unpack it and give the folder")
     counts = {name: count_records(archive.files([name])[0]) for name in names}
     if has_split_folders(names):
-        parts = split_by_name(names)
         return {
             split: Stream(count=sum(counts[n] for n in part), read=functools.partial(_records, archive, part))
-            for split, part in parts.items()
+            for split, part in split_by_name(names).items()
         }
     names, total = sorted(names, key=by_number), sum(counts.values())
     cut = _training(total)
@@ -95,7 +93,7 @@ def _training(count: int) -> int:
 def _records(
     archive: Archive, names: Sequence[str], start: int = 0, stop: int | None = None
 ) -> Iterator[Example]:
-    """Examples `start` to `stop` of all that the files hold."""
+    """Yields examples `start` to `stop`, counted over all files."""
     position = 0
     for path in archive.files(names):
         for index, data in enumerate(read_records(path)):
@@ -106,7 +104,7 @@ def _records(
 
 
 def _pixels(record: bytes, origin: str) -> np.ndarray:
-    """Raw bytes with their shape, whose channels may come first (Karras et al.) or last (Kingma and Dhariwal)."""
+    """Decodes raw bytes with their shape, whose channels come first (Karras et al.) or last (Kingma and Dhariwal)."""
     features = parse_example(record)
     if "data" not in features or "shape" not in features:
         raise DataError(f"{origin} has the features {', '.join(sorted(features))}, not 'data' and 'shape'")

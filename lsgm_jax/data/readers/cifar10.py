@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009): the published batches, as pickles or binary, and batches of JPEG files."""
+"""CIFAR-10 (Krizhevsky 2009), from the published pickles or binary batches, or from batches of JPEG files."""
 
 import functools
 import io
@@ -15,16 +15,16 @@ from lsgm_jax.errors import DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
-RECORD = 1 + 3 * SIDE * SIDE  # bytes per image of the binary version, its label first
+RECORD = 1 + 3 * SIDE * SIDE  # bytes per image of the binary version: the label, then the pixels
 
 Batch = Callable[[Archive, str], Iterator[Example]]
 
 
 def read_cifar10(source: pathlib.Path) -> Contents:
-    """The batches in a folder or a tar file.
+    """Reads the batches in a folder or a tar file.
 
     Raises:
-        DataError: if there are none, or they are not CIFAR-10's.
+        DataError: if there are no batches, or they are not those of CIFAR-10.
     """
     archive = open_archive(source)
     names, batch = _format(archive)
@@ -40,7 +40,7 @@ def read_cifar10(source: pathlib.Path) -> Contents:
 
 
 def _format(archive: Archive) -> tuple[dict[str, list[str]], Batch]:
-    """The batches of each split, and what reads one."""
+    """Returns the names of the batches of each split, and the function that reads one."""
     for patterns, batch in FORMATS:
         names = {split: matching(archive, pattern) for split, pattern in patterns.items()}
         if any(names.values()):
@@ -78,7 +78,7 @@ def _binary(archive: Archive, name: str) -> Iterator[Example]:
 
 
 def _jpegs(archive: Archive, name: str) -> Iterator[Example]:
-    """An .npz with all files end to end (`jpeg`), where each begins and the last one ends (`offsets`), and `labels`."""
+    """Reads an .npz of concatenated files (`jpeg`), their bounds (`offsets`, one more than files), and `labels`."""
     origin = f"{name} in {archive.path}"
     try:
         with np.load(io.BytesIO(archive.read(name)), allow_pickle=False) as batch:

@@ -1,4 +1,4 @@
-"""What every reader gives: the splits of a source, as streams of images."""
+"""The result of every reader: the splits of a source as streams of images."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ Shape = tuple[int, int, int]
 
 
 class Example(NamedTuple):
-    """One image: decoded, uint8 [height, width, channels], or the bytes of an image file; and what to call it."""
+    """One image, as uint8 [height, width, channels] or an encoded file, and its name for errors (`origin`)."""
 
     image: np.ndarray | bytes
     label: int | None
@@ -23,7 +23,7 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The images of one split, `count` of them; `read` starts from the first again."""
+    """The `count` images of one split; every call of `read` starts with the first image."""
 
     count: int
     read: Callable[[], Iterator[Example]]
@@ -31,13 +31,13 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a source holds.
+    """The content of a source.
 
     Attributes:
-        shape: (height, width, channels) of every image; None where the files decide.
-        splits: in the order they are to be written.
+        shape: (height, width, channels) of every image; None if the encoded files determine it.
+        splits: the images by split, in the order of writing.
         classes: the names of the labels 0, 1, ...; empty if there are no labels.
-        files: what was read, for checksums.
+        files: the files that were read, for checksums.
         captioned: whether images have texts.
     """
 
@@ -49,7 +49,7 @@ class Contents:
 
 
 def arrays(images: np.ndarray, labels: np.ndarray | None, origin: str) -> Iterator[Example]:
-    """Examples of images [n, height, width, channels] and labels [n]."""
+    """Yields examples from images [n, height, width, channels] and labels [n]."""
     for index, image in enumerate(images):
         label = None if labels is None else int(labels[index])
         yield Example(image, label, f"image {index} of {origin}")

@@ -1,6 +1,6 @@
-"""Any image files, in a folder, a zip file or a tar file, with their texts.
+"""Image files of any kind in a folder, a zip file or a tar file, with their texts.
 
-The folders they lie in are their splits and classes.
+The names of their folders are the splits and classes.
 """
 
 import functools
@@ -22,12 +22,13 @@ from lsgm_jax.errors import DataError
 
 
 def read_folder(source: pathlib.Path) -> Contents:
-    """All image files, `mixed`; `split_by_name` and `classes_by_name` say which are where.
+    """Reads all image files, in the order of `mixed`.
 
-    `FolderCaptions` says where their texts are. The one folder in which an archive has everything does not count.
+    `split_by_name` assigns the splits, `classes_by_name` the classes, and `FolderCaptions` the texts. A single
+    outermost folder of an archive is ignored.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there are no images.
     """
     archive = open_archive(source)
     names = image_names(archive.names())
@@ -52,7 +53,7 @@ def encoded(
     labels: Sequence[int] | None = None,
     texts: FolderCaptions | None = None,
 ) -> Iterator[Example]:
-    """The files as they are."""
+    """Yields the encoded files, unchanged."""
     for index, name in enumerate(names):
         label = None if labels is None else labels[index]
         captions = texts.of(name) if texts else ()

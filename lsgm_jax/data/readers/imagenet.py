@@ -1,4 +1,4 @@
-"""ImageNet reduced to 32 x 32 or 64 x 64 pixels (Chrabaszcz, Loshchilov, Hutter 2017)."""
+"""ImageNet downsampled to 32 x 32 or 64 x 64 pixels (Chrabaszcz, Loshchilov, Hutter 2017)."""
 
 import functools
 import io
@@ -21,15 +21,19 @@ Place = tuple[Archive, str]
 
 
 def read_imagenet(source: pathlib.Path, *, side: int) -> Contents:
-    """The batches, as .npz files or pickles, in a folder, a zip file, or a folder of zip files.
+    """Reads the batches (.npz files or pickles) in a folder, a zip file, or a folder of zip files.
 
-    Labels are the published ones less one: from 0.
+    Labels are the published ones minus 1, so they start at 0.
+
+    Args:
+        source: path of the folder or zip file.
+        side: expected height and width, 32 or 64.
 
     Raises:
-        DataError: if there are none, or their images are not `side` x `side`.
+        DataError: if there are no batches, or the images are not `side` x `side`.
     """
     archives = [open_archive(source)]
-    archives += [open_archive(path) for path in sorted(source.glob("*.zip"))]  # of a file there are none
+    archives += [open_archive(path) for path in sorted(source.glob("*.zip"))]  # none if `source` is a file
     places = {
         split: [(archive, name) for archive in archives for name in matching(archive, pattern)]
         for split, pattern in PATTERNS.items()
@@ -52,7 +56,7 @@ def read_imagenet(source: pathlib.Path, *, side: int) -> Contents:
 
 
 def _count(places: list[Place], side: int) -> int:
-    """By looking into all of them, which also finds what is wrong before anything is written."""
+    """Counts the images by loading all batches, which finds damage before anything is written."""
     bar = tqdm(places, desc="checking batches", delay=1, leave=False)
     return sum(len(_load(place, side)[1]) for place in bar)
 

@@ -1,4 +1,4 @@
-"""OMNIGLOT as likelihoods are reported on it: `chardata.mat`, Burda, Grosse and Salakhutdinov's split at 28 x 28."""
+"""OMNIGLOT for likelihood evaluation: `chardata.mat`, the split of Burda, Grosse and Salakhutdinov at 28 x 28."""
 
 import functools
 import pathlib
@@ -14,12 +14,12 @@ SIDE = 28
 
 
 def read_omniglot(source: pathlib.Path) -> Contents:
-    """24,345 characters to train and 8,070 to test; the label is the alphabet.
+    """Reads 24,345 characters for training and 8,070 for test; the label is the alphabet.
 
-    The file has intensities between 0 and 1; they are rounded to 8 bits.
+    The intensities in the file, 0 to 1, are rounded to 8 bits.
 
     Raises:
-        DataError: if it is not that file.
+        DataError: if `source` is not that file.
     """
     path = source / "chardata.mat" if source.is_dir() else source
     if not path.is_file():
@@ -47,7 +47,7 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
 
     try:
         content = loadmat(path)
-    # What loadmat raises for files that are none, or damaged, is not documented.
+    # The errors of loadmat for damaged or foreign files are not documented.
     except Exception as error:
         raise DataError(f"{path} is no MATLAB file, or damaged ({error}): get it again") from error
     missing = [images_key for images_key, _ in KEYS.values() if images_key not in content]
@@ -57,7 +57,7 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _images(intensities: np.ndarray, path: pathlib.Path) -> np.ndarray:
-    """Columns of 784 intensities, each an image column by column, as uint8 [n, 28, 28, 1]."""
+    """Converts columns of 784 intensities, each an image in column-major order, to uint8 [n, 28, 28, 1]."""
     if intensities.ndim != 2 or len(intensities) != SIDE * SIDE:
         raise DataError(f"{path} has images of {len(intensities)} pixels, not of {SIDE} x {SIDE}")
     if intensities.min() < 0 or intensities.max() > 1:

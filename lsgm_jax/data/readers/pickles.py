@@ -1,6 +1,7 @@
-"""An unpickler for dictionaries of numpy arrays, numbers and text, as CIFAR and small ImageNet come in.
+"""A safe unpickler for dictionaries of numpy arrays, numbers and text, the format of CIFAR and downsampled ImageNet.
 
-A pickle is a program that names functions and has them called: every name but the few that make up an array is refused.
+A pickle is a program that can call any function it names. This unpickler refuses all names but the few that build
+arrays.
 """
 
 import io
@@ -12,36 +13,36 @@ import numpy as np
 from lsgm_jax.data.readers.archives import reading
 from lsgm_jax.errors import DataError
 
-# numpy writes its arrays as calls of these; its modules have been renamed since the files were made.
+# numpy pickles arrays as calls of these. Its modules have been renamed since the files were made.
 ARRAYS = {("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype")} | {
     (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")
 }
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles arrays and Python's own containers; text of Python 2 becomes bytes."""
+    """Unpickles arrays and the containers of Python; strings of Python 2 become bytes."""
 
     def __init__(self, content: bytes):
         super().__init__(io.BytesIO(content), encoding="bytes")
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """What makes up an array.
+        """Returns a function or class that builds arrays.
 
         Raises:
             DataError: for any other name.
         """
         if (module, name) not in ARRAYS:
             raise DataError(
-                f"its pickle asks for {module}.{name}, which no data need: refused, and nothing was run"
+                f"its pickle names {module}.{name}, which no data need: refused, and nothing was run"
             )
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def unpickle(content: bytes, origin: str) -> dict[str, Any]:
-    """The dictionary in a pickle, its keys as text.
+    """Returns the dictionary in a pickle, with keys as text.
 
     Raises:
-        DataError: if it is none, damaged, or asks for more than data.
+        DataError: if it is not a dictionary, is damaged, or names anything that arrays do not need.
     """
     try:
         with reading(origin):
@@ -57,10 +58,10 @@ def unpickle(content: bytes, origin: str) -> dict[str, Any]:
 
 
 def rows(content: dict[str, Any], side: int, origin: str) -> np.ndarray:
-    """Its "data", [n, 3 side side] by channel, as images [n, side, side, 3].
+    """Returns the images [n, side, side, 3] of the entry "data", which is [n, 3 * side * side] with channels first.
 
     Raises:
-        DataError: if they are of another shape.
+        DataError: if "data" has another shape or dtype.
     """
     data = content.get("data")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3 * side * side,):

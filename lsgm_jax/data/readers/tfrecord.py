@@ -1,6 +1,6 @@
-"""TFRecord files of `tf.train.Example`, without TensorFlow.
+"""Reads TFRecord files of `tf.train.Example` without TensorFlow.
 
-A record is its length (8 bytes, little endian), the length's checksum (4), the data, and their checksum (4).
+A record is the length of the data (8 bytes, little endian), its checksum (4), the data, and their checksum (4).
 """
 
 import pathlib
@@ -16,7 +16,7 @@ FOOTER = 4
 
 
 def count_records(path: pathlib.Path) -> int:
-    """How many there are, by their lengths alone.
+    """Counts the records by their lengths, without reading the data.
 
     Raises:
         DataError: if the file is damaged, or ends within a record.
@@ -33,10 +33,10 @@ def count_records(path: pathlib.Path) -> int:
 
 
 def read_records(path: pathlib.Path) -> Iterator[bytes]:
-    """The data of each.
+    """Yields the data of each record.
 
     Raises:
-        DataError: if a checksum is not that of the data.
+        DataError: if a checksum does not match.
     """
     with path.open("rb") as file:
         index = 0
@@ -50,7 +50,7 @@ def read_records(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def parse_example(data: bytes) -> dict[str, Any]:
-    """Feature -> its list of bytes, integers or floats."""
+    """Parses a record to {feature: list of bytes, integers or floats}."""
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_generated_pb2
 

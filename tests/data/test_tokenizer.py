@@ -1,4 +1,4 @@
-"""Word pieces are those of an independent BERT tokenizer, made of captions the same way every time."""
+"""Word pieces equal those of an independent BERT tokenizer, and training on captions is deterministic."""
 
 import dataclasses
 import os
@@ -13,15 +13,15 @@ import pytest
 
 from lsgm_jax.data.pipeline import _Order, training_batches
 from lsgm_jax.data.spec import DataSpec
-from lsgm_jax.data.words import CHARACTERS, SPECIAL, EncodedCaptions, Tokenizer, encode_captions
+from lsgm_jax.data.tokenizer import CHARACTERS, SPECIAL, EncodedCaptions, Tokenizer, encode_captions
 from lsgm_jax.errors import DataError
 
 
 def texts(count, seed=0, letters="abcdefghij"):
-    """Of words that have common parts, with capitals, accents and punctuation among them."""
+    """Texts of words with common syllables, some with capitals, accents and punctuation."""
     rng = random.Random(seed)
-    parts = ["".join(rng.choices(letters, k=rng.randint(1, 3))) for _ in range(30)]
-    words = ["".join(rng.choices(parts, k=rng.randint(1, 3))) for _ in range(80)] + [
+    syllables = ["".join(rng.choices(letters, k=rng.randint(1, 3))) for _ in range(30)]
+    words = ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(80)] + [
         "Épée",
         "it's",
         "naïve,",
@@ -36,7 +36,7 @@ def tokenizer():
 
 
 def pieces_of(text, vocabulary):
-    """Greedily the longest piece that fits, from the left; a word with a rest that no piece fits is unknown."""
+    """Splits greedily into the longest pieces that fit, from the left; words that do not fit are unknown."""
     plain = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
     spaced = "".join(f" {c} " if unicodedata.category(c)[0] == "P" else c for c in plain)
     found = ["[CLS]"]
@@ -54,8 +54,8 @@ def pieces_of(text, vocabulary):
     return [*found, "[SEP]"]
 
 
-def test_pieces_are_the_longest_that_fit(tokenizer):
-    """On texts it has seen and has not seen, with unknown letters; and filled up with [PAD], which is 0."""
+def test_encoding_takes_the_longest_pieces_that_fit(tokenizer):
+    """On new texts, some with unknown letters; rows are padded with [PAD], which is 0."""
     unseen = texts(300, seed=1) + texts(50, seed=2, letters="abcxyz") + ["", " ", "jjjjjjjjjj", "a\tb\nc"]
     numbers = tokenizer.encode(unseen, 64)
     assert numbers.dtype == np.int32
@@ -70,11 +70,11 @@ def test_pieces_are_the_longest_that_fit(tokenizer):
     assert tokenizer.vocabulary.index("[PAD]") == 0
 
 
-def test_a_vocabulary_is_the_same_in_every_run():
-    """Other processes, in which hash tables have another order; and the library is not loaded before it is needed."""
+def test_training_a_vocabulary_is_deterministic():
+    """Also over processes, where hash tables differ; and the library is imported on first use only."""
     program = (
-        "import sys; import lsgm_jax.data.pipeline; from lsgm_jax.data.words import Tokenizer;"
-        "assert 'tokenizers' not in sys.modules; import tests.data.test_words as t;"
+        "import sys; import lsgm_jax.data.pipeline; from lsgm_jax.data.tokenizer import Tokenizer;"
+        "assert 'tokenizers' not in sys.modules; import tests.data.test_tokenizer as t;"
         "print(*Tokenizer.train(t.texts(200), 120).vocabulary)"
     )
     run = [sys.executable, "-c", program]
@@ -85,8 +85,8 @@ def test_a_vocabulary_is_the_same_in_every_run():
     assert len(here) == 1
 
 
-def test_pieces_are_as_many_as_asked_for(tokenizer):
-    """From the fewest, which are BERT's special ones and the characters, to what the texts can give, which is said."""
+def test_a_vocabulary_has_the_requested_size(tokenizer):
+    """At least the special pieces and the characters; with a warning if the texts give fewer pieces."""
     with pytest.raises(
         DataError, match="3 word pieces are too few for the characters of the captions"
     ) as error:
@@ -108,8 +108,8 @@ def test_pieces_are_as_many_as_asked_for(tokenizer):
         assert Tokenizer.train(["ab", "ab"], 50).vocabulary == (*SPECIAL, "a", "b", "##b", "ab")
 
 
-def test_of_very_many_characters_the_rare_ones_are_unknown():
-    """Of those that are as rare as each other, the last ones in Unicode."""
+def test_rare_characters_beyond_the_limit_are_unknown():
+    """Among equally rare ones, the last in Unicode."""
     letters = [chr(0x4E00 + index) for index in range(CHARACTERS + 200)]  # Chinese, which have no case
     captions = [" ".join(letters)] + [" ".join(letters[300:])] * 2
     with pytest.warns(UserWarning, match="give 1005 word pieces, not 2000"):
@@ -119,8 +119,8 @@ def test_of_very_many_characters_the_rare_ones_are_unknown():
     assert np.flatnonzero(known[1:1201] == unknown).tolist() == list(range(100, 300))
 
 
-def test_a_vocabulary_survives_its_file(tokenizer, tmp_path):
-    """Also as Windows writes it, and without the last line's end."""
+def test_read_inverts_write(tokenizer, tmp_path):
+    """Also with the line ends of Windows, and without a final line end."""
     tokenizer.write(tmp_path / "vocab.txt")
     assert Tokenizer.read(tmp_path / "vocab.txt") == tokenizer
     content = (tmp_path / "vocab.txt").read_bytes()
@@ -131,8 +131,8 @@ def test_a_vocabulary_survives_its_file(tokenizer, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.txt", "vocab.txt"]
 
 
-def test_berts_layout_of_a_vocabulary_is_read(tmp_path):
-    """[PAD] first, unused pieces, the special ones from 100; line n is piece n."""
+def test_the_vocabulary_of_bert_is_read(tmp_path):
+    """It has [PAD] first, then unused pieces, the special ones from 100; line n is piece n."""
     lines = [
         "[PAD]",
         *(f"[unused{i}]" for i in range(99)),
@@ -150,8 +150,8 @@ def test_berts_layout_of_a_vocabulary_is_read(tmp_path):
     assert tokenizer.empty(4).tolist() == [101, 102, 0, 0]
 
 
-def test_cutting_is_that_of_the_library(tokenizer):
-    """Its own filling and cutting, which LDM uses: the end stays marked."""
+def test_truncation_equals_that_of_the_library(tokenizer):
+    """The padding and truncation that LDM uses, which keep [SEP] at the end."""
     from tokenizers import BertWordPieceTokenizer
 
     theirs = BertWordPieceTokenizer(
@@ -181,13 +181,13 @@ def test_a_prompt_that_is_too_long_is_refused(tokenizer):
         tokenizer.encode(["a"], 1)
 
 
-def test_the_empty_text_is_nothing_but_its_ends(tokenizer):
+def test_the_empty_text_has_cls_and_sep_alone(tokenizer):
     begin, end = map(tokenizer.vocabulary.index, ("[CLS]", "[SEP]"))
     assert tokenizer.empty(5).tolist() == [begin, end, 0, 0, 0]
 
 
-def test_bytes_that_are_no_text_do_no_harm(tokenizer):
-    """What Python makes of an argument of the command line in another encoding."""
+def test_bytes_that_are_not_utf_8_are_unknown(tokenizer):
+    """Python passes such arguments of the command line as surrogates."""
     broken = b"a \xff b".decode("utf-8", "surrogateescape")
     unknown = tokenizer.vocabulary.index("[UNK]")
     assert tokenizer.encode([broken], 5)[0, 2] == unknown
@@ -204,7 +204,7 @@ def test_bytes_that_are_no_text_do_no_harm(tokenizer):
         (b'{"model": {"vocab": {"[PAD]": 0}}}', r"it lacks \[PAD\]"),
     ],
 )
-def test_what_is_no_vocabulary_is_refused_in_one_line(tmp_path, content, message):
+def test_an_invalid_vocabulary_is_refused_in_one_line(tmp_path, content, message):
     (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
         Tokenizer.read(tmp_path / "vocab.txt")
@@ -212,12 +212,12 @@ def test_what_is_no_vocabulary_is_refused_in_one_line(tmp_path, content, message
     assert "\n" not in str(error.value)
 
 
-def test_a_vocabulary_that_is_not_there_is_named(tmp_path):
+def test_a_missing_vocabulary_is_named(tmp_path):
     with pytest.raises(DataError, match=f"cannot read the vocabulary {tmp_path}/none: No such file"):
         Tokenizer.read(tmp_path / "none")
 
 
-def test_without_the_library_one_line_says_what_to_do(monkeypatch):
+def test_the_error_for_the_missing_library_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     tokenizer = Tokenizer(SPECIAL)
     for use in (lambda: Tokenizer.train(["a"], 9), lambda: tokenizer.encode(["a"], 4)):
@@ -232,22 +232,22 @@ def test_without_the_library_one_line_says_what_to_do(monkeypatch):
 
 @pytest.fixture
 def captions(tokenizer):
-    """Of four samples, with texts that others have too."""
+    """The encoded texts of four samples, which share some texts."""
     return encode_captions([("a", "b", "c"), ("b",), ("", "j"), ("c", "c a")], tokenizer, 5)
 
 
 def words(tokenizer, rows):
-    """What texts the pieces are of."""
+    """Returns the texts of the pieces."""
     shown = [[tokenizer.vocabulary[number] for number in row if number] for row in rows]
     return [" ".join(pieces[1:-1]) for pieces in shown]
 
 
-def test_without_draws_the_first_text_counts(tokenizer, captions):
+def test_without_a_generator_the_first_text_is_taken(tokenizer, captions):
     assert words(tokenizer, captions.batch(np.arange(4))) == ["a", "b", "", "c"]
     assert words(tokenizer, captions.batch(np.array([3, 0, 3]))) == ["c", "a", "c"]
 
 
-def test_every_text_of_a_sample_is_drawn_as_often(tokenizer, captions):
+def test_the_texts_of_a_sample_are_drawn_uniformly(tokenizer, captions):
     rng, count = np.random.default_rng(0), 3000
     for sample, expected in enumerate([["a", "b", "c"], ["b"], ["", "j"], ["c", "c a"]]):
         drawn = words(tokenizer, captions.batch(np.full(count, sample), rng))
@@ -257,15 +257,15 @@ def test_every_text_of_a_sample_is_drawn_as_often(tokenizer, captions):
             assert abs(drawn.count(text) - count * share) <= 5 * np.sqrt(count * share * (1 - share))
 
 
-def test_a_part_of_a_batch_is_what_it_is_in_the_whole(captions):
+def test_rows_of_a_batch_do_not_depend_on_the_slice(captions):
     indices = np.random.default_rng(1).integers(0, 4, 40)
-    whole = captions.batch(indices, np.random.default_rng(2))
-    for part in (slice(0, 20), slice(20, 40)):
-        np.testing.assert_array_equal(captions.batch(indices, np.random.default_rng(2), part), whole[part])
+    batch = captions.batch(indices, np.random.default_rng(2))
+    for rows in (slice(0, 20), slice(20, 40)):
+        np.testing.assert_array_equal(captions.batch(indices, np.random.default_rng(2), rows), batch[rows])
 
 
-def test_training_draws_texts_of_its_images(tokenizer, data_dir):
-    """Of each image, anew in every epoch and exactly after resuming; the images do not depend on it."""
+def test_training_draws_a_text_of_each_image(tokenizer, data_dir):
+    """Anew in every epoch, exactly resumed, and without an effect on the images."""
     spec = DataSpec(source="digits", image_shape=(8, 8, 1), batch_size=240, flip=True, data_dir=str(data_dir))
     samples = dataclasses.replace(spec, splits=("test",) * 3).open("train")
     owned = [(f"a {'abc' * (index % 7)}", f"b {'abc' * (index % 7)}") for index in range(240)]
@@ -287,7 +287,7 @@ def test_training_draws_texts_of_its_images(tokenizer, data_dir):
     np.testing.assert_array_equal(next(again)["condition"], batch["condition"])
 
 
-def test_long_captions_are_cut_with_one_warning(tokenizer):
+def test_long_captions_are_truncated_with_one_warning(tokenizer):
     with pytest.warns(
         UserWarning, match="^2 of 3 captions have more than 2 word pieces and are cut$"
     ) as said:

@@ -1,4 +1,4 @@
-"""Texts to word pieces: BERT's tokenizer, with BERT's own vocabulary or one that is made for the captions at hand."""
+"""BERT's WordPiece tokenizer, with the vocabulary of BERT or one trained on captions."""
 
 import collections
 import dataclasses
@@ -24,23 +24,23 @@ SPECIAL = (
     START,
     END,
     "[MASK]",
-)  # the last for BERT's training alone, which old vocabularies lack
-CHARACTERS = 1000  # that a vocabulary has at most; others are unknown
-CHUNK = 10_000  # texts that are encoded at a time
+)  # [MASK] is for BERT's training only, and optional in a file
+CHARACTERS = 1000  # most characters of a trained vocabulary; others are unknown
+CHUNK = 10_000  # texts per call of the library
 SHOWN = 40  # characters of a text in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Word pieces of lower-cased texts without accents; each word is cut into the longest pieces that there are.
+    """Splits lower-cased texts without accents into word pieces, greedily the longest ones of the vocabulary.
 
-    Reference: Devlin et al. 2019 (BERT); Wu et al. 2016, 4.1 (the pieces).
+    Reference: Devlin et al. 2019 (BERT); Wu et al. 2016, section 4.1 (word pieces).
 
     Attributes:
-        vocabulary: the pieces by number; what continues a word begins with `##`.
+        vocabulary: the pieces in the order of their ids; pieces within a word begin with `##`.
 
     Raises:
-        ValueError: if it lacks what stands for filling, unknown words, beginning or end, or has a piece twice.
+        ValueError: if [PAD], [UNK], [CLS] or [SEP] is missing, or a piece occurs twice.
     """
 
     vocabulary: tuple[str, ...] = dataclasses.field(repr=False)
@@ -55,13 +55,13 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], pieces: int) -> "Tokenizer":
-        """A vocabulary of at most `pieces` for these texts, always the same for the same texts.
+        """Trains a vocabulary of at most `pieces` on these texts; the result is deterministic.
 
-        It begins with BERT's five special pieces and the characters (the `CHARACTERS` most frequent ones). It warns if
-        the texts do not give as many pieces: of what occurs once none is made.
+        It begins with BERT's five special pieces and the `CHARACTERS` most frequent characters. It warns if the texts
+        give fewer pieces, because a piece has to occur more than once.
 
         Raises:
-            DataError: if the characters alone take more.
+            DataError: if `pieces` is less than the number of special pieces and characters.
         """
         texts = list(captions)
         first = (*SPECIAL, *_alphabet(texts))
@@ -70,13 +70,13 @@ class Tokenizer:
                 f"{pieces} word pieces are too few for the characters of the captions: give at least {len(first)}"
             )
         bert = _bert()
-        # The library numbers the characters in the order of a hash table, another one in every run, and breaks ties
-        # between pieces by these numbers. Special pieces it numbers as they are given: so these are special.
+        # The library assigns ids to characters in the order of a hash table, which differs between runs, and breaks
+        # ties between pieces by these ids. Special pieces keep their order, so the characters are passed as special.
         bert.train_from_iterator(
             texts,
             vocab_size=pieces,
             special_tokens=list(first),
-            limit_alphabet=0,  # besides these
+            limit_alphabet=0,  # besides the special ones
             show_progress=len(texts) > 100_000,
         )
         number = bert.get_vocab()
@@ -87,43 +87,45 @@ class Tokenizer:
 
     @classmethod
     def read(cls, path: pathlib.Path) -> "Tokenizer":
-        """The vocabulary in a file of one piece per line, such as BERT's `vocab.txt`.
+        """Reads a vocabulary from a file with one piece per line, such as BERT's `vocab.txt`.
 
         Raises:
-            DataError: if it cannot be read, or is none.
+            DataError: if the file cannot be read, or is not a vocabulary.
         """
         try:
             lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
             return cls(tuple(line.removesuffix("\r") for line in lines))
         except OSError as error:
             raise DataError(f"cannot read the vocabulary {path}: {error.strerror}") from error
-        except ValueError as error:  # also of bytes that are no text
+        except ValueError as error:  # UnicodeDecodeError included
             raise DataError(f"{path} is {error}: give a vocab.txt with one piece per line") from error
 
     def write(self, path: pathlib.Path) -> None:
-        """What `read` reads, in one step."""
+        """Writes the file that `read` reads, in one step."""
         with replacing(path) as partial:
             partial.write_bytes("".join(f"{piece}\n" for piece in self.vocabulary).encode())
 
     @property
     def pieces(self) -> int:
-        """How many there are; every number is below it."""
+        """The size of the vocabulary."""
         return len(self.vocabulary)
 
     def encode(
         self, texts: Sequence[str], length: int, *, cut: bool = False
     ) -> Int32[np.ndarray, "texts length"]:
-        """Numbers of [CLS], the pieces of a text, [SEP], and [PAD] up to `length`, as LDM's text encoder sees them.
+        """Returns the ids of [CLS], the pieces of a text, [SEP], and [PAD] up to `length`, as in LDM.
 
         Args:
-            cut: whether texts that are too long lose their ends, with one warning for all, or are refused.
+            texts: any strings.
+            length: ids per text, [CLS] and [SEP] included.
+            cut: whether texts that are too long are truncated, with one warning for all, or refused.
 
         Raises:
-            DataError: if a text is too long, and is not to be cut.
+            DataError: if a text is too long and `cut` is false.
         """
         if length < 2:
             raise ValueError(f"length={length}: [CLS] and [SEP] need two")
-        # Bytes of the command line that are no text cannot be encoded; they are unknown as any other word.
+        # Bytes of the command line that are not UTF-8 are surrogates, which the library refuses; they become unknown.
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         chunks = tqdm(range(0, len(clean), CHUNK), desc="encoding texts", delay=1, leave=False)
         encoded = (self._tokenizer.encode_batch(clean[start : start + CHUNK]) for start in chunks)
@@ -141,7 +143,7 @@ class Tokenizer:
         return numbers
 
     def empty(self, length: int) -> Int32[np.ndarray, "length"]:
-        """The empty text, which stands for no text."""
+        """Returns the ids of the empty text, the null condition."""
         return self.encode([""], length)[0]
 
     @functools.cached_property
@@ -151,12 +153,12 @@ class Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedCaptions:
-    """All texts of the samples of a split as word pieces, from which training draws one per sample.
+    """The encoded texts of a split, from which training draws one per sample.
 
     Attributes:
-        pieces: of every text that occurs.
-        text: which of them the texts of all samples are, one sample after the other.
-        first: where those of each sample begin in `text`; and, last, where those of the last sample end.
+        pieces: ids of every distinct text.
+        text: row of `pieces` of each text, one sample after the other.
+        first: index in `text` of the first text of each sample, and len(text) at the end.
     """
 
     pieces: Int32[np.ndarray, "distinct length"]
@@ -169,11 +171,12 @@ class EncodedCaptions:
         rng: np.random.Generator | None = None,
         rows: slice = slice(None),
     ) -> Int32[np.ndarray, "rows length"]:
-        """A text of each sample: any with the same probability if there is a generator, otherwise its first.
+        """Returns one text of each sample: a uniform draw with a generator, otherwise the first.
 
         Args:
-            rng: draws for all of the batch.
-            rows: those that are made, which are what they are in the whole batch.
+            indices: of the samples of a batch.
+            rng: generator; draws for the whole batch.
+            rows: rows of the batch that are returned. They do not depend on this argument.
         """
         first, count = self.first[indices], np.diff(self.first)[indices]
         if rng is not None:
@@ -182,7 +185,7 @@ class EncodedCaptions:
 
 
 def encode_captions(captions: Sequence[Captions], tokenizer: Tokenizer, length: int) -> EncodedCaptions:
-    """The texts of each sample, of which it has at least one; those that are too long are cut, with one warning."""
+    """Encodes the texts of each sample, at least one; texts that are too long are truncated, with one warning."""
     texts = list(itertools.chain.from_iterable(captions))
     number = {text: index for index, text in enumerate(dict.fromkeys(texts))}
     return EncodedCaptions(
@@ -193,7 +196,7 @@ def encode_captions(captions: Sequence[Captions], tokenizer: Tokenizer, length: 
 
 
 def _alphabet(texts: Sequence[str]) -> list[str]:
-    """The characters of the texts, and those that continue words, each in the order of their numbers in Unicode."""
+    """Returns the characters of the texts, then those that occur within words, each in the order of Unicode."""
     bert = _bert()
     counts, continuing = collections.Counter(), set()
     for text in tqdm(texts, desc="reading characters", delay=1, leave=False):

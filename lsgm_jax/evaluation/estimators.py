@@ -77,13 +77,12 @@ def importance_bound(
 ) -> np.ndarray:
     """Computes the importance-weighted bound on -log p(x) (Burda et al. 2016) for every image.
 
-    The bound is -log of the mean importance weight over `draws` latents. It is tighter with more latents.
+    The bound is -log of the mean importance weight over `draws` latents. It is tighter with more latents. Arguments
+    not listed are those of `evaluate_images`.
 
     Args:
         per_image: as in `evaluate_images`; must return "log_weight", nats.
         draws: latents per image.
-
-    Other arguments are those of `evaluate_images`.
 
     Returns:
         The bound in nats, [images].
@@ -101,7 +100,7 @@ def importance_bound(
 
 @dataclasses.dataclass(frozen=True)
 class _Jobs:
-    """All pairs of a draw and a batch, numbered. The key of a job depends on its number alone, so jobs can resume."""
+    """All pairs of a draw and a batch, numbered. A key depends only on its draw and batch, so that jobs can resume."""
 
     per_image: PerImage
     params: Params

@@ -38,7 +38,7 @@ def evaluate_images(
     cache: Cache | None = None,
     label: str | None = None,
 ) -> Arrays:
-    """Averages `per_image` over `draws` independent draws for every image of `batch`.
+    """Averages `per_image` over `draws` independent keys for every image of `batch`.
 
     Args:
         per_image: a compiled function that returns a dictionary of [batch] arrays; draw i of n gets the stratum (i, n).

@@ -1,9 +1,9 @@
-"""Images per second of the data pipeline, as training reads it: shuffled, decoded, quantised, batched.
+"""Throughput of the data pipeline in training: images per second, shuffled, decoded, quantised and batched.
 
     python benchmarks/data_pipeline.py [--seconds=2] [--json]
 
-The images are cut from the two photographs in scikit-learn, and prepared as `lsgm data prepare folder` does.
-Measurements take turns, and the fastest of several counts, since what disturbs a measurement only ever adds to it.
+The images are crops of the two photographs in scikit-learn, prepared as by `lsgm data prepare folder`. Pipelines are
+measured in turns, and the fastest of several turns counts, because disturbances only ever slow a measurement.
 """
 
 import argparse
@@ -40,11 +40,11 @@ PIPELINES: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 def main() -> None:
-    """Measures and prints a table, or JSON."""
+    """Measures all pipelines and prints a table, or JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each of the turns")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of a measurement")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def make_sets(folder: pathlib.Path) -> None:
-    """4,000 PNG files of 32 x 32, and 512 JPEG files of 256 x 256 at quality 95."""
+    """Writes 4,000 PNG files of 32 x 32, and 512 JPEG files of 256 x 256 at quality 95."""
     for name, count, side, suffix in (("small", 4000, 32, ".png"), ("large", 512, 256, ".jpg")):
         files = folder / "files" / name
         files.mkdir(parents=True)
@@ -70,7 +70,7 @@ def make_sets(folder: pathlib.Path) -> None:
 
 
 def tiles(count: int, side: int) -> list[np.ndarray]:
-    """Squares from random places of the two photographs."""
+    """Crops squares from random places of the two photographs."""
     rng, photographs = np.random.default_rng(0), load_sample_images().images
     chosen = []
     for index in range(count):
@@ -81,7 +81,7 @@ def tiles(count: int, side: int) -> list[np.ndarray]:
 
 
 def measure(data_dir: str, seconds: float) -> list[dict[str, Any]]:
-    """One row per pipeline."""
+    """Measures every pipeline and returns a row for each."""
     best = dict.fromkeys(PIPELINES, 0.0)
     for _ in range(TURNS):
         for name, (fields, in_memory) in PIPELINES.items():
@@ -99,7 +99,7 @@ def measure(data_dir: str, seconds: float) -> list[dict[str, Any]]:
 
 
 def batches_per_second(spec: DataSpec, in_memory: bool, seconds: float) -> float:
-    """Of training, after what had been read ahead is used up."""
+    """Measures the batches per second in training, after the read-ahead batches are used up."""
     samples = Split(spec, "train", decode=in_memory)
     batches, count = training_batches(samples, seed=0), 0
     for _ in range(2 * READ_AHEAD):

@@ -1,10 +1,10 @@
-"""What a solver costs beside the network: wall time over evaluations times the time of one evaluation.
+"""Overhead of the solvers: wall time over NFE times the time of one network evaluation.
 
     python benchmarks/sampler_overhead.py [--steps=50] [--width=64] [--json]
 
-Every solver with fixed steps integrates the same problem with the same network, and hand-written loops (`lax.scan`)
-of Euler's and Heun's method and of Euler-Maruyama stand beside diffrax's. Everything is compiled; measurements take
-turns, and the fastest of several counts, since what disturbs a measurement only ever adds to it.
+Every solver with fixed steps integrates the same problem with the same network. Hand-written loops (`lax.scan`) of
+Euler, Heun and Euler-Maruyama are compared with diffrax. Everything is compiled. Solvers are measured in turns, and the
+fastest of several turns counts, because disturbances only ever slow a measurement.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Call = Callable[[], Any]
 
 
 def main() -> None:
-    """Measures and prints a table, or JSON."""
+    """Measures all solvers and prints a table, or JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(steps: int, width: int) -> list[dict[str, Any]]:
-    """One row per solver; `overhead` is seconds / (nfe * seconds_per_evaluation)."""
+    """Measures every solver and returns a row for each; `overhead` is seconds / (nfe * seconds_per_evaluation)."""
     problems = {name: Problem(process, width) for name, process in (("vp", VP()), ("cld", CLD()))}
     calls: dict[str, Call] = {f"network, {name}": problem.network() for name, problem in problems.items()}
     nfe: dict[str, int] = {}
@@ -82,15 +82,15 @@ def measure(steps: int, width: int) -> list[dict[str, Any]]:
 
 
 def take_turns(calls: dict[str, Call]) -> dict[str, float]:
-    """The shortest of `TURNS` measurements of each, after one that compiles."""
+    """Returns the shortest of `TURNS` measurements of each function in seconds, after one that compiles."""
     best: dict[str, float] = {}
     for turn in range(TURNS + 1):
-        for name, call in calls.items():
-            # One evaluation is repeated, or the clock and the dispatch would be part of it.
+        for name, function in calls.items():
+            # A single evaluation is too short for the clock and the dispatch.
             repeats = 50 if name.startswith("network") else 1
             start = time.perf_counter()
             for _ in range(repeats):
-                result = call()
+                result = function()
             jax.block_until_ready(result)
             if turn:
                 best[name] = min(best.get(name, float("inf")), (time.perf_counter() - start) / repeats)
@@ -98,7 +98,7 @@ def take_turns(calls: dict[str, Call]) -> dict[str, float]:
 
 
 class Problem:
-    """A process, a network with parameters, and a state to start from."""
+    """A process, a network with parameters, and an initial state."""
 
     def __init__(self, process: Process, width: int):
         self.process = process
@@ -108,24 +108,24 @@ class Problem:
         self.z_1 = z_1
 
     def eps_net(self, params: Any) -> Callable[..., Any]:
-        """The network's prediction."""
+        """Returns the noise prediction of the network."""
         return lambda z_t, t: self.net.apply(params, in_channels(z_t), t)
 
     def network(self) -> Call:
-        """One evaluation."""
+        """Returns a function that evaluates the network once."""
         evaluate = jax.jit(lambda params, z, t: self.eps_net(params)(z, t))
         t = jnp.full(SHAPE[0], 0.5)
         return lambda: evaluate(self.params, self.z_1, t)
 
     def solver(self, name: str, steps: int) -> tuple[Call, int]:
-        """A solve by name, and its evaluations."""
+        """Returns a function that solves with the named solver, and its NFE."""
         sampler = Sampler(method=METHODS[name](), steps=Quadratic(steps=steps), t_min=T_MIN)
         solve = jax.jit(lambda params, key: sample(sampler, self.process, self.eps_net(params), key, SHAPE))
         key = jax.random.key(2)
         return lambda: solve(self.params, key), int(solve(self.params, key).nfe)
 
     def loop(self, name: str, steps: int) -> Call:
-        """The same steps by hand."""
+        """Returns a function that takes the same steps in a hand-written loop."""
         taus = 1.0 - Quadratic(steps=steps).times(self.process, T_MIN)
 
         def solve(params: Any, key: jax.Array) -> State:

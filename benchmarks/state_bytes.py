@@ -1,11 +1,11 @@
-"""Bytes of training state that one device holds when it is divided among devices, for every published config.
+"""Memory of the sharded training state per device, for every published config.
 
 python benchmarks/state_bytes.py
 
-Nothing is allocated: shapes by `jax.eval_shape`, parts by the shardings of `parallel.name=fsdp`. The state is that of
-the last stage: parameters, their average, the optimiser's moments and what the loss remembers. Prints a table in
-Markdown: GiB on one device that holds all, and for more devices the share of it that each holds, times the devices. 1
-would be an even division; what is above it are arrays too small or too odd to be divided, which every device holds.
+Nothing is allocated: shapes come from `jax.eval_shape`, shards from the shardings of `parallel.name=fsdp`. The state is
+that of the last stage: parameters, EMA parameters, the moments of the optimiser and the state of the loss. Prints a
+table in Markdown: GiB on a single device, and for more devices the share per device times the number of devices. The
+value 1 is an even sharding; the excess is arrays that are too small or of odd shape, which are replicated.
 """
 
 import jax
@@ -33,7 +33,7 @@ DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def training_state(path: str) -> TrainState:
-    """Shapes of what the last stage of a config trains."""
+    """Returns the shapes of the training state in the last stage of a config."""
     config = load_config(path, [])
     model = build_model(config)
     stage, key = bare_stages(config, model)[-1], jax.random.key(0)
@@ -46,10 +46,10 @@ def main() -> None:
     print("|---|---|" + "---|" * len(DEVICES[1:]))
     for name in CONFIGS:
         state = training_state(f"configs/{name}")
-        held = [bytes_per_device(state, Sharded(), devices) for devices in DEVICES]
-        times = [count * part / held[0] for count, part in zip(DEVICES[1:], held[1:], strict=True)]
+        sizes = [bytes_per_device(state, Sharded(), devices) for devices in DEVICES]
+        times = [count * size / sizes[0] for count, size in zip(DEVICES[1:], sizes[1:], strict=True)]
         cells = " | ".join(f"{value:.3f}" for value in times)
-        print(f"| {name} | {held[0] / 2**30:.2f} | {cells} |", flush=True)
+        print(f"| {name} | {sizes[0] / 2**30:.2f} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

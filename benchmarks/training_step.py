@@ -1,10 +1,10 @@
-"""What a training step costs with each option of precision, memory and launching, side by side in one run.
+"""Time and memory of a training step with each option of precision, memory and parallelism.
 
     python benchmarks/training_step.py [--config=FILE[:ARG]] [--steps=N] [--json] [--config.SECTION.KEY=VALUE ...]
 
 The step is that of the config's last stage on a random batch. Options are measured in turns, and the fastest of several
-turns counts, since what disturbs a measurement only ever adds to it. Memory is XLA's own count of what the compiled
-step takes beside its arguments.
+turns counts, because disturbances only ever slow a measurement. Memory is XLA's count of the temporary buffers of the
+compiled step, without its arguments.
 """
 
 import argparse
@@ -32,7 +32,7 @@ OPTIONS = {
     "bfloat16": ("compute.dtype=bfloat16",),
     "remat": ("compute.remat=True",),
     "bfloat16, remat": ("compute.dtype=bfloat16", "compute.remat=True"),
-    "2 parts": ("train.grad_accum_steps=2",),
+    "2 micro-batches": ("train.grad_accum_steps=2",),
     "4 steps per call": ("train.steps_per_call=4",),
     "pmap": ("parallel.name=pmap",),
     "fsdp": ("parallel.name=fsdp",),
@@ -41,12 +41,12 @@ COLUMNS = ("option", "ms_per_step", "images_per_second", "compile_seconds", "tem
 
 
 def main() -> None:
-    """Measures and prints a table in Markdown, or JSON."""
+    """Measures all options and prints a table in Markdown, or JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="configs/digits.py")
-    parser.add_argument("--steps", type=int, default=20, help="of every turn")
+    parser.add_argument("--steps", type=int, default=20, help="steps per turn")
     parser.add_argument("--json", action="store_true")
     options, overrides = parser.parse_known_args()
     rows = measure(options.config, overrides, options.steps)
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measure(path: str, overrides: list[str], steps: int) -> list[dict[str, Any]]:
-    """One row per option."""
+    """Measures every option and returns a row for each."""
     trials = {}
     for name, changes in tqdm(OPTIONS.items(), desc="compiling", leave=False):
         config = load_config(path, [*overrides, *(f"--config.{change}" for change in changes)])
@@ -83,7 +83,7 @@ def measure(path: str, overrides: list[str], steps: int) -> list[dict[str, Any]]
 
 
 class Trial:
-    """A compiled step with a state of its own."""
+    """A compiled step with its state."""
 
     def __init__(self, config: Config):
         model, train = build_model(config), build("train", config)
@@ -109,7 +109,7 @@ class Trial:
         self._call: Callable[..., Any] = compiled
 
     def seconds_per_step(self, steps: int) -> float:
-        """Mean of so many steps, after one call that is not timed."""
+        """Returns the mean time of a step over so many steps, after one call that is not timed."""
         self._take(1)
         calls = max(steps // self._per_call, 1)
         start = time.monotonic()

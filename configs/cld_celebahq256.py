@@ -1,12 +1,12 @@
-"""CLD-SGM on CelebA-HQ-256: the paper's run, and the authors' recipe after it (Dockhorn, Vahdat, Kreis 2022).
+"""CLD-SGM on CelebA-HQ-256: the run of the paper, and a later recipe of the authors (Dockhorn, Vahdat, Kreis 2022).
 
 lsgm train --config=configs/cld_celebahq256.py:post_paper --workdir=runs/cld_celebahq256
 
-Paper: 16 GPUs with 4 images each (their kind is not stated). It shows pictures and gives no FID.
+Paper: 16 GPUs with 4 images each (model not stated). It shows samples and gives no FID.
     :paper       320,000 steps, two blocks per level, constant beta
-    :post_paper  600,000 steps, four blocks per level, linear beta, AdamW; better pictures, as the authors say
+    :post_paper  600,000 steps, four blocks per level, linear beta, AdamW; better samples, according to the authors
 
-Network, process, weighting, times, optimiser and sampler are the published ones.
+Network, process, weighting, density of t, optimiser and sampler are the published ones.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,11 @@ VARIANTS = ("paper", "post_paper")
 
 
 def get_config(arg: str = "post_paper") -> ConfigDict:
-    """`arg`: "paper" or "post_paper"; with ",quick" a run of minutes at tiny widths."""
+    """Builds the config.
+
+    Args:
+        arg: "paper" or "post_paper"; with ",quick" a run of minutes at tiny widths.
+    """
     variant, _, speed = arg.partition(",")
     if variant not in VARIANTS or speed not in ("", "quick"):
         raise ValueError(

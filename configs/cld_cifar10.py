@@ -2,17 +2,21 @@
 
 lsgm train --config=configs/cld_cifar10.py --workdir=runs/cld_cifar10
 
-Paper: 16 GPUs with 8 images each (of what kind is not stated); FID 2.25 by the
-probability-flow ODE at 312 evaluations, NLL at most 3.31 bits per dimension.
+Paper: 16 GPUs with 8 images each (model not stated); FID 2.25 by the probability-flow ODE at an NFE of 312, NLL at most
+3.31 bits per dimension.
 
-Network, process, weighting, times, optimiser and sampler are the published ones.
+Network, process, weighting, density of t, optimiser and sampler are the published ones.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: "" for the published run, "quick" for a run of minutes at tiny widths."""
+    """Builds the config.
+
+    Args:
+        arg: "" for the published run, "quick" for a run of minutes at tiny widths.
+    """
     if arg not in ("", "quick"):
         raise ValueError(f"configs/cld_cifar10.py takes no argument or 'quick', not {arg!r}")
     quick = arg == "quick"

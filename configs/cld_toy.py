@@ -2,10 +2,10 @@
 
 lsgm train --config=configs/cld_toy.py --workdir=runs/cld_toy
 
-`--config.data.source=` takes swiss_roll, gaussians, diamonds or checkerboard, `--config.process.name=vp` with
-`--config.objective.mixed_score=gaussian` gives the VPSDE in the same trainer. Process, weighting, mixed score and the
-network's widths are those published for data in the plane; the distributions' sizes, the optimiser and the length of
-the run are ours, and so is what the network sees of time: `--config.score.time_octaves=0` is the published network,
+`--config.data.source=` takes swiss_roll, gaussians, diamonds or checkerboard. `--config.process.name=vp` with
+`--config.objective.mixed_score=gaussian` trains the VPSDE instead. Process, weighting, mixed score and widths of the
+network are those published for data in the plane. The scales of the distributions, the optimiser and the number of
+steps are ours, and so are the time features of the network: `--config.score.time_octaves=0` is the published network,
 which is far worse (docs/cld_toys.md).
 """
 
@@ -13,7 +13,11 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: "" for a few minutes on two CPU cores, "quick" for seconds."""
+    """Builds the config.
+
+    Args:
+        arg: "" for a few minutes on two CPU cores, "quick" for seconds.
+    """
     if arg not in ("", "quick"):
         raise ValueError(f"configs/cld_toy.py takes no argument or 'quick', not {arg!r}")
     quick = arg == "quick"

@@ -3,15 +3,19 @@
 lsgm train --config=configs/digits.py --workdir=runs/digits
 lsgm train --config=configs/digits.py:cld --workdir=runs/digits_cld
 
-":cld" is LSGM-CLD: critically-damped Langevin diffusion as the jointly trained prior, all else the same.
-docs/results.md has both, measured.
+":cld" is LSGM-CLD: critically-damped Langevin diffusion as the jointly trained prior, otherwise the same config.
+docs/results.md has the results of both.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: "" for the demo, "cld" for CLD as its prior; "quick" or "cld,quick" for under a minute."""
+    """Builds the config.
+
+    Args:
+        arg: "" for the demo, "cld" for CLD as its prior; "quick" or "cld,quick" for under a minute.
+    """
     if arg not in ("", "quick", "cld", "cld,quick"):
         raise ValueError(f"configs/digits.py takes no argument, 'quick', 'cld' or 'cld,quick', not {arg!r}")
     quick, cld = arg.endswith("quick"), arg.startswith("cld")
@@ -23,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
             likelihood=dict(name="categorical"),
             # A velocity that starts in equilibrium has the better likelihood on the digits (docs/howto/cld.md).
             process=dict(name="cld", v0_var_scale=1.0) if cld else dict(name="vp"),
-            # A scale of 100 instead of 1000 leaves the NELBO as it is and halves the evaluations of adaptive solvers.
+            # A scale of 100 instead of 1000 does not change the NELBO and halves the NFE of adaptive solvers.
             score=dict(
                 name="unet", channels=(64,), blocks=1, attention=(4,), dropout=0.1, embedding_scale=100.0
             ),
@@ -34,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
             density=dict(name="uniform", t_min=1e-3),
             vae_stage=dict(name="adamax", learning_rate=1e-2, final=2e-4),
             vae_kl=dict(start=0.7, steps=20 if quick else 300),
-            # A low coefficient lets the latent fill up again before the score prior has to pay for it.
+            # A low coefficient lets the latent gain information before the KL term counts in full.
             joint_kl=dict(start=0.4, steps=20 if quick else 800),
             joint_vae=dict(name="adamw", learning_rate=3e-4, final=3e-5),
             joint_prior=dict(name="adamw", learning_rate=1e-3, final=1e-4, clip=1.0),

@@ -1,35 +1,35 @@
-"""Latent diffusion as published: ten priors, and the nine first stages (Rombach et al. 2022).
+"""Latent diffusion as published: ten priors and nine first stages (Rombach et al. 2022).
 
 lsgm train --config=configs/ldm.py:celebahq256 --workdir=runs/ldm_celebahq256
 lsgm train --config=configs/ldm.py:kl-f8 --workdir=runs/kl-f8 --config.data.source=PATH
 
-Priors at 256 x 256, with their parameters, steps of DDIM, and FID by the authors' README or the paper's table 18:
+Priors at 256 x 256, with parameters, training steps, and FID at steps of DDIM (authors' README or Table 18):
     :celebahq256         on vq-f4, 274 M, 410,000 steps       FID 5.11 at 200 evaluations
     :ffhq256             on vq-f4, 274 M, 635,000 steps       FID 4.98 at 200, eta 1
     :bedrooms256         on vq-f4, 274 M, 1.9 million steps   FID 2.95 at 200, eta 1
-    :churches256         on kl-f8, 295 M, 500,000 steps       FID 4.02 at 400, which the authors' code makes 500
-    :imagenet256         of classes, on vq-f8, 395 M          FID 15.82 at 200, eta 1, without guidance
-    :imagenet256_guided  of classes, on vq-f4, 401 M          FID 3.60 at 250, guidance 1.5
-    :text2img            of texts, on kl-f8, 872 M and 543 M of the text encoder
-    :text2img256         of texts, on vq-f4, 404 M and 167 M  FID 16.79 at 100, on Conceptual Captions
-    :upscaling           by four, on vq-f4, 114 M
+    :churches256         on kl-f8, 295 M, 500,000 steps       FID 4.02 at 400, 500 in the authors' code
+    :imagenet256         class-conditional, on vq-f8, 395 M          FID 15.82 at 200, eta 1, without guidance
+    :imagenet256_guided  class-conditional, on vq-f4, 401 M          FID 3.60 at 250, guidance 1.5
+    :text2img            text-conditional, on kl-f8, 872 M and 543 M of the text encoder
+    :text2img256         text-conditional, on vq-f4, 404 M and 167 M  FID 16.79 at 100, on Conceptual Captions
+    :upscaling           super-resolution by four, on vq-f4, 114 M
     :inpainting          on vq-f4-noattn, 387 M
-First stages, with the FID of what they reconstruct: kl-f4 (0.27), kl-f8 (0.90), kl-f16 (0.87), kl-f32 (2.04), vq-f4
-(0.58), vq-f4-noattn (1.06), vq-f8 (1.14), vq-f8-n256 (1.49), vq-f16 (5.15). Given alone, they go on with a small
-unconditional prior, of which nothing is published.
+First stages, with the FID of their reconstructions: kl-f4 (0.27), kl-f8 (0.90), kl-f16 (0.87), kl-f32 (2.04), vq-f4
+(0.58), vq-f4-noattn (1.06), vq-f8 (1.14), vq-f8-n256 (1.49), vq-f16 (5.15). Selected alone, a first stage is followed
+by a small unconditional prior without published results.
 
 Paper: one A100 for each (inpainting: eight V100), for 7 days (churches: 8, bedrooms: 27, imagenet256_guided: 123).
 Data: lsgm data prepare celebahq256 --source=PATH; all others by
 lsgm data prepare folder --source=PATH --name=NAME --size=256, with the NAME below.
-The published first stages have seen OpenImages: convert one (docs/howto/convert.md), or name a run that has one in
-config.train.first_stage_from. A run without trains its own; give it config.perceptual.weights.
-The recipe is the published one as far as it is known; docs/howto/ldm.md lists what differs.
+The published first stages are trained on OpenImages: convert one (docs/howto/convert.md), or set
+config.train.first_stage_from to a run that has one. Otherwise a run trains its own; set config.perceptual.weights.
+The recipe is the published one as far as it is known; docs/howto/ldm.md lists the differences.
 """
 
 from ml_collections import ConfigDict
 
-# Multipliers of the width, channels of the latents, images per step; of a codebook its entries, the discriminator's
-# layers, the step from which it counts, and how much.
+# `mult` multiplies the width, `z` are the channels of the latents, `batch` the images per step. With a codebook:
+# its `entries`, and for the GANLoss the `layers` of the discriminator, the `start` step and the `weight`.
 FIRST_STAGES = {
     "kl-f4": dict(mult=(1, 2, 4), z=3, batch=10, steps=176_991),
     "kl-f8": dict(mult=(1, 2, 4, 4), z=4, batch=4, steps=246_803),
@@ -50,7 +50,7 @@ FIRST_STAGES = {
     ),
 }
 UNCONDITIONAL = dict(channels=224, channel_mult=(1, 2, 3, 4), attention=(8, 4, 2), head_width=32)
-# `rate` is that of Adam in effect, for this batch; `source` the data set's name.
+# `rate` is the effective learning rate of Adam for this batch size; `source` is the name of the data set.
 PRIORS = {
     "celebahq256": dict(
         **dict(first_stage="vq-f4", source="celebahq256", splits=("train", "validation", "validation")),
@@ -114,7 +114,7 @@ PRIORS = {
         **dict(batch=128, rate=1e-7 * 128, steps=360_000, evaluations=50),
     ),
 }
-# What goes on after a first stage that is given alone.
+# The prior after a first stage that is selected alone.
 OWN = dict(
     **dict(source="openimages256", latent_scale=0.0, rate=5e-5, steps=200_000),
     score=dict(channels=128, channel_mult=(1, 2), attention=(1, 2), head_width=32),
@@ -123,7 +123,11 @@ BERT = dict(pieces=30_522, length=77, empty=(101, 102), vocabulary="bert-base-un
 
 
 def get_config(arg: str = "celebahq256") -> ConfigDict:
-    """`arg`: a prior or a first stage of the list; with ",quick" a run of minutes at tiny widths."""
+    """Builds the config.
+
+    Args:
+        arg: a prior or a first stage of the lists; with ",quick" a run of minutes at tiny widths.
+    """
     variant, _, speed = arg.partition(",")
     if variant not in (*PRIORS, *FIRST_STAGES) or speed not in ("", "quick"):
         variants = ", ".join((*PRIORS, *FIRST_STAGES))
@@ -181,7 +185,7 @@ def get_config(arg: str = "celebahq256") -> ConfigDict:
 
 
 def first_stage_sections(spec: dict, quick: bool) -> dict:
-    """Of a first stage and its training; its rate of learning is for the batch that it was published with."""
+    """Returns the sections of a first stage and its training; the learning rate is for the published batch size."""
     kind = dict(name="vq", entries=64 if quick else spec["entries"]) if "entries" in spec else dict(name="kl")
     return dict(
         autoencoder=dict(

@@ -1,16 +1,20 @@
-"""Latent diffusion on CIFAR-10, conditional on the class, at a size that two CPU cores bear.
+"""Class-conditional latent diffusion on CIFAR-10, at a size for two CPU cores.
 
 lsgm train --config=configs/ldm_cifar10.py --workdir=runs/ldm
 lsgm sample --workdir=runs/ldm --label=3 --guidance=2.0
 
-Nothing like it is published; docs/results.md has what it reaches.
+The recipe is ours; docs/results.md has its results.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The run; "quick" shrinks it to a minute."""
+    """Builds the config.
+
+    Args:
+        arg: "" for the run, "quick" for one of a minute.
+    """
     if arg not in ("", "quick"):
         raise ValueError(f"configs/ldm_cifar10.py takes no argument or 'quick', not {arg!r}")
     quick = arg == "quick"
@@ -28,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
             process=dict(name="discrete_vp", schedule="linear"),
             conditioning=dict(name="labels", classes=10, width=128),
             score=dict(name="ldm", channels=64, channel_mult=(1, 2), blocks=1, attention=(2,), head_width=32),
-            # What is left of a prediction of noise is amplified a hundredfold near t = 1; of v it is not.
+            # Near t = 1 the error of a noise prediction is amplified a hundredfold, the error of a v-prediction is not.
             objective=dict(prediction="v", weighting="v"),
             density=dict(name="timesteps"),
             optimiser=dict(name="adamw", learning_rate=6e-4, final=5e-5, clip=1.0),

@@ -1,16 +1,20 @@
-"""Latent diffusion on the 8 x 8 digits of scikit-learn, conditional on the digit: minutes on two CPU cores.
+"""Class-conditional latent diffusion on the 8 x 8 digits of scikit-learn: minutes on two CPU cores.
 
 lsgm train --config=configs/ldm_digits.py --workdir=runs/ldm_digits
 lsgm sample --workdir=runs/ldm_digits --label=3 --guidance=2.0
 
-A first stage against a discriminator, then a prior that is told the digit. It is here to show the parts at work.
+It trains a first stage with GANLoss, then a prior conditioned on the digit, and demonstrates all components.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: "" for the run, "quick" for one of a minute."""
+    """Builds the config.
+
+    Args:
+        arg: "" for the run, "quick" for one of a minute.
+    """
     if arg not in ("", "quick"):
         raise ValueError(f"configs/ldm_digits.py takes no argument or 'quick', not {arg!r}")
     quick = arg == "quick"

@@ -5,14 +5,14 @@ lsgm train --config=configs/lsgm_celebahq256.py:qualitative --workdir=runs/lsgm_
 lsgm train --config=configs/lsgm_celebahq256.py:qualitative_stage3 --workdir=runs/lsgm_celebahq256_stage3
 
 Paper: 16 V100 (32 GB) in every stage.
-    :quantitative        FID 7.22 at 23 evaluations, NELBO at most 0.70 bits per dimension
-    :qualitative         the pictures of the paper: geometric VPSDE, second stage
-    :qualitative_stage3  their prior trained anew on the frozen VAE, wider, VPSDE
-Data: lsgm data prepare celebahq256 --source=PATH; 27,000 images to train, 3,000 to validate and test, 5 bits. Half are
-mirrored in training.
+    :quantitative        FID 7.22 at an NFE of 23, NELBO at most 0.70 bits per dimension
+    :qualitative         the samples of the paper: geometric VPSDE, second stage
+    :qualitative_stage3  a wider prior with the VPSDE, trained from scratch on the frozen VAE
+Data: lsgm data prepare celebahq256 --source=PATH; 27,000 images to train, 3,000 to validate and test, 5 bits. Training
+mirrors images with probability one half.
 
-The recipe is the published one; docs/howto/lsgm.md lists what differs. Stage 3 takes its VAE from the run in
-config.train.vae_from, which has to be there.
+The recipe is the published one; docs/howto/lsgm.md lists the differences. Stage 3 takes its VAE from the run in
+config.train.vae_from, which must exist.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,11 @@ VARIANTS = ("quantitative", "qualitative", "qualitative_stage3")
 
 
 def get_config(arg: str = "quantitative") -> ConfigDict:
-    """`arg`: "quantitative", "qualitative" or "qualitative_stage3"; with ",quick" a run of minutes at tiny widths."""
+    """Builds the config.
+
+    Args:
+        arg: "quantitative", "qualitative" or "qualitative_stage3"; with ",quick" a run of minutes at tiny widths.
+    """
     variant, _, speed = arg.partition(",")
     if variant not in VARIANTS or speed not in ("", "quick"):
         raise ValueError(
@@ -80,7 +84,7 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
                 control_variate=False,
             ),
             density=dict(name="optimal", weighting="reweighted", t_min=t_min),
-            # Times of its own for the encoder: the paper's disjoint training.
+            # Separate t for the encoder: the disjoint training of the paper (Algorithm 2).
             encoder_density=dict(name="optimal", weighting="likelihood", t_min=t_min),
             vae_stage=dict(name="adamax", learning_rate=1e-2, final=1e-4, clip=0.0, weight_decay=3e-4),
             vae_kl=dict(start=1e-4, end=1.0, constant=vae_steps // 10_000, steps=vae_steps, balanced=True),
@@ -107,7 +111,7 @@ def get_config(arg: str = "quantitative") -> ConfigDict:
             train=dict(
                 vae_steps=vae_steps,
                 steps=steps,
-                # The prior's weights are averaged, the VAE's are not.
+                # EMA of the prior's parameters, not of the VAE's.
                 ema_warmup=quick,
                 ema_vae=False,
                 freeze_vae=third,

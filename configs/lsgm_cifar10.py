@@ -3,13 +3,14 @@
 lsgm train --config=configs/lsgm_cifar10.py:fid --workdir=runs/lsgm_cifar10_fid
 
 Paper: 8 V100 (16 GB) for the VAE (4 for :nll), 16 V100 (32 GB) for the joint stage.
-    :fid       FID 2.10 at 138 evaluations, NELBO at most 3.43 bits per dimension
+    :fid       FID 2.10 at an NFE of 138, NELBO at most 3.43 bits per dimension
     :nll       NELBO at most 2.87 bits per dimension, FID 6.89
     :balanced  FID 2.17, NELBO at most 2.95 bits per dimension
-Data: lsgm data prepare cifar10 --source=cifar-10-python.tar.gz. Half of the images are mirrored in training.
+Data: lsgm data prepare cifar10 --source=cifar-10-python.tar.gz. Training mirrors images with probability one
+half.
 
-The recipe is the published one; docs/howto/lsgm.md lists what differs. ":cld" is LSGM-CLD: critically-damped Langevin
-diffusion as the jointly trained prior, otherwise the recipe of ":fid"; nobody has published its figures.
+The recipe is the published one; docs/howto/lsgm.md lists the differences. ":cld" is LSGM-CLD, critically-damped
+Langevin diffusion as the jointly trained prior, otherwise the recipe of ":fid"; no published results.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +19,11 @@ VARIANTS = ("fid", "nll", "balanced", "cld")
 
 
 def get_config(arg: str = "fid") -> ConfigDict:
-    """`arg`: "fid", "nll", "balanced" or "cld"; with ",quick" a run of minutes at tiny widths."""
+    """Builds the config.
+
+    Args:
+        arg: "fid", "nll", "balanced" or "cld"; with ",quick" a run of minutes at tiny widths.
+    """
     variant, _, speed = arg.partition(",")
     if variant not in VARIANTS or speed not in ("", "quick"):
         raise ValueError(f"configs/lsgm_cifar10.py takes one of {VARIANTS}, also with ',quick', not {arg!r}")
@@ -89,12 +94,12 @@ def get_config(arg: str = "fid") -> ConfigDict:
             joint_prior=dict(name="adamw", learning_rate=1e-4, final=1e-4, warmup=warmup, eps=1e-4, **decay),
             joint_kl=dict(start=1.0 if balanced else 0.7, steps=steps // 10),
             joint_vae_penalty=dict(weight=1e-2),
-            # The published penalty did not find the convolutions of these two runs' score networks.
+            # The published penalty misses the convolutions of the score networks in ":fid" and ":balanced".
             joint_prior_penalty=dict(weight=1e-2, spectral=nll),
             train=dict(
                 vae_steps=vae_steps,
                 steps=steps,
-                # The prior's weights are averaged, the VAE's are not.
+                # EMA of the prior's parameters, not of the VAE's.
                 ema_warmup=quick,
                 ema_vae=False,
                 log_every=10 if quick else 100,

@@ -1,25 +1,27 @@
-"""LSGM on MNIST, binarised, as published (Vahdat, Kreis, Kautz 2021), and an hour's version of it for two CPU cores.
+"""LSGM on MNIST, binarised, as published (Vahdat, Kreis, Kautz 2021), and a version for an hour on two CPU cores.
 
 lsgm train --config=configs/lsgm_mnist.py --workdir=runs/lsgm_mnist
 lsgm train --config=configs/lsgm_mnist.py:small --workdir=runs/lsgm_mnist_small
 lsgm train --config=configs/lsgm_mnist.py:cld --workdir=runs/lsgm_cld_mnist
 
 Paper: 2 V100 (16 GB) for the VAE, 4 for the joint stage; NELBO at most 78.47 nats.
-Data: lsgm data prepare mnist --source=FOLDER, which has the IDX files. Padded to 32 x 32, binarised anew at every
-access in training; validation and test see one fixed draw per image (the published runs draw there anew, too).
+Data: lsgm data prepare mnist --source=FOLDER with the IDX files. Images are padded to 32 x 32 and binarised dynamically
+in training; validation and test use one fixed draw per image (the published runs binarise them dynamically, too).
 
-The recipe is the published one; docs/howto/lsgm.md lists what differs. ":small" has narrow networks and a
-small latent (4 x 4 x 8), and trains its prior as the demo on the digits does. ":cld" is LSGM-CLD, critically-damped
-Langevin diffusion as the jointly trained prior of the same VAE; nobody has published its figures.
+The recipe is the published one; docs/howto/lsgm.md lists the differences. ":small" has narrow networks and a small
+latent (4 x 4 x 8), and trains its prior like configs/digits.py. ":cld" is LSGM-CLD, critically-damped Langevin
+diffusion as the jointly trained prior of the same VAE; no published results.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: "" for the published run, "small" for an hour on two CPU cores, "quick" for minutes at tiny widths.
+    """Builds the config.
 
-    "cld", "cld,small" and "cld,quick" are the same with CLD as the prior.
+    Args:
+        arg: "" for the published run, "small" for an hour on two CPU cores, "quick" for minutes at tiny widths; "cld",
+            "cld,small" and "cld,quick" for the same with CLD as the prior.
     """
     words = arg.split(",") if arg else []
     cld = words[:1] == ["cld"]
@@ -123,7 +125,7 @@ def get_config(arg: str = "") -> ConfigDict:
             train=dict(
                 vae_steps=vae_steps,
                 steps=steps,
-                # The prior's weights are averaged, the VAE's are not.
+                # EMA of the prior's parameters; of the VAE's only in ":small".
                 ema_decay=pick(0.9999, 0.999, 0.9999),
                 ema_warmup=bool(size),
                 ema_vae=small,

@@ -3,18 +3,22 @@
 lsgm train --config=configs/lsgm_omniglot.py --workdir=runs/lsgm_omniglot
 
 Paper: 2 V100 (16 GB) for the VAE, 4 for the joint stage; NELBO at most 87.79 nats.
-Data: lsgm data prepare omniglot --source=chardata.mat, Burda's split (24,345 to train). Padded to 32 x 32, binarised
-anew at every access in training; validation and test see one fixed draw per image (the published runs
-draw there anew, too).
+Data: lsgm data prepare omniglot --source=chardata.mat, Burda's split (24,345 to train). Images are padded to 32 x 32
+and binarised dynamically in training; validation and test use one fixed draw per image (the published runs binarise
+them dynamically, too).
 
-The recipe is the published one; docs/howto/lsgm.md lists what differs.
+The recipe is the published one; docs/howto/lsgm.md lists the differences.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: "" for the published run, "quick" for a run of minutes at tiny widths."""
+    """Builds the config.
+
+    Args:
+        arg: "" for the published run, "quick" for a run of minutes at tiny widths.
+    """
     if arg not in ("", "quick"):
         raise ValueError(f"configs/lsgm_omniglot.py takes no argument or 'quick', not {arg!r}")
     quick = arg == "quick"
@@ -74,7 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
             train=dict(
                 vae_steps=vae_steps,
                 steps=steps,
-                # The prior's weights are averaged, the VAE's are not.
+                # EMA of the prior's parameters, not of the VAE's.
                 ema_warmup=quick,
                 ema_vae=False,
                 log_every=10 if quick else 100,

@@ -1,4 +1,4 @@
-"""A diffusion of the digits' pixels themselves, without an autoencoder: what an LSGM is to be compared with.
+"""Pixel-space diffusion on the digits, without an autoencoder: the baseline of the LSGM.
 
 lsgm train --config=configs/sgm_digits.py --workdir=runs/sgm_digits
 """
@@ -7,7 +7,11 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: "" for minutes on two CPU cores, "quick" for under a minute."""
+    """Builds the config.
+
+    Args:
+        arg: "" for minutes on two CPU cores, "quick" for under a minute.
+    """
     if arg not in ("", "quick"):
         raise ValueError(f"configs/sgm_digits.py takes no argument or 'quick', not {arg!r}")
     quick = arg == "quick"
@@ -20,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
             score=dict(
                 name="unet", channels=(64, 64), blocks=1, attention=(4,), dropout=0.1, embedding_scale=100.0
             ),
-            # The likelihood's weighting with its best times: dequantised pixels want their NELBO.
+            # Likelihood weighting with its low-variance density of t, because the metric is the NELBO.
             objective=dict(weighting="likelihood", mixed_score="gaussian"),
             density=dict(name="defensive", weighting="likelihood", t_min=1e-5),
             optimiser=dict(name="adamw", learning_rate=1e-3, final=1e-4, clip=1.0),

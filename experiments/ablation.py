@@ -1,12 +1,13 @@
-"""LSGM's ablation: process x weighting of the prior x times of the prior x times of the encoder (LSGM Table 6).
+"""LSGM's ablation: process x weighting of the prior x t of the prior x t of the encoder (LSGM Table 6).
 
 python -m experiments.ablation --out=runs/trials --size=cpu --seeds=0,1,2
 
-Estimates are the published ones: independent times, no control variate, no clipping of gradients. A trial's name says
-process, weighting (ll likelihood, un unweighted, re reweighted), times (uniform, or optimal: importance-sampled) and
-the encoder's times (shared: the prior's, reweighted; own: importance-sampled for the likelihood). Cells that the paper
-leaves empty for want of a sampler of times are here as well. Writes ablation.csv, .png and .md with what the table says
-about each of the paper's claims. Sizes: quick (minutes), cpu (digits, an hour on two cores), gpu (CIFAR-10).
+Estimators are the published ones: independent t, no control variate, no gradient clipping. The name of a trial lists
+the process, the weighting (ll likelihood, un unweighted, re reweighted), the density of t (uniform, or optimal:
+importance sampling) and the t of the encoder (shared: that of the prior, reweighted; own: separate t, importance
+sampled for the likelihood). The table includes cells for which the paper has no sampler of t. Writes ablation.csv, .png
+and .md with a verdict on each claim of the paper. Sizes: quick (minutes), cpu (digits, an hour on two cores), gpu
+(CIFAR-10).
 """
 
 import math
@@ -36,7 +37,7 @@ PUBLISHED = {
 }
 PROCESSES = {"vp": ("vp", 0.01), "geometric": ("geometric_vp", 0.0)}  # name in a config, t_min
 WEIGHTINGS = {"ll": "likelihood", "un": "unweighted", "re": "reweighted"}
-# Weighting of the prior, its times, the encoder's times.
+# Weighting of the prior, density of its t, t of the encoder.
 CELLS = [
     ("ll", "uniform", "shared"),
     ("ll", "optimal", "shared"),
@@ -51,7 +52,7 @@ KEYS = {"nelbo": "test NELBO, nats", "fid": "FID"}
 
 
 def trial(process: str, weighting: str, times: str, encoder: str) -> Trial:
-    """One cell of the table."""
+    """Builds the trial of one cell of the table."""
     name, t_min = PROCESSES[process]
     fields: dict[str, Any] = {
         **PUBLISHED,
@@ -68,10 +69,10 @@ def trial(process: str, weighting: str, times: str, encoder: str) -> Trial:
 
 
 def claims(rows: Sequence[Row]) -> list[str]:
-    """What the table says about each of the paper's claims."""
+    """Compares the table with each claim of the paper."""
     names = list(dict.fromkeys(row["trial"] for row in rows))
-    whole = [name for name in names if all(math.isfinite(value) for value in column(rows, name, "nelbo"))]
-    best = {key: min(whole, key=lambda name: over_seeds(column(rows, name, key))[0]) for key in KEYS}
+    finished = [name for name in names if all(math.isfinite(value) for value in column(rows, name, "nelbo"))]
+    best = {key: min(finished, key=lambda name: over_seeds(column(rows, name, key))[0]) for key in KEYS}
     lines = [
         f"The lowest NELBO has {best['nelbo']} (the paper: geometric-ll-uniform-shared).",
         f"The lowest FID has {best['fid']} (the paper: one of the unweighted or reweighted VPSDE).",
@@ -89,15 +90,15 @@ def claims(rows: Sequence[Row]) -> list[str]:
         for weighting in WEIGHTINGS:
             left, right = (f"{process}-{weighting}-{times}-shared" for times in ("optimal", "uniform"))
             lines.append(
-                f"{left} less {right}, NELBO: {paired(rows, left, right, 'nelbo')} (importance sampling of times)."
+                f"{left} less {right}, NELBO: {paired(rows, left, right, 'nelbo')} (importance sampling of t)."
             )
     diverged = sorted({row["trial"] for row in rows if row["diverged"]})
-    lines.append(f"Diverged: {', '.join(diverged) or 'none'} (the paper: several cells with uniform times).")
+    lines.append(f"Diverged: {', '.join(diverged) or 'none'} (the paper: several cells with uniform t).")
     return lines
 
 
 def main() -> None:
-    """Runs the table."""
+    """Runs all cells of the table."""
     options = command_line(__doc__, "ablation")
     trials = [trial(process, *cell) for process in PROCESSES for cell in CELLS]
     rows = run_all(trials, options, metrics=("nelbo", "fid"))

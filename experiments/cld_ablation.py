@@ -1,12 +1,11 @@
-"""What CLD's constants and its objective are worth: mass, variance of the initial velocity, hybrid score matching.
+"""Ablation of CLD's hyperparameters and objective: mass, variance of the initial velocity, hybrid score matching.
 
 python -m experiments.cld_ablation --out=runs/toys --size=cpu --seeds=0,1,2
 
-One distribution of points in the plane. Mass and variance are crossed, at critical friction; hybrid and plain
-(denoising) score matching are compared without clipping of gradients, under two weightings. A trial's row has its
-NELBO, the sliced Wasserstein distance of SSCS's and the ODE's samples at a fixed number of evaluations, and of the
-second half of training the relative spread of the loss and the norms of the gradients. Writes cld_ablation.csv, .png
-and .md with a conclusion.
+The data are points in the plane. The first part crosses mass and variance at critical damping. The second compares
+hybrid with plain (denoising) score matching under two weightings, without gradient clipping. Each row has the NELBO,
+the sliced Wasserstein distance of samples by SSCS and by the ODE at a fixed NFE, and the relative standard deviation of
+the loss and the gradient norms in the second half of training. Writes cld_ablation.csv, .png and .md with a conclusion.
 """
 
 import argparse
@@ -44,7 +43,7 @@ WEIGHTINGS: dict[str, dict[str, Any]] = {
     },
 }
 MATCHINGS = ("hybrid", "plain")
-SOLVERS = {"sscs": ("SSCS", 50), "ode": ("Heun", 25)}  # each at 50 evaluations, on a quadratic grid
+SOLVERS = {"sscs": ("SSCS", 50), "ode": ("Heun", 25)}  # both at an NFE of 50, on a quadratic grid
 KEYS = {
     "nelbo": "test NELBO, nats",
     "sscs": "1000 W, SSCS",
@@ -56,7 +55,7 @@ KEYS = {
 
 
 def constants(mass: float, variance: float) -> Trial:
-    """A cell of mass and variance; the default one is that of the comparison with VP."""
+    """Builds the trial of a mass and a variance; the default pair is the trial of the comparison with VP."""
     base = trial(TOY, "CLD")
     if (mass, variance) == (0.25, 0.04):
         return base
@@ -65,7 +64,7 @@ def constants(mass: float, variance: float) -> Trial:
 
 
 def matching(name: str, weighting: str) -> Trial:
-    """Hybrid or plain score matching, gradients as they are."""
+    """Builds the trial of hybrid or plain score matching without gradient clipping."""
     fields = {"objective.matching": name, "optimiser.clip": 0.0, **WEIGHTINGS[weighting]}
     return Trial(f"{name}-{weighting}", {**trial(TOY, "CLD").fields, **fields})
 
@@ -75,7 +74,7 @@ OBJECTIVES = [matching(name, weighting) for weighting in WEIGHTINGS for name in 
 
 
 def second_half(path: pathlib.Path) -> dict[str, float]:
-    """Of the logged training steps: spread of the loss over its mean, median and largest norm of the gradient."""
+    """Computes spread over mean of the loss, and median and maximum of the gradient norm, over the second half."""
     with path.open(newline="") as file:
         logged = [row for row in csv.DictReader(file) if row["split"] == "train"]
     logged = logged[len(logged) // 2 :]
@@ -88,7 +87,7 @@ def second_half(path: pathlib.Path) -> dict[str, float]:
 
 
 def sample_distances(run: Run, options: argparse.Namespace, seed: int) -> dict[str, float]:
-    """A thousand times the distance to the test split, by solver."""
+    """Computes the distance of samples to the test split in thousandths, by solver."""
     found, params = {}, run.best()[0]
     for name, (solver, steps) in SOLVERS.items():
         chosen = ["--config.solver.name=" + solver, "--config.steps.name=quadratic"]
@@ -99,7 +98,7 @@ def sample_distances(run: Run, options: argparse.Namespace, seed: int) -> dict[s
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Every trial and seed."""
+    """Runs every trial with every seed and returns the rows."""
     rows = []
     for seed in options.seeds:
         for each in (*OBJECTIVES, *CONSTANTS):
@@ -116,7 +115,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def conclusions(rows: list[Row]) -> list[str]:
-    """Hybrid less plain, and what diverged."""
+    """Compares hybrid with plain score matching, and lists diverged trials."""
     lines = []
     for weighting in WEIGHTINGS:
         names = [f"{name}-{weighting}" for name in MATCHINGS]

@@ -1,11 +1,11 @@
-"""CLD-SGM against its baseline in the plane: sample quality against evaluations (the shape of CLD's Table 3).
+"""CLD-SGM against VP on points in the plane: sample quality metrics by NFE (in the format of CLD's Table 3).
 
 python -m experiments.cld_toys --out=runs/toys --size=cpu --seeds=0,1,2
 
-On every distribution CLD and VP are trained with one network, for as many steps, by the same batches, and sampled by
-every solver at 20, 50, 150 and 500 evaluations; all solvers of a seed begin with the same noise. Quality is the sliced
-Wasserstein distance and the energy distance to the test split, beside those of fresh draws of the data themselves, of
-which there are as many. Writes cld_toys.csv, cld_toys.png and cld_toys.md with a conclusion.
+On every distribution CLD and VP are trained with the same network, number of steps and batches, and sampled by every
+solver with an NFE of 20, 50, 150 and 500. All solvers of a seed start from the same noise. The metrics are the sliced
+Wasserstein distance and the energy distance to the test split, next to those of equally many fresh draws of the data.
+Writes cld_toys.csv, cld_toys.png and cld_toys.md with a conclusion.
 """
 
 import argparse
@@ -51,12 +51,12 @@ FLOOR = {"process": "data", "solver": "fresh draws"}
 
 
 class Line(NamedTuple):
-    """A solver with its kind of steps: a line in the picture."""
+    """A solver with its time grid: a line in the figure."""
 
     name: str
     solver: str
-    grid: str  # a kind of steps, "adaptive" among them
-    order: int | None = None  # of solvers that have a choice
+    grid: str  # name of a time grid, or "adaptive"
+    order: int | None = None  # for solvers with several orders
 
 
 LINES = {
@@ -80,7 +80,7 @@ LINES = {
 
 
 def settings(run: Run, line: Line, budgets: Sequence[int]) -> list[tuple[str, list[str]]]:
-    """What a line goes through: the name of each and the overrides of a config that make it."""
+    """Returns the settings of a line: their names and config overrides."""
     chosen = [f"--config.solver.name={line.solver}", f"--config.steps.name={line.grid}"]
     if line.order is not None:
         chosen.append(f"--config.solver.order={line.order}")
@@ -94,7 +94,7 @@ def settings(run: Run, line: Line, budgets: Sequence[int]) -> list[tuple[str, li
 
 
 def measure(options: argparse.Namespace, process: str, rows: list[Row]) -> None:
-    """Adds to `rows`, and to the CSV, what they lack: every line and budget on every distribution and seed."""
+    """Measures every line and NFE on every distribution and seed; adds missing rows to `rows` and the CSV."""
     one, params = trained(options, process)
     budgets, known = BUDGETS[options.size], {identity(row) for row in rows}
     todo = [(line.name, *setting) for line in LINES[process] for setting in settings(one, line, budgets)]
@@ -115,17 +115,17 @@ def measure(options: argparse.Namespace, process: str, rows: list[Row]) -> None:
 def make_row(
     toy: str, seed: int, process: str, solver: str, setting: str, found: dict[str, int | float]
 ) -> Row:
-    """One line of the CSV."""
+    """Returns a row of the CSV."""
     return {"toy": toy, "seed": seed, "process": process, "solver": solver, "setting": setting, **found}
 
 
 def identity(row: Row) -> tuple[str, int, str, str, str]:
-    """What no two rows share."""
+    """Returns the unique key of a row."""
     return row["toy"], row["seed"], row["process"], row["solver"], row["setting"]
 
 
 def add_floor(options: argparse.Namespace, rows: list[Row]) -> None:
-    """Adds the distances of fresh draws of the data, as many as of the models: what is left of a perfect one."""
+    """Adds the distances of equally many fresh draws of the data, the best that a perfect model can reach."""
     known = {identity(row) for row in rows}
     for seed in options.seeds:
         for toy in TOYS:
@@ -138,7 +138,7 @@ def add_floor(options: argparse.Namespace, rows: list[Row]) -> None:
 
 
 def table(rows: Sequence[Row], toy: str, key: str, budgets: Sequence[int]) -> str:
-    """In Markdown, one line per process and solver; thousandths, mean and standard error over the seeds."""
+    """Formats a metric in Markdown, one line per process and solver: thousandths, mean ± standard error over seeds."""
     lines = ["| solver | " + " | ".join(map(str, budgets)) + " |", "|---" * (len(budgets) + 1) + "|"]
     for process, of_process in LINES.items():
         for line in of_process:
@@ -156,13 +156,13 @@ def table(rows: Sequence[Row], toy: str, key: str, budgets: Sequence[int]) -> st
 
 
 def adaptive_cell(rows: Sequence[Row], key: str, where: dict[str, str]) -> str:
-    """With its own NFE, which no budget fixes."""
+    """Formats the cell of an adaptive solver, with its NFE."""
     nfe, _ = over_seeds(by_seed(rows, "nfe", **where))
     return f"{thousandths(by_seed(rows, key, **where))} (NFE {nfe:.0f})"
 
 
 def conclusions(rows: Sequence[Row], budgets: Sequence[int]) -> list[str]:
-    """The fewest evaluations that bring a line near to the data, on average over distributions and seeds."""
+    """Lists the lowest NFE at which each line comes near the data, on average over distributions and seeds."""
     mean = lambda **wanted: over_seeds(by_seed(rows, KEY, **wanted))[0]
     floor, lines = mean(**FLOOR), []
     for process, of_process in LINES.items():
@@ -175,7 +175,7 @@ def conclusions(rows: Sequence[Row], budgets: Sequence[int]) -> list[str]:
 
 
 def draw(options: argparse.Namespace, rows: Sequence[Row]) -> None:
-    """One panel per distribution."""
+    """Draws one panel per distribution."""
     lines = [(process, line.name) for process, of_process in LINES.items() for line in of_process]
     with figure(file_of(options, "png"), columns=len(TOYS), width=4.2, height=4.6) as axes:
         for axis, toy in zip(axes, TOYS, strict=True):

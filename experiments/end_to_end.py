@@ -1,9 +1,9 @@
-"""End-to-end training against a prior on a frozen VAE, and a mixed score against none (LSGM Tables 7 and 8).
+"""End-to-end training against a frozen VAE, and mixed against plain score (LSGM Tables 7 and 8).
 
 python -m experiments.end_to_end --out=runs/trials --size=cpu --seeds=0,1,2
 
-All trials of a seed begin with the same VAE and train the prior for the same number of steps: "lsgm" together with the
-VAE, "frozen" alone, and "unmixed" together, but with the whole prediction left to the network (a mixing logit of 50).
+All trials of a seed start from the same VAE and train the prior for the same number of steps: "lsgm" jointly with the
+VAE, "frozen" on the frozen VAE, and "unmixed" jointly, but without the Gaussian part of the score (mixing logit 50).
 Writes end_to_end.csv, end_to_end.png and end_to_end.md with a conclusion.
 """
 
@@ -15,7 +15,7 @@ TRIALS = [
     Trial("unmixed", {"objective.mixing_logit_init": 50.0}),
 ]
 KEYS = {"nelbo": "test NELBO, nats", "fid": "FID"}
-# Left, right, what the paper says of left less right.
+# Left, right, result of the paper for left less right.
 CLAIMS = [
     ("lsgm", "frozen", "below zero"),
     ("lsgm", "unmixed", "below zero"),
@@ -23,7 +23,7 @@ CLAIMS = [
 
 
 def main() -> None:
-    """Runs the trials."""
+    """Runs the trials and compares them."""
     options = command_line(__doc__, "end_to_end")
     rows = run_all(TRIALS, options, metrics=("nelbo", "fid"))
     draw_by_trial(rows, KEYS, file_of(options, "png"))

@@ -1,4 +1,4 @@
-"""The exact score of the plane's Gaussian mixture: what solvers do when the network makes no error."""
+"""The exact score of the Gaussian mixture in the plane, to study solver error without network error."""
 
 from collections.abc import Callable
 
@@ -12,10 +12,10 @@ from lsgm_jax.solvers.sampler import Sampler, sample
 
 
 def exact_eps(process: Process) -> EpsNet:
-    """The noise prediction for the distribution `gaussians`: -sigma times the score of the last coordinate."""
+    """Returns the noise prediction for the distribution `gaussians`: -sigma times the score of the last coordinate."""
 
     def log_density(z_t: State, t: Scalar) -> Scalar:
-        """Of one sample, up to a constant; of each of the eight, the dimensions are independent."""
+        """Computes log p_t of one sample up to a constant; each of the eight components has independent dimensions."""
         signal, noise = kernel(process, t)
         precision = jnp.linalg.inv(noise @ noise.T + NARROW**2 * jnp.outer(signal, signal))
         error = jnp.stack(coordinates(z_t), axis=-1) - jnp.asarray(CENTRES, jnp.float32)[:, :, None] * signal
@@ -30,5 +30,5 @@ def exact_eps(process: Process) -> EpsNet:
 
 
 def exact_draw(process: Process, sampler: Sampler, count: int) -> Callable[[Key], Latents]:
-    """The compiled call that draws samples of the mixture by a solver, with its exact score."""
+    """Returns a compiled function that draws samples of the mixture by a solver with the exact score."""
     return jax.jit(lambda key: sample(sampler, process, exact_eps(process), key, (count, 2)).z_0)

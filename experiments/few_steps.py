@@ -1,10 +1,10 @@
-"""CLD and VP at few evaluations in the plane, with samples enough to tell solvers apart: SSCS against EM and others.
+"""CLD and VP at low NFE on points in the plane, with enough samples to separate SSCS, EM and other solvers.
 
 python -m experiments.few_steps --out=runs/toys --size=cpu --seeds=0,1,2
 
-On the models of cld_toys, whose few thousand samples leave a distance to the data that hides what good solvers differ
-by, and on the mixture of Gaussians with its exact score, where nothing but the solver errs. All solvers of a
-process begin with the same noise; distances are to many fresh draws of the data. Writes few_steps.csv, few_steps.png
+It uses the models of cld_toys, where a few thousand samples are too few to resolve differences between good solvers,
+and the mixture of Gaussians with its exact score, where the solver is the only source of error. All solvers of a
+process start from the same noise. Distances are to many fresh draws of the data. Writes few_steps.csv, few_steps.png
 and few_steps.md with a conclusion.
 """
 
@@ -37,7 +37,7 @@ from lsgm_jax.data.points import DISTRIBUTIONS, Distribution
 from lsgm_jax.evaluation.fid import sliced_wasserstein
 from lsgm_jax.sampling.run import compile_draw
 
-# Process and solver, with the steps that each is compared on.
+# Process and solver, with the time grids to compare.
 SOLVERS = {
     ("CLD", "EulerMaruyama"): ("linear", "quadratic"),
     ("CLD", "SSCS"): ("linear", "quadratic"),
@@ -46,12 +46,12 @@ SOLVERS = {
     ("VP", "DDIM"): ("quadratic",),
 }
 LINES = [f"{process} {solver} {grid}" for (process, solver), grids in SOLVERS.items() for grid in grids]
-BUDGETS = (20, 50, 150)  # evaluations; all of these solvers take one per step
-COUNT = {"quick": 400, "cpu": 40_000, "gpu": 200_000}  # samples of each
-REFERENCE, FLOOR = 100_000, "fresh draws"  # of the data
+BUDGETS = (20, 50, 150)  # NFE; all of these solvers take one evaluation per step
+COUNT = {"quick": 400, "cpu": 40_000, "gpu": 200_000}  # samples per setting
+REFERENCE, FLOOR = 100_000, "fresh draws"  # samples of the data
 EXACT = "gaussians, exact score"
 COLUMNS = (*TOYS, EXACT)
-# Left, right, and what the papers find on CIFAR-10 of left less right.
+# Left, right, and result of the papers on CIFAR-10 for left less right.
 CLAIMS = [
     ("CLD SSCS quadratic", "CLD EulerMaruyama quadratic", "CLD: below zero at 50 and 150"),
     ("CLD SSCS linear", "CLD EulerMaruyama linear", ""),
@@ -64,7 +64,7 @@ CLAIMS = [
 
 
 def measure(options: argparse.Namespace, process: str, rows: list[Row]) -> None:
-    """Adds to `rows`, and to the CSV, what they lack of a process."""
+    """Measures the trained models of a process; adds missing rows to `rows` and the CSV."""
     count, (one, params) = COUNT[options.size], trained(options, process)
     known = {(row["toy"], row["seed"], row["line"], row["nfe"]) for row in rows}
     for line, nfe, chosen in tqdm(jobs(process), desc=f"solvers of {process}"):
@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace, process: str, rows: list[Row]) -> None:
 
 
 def measure_exact(options: argparse.Namespace, process: str, rows: list[Row]) -> None:
-    """The same with the exact score of the mixture."""
+    """Measures the exact score of the mixture; adds missing rows as `measure` does."""
     config = load(SIZES[options.size], trial("gaussians", process).fields)
     known = {(row["seed"], row["line"], row["nfe"]) for row in rows if row["toy"] == EXACT}
     for line, nfe, chosen in tqdm(jobs(process), desc=f"solvers of {process}, exact score"):
@@ -93,7 +93,7 @@ def measure_exact(options: argparse.Namespace, process: str, rows: list[Row]) ->
 
 
 def jobs(process: str) -> list[tuple[str, int, list[str]]]:
-    """Lines and budgets, with the overrides of a config that make them."""
+    """Returns lines and NFE of a process, with their config overrides."""
     made = []
     for (of, solver), grids in SOLVERS.items():
         for grid in grids if of == process else ():
@@ -105,19 +105,19 @@ def jobs(process: str) -> list[tuple[str, int, list[str]]]:
 
 
 def make_row(toy: str, seed: int, line: str, nfe: int, x: np.ndarray) -> Row:
-    """One line of the CSV."""
+    """Returns a row of the CSV."""
     reference = data(toy).draw(np.random.default_rng([seed, 2]), REFERENCE)
     far = sliced_wasserstein(x, reference)
     return {"toy": toy, "seed": seed, "line": line, "nfe": nfe, "sliced_wasserstein": far}
 
 
 def data(toy: str) -> Distribution:
-    """What a column is compared with."""
+    """Returns the distribution of a column."""
     return DISTRIBUTIONS["gaussians" if toy == EXACT else toy]
 
 
 def add_floor(options: argparse.Namespace, rows: list[Row]) -> None:
-    """Adds the distance of as many fresh draws of the data: what is left of a perfect model."""
+    """Adds the distance of equally many fresh draws of the data, the best that a perfect model can reach."""
     known = {(row["toy"], row["seed"]) for row in rows if row["line"] == FLOOR}
     for toy in COLUMNS:
         for seed in options.seeds:
@@ -128,12 +128,12 @@ def add_floor(options: argparse.Namespace, rows: list[Row]) -> None:
 
 
 def at(rows: Sequence[Row], toy: str, line: str, nfe: int) -> list[float]:
-    """One value per seed, in their order."""
+    """Returns one value per seed, ordered by seed."""
     return by_seed(rows, "sliced_wasserstein", toy=toy, line=line, nfe=nfe)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """All lines in Markdown, thousandths."""
+    """Formats all lines in Markdown, in thousandths."""
     lines = ["| | NFE | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     for line, nfe in [*((line, nfe) for line in LINES for nfe in BUDGETS), (FLOOR, 0)]:
         cells = [thousandths(at(rows, toy, line, nfe)) for toy in COLUMNS]
@@ -142,7 +142,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def compare(rows: Sequence[Row]) -> str:
-    """The `CLAIMS` in Markdown, thousandths, paired by seed."""
+    """Formats the `CLAIMS` in Markdown, in thousandths, paired by seed."""
     lines = ["| left less right | NFE | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     for left, right, _ in CLAIMS:
         for nfe in BUDGETS:
@@ -153,7 +153,7 @@ def compare(rows: Sequence[Row]) -> str:
 
 
 def conclusions(rows: Sequence[Row]) -> list[str]:
-    """Of all distributions and seeds, how often left is ahead of right."""
+    """Counts over all distributions and seeds how often left has a smaller distance than right."""
     lines = []
     for left, right, paper in CLAIMS:
         counts = []
@@ -164,13 +164,13 @@ def conclusions(rows: Sequence[Row]) -> list[str]:
                 for pair in zip(at(rows, toy, left, nfe), at(rows, toy, right, nfe), strict=True)
             ]
             counts.append(f"{sum(a < b for a, b in pairs)} of {len(pairs)} at {nfe} NFE")
-        said = f" ({paper})" if paper else ""
-        lines.append(f"{left} is nearer to the data than {right} in {', '.join(counts)}{said}.")
+        published = f" ({paper})" if paper else ""
+        lines.append(f"{left} is nearer to the data than {right} in {', '.join(counts)}{published}.")
     return lines
 
 
 def draw_lines(options: argparse.Namespace, rows: Sequence[Row]) -> None:
-    """One panel per distribution."""
+    """Draws one panel per distribution."""
     with figure(file_of(options, "png"), columns=len(COLUMNS), width=3.6, height=4.0) as axes:
         for axis, toy in zip(axes, COLUMNS, strict=True):
             for index, line in enumerate(LINES):

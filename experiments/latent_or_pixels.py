@@ -1,10 +1,11 @@
-"""Diffusion in a latent space, trained end to end, against diffusion of the pixels, at equal compute.
+"""Latent diffusion trained end to end against pixel-space diffusion, at equal compute.
 
 python -m experiments.latent_or_pixels --out=runs/trials --size=cpu --seeds=0,1,2
 
-Compute is XLA's count of the operations of all training steps: the LSGM's two stages set it, and the diffusion of
-pixels trains for as many steps as it buys, with a network of the same widths. Both NELBOs bound the log-likelihood of
-the same grey levels, the pixels' by uniform dequantisation. Writes latent_or_pixels.csv, .png and .md.
+Compute is XLA's count of floating-point operations over all training steps. The two stages of the LSGM set the budget,
+and the pixel-space model, with a network of the same widths, trains for as many steps as the budget allows. Both NELBOs
+bound the log-likelihood of the same grey levels, in pixel space by uniform dequantisation. Writes latent_or_pixels.csv,
+.png and .md.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from lsgm_jax.evaluation.model_size import flops
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.objectives.bound import Batch
 
-# The same widths in both; the diffusion of pixels halves its maps where the autoencoder does.
+# The same widths for both; the pixel-space network halves its maps where the autoencoder does.
 PIXELS: dict[str, Setup] = {
     "quick": ("sgm_digits.py:quick", {"score.channels": (8, 8), "eval.draws": 2, "eval.samples": 64}),
     "cpu": ("sgm_digits.py", {"score.channels": (32, 32), "train.eval_every": 500, "eval.samples": 1000}),
@@ -52,7 +53,7 @@ KEYS = {"nelbo": "test NELBO, nats", "fid": "FID", "nfe": "NFE of a sample", "tr
 
 
 def training_flops(config: Config) -> int:
-    """Operations of all training steps by XLA's count."""
+    """Counts the floating-point operations of all training steps by XLA."""
     model, batch_size = build_model(config), config.data.batch_size
     batch = jax.eval_shape(lambda: Batch(jnp.zeros((batch_size, *model.data_shape))))
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -68,7 +69,7 @@ def training_flops(config: Config) -> int:
 
 
 def main() -> None:
-    """Trains both and compares."""
+    """Trains both models and compares them."""
     options = command_line(__doc__, "latent_or_pixels")
     latent, pixels = SIZES[options.size], PIXELS[options.size]
     budget, spent = training_flops(load(latent, {})), training_flops(load(pixels, {"train.steps": 1000}))
@@ -77,7 +78,7 @@ def main() -> None:
     rows += run_all([Trial("pixels", {"train.steps": steps})], options, ("nelbo", "fid"), pixels)
     draw_by_trial(rows, KEYS, file_of(options, "png"))
     lines = [
-        f"Each trains for {budget:.3g} operations per run; the pixels' diffusion takes {steps} steps of it.",
+        f"Each trains for {budget:.3g} operations per run; the pixel-space diffusion takes {steps} steps.",
         *(
             f"lsgm less pixels, {heading}: {paired(rows, 'lsgm', 'pixels', key)}."
             for key, heading in KEYS.items()

@@ -1,11 +1,11 @@
-"""LSGM-CLD against LSGM with the VPSDE: one autoencoder, one network, one budget; NELBO, and quality against NFE.
+"""LSGM-CLD against LSGM with the VPSDE, with the same autoencoder, network and steps: NELBO, and quality by NFE.
 
 python -m experiments.latent_process --out=runs/trials --size=cpu --seeds=0,1,2
 
-All priors of a seed begin with the same VAE and train with it for the same number of steps: "vp" as published,
-"vp-normal" with its network added to the Gaussian prediction, as LSGM-CLD's recipe has it, and "cld". Then each is
-sampled by solvers of every kind at the same numbers of evaluations. Writes latent_process.csv,
-latent_process_samples.csv, latent_process.png and latent_process.md.
+All priors of a seed start from the same VAE and train jointly with it for the same number of steps: "vp" as published,
+"vp-normal" with its network added to the Gaussian prediction, as in the recipe of LSGM-CLD, and "cld". Each is then
+sampled by solvers of every kind at the same NFE. Writes latent_process.csv, latent_process_samples.csv,
+latent_process.png and latent_process.md.
 """
 
 import argparse
@@ -38,7 +38,7 @@ TRIALS = {
 KEYS = {"nelbo": "test NELBO, nats", "fid": "FID", "nfe": "NFE of a sample", "train_seconds": "training, s"}
 NFE, TOLERANCES = (10, 20, 50, 100), (1e-1, 1e-2, 1e-3)
 COUNT = {"quick": 32, "cpu": 1000, "gpu": 2000}
-# An ODE solver, Euler-Maruyama, and what is made for the process: from coarse to fine.
+# ODE solvers, Euler-Maruyama, and solvers for this process.
 FOR_VP = ("Heun", "Tsit5", "EulerMaruyama", "Ancestral", "DDIM")
 SOLVERS = {
     "vp": FOR_VP,
@@ -48,13 +48,13 @@ SOLVERS = {
 
 
 def setup(size: str, process: str) -> Setup:
-    """The config of an LSGM with a process, at a size."""
+    """Returns the setup of an LSGM with a process, at a size."""
     config, common = SIZES[size]
     return (LSGM_CLD[size] if process == "cld" else config), common
 
 
 def measure(options: argparse.Namespace, process: str) -> list[dict[str, Any]]:
-    """Samples of every solver at every budget, every seed."""
+    """Runs every solver at every NFE and tolerance with every seed, and returns the rows."""
     rows = []
     for seed in options.seeds:
         workdir = options.out / f"seed{seed}" / TRIALS[process].name
@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace, process: str) -> list[dict[str, Any]]:
 
 
 def curve(rows: Sequence[dict[str, Any]], process: str, solver: str) -> list[tuple[float, float, float]]:
-    """Mean NFE, mean energy distance and its standard error of every setting, by NFE."""
+    """Returns (mean NFE, mean energy distance, its standard error) of every setting, ordered by NFE."""
     mine = [row for row in rows if (row["process"], row["solver"]) == (process, solver)]
     points = []
     for setting in dict.fromkeys(row["setting"] for row in mine):
@@ -78,7 +78,7 @@ def curve(rows: Sequence[dict[str, Any]], process: str, solver: str) -> list[tup
 
 
 def sample_table(rows: Sequence[dict[str, Any]]) -> str:
-    """In Markdown: energy distance to the test split at each number of evaluations."""
+    """Formats the energy distance to the test split at each NFE in Markdown."""
     lines = ["| process, solver | NFE: energy distance to the test split |", "|---|---|"]
     for process, solvers in SOLVERS.items():
         for solver in solvers:
@@ -91,7 +91,7 @@ def sample_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Trains both, samples both, and compares."""
+    """Trains all priors, samples them and compares them."""
     options = command_line(__doc__, "latent_process")
     rows = []
     for process, trial in TRIALS.items():

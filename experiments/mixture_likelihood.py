@@ -1,11 +1,11 @@
-"""How near CLD and VP come to the log-likelihood of a Gaussian mixture, which is known.
+"""Likelihood of CLD and VP on a Gaussian mixture, against the exact value.
 
 python -m experiments.mixture_likelihood --out=runs/toys --size=cpu --seeds=0,1,2
 
-Both are trained with the likelihood's weighting; CLD also unweighted, as published for samples, and without the time
-features of configs/cld_toy.py. -log p(x) is found by the probability-flow ODE with the exact divergence at a tight
-tolerance; CLD draws the velocity once, which makes it a bound. The difference to the mixture's own -log p(x) is taken
-point by point: what is left is the error of the network. Writes mixture_likelihood.csv and mixture_likelihood.md.
+Both are trained with the likelihood weighting; CLD also unweighted, as published for samples, and without the time
+features of configs/cld_toy.py. -log p(x) is computed by the probability-flow ODE with the exact divergence at a tight
+tolerance; CLD draws one velocity per point, which gives an upper bound. The difference to the exact -log p(x) of the
+mixture, point by point, is the error of the network. Writes mixture_likelihood.csv and mixture_likelihood.md.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.sampling.run import Run
 
 TOY, TARGET = "gaussians", 0.02  # nats
-# What a size changes: longer training, and the last step, for a validation's noise is larger than what is left to gain.
+# Changes per size: longer training. The last checkpoint is taken, because validation noise exceeds the late progress.
 LONG: dict[str, dict[str, Any]] = {
     "quick": {},
     "cpu": {
@@ -51,7 +51,7 @@ LONG: dict[str, dict[str, Any]] = {
 }
 POINTS = {"quick": 100, "cpu": 5000, "gpu": 10_000}
 BY_LIKELIHOOD = {"objective.weighting": "likelihood", "density.name": "defensive", "density.t_min": 1e-5}
-SCORING = [
+EVALUATION = [
     "--config.solver.name=Dopri5",
     "--config.steps.rtol=1e-5",
     "--config.steps.atol=1e-5",
@@ -61,7 +61,7 @@ SCORING = [
 
 
 def trials(size: str) -> list[Trial]:
-    """Both processes by the likelihood; then CLD as published, unweighted, and with t alone for a time."""
+    """Returns both processes with the likelihood weighting, CLD unweighted, and CLD without time features."""
     likelihood = {
         process: {**trial(TOY, process).fields, **BY_LIKELIHOOD, **LONG[size]} for process in PROCESSES
     }
@@ -73,7 +73,11 @@ def trials(size: str) -> list[Trial]:
 
 
 def excess(run: Run, seed: int, count: int) -> tuple[np.ndarray, int]:
-    """-log p(x) of the model less that of the mixture, nats, for `count` held-out points; how many solves failed."""
+    """Computes -log p(x) of the model less that of the mixture for held-out points.
+
+    Returns:
+        The difference in nats, [count], and the number of failed solves.
+    """
     assert isinstance(run.model, SGM)
     model, sampler, divergence = run.model, build_sampler(run.config), build("divergence", run.config)
 
@@ -91,7 +95,7 @@ def excess(run: Run, seed: int, count: int) -> tuple[np.ndarray, int]:
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """Every trial and seed."""
+    """Runs every trial with every seed and returns the rows."""
     rows = []
     for seed in options.seeds:
         for each in trials(options.size):
@@ -105,7 +109,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
                 "failed": 0,
             }
             if not report["diverged"]:
-                run = Run.open(options.out / f"seed{seed}" / each.name, SCORING)
+                run = Run.open(options.out / f"seed{seed}" / each.name, EVALUATION)
                 values, row["failed"] = excess(run, seed, POINTS[options.size])
                 row["excess"], row["error"] = estimate(values)
                 row["worst"] = float(values.max())
@@ -115,7 +119,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """In Markdown, one line per trial, one column per seed."""
+    """Formats the rows in Markdown, one line per trial, one column per seed."""
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
     lines = [
         "| trial | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean over seeds |",
@@ -130,17 +134,17 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def conclusions(rows: Sequence[Row]) -> list[str]:
-    """Which trials come within the target of the truth."""
+    """States which trials come within the target of the ground truth."""
     lines = []
     for name in dict.fromkeys(row["trial"] for row in rows):
         mean, _ = over_seeds(column(rows, name, "excess"))
         verdict = "within" if abs(mean) < TARGET else "NOT within"
-        lines.append(f"{name}: {mean:+.4f} nats above the truth on average, {verdict} {TARGET}.")
+        lines.append(f"{name}: {mean:+.4f} nats above the ground truth on average, {verdict} {TARGET}.")
     return lines
 
 
 def main() -> None:
-    """Trains, scores and concludes."""
+    """Trains, evaluates and concludes."""
     options = command_line(__doc__, "mixture_likelihood")
     rows = measure(options)
     conclude(options, table(rows), conclusions(rows))

@@ -1,11 +1,11 @@
-"""At which order every solver converges to the exact moments of Gaussian data.
+"""Measures the order of convergence of every solver on Gaussian data with exact moments.
 
 python -m experiments.solver_orders
 
-Exact noise prediction makes a solve affine in the prior's draw and in every draw of noise, so mean and variance of what
-it samples are found without sampling: one row of the batch has no noise at all, and every other row one unit draw.
-CLD's probability flow is compared state by state, because there moments alone can be right where states are not.
-Writes docs/solver_orders.md. Two minutes of CPU time.
+With the exact noise prediction a solve is affine in the initial noise and in the noise of every step. So the mean and
+variance of the samples are computed without sampling: one row of the batch has no noise, and every other row has a
+single unit draw. For CLD's probability flow the comparison is between states, because its moments can be right while
+states are wrong. Writes docs/solver_orders.md. Takes two minutes of CPU time.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ PARTS = 2  # draws per step; no solver here takes more
 
 
 class Setting(NamedTuple):
-    """Where an order is measured: fine enough for it to show, and not so fine that rounding does."""
+    """Process, grid and numbers of steps of a measurement: fine enough to show the order, above rounding errors."""
 
     process: VP | CLD
     grid: Callable[..., Grid]
@@ -44,7 +44,7 @@ class Setting(NamedTuple):
     t_min: float = T_MIN
 
     def label(self) -> str:
-        """In words."""
+        """Returns a description for the table."""
         least, most = self.process.beta_min, self.process.beta_max
         rates = f"{least:g}" if least == most else f"{least:g} to {most:g}"
         process, counts = type(self.process).__name__, ", ".join(map(str, self.counts))
@@ -58,10 +58,10 @@ SETTINGS = {
     "Dopri5": Setting(GENTLE, Linear, (16, 32, 64)),
     "PLMS": Setting(GENTLE, Quadratic, (32, 64, 128)),
     "Dopri8": Setting(GENTLE, Linear, (8, 16, 32)),
-    # The first steps of these are of lower order, which shows the less the more noise there is at t = 1.
+    # The first steps of these have lower order, which matters less the more noise there is at t = 1.
     **{name: Setting(VP(), LogSNR, (80, 160, 320)) for name in ("DEIS", "DPMSolverPP", "UniPC")},
 }
-# CLD's last steps, where covariances vanish, are the hard ones: quadratic steps, and closer to the data.
+# CLD's covariances vanish in the last steps, which are the hard ones: a quadratic grid, closer to the data.
 CLD_COUNTS = {
     "SSCS": (32, 64, 128),
     "GDDIM": (64, 128, 256),
@@ -72,7 +72,7 @@ CLD_T_MIN = 1e-3
 
 
 class Case(NamedTuple):
-    """A method with its settings, which may depend on the number of steps."""
+    """A method with its options, which may depend on the number of steps."""
 
     label: str
     setting: Setting
@@ -81,21 +81,21 @@ class Case(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class UnitDraws:
-    """Noise of which every number is one in a row of the batch of its own, and zero in all others.
+    """Noise in which every element is one in its own row of the batch, and zero in all other rows.
 
-    Before these rows come 1 + `size`, without noise; `size` is the number of coordinates of the state.
+    The first 1 + `size` rows have no noise; `size` is the number of coordinates of the state.
     """
 
     size: int = 1
 
     def draw(self, step: Index, part: int, like: State) -> State:
-        """Zeros, and a single one per coordinate."""
+        """Returns zeros with a single one per coordinate."""
         row = 1 + self.size * (1 + PARTS * step + part)
         return as_state([jnp.zeros_like(z).at[row + i].set(1.0) for i, z in enumerate(coordinates(like))])
 
 
 def cases() -> list[Case]:
-    """Every method for processes of one coordinate, in every order and with and without noise."""
+    """Returns every method for processes of one coordinate, in every order, with and without noise."""
     variants: dict[str, list[tuple[str, Callable[[int], Method]]]] = {
         "DDIM": [("", lambda n: METHODS["DDIM"]()), ("eta=0.5", lambda n: METHODS["DDIM"](eta=0.5))],
         "EDMHeun": [
@@ -124,7 +124,7 @@ def _predictor(predictor: str) -> Method:
 
 
 def cld_cases(process: CLD) -> list[Case]:
-    """CLD's own methods in every order, and one each of diffrax's for the reverse SDE and the probability flow."""
+    """Returns the methods for CLD in every order, and one of diffrax each for the reverse SDE and the flow."""
     orders = {"SSCS": (1, 2), "GDDIM": (1, 2, 3)}
     variants = [
         *((name, f"{name} order={k}", dict(order=k)) for name in orders for k in orders[name]),
@@ -141,7 +141,7 @@ def cld_cases(process: CLD) -> list[Case]:
 
 
 def error(method: Method, setting: Setting, steps: int) -> float:
-    """Largest error of mean and standard deviation, from the exact marginal at t = 1; for CLD's flow, of states."""
+    """Computes the larger error of mean and standard deviation from the exact marginal; for CLD's flow, of states."""
     process, t_min = setting.process, setting.t_min
     start = spread(process)
     size = start.shape[1]
@@ -158,7 +158,7 @@ def error(method: Method, setting: Setting, steps: int) -> float:
 
 
 def spread(process: Process) -> Float[Array, "rows coordinates"]:
-    """The marginal at t = 1 as its mean, and the mean plus each column of the covariance's root."""
+    """Returns the mean of the marginal at t = 1, and the mean plus each column of the root of its covariance."""
     mean, cov = moments(process, jnp.ones(()))
     root = jnp.linalg.cholesky(cov)
     return mean + jnp.concatenate([jnp.zeros_like(root[:1]), root.T])
@@ -166,13 +166,13 @@ def spread(process: Process) -> Float[Array, "rows coordinates"]:
 
 @functools.cache
 def flow_of_spread(process: Process, t_min: float) -> np.ndarray:
-    """Where the probability flow carries them. It is affine, so these determine it for every start."""
+    """Computes the images of `spread` under the probability flow, which is affine and therefore determined by them."""
     start = spread(process)
     return np.asarray(flow(process, as_state(jnp.split(start, start.shape[1], axis=1)), t_min)[:, 0])
 
 
 def slope(build: Callable[[int], Method], setting: Setting) -> float:
-    """Order that shows in the errors for the setting's numbers of steps; needs float64."""
+    """Fits the order of convergence to the errors at the numbers of steps of the setting; needs float64."""
     counts = setting.counts
     errors = [error(build(n), setting, n) for n in counts]
     return -float(np.polyfit(np.log(counts), np.log(errors), 1)[0])
@@ -184,26 +184,26 @@ COLUMNS = """
 """
 HEAD = f"""# Orders of the solvers
 
-Written by `python -m experiments.solver_orders`. Every solver samples Gaussian data by the exact noise prediction,
+Written by `python -m experiments.solver_orders`. Every solver samples Gaussian data with the exact noise prediction,
 from the exact marginal at $t=1$ to $t_{{\\min}}={T_MIN}$ of a variance-preserving process. The slope is that of the
-larger error, of mean or standard deviation, against the number of steps; both are computed, not sampled. Where
-`order` is a setting, the column of that name is what the error falls by; UniPC's corrector adds one. The last table is
-for CLD; it measures solvers of the probability flow by states instead.
+larger error, of mean or standard deviation, against the number of steps; both are computed, not sampled. For solvers
+with an option `order`, the column `order` is the expected slope; UniPC's corrector adds one. The last table is for CLD,
+where solvers of the probability flow are measured by states instead.
 {COLUMNS}"""
 START = f"""
-The first steps of multistep methods are of lower order. What Euler's first step leaves falls with the square of the
-number of steps, but is small: it shows where there is some signal at $t=1$ and the steps are many. UniPC corrects it.
+The first steps of multistep methods have lower order. The error of the first step, by Euler, falls with the square of
+the number of steps, but is small: it shows if there is some signal at $t=1$ and the steps are many. UniPC corrects it.
 {COLUMNS}"""
 OF_CLD = f"""
-For CLD, on the same data, from its exact marginal at $t=1$ to $t_{{\\min}}={CLD_T_MIN:g}$. SSCS and EulerMaruyama
-solve the reverse SDE: their slope is the weak order, of the larger error of mean or standard deviation of the position.
-GDDIM and Heun solve the probability flow: theirs is that of the largest error of a position, against Dopri8 with a
-tolerance of 1e-10, of three starts that determine the affine map. Errors of the map partly cancel in its moments.
+CLD on the same data, from its exact marginal at $t=1$ to $t_{{\\min}}={CLD_T_MIN:g}$. SSCS and EulerMaruyama solve the
+reverse SDE. Their slope is the weak order: of the larger error of mean or standard deviation of the position. GDDIM and
+Heun solve the probability flow. Their slope is that of the largest error of a position, against Dopri8 with a tolerance
+of 1e-10, over three initial states that determine the affine map. Errors of the map partly cancel in its moments.
 {COLUMNS}"""
 
 
 def row(case: Case) -> str:
-    """A line of the table."""
+    """Formats a line of the table."""
     method = case.build(case.setting.counts[0])
     per_step, first, extra = method.cost
     evaluations = f"{per_step}" + (f" + {first + extra} once" if first + extra else "")

@@ -1,4 +1,4 @@
-"""The README's solver study: `lsgm study` on the digits model, its figure and its table, with a reading of both.
+"""Runs `lsgm study` on the digits model and writes its figure, its table and a conclusion (docs/solver_study.md).
 
     lsgm train --config=configs/digits.py --workdir=runs/digits
     python experiments/solver_study.py --workdir=runs/digits
@@ -32,17 +32,17 @@ PAGE = """# Solvers on the digits model
 
 ![distance to the converged solution, and to the data, against evaluations](images/{picture})
 
-Distances: root mean square to the solution of Dopri8 at a tolerance of 1e-6, of latents and of decoded samples, for
-solvers that follow the probability flow; energy distance between decoded samples and the test split, an unbiased
-estimate in pixel space that scatters around zero for equal distributions. Milliseconds are those of one batch of all
-samples, decoder included, after compilation.
+Distances: RMS to the solution of Dopri8 at a tolerance of 1e-6, of latents and of decoded samples, for solvers of the
+probability flow; energy distance between decoded samples and the test split, an unbiased estimate in pixel space that
+scatters around zero for equal distributions. Milliseconds are for one batch of all samples, including the decoder,
+after compilation.
 
 {table}
 """
 
 
 def conclusion(rows: list[Row]) -> str:
-    """The fewest evaluations at which each kind of solver comes within given distances of the flow."""
+    """Lists the solvers with the lowest NFE within given distances of the converged latents."""
     lines = []
     for limit in (0.1, 0.03, 0.01):
         best = {}
@@ -56,7 +56,7 @@ def conclusion(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Reads the options, measures and writes."""
+    """Parses the options, runs the study and writes the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,10 +64,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--grid", default="quadratic")
-    parser.add_argument("--picture", default="solver_study.png", help="its name in docs/images")
     parser.add_argument(
-        "--hardware", default=jax.devices()[0].device_kind, help="what the page says it ran on"
+        "--picture", default="solver_study.png", help="file name of the figure in docs/images"
     )
+    parser.add_argument("--hardware", default=jax.devices()[0].device_kind, help="hardware named on the page")
     options = parser.parse_args()
     start = time.monotonic()
     run, folder = Run.open(options.workdir), options.workdir / "study"

@@ -1,11 +1,11 @@
-"""How much noise each density of training times leaves in each weighted loss, for every process.
+"""Monte Carlo noise of the weighted loss by density of the training times, for every weighting and process.
 
 python experiments/time_densities.py --out=runs/time_densities
 
-Latents are real: the 16 leading principal components of the digits of scikit-learn, whitened. For every process the
-squared error of a score network is measured over a grid of times, before and after training, and turned by quadrature
-into the standard deviation of one draw of lambda / r |eps - eps_hat|^2 for every weighting and density. Writes
-table.csv, table.png and page.md, which is docs/time_densities.md. Two minutes on two CPU cores.
+The latents are the 16 leading principal components of the digits of scikit-learn, whitened. For every process the
+squared error of a score network is measured over a grid of times, before and after training. Quadrature gives the
+standard deviation of one draw of lambda / r |eps - eps_hat|^2 for every weighting and density. Writes table.csv,
+table.png and page.md, which is docs/time_densities.md. Takes two minutes on two CPU cores.
 """
 
 import argparse
@@ -60,24 +60,24 @@ SCORES = {
 }
 PAGE = """# Densities of training times
 
-How much noise is left in one draw of $\\lambda / r \\cdot |\\epsilon - \\hat\\epsilon|^2$ when its time is drawn from
-the density $r$ ([derivations](derivations.md), O5)? This page is written by `{command}`
+This page measures the Monte Carlo noise of one draw of $\\lambda / r \\cdot |\\epsilon - \\hat\\epsilon|^2$ with a time
+from the density $r$ ([derivations](derivations.md), O5). It is written by `{command}`
 (seed 0, {seconds:.0f} s on {hardware}, {date}).
 
-The latents are {dims} whitened principal components of the digits, the score is the mixed one with a network of three
-hidden layers of 256, times lie in [{t_min}, 1]. Scores: *untrained*, a fresh network with LSGM's initial mixing logit
-of -3, which leaves it 5 % of the prediction; *untrained, equal shares*, the same with a logit of 0; *trained*, after
-{steps} steps of unweighted score matching from the first. Every figure is the standard deviation of one draw over that
-of uniform times (below 1 is a gain), by quadrature over 600 times with {draws} latents each; the least of a line is
-bold. "optimal, likelihood" is `Optimal(weighting=likelihood)`, LSGM's $r_{{ll}}$, and so on.
+The latents are {dims} whitened principal components of the digits, the score is mixed with a network of three hidden
+layers of 256, and times lie in [{t_min}, 1]. Scores: *untrained*, an initial network with LSGM's mixing logit of -3,
+which gives it 5 % of the prediction; *untrained, equal shares*, the same with a logit of 0; *trained*, the first after
+{steps} steps of unweighted score matching. Every value is the standard deviation of one draw over that of uniform times
+(below 1 is better), by quadrature over 600 times with {draws} latents each; the smallest value of a line is bold.
+"optimal, likelihood" is `Optimal(weighting=likelihood)`, LSGM's $r_{{ll}}$, and so on.
 
 {conclusion}
 
-Importance sampling wins wherever the score is near enough to the Gaussian one or to the truth, which is where
-the papers have it: with the mixed score from the first step on. Of a network that is wrong near t = 1 it makes a
-heavy tail, and `defensive` is what bounds that.
+Importance sampling has lower variance if the score is close to the Gaussian score or to the ground truth. In the papers
+this holds from the first step on, because of the mixed score. If the network is wrong near t = 1, importance sampling
+has a heavy tail; `defensive` bounds it.
 
-![The same numbers as a picture](images/time_densities.png)
+![The same values as a heat map](images/time_densities.png)
 
 {tables}"""
 
@@ -89,12 +89,12 @@ class Row(NamedTuple):
     score: str
     weighting: str
     density: str
-    mean: float  # of the loss, nats or as the weighting has it
-    std: float  # of one draw
+    mean: float  # of the loss, in nats or in the units of the weighting
+    std: float  # standard deviation of one draw
 
 
 class MLP(nn.Module):
-    """(z_t, t) -> eps_hat for vectors, and the mixing logit from its usual start."""
+    """Network (z_t, t) -> eps_hat for vectors, with a mixing logit that starts at `mixing_logit`."""
 
     dims: int
     mixing_logit: float
@@ -102,7 +102,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, z_t: State, t: Times) -> tuple[jax.Array, jax.Array]:
-        """The network's prediction and the mixing logit per dimension."""
+        """Returns the prediction of the network and the mixing logit per dimension."""
         angles = t[:, None] * jnp.geomspace(1.0, 100.0, 16)
         parts = [*coordinates(z_t), jnp.sin(angles), jnp.cos(angles)]
         hidden = jnp.concatenate(parts, axis=-1)
@@ -113,7 +113,7 @@ class MLP(nn.Module):
 
 
 def whitened_digits(dims: int) -> jax.Array:
-    """Leading principal components of the digits with variance one, [1797, dims]."""
+    """Returns the leading principal components of the digits with unit variance, [1797, dims]."""
     images = np.asarray(load_digits().data, np.float64)
     centred = images - images.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
@@ -122,7 +122,7 @@ def whitened_digits(dims: int) -> jax.Array:
 
 
 def score_net(process: linear.Process, module: MLP) -> Callable:
-    """The mixed noise prediction; the network sees z_t at the scale of Gaussian data."""
+    """Returns the mixed noise prediction; the network gets z_t normalised by the scale for Gaussian data."""
 
     def predict(params: dict, z_t: State, t: Times) -> jax.Array:
         signal, noise = linear.kernel(process, t)
@@ -135,7 +135,7 @@ def score_net(process: linear.Process, module: MLP) -> Callable:
 
 
 def train(process: linear.Process, predict: Callable, params: dict, data: jax.Array, steps: int) -> dict:
-    """Unweighted score matching at uniform times, 512 latents a step."""
+    """Trains by unweighted score matching at uniform times, with 512 latents per step."""
     optimiser = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
 
     def loss(params: dict, key: jax.Array) -> jax.Array:
@@ -160,7 +160,7 @@ def train(process: linear.Process, predict: Callable, params: dict, data: jax.Ar
 def error_moments(
     process: linear.Process, predict: Callable, params: dict, data: jax.Array, t: jax.Array, draws: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of |eps - eps_hat|^2 and of its square at every time of `t`."""
+    """Computes the means of |eps - eps_hat|^2 and of its square at every time of `t`."""
 
     @jax.jit
     def at(t: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -182,7 +182,7 @@ def error_moments(
 def spreads(
     process: linear.Process, t: jax.Array, first: np.ndarray, second: np.ndarray
 ) -> dict[tuple[str, str], tuple[float, float]]:
-    """Mean and standard deviation of lambda / r |eps - eps_hat|^2 for every weighting and density, by quadrature."""
+    """Computes mean and std of lambda / r |eps - eps_hat|^2 for every weighting and density, by quadrature."""
     table = {}
     for (name, weighting), (label, density) in (
         (w, d) for w in WEIGHTINGS.items() for d in DENSITIES.items()
@@ -195,7 +195,7 @@ def spreads(
 
 
 def measure(dims: int, steps: int, draws: int) -> list[Row]:
-    """All cells."""
+    """Computes all cells of the table."""
     data, rows = whitened_digits(dims), []
     t = jnp.sort(jnp.concatenate([jnp.geomspace(T_MIN, 1.0, 300), jnp.linspace(T_MIN, 1.0, 302)[1:-1]]))
     jobs = [(name, score) for name in PROCESSES for score in SCORES]
@@ -214,7 +214,7 @@ def measure(dims: int, steps: int, draws: int) -> list[Row]:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """One table per score: standard deviations over that of uniform times, the least of each line in bold."""
+    """Formats one table per score: standard deviations over that of uniform times, the smallest of a line in bold."""
     others = [density for density in DENSITIES if density != "uniform"]
     lines = []
     for score in SCORES:
@@ -240,7 +240,7 @@ def as_markdown(rows: list[Row]) -> str:
 
 
 def conclusion(rows: list[Row]) -> str:
-    """Where importance sampling wins, counted."""
+    """Counts where importance sampling has lower variance than uniform times."""
     std = {(r.process, r.score, r.weighting, r.density): r.std for r in rows}
     lines = []
     for score in SCORES:
@@ -260,7 +260,7 @@ def conclusion(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:
-    """Heat map of the standard deviations over those of uniform times."""
+    """Draws a heat map of the standard deviations over those of uniform times."""
     figure, axes = plt.subplots(1, len(SCORES), figsize=(16, 8), sharey=True, layout="constrained")
     for axis, score in zip(axes, SCORES, strict=True):
         std = {(r.process, r.weighting, r.density): r.std for r in rows if r.score == score}
@@ -279,17 +279,15 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """Reads the options, measures and writes."""
+    """Parses the options, measures and writes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/time_densities"))
     parser.add_argument("--dims", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=4000, help="of training, per process")
+    parser.add_argument("--steps", type=int, default=4000, help="training steps per process")
     parser.add_argument("--draws", type=int, default=2048, help="latents per time of the quadrature")
-    parser.add_argument(
-        "--hardware", default=jax.devices()[0].device_kind, help="what the page says it ran on"
-    )
+    parser.add_argument("--hardware", default=jax.devices()[0].device_kind, help="hardware named on the page")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 

@@ -1,10 +1,10 @@
-"""What the tolerance of the adaptive solver costs and buys: NFE, error and sample quality (LSGM's Figure on NFE).
+"""NFE, error and sample quality by tolerance of the adaptive solver (LSGM's Figure on NFE).
 
 python -m experiments.tolerance --out=runs/trials --size=cpu --seeds=0,1,2
 
-For every seed one LSGM is trained and sampled by Dopri5 and Tsit5, with one step size for the batch as in the published
-code and with steps of its own for every sample. Writes tolerance_batch.csv, tolerance_sample.csv, tolerance.png and
-tolerance.md with a conclusion.
+For every seed one LSGM is trained and sampled by Dopri5 and Tsit5, with one step size for the whole batch, as in the
+published code, and with separate steps for every sample. Writes tolerance_batch.csv, tolerance_sample.csv,
+tolerance.png and tolerance.md with a conclusion.
 """
 
 import argparse
@@ -31,7 +31,7 @@ COUNT = {"quick": 32, "cpu": 1000, "gpu": 1000}
 
 
 def measure(options: argparse.Namespace, per: str) -> list[dict[str, Any]]:
-    """Every solver and tolerance, every seed."""
+    """Runs every solver and tolerance with every seed and returns the rows."""
     rows = []
     for seed in options.seeds:
         run_trial(Trial("lsgm", {}), SIZES[options.size], seed, options.out, metrics=("nelbo",))
@@ -45,17 +45,17 @@ def measure(options: argparse.Namespace, per: str) -> list[dict[str, Any]]:
 
 
 def column(rows: Sequence[dict[str, Any]], solver: str, setting: str, key: str) -> list[float]:
-    """One value per seed."""
+    """Returns one value per seed."""
     return [row[key] for row in rows if (row["solver"], row["setting"]) == (solver, setting)]
 
 
 def mean(rows: Sequence[dict[str, Any]], solver: str, setting: str, key: str) -> tuple[float, float]:
-    """Over the seeds."""
+    """Computes mean and standard error over the seeds."""
     return over_seeds(column(rows, solver, setting, key))
 
 
 def compare(rows: Sequence[dict[str, Any]], solver: str, loose: float) -> str:
-    """What a loose tolerance saves against the tightest, and what it costs, paired by seed."""
+    """Compares NFE and energy distance of a loose tolerance with the tightest, paired by seed."""
     settings = [f"tolerance {tolerance:g}" for tolerance in (loose, TOLERANCES[-1])]
     fewer = mean(rows, solver, settings[1], "nfe")[0] / mean(rows, solver, settings[0], "nfe")[0]
     pairs = zip(*(column(rows, solver, setting, "energy_distance") for setting in settings), strict=True)
@@ -67,7 +67,7 @@ def compare(rows: Sequence[dict[str, Any]], solver: str, loose: float) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """In Markdown, one line per solver and tolerance."""
+    """Formats the rows in Markdown, one line per solver and tolerance."""
     keys = {
         "nfe": "NFE of the batch",
         "nfe_mean": "NFE of a sample",

@@ -1,7 +1,8 @@
-"""What the ablations share: runs that differ in a few fields of one config, trained once, scored once, compared.
+"""Shared by the ablations: runs that differ in a few fields of one config, trained once, evaluated once, compared.
 
-A trial's folder is a run's: it is resumed and never repeated, and experiments that share an output share their trials.
-Several processes may share one if they take different seeds; the last one to finish reads what the others have left.
+The folder of a trial is the folder of a run: a trial resumes and is never repeated, and experiments with one output
+folder share their trials. Several processes may share it if they take different seeds; the last to finish reads the
+results of all.
 """
 
 import argparse
@@ -32,8 +33,8 @@ from lsgm_jax.files import replacing
 from lsgm_jax.sampling.run import Run, train
 
 ROOT = pathlib.Path(__file__).parent.parent
-Setup = tuple[str, Mapping[str, Any]]  # a config and what is changed in it
-# What an ablation needs, not what a demo does.
+Setup = tuple[str, Mapping[str, Any]]  # a config file and the fields to change
+# Smaller than the demos, because an ablation trains many runs.
 SIZES: dict[str, Setup] = {
     "quick": (
         "digits.py:quick",
@@ -72,14 +73,14 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One setting: how it is called and the config fields that make it."""
+    """One setting: its name and its config fields."""
 
     name: str
     fields: Mapping[str, Any]
 
 
 def command_line(description: str | None, name: str) -> argparse.Namespace:
-    """The options of every ablation: where to, how large, which seeds; and what its files are called."""
+    """Parses the options of an ablation: output folder, size and seeds; `name` is the stem of its files."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,10 +96,13 @@ def command_line(description: str | None, name: str) -> argparse.Namespace:
 def run_all(
     trials: Sequence[Trial], options: argparse.Namespace, metrics: Sequence[str], setup: Setup | None = None
 ) -> list[Row]:
-    """Trains and scores every trial with every seed; NAME.csv grows with each.
+    """Trains and evaluates every trial with every seed; NAME.csv grows with each.
 
     Args:
-        setup: what all trials have in common; None for that of the size.
+        trials: the settings.
+        options: of `command_line`.
+        metrics: "fid", or metrics of `likelihood.evaluate`.
+        setup: setup of all trials; None for that of the size.
     """
     rows = []
     jobs = [(trial, seed) for seed in options.seeds for trial in trials]
@@ -110,16 +114,16 @@ def run_all(
 
 
 def file_of(options: argparse.Namespace, kind: str) -> pathlib.Path:
-    """Where an experiment's table or picture goes."""
+    """Returns the path of a table or figure of an experiment."""
     return options.out / f"{options.name}.{kind}"
 
 
 def run_trial(
     trial: Trial, setup: Setup, seed: int, out: pathlib.Path, metrics: Sequence[str]
 ) -> Mapping[str, Any]:
-    """The report of one trial, in which "diverged" says whether and why training broke off.
+    """Trains and evaluates one trial and returns its report, where "diverged" is the error that ended training, or "".
 
-    Trials of one seed start from the same VAE, that of the first one.
+    Trials of one seed start from the same VAE, that of the first trial.
     """
     workdir, vae = out / f"seed{seed}" / trial.name, out / f"seed{seed}" / "vae"
     config = load(setup, {**trial.fields, "seed": seed})
@@ -140,12 +144,12 @@ def run_trial(
     evaluation = [f"--config.{key}={value}" for key, value in setup[1].items() if key.startswith("eval.")]
     run = Run.open(workdir, evaluation)
     for metric in metrics:
-        add_to_report(workdir, **_score(run, metric, seed))  # what has been scored before costs nothing
+        add_to_report(workdir, **_evaluate_metric(run, metric, seed))  # cached results are free
     return read_report(workdir)
 
 
 def _copy_once(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a folder if it is there and the copy is not, all of it or nothing."""
+    """Copies a folder atomically, if it exists and the copy does not."""
     if not source.is_dir() or target.is_dir():
         return
     partial = target.with_name(f".{target.name}.partial")
@@ -155,14 +159,14 @@ def _copy_once(source: pathlib.Path, target: pathlib.Path) -> None:
     partial.rename(target)
 
 
-def _score(run: Run, metric: str, seed: int) -> dict[str, Any]:
+def _evaluate_metric(run: Run, metric: str, seed: int) -> dict[str, Any]:
     if metric == "fid":
         return compare_with_data(run, ["fid"], choose_extractor(run, inception=None), seed=seed)
     return evaluate(run, [metric], seed=seed)
 
 
 def load(setup: Setup, fields: Mapping[str, Any]) -> Config:
-    """The config of a setup with fields of one's own."""
+    """Loads the config of a setup with further fields."""
     file, common = setup
     overrides = [f"--config.{key}={value}" for key, value in {**common, **fields}.items()]
     return load_config(str(ROOT / "configs" / file), overrides)
@@ -186,21 +190,21 @@ def _row(trial: Trial, seed: int, report: Mapping[str, Any]) -> Row:
 
 
 def column(rows: Sequence[Row], trial: str, key: str) -> list[float]:
-    """One value per seed."""
+    """Returns one value per seed."""
     return [row[key] for row in rows if row["trial"] == trial]
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error over the seeds that arrived."""
-    arrived = np.asarray([value for value in values if np.isfinite(value)], np.float64)
-    if not len(arrived):
+    """Computes mean and standard error over the seeds with a finite value."""
+    finite = np.asarray([value for value in values if np.isfinite(value)], np.float64)
+    if not len(finite):
         return math.nan, math.nan
-    spread = arrived.std(ddof=1) / math.sqrt(len(arrived)) if len(arrived) > 1 else math.nan
-    return float(arrived.mean()), float(spread)
+    stderr = finite.std(ddof=1) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
+    return float(finite.mean()), float(stderr)
 
 
 def thousandths(values: Sequence[float]) -> str:
-    """Mean over the seeds times a thousand, with its standard error if it has one; nothing if there are none."""
+    """Formats mean and standard error over the seeds in thousandths; "" if there is no finite value."""
     mean, error = over_seeds([1e3 * value for value in values])
     return (
         f"{mean:.1f} ± {error:.1f}" if math.isfinite(error) else f"{mean:.1f}" if math.isfinite(mean) else ""
@@ -208,12 +212,12 @@ def thousandths(values: Sequence[float]) -> str:
 
 
 def paired(rows: Sequence[Row], left: str, right: str, key: str) -> str:
-    """Left less right, seed by seed: mean, standard error and signs."""
+    """Formats left less right, paired by seed: mean, standard error and signs."""
     return difference(column(rows, left, key), column(rows, right, key))
 
 
 def difference(left: Sequence[float], right: Sequence[float], unit: float = 1.0) -> str:
-    """The same of values: one per seed on either side, shown times `unit`."""
+    """Formats left less right as `paired` does, from one value per seed each, multiplied by `unit`."""
     less = unit * (np.asarray(left) - np.asarray(right))
     mean, error = over_seeds(less.tolist())
     signs = "".join("+" if value > 0 else "-" if value < 0 else "?" for value in less)
@@ -221,9 +225,10 @@ def difference(left: Sequence[float], right: Sequence[float], unit: float = 1.0)
 
 
 def summary(rows: Sequence[Row], keys: Mapping[str, str]) -> str:
-    """A table in Markdown, one line per trial: means and standard errors over the seeds.
+    """Formats a table in Markdown, one line per trial: means and standard errors over the seeds.
 
     Args:
+        rows: rows of all trials and seeds.
         keys: columns of the rows and their headings.
     """
     lines = ["| trial | " + " | ".join(keys.values()) + " |", "|---" * (len(keys) + 1) + "|"]
@@ -239,7 +244,7 @@ def summary(rows: Sequence[Row], keys: Mapping[str, str]) -> str:
 
 
 def conclude(options: argparse.Namespace, table: str, lines: Sequence[str]) -> None:
-    """Writes NAME.md, the table and what it says, and prints it."""
+    """Writes the table and the conclusions to NAME.md and prints them."""
     page = table + "\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
     with replacing(file_of(options, "md")) as partial:
         partial.write_text(page)
@@ -247,7 +252,7 @@ def conclude(options: argparse.Namespace, table: str, lines: Sequence[str]) -> N
 
 
 def write_table(path: pathlib.Path, rows: Sequence[Row]) -> None:
-    """Writes rows of one kind as CSV, in one step."""
+    """Writes rows with the same columns as CSV, atomically."""
     with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -255,7 +260,7 @@ def write_table(path: pathlib.Path, rows: Sequence[Row]) -> None:
 
 
 def read_table(path: pathlib.Path) -> list[Row]:
-    """What `write_table` wrote, numbers as numbers; nothing if there is no such file."""
+    """Reads a table of `write_table`, with numbers converted; [] if the file is missing."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -271,9 +276,9 @@ def _value(cell: str) -> int | float | str:
 
 @contextlib.contextmanager
 def figure(path: pathlib.Path, columns: int = 1, width: float = 5.0, height: float = 3.6) -> Iterator[Any]:
-    """A row of axes, saved when done."""
-    drawing, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False)
-    yield axes[0]
+    """Yields a row of axes and saves the figure afterwards."""
+    drawing, axes = plt.subplots(1, columns, figsize=(width * columns, height))
+    yield np.atleast_1d(axes)
     drawing.tight_layout()
     with replacing(path) as partial:
         drawing.savefig(partial, dpi=120, format="png")
@@ -281,7 +286,7 @@ def figure(path: pathlib.Path, columns: int = 1, width: float = 5.0, height: flo
 
 
 def draw_by_trial(rows: Sequence[Row], keys: Mapping[str, str], path: pathlib.Path) -> None:
-    """One panel per column of the rows: a point for every trial, the seeds told apart by colour."""
+    """Draws one panel per column of the rows: a point for every trial, with one colour per seed."""
     names, seeds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("trial", "seed"))
     with figure(path, columns=len(keys), width=max(4.0, 0.35 * len(names) + 2.0), height=4.5) as axes:
         for axis, (key, heading) in zip(axes, keys.items(), strict=True):

@@ -1,4 +1,4 @@
-"""The ablations' configs exist, and their tables and conclusions say what the rows say."""
+"""The configs of the experiments can be built, and their tables and conclusions agree with the rows."""
 
 import argparse
 import math
@@ -39,7 +39,7 @@ TRIALS = [ablation.trial(process, *cell) for process in ablation.PROCESSES for c
 
 
 def rows(values, key="nelbo"):
-    """A table of two seeds: what is not given is a constant."""
+    """Returns a table of two seeds with constants for all other columns."""
     table = []
     for trial, pair in values.items():
         for seed, value in enumerate(pair):
@@ -57,7 +57,7 @@ def test_trials_are_configs(trial):
 
 
 @pytest.mark.parametrize("size", trials.SIZES)
-def test_every_size_is_a_config_of_both_kinds(size):
+def test_every_size_has_a_config_in_latent_and_in_pixel_space(size):
     latent = trials.load(trials.SIZES[size], {})
     pixels = trials.load(latent_or_pixels.PIXELS[size], {})
     assert build_model(latent).data_shape == build_model(pixels).data_shape
@@ -74,7 +74,7 @@ def test_both_processes_have_a_config_of_the_same_autoencoder_and_network(size):
     assert all(key.startswith("process.") for key in changed)
 
 
-def test_curves_go_by_evaluations_over_seeds():
+def test_curves_are_means_over_seeds_ordered_by_nfe():
     row = lambda seed, setting, nfe, distance: {
         "process": "cld", "solver": "SSCS", "seed": seed, "setting": setting, "nfe": nfe, "energy_distance": distance
     }  # fmt: skip
@@ -92,7 +92,7 @@ def test_tolerances_are_compared_seed_by_seed():
     assert "4.0 times fewer evaluations, energy distance to the data +0.1000 ± 0.0000" in found
 
 
-def test_means_leave_out_what_was_lost():
+def test_means_ignore_values_that_are_not_finite():
     assert trials.over_seeds([1.0, math.nan, 3.0]) == (2.0, 1.0)
     assert all(math.isnan(value) for value in trials.over_seeds([math.nan]))
     table = trials.summary(rows({"a": (1.0, 3.0), "b": (math.nan, 5.0)}), {"nelbo": "NELBO"})
@@ -120,8 +120,8 @@ def test_claims_follow_the_rows():
     assert f"Diverged: {table[0]['trial']}" in lines[-1]
 
 
-def test_a_copy_is_whole_and_made_once(tmp_path):
-    """What an interrupted copy left does not count, and a second copy changes nothing."""
+def test_a_copy_is_atomic_and_made_once(tmp_path):
+    """A partial copy of an interrupted call is ignored, and a second copy changes nothing."""
     source, target = tmp_path / "a", tmp_path / "b" / "vae"
     trials._copy_once(source, target)
     assert not target.exists()
@@ -156,7 +156,7 @@ def test_trials_in_the_plane_are_configs(trial):
 
 
 def test_trials_of_one_name_are_one_trial():
-    """Experiments that share an output share trials: of one name, one config."""
+    """Experiments with one output folder share trials, so one name must mean one config."""
     fields = {}
     for trial in IN_THE_PLANE:
         assert fields.setdefault(trial.name, trial.fields) == trial.fields
@@ -164,7 +164,7 @@ def test_trials_of_one_name_are_one_trial():
 
 @pytest.mark.parametrize("process", cld_toys.LINES)
 def test_every_line_spends_its_budget(process, tmp_path):
-    """All of it, but for what is less than a step; adaptive lines have tolerances in its place."""
+    """The unused rest is less than the cost of a step; adaptive lines have tolerances instead."""
     config = trials.load(toys.SIZES["cpu"], toys.trial("gaussians", process).fields)
     run = Run(tmp_path, config, build_model(config))
     for line in cld_toys.LINES[process]:
@@ -179,7 +179,7 @@ def test_every_line_spends_its_budget(process, tmp_path):
 
 
 def toy_rows(value, seeds=(0, 1)):
-    """A table in which every line has `value(process, solver, nfe)` on all distributions and seeds."""
+    """Returns a table where every line has `value(process, solver, nfe, seed)` on all distributions and seeds."""
     return [
         cld_toys.make_row(toy, seed, process, line.name, setting, {"nfe": nfe, "failed": 0} | found)
         for toy in toys.TOYS
@@ -193,7 +193,7 @@ def toy_rows(value, seeds=(0, 1)):
 
 
 def test_tables_of_solvers_have_the_mean_over_seeds():
-    """SSCS is far from the data at 20 evaluations, and near at 50; everything else is near."""
+    """SSCS is far from the data at an NFE of 20 and near at 50; all other lines are near."""
 
     def value(process, solver, nfe, seed):
         return 0.01 + (solver == "SSCS, quadratic" and nfe == 20) * (0.1, 0.3)[seed]
@@ -223,7 +223,7 @@ def test_solvers_are_compared_seed_by_seed():
     assert "in 0 of 10 at 20 NFE" in few_steps.conclusions(table)[1]
 
 
-def test_pictures_are_drawn(tmp_path):
+def test_figures_are_drawn(tmp_path):
     options = argparse.Namespace(out=tmp_path, name="drawn", size="cpu", seeds=[0])
     rows = toy_rows(lambda *where: 0.1, seeds=(0,))
     cld_toys.draw(options, [*rows, cld_toys.make_row("diamonds", 0, "data", "fresh draws", "", rows[0])])
@@ -231,8 +231,8 @@ def test_pictures_are_drawn(tmp_path):
 
 
 @pytest.mark.parametrize("process", [CLD(), VP()], ids=["cld", "vp"])
-def test_the_exact_score_gives_the_mixture_its_density(process):
-    """By the flow of the exact score, log p(x) is that of the mixture; CLD's velocity takes nothing from the bound."""
+def test_the_flow_of_the_exact_score_has_the_density_of_the_mixture(process):
+    """log p(x) by the flow of the exact score is that of the mixture; for CLD the bound is tight."""
     x = whole_split(PointSpec(source="gaussians"), "test")[:20]
     sampler = Sampler(method=METHODS["Dopri5"](), steps=Adaptive(rtol=1e-5, atol=1e-5), t_min=1e-4)
     eps, exact = exact_score.exact_eps(process), Divergence(name="exact")
@@ -263,6 +263,6 @@ def test_verdicts_follow_the_mean_over_seeds():
     values = {"near": (0.01, 0.02), "far": (0.01, 0.05)}
     lines = mixture_likelihood.conclusions(rows(values, key="excess"))
     assert lines == [
-        "near: +0.0150 nats above the truth on average, within 0.02.",
-        "far: +0.0300 nats above the truth on average, NOT within 0.02.",
+        "near: +0.0150 nats above the ground truth on average, within 0.02.",
+        "far: +0.0300 nats above the ground truth on average, NOT within 0.02.",
     ]

@@ -1,1 +1,1 @@
-"""Scores, pictures and reports."""
+"""Likelihood evaluation, sample quality metrics, solver studies, figures and reports."""

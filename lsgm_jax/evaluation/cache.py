@@ -1,4 +1,4 @@
-"""Long evaluations that go on where they were stopped: what they have so far is cache in a file."""
+"""The evaluation cache: a file of partial results, from which an interrupted evaluation resumes."""
 
 import dataclasses
 import hashlib
@@ -18,23 +18,26 @@ from lsgm_jax.files import is_first, replacing
 Arrays = dict[str, np.ndarray]
 
 SECONDS_BETWEEN_SAVES = 10.0
-SHARE_OF_SAVING = 0.05  # of the time, at most: what is cache may be large
+SHARE_OF_SAVING = 0.05  # largest share of the time spent on saving: results may be large
 
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """A file of partial results and what they are of.
+    """A file of partial results, together with a description of everything they depend on.
 
     Attributes:
-        path: an .npz file; its folder is made when it is needed.
-        of: everything the results depend on, as JSON has it. Results of anything else are not taken up.
+        path: an .npz file; the first write creates its folder.
+        of: everything the results depend on, JSON-serialisable. `read` ignores results stored under another value.
     """
 
     path: pathlib.Path
     of: dict[str, Any]
 
     def read(self) -> tuple[int, Arrays]:
-        """Jobs done, and their results; none if there is no file, or it is damaged or of something else."""
+        """Returns the number of finished jobs and their results.
+
+        They are 0 and {} if the file is missing or damaged, or was written for another `of`.
+        """
         try:
             with np.load(self.path) as file:
                 stored = dict(file)
@@ -45,9 +48,9 @@ class Cache:
         return int(stored.pop("done")), stored
 
     def write(self, done: int, results: Arrays) -> None:
-        """Replaces the file in one step."""
+        """Replaces the file atomically; only the first process writes."""
         if not is_first():
-            return  # all processes hold the same
+            return  # all processes hold the same results
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as partial, partial.open("wb") as file:
             np.savez(file, of=np.array(_as_json(self.of)), done=np.array(done), **results)  # pyright: ignore[reportArgumentType]
@@ -61,13 +64,16 @@ def accumulate(
     cache: Cache | None = None,
     label: str | None = None,
 ) -> Arrays:
-    """Calls `advance(job, results)` for each of the jobs in order, which adds to `results` in place.
+    """Calls `advance(job, results)` for every job in order; each call updates `results` in place.
 
-    With `cache` it starts after the jobs that the file has, and saves every few seconds and at the end.
+    With a `cache` it skips the jobs that the file holds, and saves every few seconds and after the last job.
 
     Args:
-        results: how they begin.
-        label: name of the progress bar; None shows none.
+        results: initial results; cached ones replace them.
+        jobs: number of jobs.
+        advance: runs one job.
+        cache: file to read and write; None keeps everything in memory.
+        label: name of the progress bar; None hides it.
 
     Returns:
         The results of all jobs.
@@ -91,7 +97,7 @@ def accumulate(
 
 
 def digest(tree: Any) -> str:
-    """A hash of all arrays of a tree, their names, types and shapes: 16 hexadecimal digits."""
+    """Returns a hash of all arrays of a tree with their paths, types and shapes: 16 hexadecimal digits."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(np.asarray(leaf))

@@ -1,7 +1,7 @@
-"""A classifier of a data set as a judge of images, where there are no weights of Inception.
+"""A feature extractor for image sets without Inception weights: a classifier of the data set.
 
-It is trained on the labels of the training split. Its features order models of that data set; they are not Inception's,
-and every figure made with them says so.
+It is trained on the labels of the training split. Its features rank models of that data set. They are not comparable
+with Inception's, and reports state this next to every value.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ Outputs = tuple[Features, Logits]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """How the classifier is trained: AdamW, its rate a cosine from `learning_rate` to 0."""
+    """Hyperparameters of the training: AdamW with a cosine schedule from `learning_rate` to 0."""
 
     steps: int = 1000
     batch_size: int = 128
@@ -45,7 +45,7 @@ class Training:
 
 
 class Classifier(nn.Module):
-    """Residual blocks, each at half the side of the one before, down to two pixels; then means, features, classes."""
+    """Residual blocks that halve height and width down to 3 or less, then average pooling, features and logits."""
 
     classes: int
     dropout: float = 0.0
@@ -64,7 +64,12 @@ class Classifier(nn.Module):
 
 
 def classifier_of(data: Data, folder: pathlib.Path, training: Training) -> Extractor:
-    """The data set's classifier, trained now or read from where an earlier call has left it in `folder`.
+    """Returns the classifier of the data set as an extractor, trained now or read from the cache in `folder`.
+
+    Args:
+        data: the data set, with labels.
+        folder: folder of the cache.
+        training: hyperparameters; each choice has its own file in the cache.
 
     Raises:
         DataError: if the data set has no labels.
@@ -109,19 +114,19 @@ def _apply(net: Classifier, params: Any, x: Images) -> Outputs:
 
 
 def train_classifier(data: Data, training: Training) -> Arrays:
-    """Parameters by their paths, and beside them "accuracy", on the test split, and the number of "classes"."""
+    """Returns the parameters by path, together with "accuracy" on the test split and the number of "classes"."""
     labels = split_labels(data, "train")
     net = Classifier(int(labels.max()) + 1, training.dropout)
     params = fit(net, data.open("train"), labels, training)
-    # Processes would agree but for rounding; judges have to be the same.
+    # Rounding may differ between processes, but all of them must use the same classifier.
     params = multihost_utils.broadcast_one_to_all(params) if jax.process_count() > 1 else params
-    right = accuracy(net, params, whole_split(data, "test"), split_labels(data, "test"))
+    test_accuracy = accuracy(net, params, whole_split(data, "test"), split_labels(data, "test"))
     paths = cast(Arrays, flatten_dict(jax.tree.map(np.asarray, params), sep="/"))
-    return {**paths, "accuracy": np.array(right), "classes": np.array(net.classes)}
+    return {**paths, "accuracy": np.array(test_accuracy), "classes": np.array(net.classes)}
 
 
 def fit(net: Classifier, samples: Samples, labels: np.ndarray, training: Training) -> Any:
-    """Parameters that minimise the cross entropy of the labels; the same on every call."""
+    """Trains the parameters on the cross entropy of the labels; deterministic."""
     rng, key = np.random.default_rng(0), jax.random.key(0)
     rate = optax.cosine_decay_schedule(training.learning_rate, training.steps)
     optimiser = optax.adamw(rate, weight_decay=training.weight_decay)
@@ -151,7 +156,7 @@ def _make_step(net: Classifier, optimiser: optax.GradientTransformation) -> Call
 
 
 def accuracy(net: Classifier, params: Any, x: np.ndarray, labels: np.ndarray) -> float:
-    """The share of samples whose label has the largest logit."""
+    """Computes the share of samples whose label has the largest logit."""
     classify = jax.jit(lambda params, x: _apply(net, params, x)[1].argmax(axis=-1))
-    found = [np.asarray(classify(params, rows))[:count] for rows, count in padded_batches(x, 128)]
-    return float((np.concatenate(found) == labels).mean())
+    predicted = [np.asarray(classify(params, rows))[:count] for rows, count in padded_batches(x, 128)]
+    return float((np.concatenate(predicted) == labels).mean())

@@ -1,4 +1,4 @@
-"""Scores of a data split, image by image: the NELBO with its terms, and the ODE log-density of the latents."""
+"""Monte Carlo estimates of likelihood bounds over a data split: one value per image, averaged over draws."""
 
 import dataclasses
 import math
@@ -16,6 +16,7 @@ from lsgm_jax.nn.network import Params
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.time_densities import Stratum
 
+# (params, batch, key, stratum) -> dictionary of [batch] arrays.
 PerImage = Callable[[Params, Batch, Key, Stratum], Mapping[str, jax.Array | np.ndarray]]
 
 
@@ -40,13 +41,18 @@ def evaluate_images(
     """Averages `per_image` over `draws` independent keys for every image of `batch`.
 
     Args:
-        per_image: a compiled function to dictionaries of [batch] arrays; draw i of n gets the stratum (i, n). One of
-            `OverDevices` shares the batch among them.
-        cache: where partial averages are, so that an interrupted call goes on.
-        label: name of the progress bar; None shows none.
+        per_image: a compiled function that returns a dictionary of [batch] arrays; draw i of n gets the stratum (i, n).
+            Wrap it in `OverDevices` to shard the batch over all devices.
+        params: first argument of `per_image`.
+        batch: host arrays of all images.
+        key: base key; every draw and batch derives its own.
+        draws: draws per image.
+        batch_size: images per call. The last batch is padded.
+        cache: file of partial averages, from which an interrupted call resumes.
+        label: name of the progress bar; None hides it.
 
     Returns:
-        The same names with arrays [images], float64.
+        A dictionary of the same names with arrays [images], float64.
     """
     jobs = _Jobs(per_image, params, batch, key, draws, batch_size)
 
@@ -69,11 +75,17 @@ def importance_bound(
     cache: Cache | None = None,
     label: str | None = None,
 ) -> np.ndarray:
-    """-log of the mean importance weight over `draws` latents, nats, [images]: a bound on -log p(x), tighter with each.
+    """Computes the importance-weighted bound on -log p(x) (Burda et al. 2016) for every image.
+
+    The bound is -log of the mean importance weight over `draws` latents. It is tighter with more latents. Arguments
+    not listed are those of `evaluate_images`.
 
     Args:
-        per_image: as in `evaluate_images`; must return "log_weight".
-        cache: as there.
+        per_image: as in `evaluate_images`; must return "log_weight", nats.
+        draws: latents per image.
+
+    Returns:
+        The bound in nats, [images].
     """
     jobs = _Jobs(per_image, params, batch, key, draws, batch_size)
 
@@ -88,7 +100,7 @@ def importance_bound(
 
 @dataclasses.dataclass(frozen=True)
 class _Jobs:
-    """Every draw of every batch, numbered; each with a key of its own, whatever has been run before."""
+    """All pairs of a draw and a batch, numbered. A key depends only on its draw and batch, so that jobs can resume."""
 
     per_image: PerImage
     params: Params
@@ -105,11 +117,11 @@ class _Jobs:
         return math.ceil(len(self.batch.x) / self.batch_size)
 
     def run(self, job: int) -> tuple[slice, Arrays]:
-        """A part of the images, and the values of one draw for it, float64."""
+        """Returns the slice of the images in this job, and the values of one draw for them, float64."""
         draw, batch = divmod(job, self._batches)
         start = batch * self.batch_size
-        some = jax.tree.map(lambda rows: rows[start : start + self.batch_size], self.batch)
-        rows, count = next(padded_batches(some, self.batch_size))
+        images = jax.tree.map(lambda rows: rows[start : start + self.batch_size], self.batch)
+        rows, count = next(padded_batches(images, self.batch_size))
         k_batch = jax.random.fold_in(jax.random.fold_in(self.key, draw), start)
         values = self.per_image(
             self.params, jax.tree.map(jnp.asarray, rows), k_batch, Stratum(draw, self.draws)
@@ -119,11 +131,11 @@ class _Jobs:
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Mean and standard error over images; the noise of the draws is part of the spread."""
+    """Computes mean and standard error over images; the spread includes the noise of the draws."""
     spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return Estimate(float(values.mean()), float(spread))
 
 
 def bits_per_dimension(nats: np.ndarray, dimensions: int) -> np.ndarray:
-    """Nats per image as bits per pixel value."""
+    """Converts nats per image to bits per dimension; `dimensions` is the number of pixel values."""
     return nats / (dimensions * math.log(2.0))

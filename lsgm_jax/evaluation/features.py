@@ -1,4 +1,4 @@
-"""Sets of images as sets of features: what a network that knows images says of each."""
+"""Features of image sets, which FID, KID, precision and recall are computed from."""
 
 import dataclasses
 import math
@@ -16,20 +16,21 @@ from lsgm_jax.training.devices import OverDevices, data_mesh, place
 
 Bytes = UInt8[Array, "batch height width channels"]
 Features = Float[Array, "batch features"]
-MOST_FEATURES = 50_000  # of a set that are held and kept one by one; mean and covariance are of all
+MOST_FEATURES = 50_000  # feature vectors stored per set; mean and covariance cover all images
 
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """A network from images, as files store them, to features.
+    """A network that maps images, uint8, to feature vectors.
 
     Attributes:
-        name: what reports call figures made with it. It says what they can be compared with.
-        identity: of its weights; figures of two identities are not comparable.
+        name: name in reports; it says what the metrics are comparable with.
+        identity: hash of the weights; metrics of two identities are not comparable.
         width: features per image.
-        params: what `apply` takes first.
-        apply: pure; parameters and images, uint8, to features.
-        classify: images to the classes that it takes them for, if it knows those of the data set.
+        params: first argument of `apply` and `classify`.
+        apply: pure function of parameters and images [batch, h, w, c], uint8, to features [batch, width].
+        classify: function of parameters and images to predicted classes [batch]; None if the network does not know the
+            classes of the data set.
     """
 
     name: str
@@ -41,12 +42,12 @@ class Extractor:
 
 
 class ImageSet(NamedTuple):
-    """What is known of a set of images: all a distance needs.
+    """Statistics of a set of images, sufficient for all distances in `fid`.
 
     Attributes:
         moments: mean and covariance of the features of all images.
-        features: of the first `MOST_FEATURES`, float32.
-        means: over all images, of what else is known of each.
+        features: features of the first `MOST_FEATURES` images, float32.
+        means: means over all images of the other values per image, such as "nfe".
     """
 
     moments: Moments
@@ -54,7 +55,7 @@ class ImageSet(NamedTuple):
     means: dict[str, float]
 
 
-# Batch number i -> images in [-1, 1], [batch, h, w, c], always as many, and what else is known of each, [batch].
+# Batch number i -> images in [-1, 1], [batch, h, w, c], all batches of one size, and other values per image, [batch].
 Batches = Callable[[int], tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
@@ -67,27 +68,30 @@ def describe_images(
     cache: Cache | None = None,
     label: str | None = None,
 ) -> ImageSet:
-    """Features of `count` images, batch by batch, over all devices.
+    """Computes the features of `count` images, batch by batch, over all devices.
 
     Args:
-        batches: where the images come from; of the last batch only the first are used.
-        cache: where what there is so far is, so that an interrupted call goes on.
-        label: name of the progress bar; None shows none.
+        extractor: the feature extractor.
+        batches: returns the images of each batch; surplus images of the last batch are ignored.
+        count: number of images.
+        batch_size: images per batch.
+        cache: file of partial results, from which an interrupted call resumes.
+        label: name of the progress bar; None hides it.
     """
     params = place(data_mesh(), extractor.params)
     extract = OverDevices(extractor.apply)
 
-    def advance(job: int, so_far: Arrays) -> None:
-        images, known = batches(job)
+    def advance(job: int, results: Arrays) -> None:
+        images, others = batches(job)
         start = job * batch_size
         rows = extract(params, to_bytes(images))[: count - start]
-        moments = merge(_moments(so_far), moments_of(rows)) if job else moments_of(rows)
-        so_far.update({name: np.asarray(value) for name, value in moments._asdict().items()})
-        held = so_far["features"][start : start + len(rows)]
-        held[:] = rows[: len(held)]
-        for name, values in known.items():
-            total = so_far.get(f"total_{name}", np.zeros(()))
-            so_far[f"total_{name}"] = np.asarray(total + values[: count - start].sum(dtype=np.float64))
+        moments = merge(_moments(results), moments_of(rows)) if job else moments_of(rows)
+        results.update({name: np.asarray(value) for name, value in moments._asdict().items()})
+        stored = results["features"][start : start + len(rows)]
+        stored[:] = rows[: len(stored)]
+        for name, values in others.items():
+            total = results.get(f"total_{name}", np.zeros(()))
+            results[f"total_{name}"] = np.asarray(total + values[: count - start].sum(dtype=np.float64))
 
     begin = {"features": np.zeros((min(count, MOST_FEATURES), extractor.width), np.float32)}
     done = accumulate(begin, math.ceil(count / batch_size), advance, cache=cache, label=label)
@@ -97,12 +101,12 @@ def describe_images(
 
 
 def fingerprint(data: Data, split: str) -> str:
-    """A hash of what a split is: how it is described, how many samples it has, and a few of them."""
+    """Returns a hash that identifies a split: its description, its number of samples and 16 of them."""
     samples = data.open(split, decode=False)
     few = np.linspace(0, len(samples) - 1, num=16).astype(int)
-    described = {**vars(data), "data_dir": None, "batch_size": None}  # where and how it is read, not what
+    described = {**vars(data), "data_dir": None, "batch_size": None}  # these do not change the images
     return digest([repr(described), len(samples), samples.batch(few)["x"]])
 
 
-def _moments(so_far: Arrays) -> Moments:
-    return Moments(int(so_far["size"]), so_far["mean"], so_far["scatter"])
+def _moments(results: Arrays) -> Moments:
+    return Moments(int(results["size"]), results["mean"], results["scatter"])

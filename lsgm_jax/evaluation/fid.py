@@ -1,4 +1,4 @@
-"""How far two sets of vectors are apart: samples themselves, or features that a network makes of images."""
+"""Distances between two sets of vectors, which are samples or features of images: FID, KID, precision and recall."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ OtherVectors = Float[np.ndarray, "m d"]
 
 
 class Spread(NamedTuple):
-    """A mean over subsets and the standard deviation between them; how many there are, and of how many vectors."""
+    """Mean and standard deviation over `subsets` random subsets, each of `size` vectors."""
 
     mean: float
     std: float
@@ -26,16 +26,17 @@ class Spread(NamedTuple):
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares, in [0, 1]: of samples that look real, of real images that the samples reach."""
+    """Shares in [0, 1]: samples on the manifold of real images, and real images on the manifold of samples."""
 
     precision: float
     recall: float
 
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| with Euclidean norms (Szekely and Rizzo 2013), estimated without bias.
+    """Computes the unbiased estimate of 2 E|x - y| - E|x - x'| - E|y - y'| (Szekely and Rizzo 2013).
 
-    Zero for equal distributions, where estimates scatter around it; in the units of the data.
+    Norms are Euclidean, and the distance has the units of the data. It is zero for equal distributions; estimates
+    scatter around zero then.
 
     Args:
         x, y: at least two samples each, [n, ...] and [m, ...].
@@ -46,14 +47,15 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def sliced_wasserstein(x: np.ndarray, y: np.ndarray, *, directions: int = 64, seed: int = 0) -> float:
-    """Mean over directions u of the 1-Wasserstein distance between u . x and u . y (Bonneel et al. 2015).
+    """Computes the mean over directions u of the 1-Wasserstein distance of u . x and u . y (Bonneel et al. 2015).
 
-    Never zero for samples: of equal distributions it falls with the root of their size. In the units of the data.
+    It has the units of the data. Estimates are positive even for equal distributions, where they fall with the root
+    of the number of samples.
 
     Args:
         x, y: samples, [n, ...] and [m, ...].
-        directions: how many, uniform on the sphere.
-        seed: of the directions. One seed, one set: what is compared should share it.
+        directions: number of directions, uniform on the sphere.
+        seed: seed of the directions. Use one seed for all values that are compared.
     """
     x, y = (z.reshape(len(z), -1).astype(np.float64) for z in (x, y))
     towards = np.random.default_rng(seed).standard_normal((directions, x.shape[1]))
@@ -63,11 +65,11 @@ def sliced_wasserstein(x: np.ndarray, y: np.ndarray, *, directions: int = 64, se
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)): the FID, if the vectors are Inception's (Heusel et al. 2017).
+    """Computes |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), the FID for Inception features (Heusel et al. 2017).
 
-    It is the squared Wasserstein distance of two Gaussian distributions (Dowson and Landau 1982). With C = R R^T the
-    trace of the root is the sum of the singular values of R_a^T R_b. So no product of covariances is formed, and
-    singular ones, of fewer vectors than dimensions, lose no digits.
+    It is the squared 2-Wasserstein distance of two Gaussians (Dowson and Landau 1982). With C = R R^T the trace of the
+    root is the sum of the singular values of R_a^T R_b. This avoids the product of covariances, so singular
+    covariances, from fewer vectors than dimensions, lose no digits.
     """
     root_a, root_b = (_root(moments.covariance) for moments in (a, b))
     overlap = np.linalg.svd(root_a.T @ root_b, compute_uv=False).sum()
@@ -76,15 +78,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
-    """R with R R^T = covariance."""
+    """Returns R with R R^T = covariance."""
     values, vectors = np.linalg.eigh(covariance)
-    return vectors * np.sqrt(np.maximum(values, 0.0))  # rounding may take zeros below zero
+    return vectors * np.sqrt(np.maximum(values, 0.0))  # rounding may make zero eigenvalues negative
 
 
 def kernel_mmd(x: Vectors, y: OtherVectors) -> float:
-    """The squared maximum mean discrepancy under the kernel (x . y / d + 1)^3, unbiased (Gretton et al. 2012, eq. 3).
+    """Computes the unbiased squared maximum mean discrepancy for (x . y / d + 1)^3 (Gretton et al. 2012, eq. 3).
 
-    Its expectation over independent sets is zero if the distributions are equal; single values may be negative.
+    Its expectation over independent sets is zero if the distributions are equal; single estimates may be negative.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     within = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (_kernel(x, x), _kernel(y, y)))
@@ -93,7 +95,7 @@ def kernel_mmd(x: Vectors, y: OtherVectors) -> float:
 
 def _kernel(x: Vectors, y: OtherVectors) -> Float[np.ndarray, "n m"]:
     base = x @ y.T / x.shape[1] + 1.0
-    return base * base * base  # a general power takes many times as long
+    return base * base * base  # a general power is many times slower
 
 
 def kernel_distance(
@@ -105,11 +107,13 @@ def kernel_distance(
     seed: int = 0,
     label: str | None = None,
 ) -> Spread:
-    """`kernel_mmd` of random subsets of both: the KID, if the vectors are Inception's (Binkowski et al. 2018).
+    """Computes `kernel_mmd` on random subsets of both sets, the KID for Inception features (Binkowski et al. 2018).
 
     Args:
-        size: vectors of each subset, drawn without replacement; all there are, if there are fewer.
-        label: name of the progress bar; None shows none.
+        subsets: number of pairs of subsets.
+        size: vectors per subset, drawn without replacement; at most the size of the smaller set.
+        seed: seed of the subsets.
+        label: name of the progress bar; None hides it.
     """
     rng = np.random.default_rng(seed)
     size = min(size, len(x), len(y))
@@ -122,14 +126,16 @@ def kernel_distance(
 def precision_recall(
     real: Vectors, generated: OtherVectors, *, k: int = 3, label: str | None = None
 ) -> PrecisionRecall:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, eqs. 1 and 2).
+    """Computes improved precision and recall (Kynkaanniemi et al. 2019, eqs. 1 and 2).
 
-    A set's manifold is the union of the balls around its vectors that reach to their k-th neighbours. Precision is the
-    share of generated vectors on the manifold of the real ones, recall that of real ones on the generated manifold.
+    The manifold of a set is the union of balls around its vectors, each with the distance to the k-th nearest neighbour
+    as radius. Precision is the share of generated vectors on the manifold of the real ones. Recall is the share of real
+    vectors on the manifold of the generated ones.
 
     Args:
         real, generated: more than k vectors each.
-        label: name of the progress bar; None shows none.
+        k: number of the neighbour that sets the radius.
+        label: name of the progress bar; None hides it.
     """
     real, generated = real.astype(np.float64), generated.astype(np.float64)
     with tqdm(total=2 * (len(real) + len(generated)), desc=label, disable=label is None, leave=False) as bar:
@@ -139,7 +145,7 @@ def precision_recall(
 
 
 def _on_manifold(of: Vectors, candidates: OtherVectors, k: int, bar: tqdm) -> Bool[np.ndarray, "m"]:
-    """Which candidates are no farther from a vector of `of` than its k-th neighbour is."""
+    """Returns for each candidate whether it lies on the manifold of `of`."""
     # Each vector is its own zeroth neighbour.
     radii = _reduced(of, of, lambda block: np.partition(block, k, axis=1)[:, k], bar)
     return _reduced(candidates, of, lambda block: (block <= radii).any(axis=1), bar)
@@ -148,8 +154,8 @@ def _on_manifold(of: Vectors, candidates: OtherVectors, k: int, bar: tqdm) -> Bo
 def _reduced(
     rows: np.ndarray, columns: np.ndarray, reduce: Callable[[np.ndarray], Any], bar: tqdm
 ) -> np.ndarray:
-    """A function of each row of the matrix of distances, of which only blocks of rows exist at a time."""
-    same = None if columns is rows else columns  # then the diagonal is exactly zero
+    """Applies `reduce` to the rows of the distance matrix; only a block of rows is in memory at a time."""
+    same = None if columns is rows else columns  # None makes the diagonal exactly zero
     parts = []
     for part in pairwise_distances_chunked(rows, same, reduce_func=lambda block, start: reduce(block)):
         parts.append(part)

@@ -1,7 +1,7 @@
-"""InceptionV3 as the published Frechet distances know it: TensorFlow's network of December 2015.
+"""InceptionV3 as used for published FIDs: TensorFlow's network of December 2015.
 
-Its layers have the names that torchvision gives those of its InceptionV3. It differs from torchvision's in its pools:
-averages leave the padding out, and the last block takes the maximum. Features are the last average, 2048 of them.
+The layers have the names of torchvision's InceptionV3. The pooling differs from torchvision's: average pooling excludes
+the padding, and the last block uses max pooling. The features are the 2048 outputs of the global average pooling.
 """
 
 import functools
@@ -14,18 +14,19 @@ from jaxtyping import Array, Float
 
 from lsgm_jax.evaluation.features import Bytes, Features
 
-SIDE = 299  # of the images that it was trained on
+SIDE = 299  # height and width of the images it was trained on
 Maps = Float[Array, "batch height width channels"]
 Pooled = Float[Array, "batch height2 width2 channels2"]
 
 
 class Conv(nn.Module):
-    """Convolution, batch normalisation by stored statistics, ReLU.
+    """Convolution, batch normalisation with stored statistics, ReLU.
 
     Attributes:
-        kernel: height and width, or both.
-        stride: with 1 the padding keeps odd kernels' inputs in size, with 2 there is none.
-        valid: no padding with stride 1 either.
+        features: output channels.
+        kernel: height and width, or one number for both.
+        stride: stride 1 pads such that odd kernels preserve height and width; stride 2 does not pad.
+        valid: disables the padding of stride 1.
     """
 
     features: int
@@ -43,39 +44,39 @@ class Conv(nn.Module):
             self.stride,
             padding=pad,
             use_bias=False,
-            precision=jax.lax.Precision.HIGHEST,  # accelerators would round to fewer digits than published FIDs have
+            precision=jax.lax.Precision.HIGHEST,  # the default of accelerators has fewer digits than published FIDs
             name="conv",
         )(h)
         return nn.relu(nn.BatchNorm(use_running_average=True, epsilon=1e-3, name="bn")(h))
 
 
 def average(h: Maps) -> Maps:
-    """Mean over 3 x 3 neighbours, of which the edge has fewer."""
+    """Computes 3 x 3 average pooling of stride 1; windows at the edge exclude the padding."""
     return nn.avg_pool(h, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 
 def maximum(h: Maps) -> Maps:
-    """Maximum over 3 x 3 neighbours."""
+    """Computes 3 x 3 max pooling of stride 1."""
     return nn.max_pool(h, (3, 3), (1, 1), "SAME")
 
 
 def shrink(h: Maps) -> Pooled:
-    """Maximum over 3 x 3 neighbours of every second position."""
+    """Computes 3 x 3 max pooling of stride 2."""
     return nn.max_pool(h, (3, 3), (2, 2))
 
 
 def chain(h: Maps, *layers: nn.Module) -> Pooled:
-    """One layer after the other."""
+    """Applies the layers one after the other."""
     return functools.reduce(lambda h, layer: cast(Array, layer(h)), layers, h)
 
 
 def side_by_side(*branches: Float[Array, "batch height width _"]) -> Pooled:
-    """All channels."""
+    """Concatenates the channels of the branches."""
     return jnp.concatenate(branches, axis=-1)
 
 
 class BlockA(nn.Module):
-    """35 x 35: 5 x 5 and two 3 x 3 convolutions."""
+    """Block at 35 x 35, with a 5 x 5 and with two 3 x 3 convolutions."""
 
     pool_features: int
 
@@ -95,7 +96,7 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """35 x 35 to 17 x 17."""
+    """Block that reduces 35 x 35 to 17 x 17."""
 
     @nn.compact
     def __call__(self, h: Maps) -> Pooled:
@@ -112,7 +113,7 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """17 x 17: 7 x 7 convolutions, one direction at a time."""
+    """Block at 17 x 17, with 7 x 7 convolutions factorised into 1 x 7 and 7 x 1."""
 
     features: int
 
@@ -140,7 +141,7 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """17 x 17 to 8 x 8."""
+    """Block that reduces 17 x 17 to 8 x 8."""
 
     @nn.compact
     def __call__(self, h: Maps) -> Pooled:
@@ -158,7 +159,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8 x 8: both directions of 3 x 3 convolutions side by side; the last block's pool is the maximum."""
+    """Block at 8 x 8, with 1 x 3 and 3 x 1 convolutions side by side; the last block uses max pooling."""
 
     last: bool
 
@@ -179,7 +180,7 @@ class BlockE(nn.Module):
 
 
 class Inception(nn.Module):
-    """Images [batch, h, w, 3] in [-1, 1], of 75 pixels a side at least, to features [batch, 2048]."""
+    """InceptionV3 from images [batch, h, w, 3] in [-1, 1], at least 75 x 75, to features [batch, 2048]."""
 
     @nn.compact
     def __call__(self, x: Maps) -> Features:
@@ -208,7 +209,7 @@ class Inception(nn.Module):
 
 
 def features_of(variables: Any, images: Bytes) -> Features:
-    """Features of images of any size, uint8, with three channels or one, as pytorch-fid prepares them."""
+    """Computes features of images of any size, uint8, with one or three channels, preprocessed as in pytorch-fid."""
     x = jnp.broadcast_to(images, (*images.shape[:3], 3)).astype(jnp.float32) / 255.0
     x = jax.image.resize(x, (len(x), SIDE, SIDE, 3), "bilinear", antialias=False)
     return cast(Array, Inception().apply(variables, 2.0 * x - 1.0))

@@ -1,6 +1,6 @@
-"""Weights of the published Inception, from the file that PyTorch users have of them.
+"""Reads the weights of the published Inception from the file of pytorch-fid.
 
-It is `pt_inception-2015-12-05-6726825d.pth` of github.com/mseitzer/pytorch-fid, a conversion of TensorFlow's network.
+The file is `pt_inception-2015-12-05-6726825d.pth` of github.com/mseitzer/pytorch-fid, converted from TensorFlow.
 """
 
 import pathlib
@@ -22,7 +22,7 @@ from lsgm_jax.interop.torch_file import read_torch
 
 FEATURES, CLASSES = 2048, 1008
 FILE = "pt_inception-2015-12-05-6726825d.pth"
-# Our names of a layer's variables -> the file's, and the layout.
+# Name of a layer's variable here -> its name in the file, and the layout.
 VARIABLES = {
     "kernel": ("weight", CONV),
     "scale": ("weight", SAME),
@@ -33,7 +33,7 @@ VARIABLES = {
 
 
 def table() -> list[Entry]:
-    """All tensors of the network: the file's names and ours."""
+    """Returns all tensors of the network, with their names in the file and their paths here."""
     entries = []
     for path in flatten_dict(shapes()):
         name, layout = VARIABLES[path[-1]]
@@ -42,10 +42,13 @@ def table() -> list[Entry]:
 
 
 def read_inception(path: pathlib.Path) -> Extractor:
-    """The network with the weights of a file: a `.pth` of `torch.save`, or an `.npz` of the same names.
+    """Reads the weights and returns the network as an extractor.
+
+    Args:
+        path: a `.pth` file of `torch.save`, or an `.npz` with the same names.
 
     Raises:
-        ConversionError: if it is not to be read, or is of another network; names it and what to give instead.
+        ConversionError: if the file cannot be read or holds another network.
     """
     state = _read(path)
     classes = state["fc.weight"].shape[0] if "fc.weight" in state else CLASSES
@@ -67,7 +70,7 @@ def read_inception(path: pathlib.Path) -> Extractor:
 
 
 def shapes() -> dict[str, Any]:
-    """Shapes of the network's variables."""
+    """Returns the shapes of the network's variables."""
     x = jnp.zeros((1, SIDE, SIDE, 3))
     return cast(dict[str, Any], jax.eval_shape(lambda: Inception().init(jax.random.key(0), x)))
 

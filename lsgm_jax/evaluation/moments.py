@@ -1,4 +1,4 @@
-"""Mean and covariance of a set too large to hold, batch by batch, as exact as if it were held."""
+"""Mean and covariance of a set of vectors, accumulated batch by batch without loss of accuracy."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from jaxtyping import Float
 
 
 class Moments(NamedTuple):
-    """What a set of vectors contributes to its mean and covariance, float64.
+    """Size, mean and scatter matrix of a set of vectors, float64.
 
     Attributes:
-        size: how many vectors.
+        size: number of vectors.
         mean: their mean.
-        scatter: sum over vectors of the outer product of their deviation from the mean with itself.
+        scatter: sum of the outer products of the deviations from the mean.
     """
 
     size: int
@@ -21,12 +21,12 @@ class Moments(NamedTuple):
 
     @property
     def covariance(self) -> Float[np.ndarray, "d d"]:
-        """The unbiased estimate, which takes two vectors at least."""
+        """The unbiased estimate; needs at least two vectors."""
         return self.scatter / (self.size - 1)
 
 
 def moments_of(x: Float[np.ndarray, "n d"]) -> Moments:
-    """The moments of the rows of `x`."""
+    """Computes the moments of the rows of `x`."""
     wide = x.astype(np.float64)
     mean = wide.mean(axis=0)
     deviations = wide - mean
@@ -34,7 +34,7 @@ def moments_of(x: Float[np.ndarray, "n d"]) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of both sets together (Chan, Golub and LeVeque 1983): no average of statistics, the whole's own."""
+    """Computes the moments of the union of two sets exactly (Chan, Golub and LeVeque 1983)."""
     size = a.size + b.size
     difference = b.mean - a.mean
     mean = a.mean + difference * (b.size / size)

@@ -1,4 +1,4 @@
-"""Samples as PNG files: images in a grid, points of the plane as a density."""
+"""Samples as PNG files: images in a grid, points in the plane as a density."""
 
 import colorsys
 import math
@@ -9,19 +9,20 @@ from PIL import Image, ImageDraw
 
 from lsgm_jax.files import replacing
 
-MINIMUM_SIDE = 48
+MINIMUM_SIDE = 48  # pixels; images of less height are enlarged
 
 
 def to_bytes(x: np.ndarray) -> np.ndarray:
-    """Values in [-1, 1] as files store them, uint8."""
+    """Converts values in [-1, 1] to uint8, clipped and rounded, as image files store them."""
     return np.round((np.clip(np.asarray(x, np.float32), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
 def to_pixels(x: np.ndarray, labels: int = 0) -> np.ndarray:
-    """Images in [-1, 1] as uint8 with three channels.
+    """Converts images in [-1, 1] to uint8 with three channels.
 
     Args:
-        labels: how many labels the values stand for, each of which gets a colour; 0 for grey levels and colours.
+        x: images [n, h, w, c].
+        labels: number of classes of label maps, each drawn in its own colour; 0 for grey levels and colours.
     """
     if labels:
         return _colours(labels)[np.round((x[..., 0] + 1.0) * 0.5 * (labels - 1)).astype(int)]
@@ -30,19 +31,19 @@ def to_pixels(x: np.ndarray, labels: int = 0) -> np.ndarray:
 
 
 def _colours(count: int) -> np.ndarray:
-    """Colours that are far from each other, [count, 3], uint8; the first is black."""
+    """Returns well separated colours [count, 3], uint8; the first is black."""
     hues = [(0.618034 * index) % 1.0 for index in range(1, count)]
     colours = [colorsys.hsv_to_rgb(hue, 0.55 + 0.4 * (index % 2), 0.95) for index, hue in enumerate(hues)]
     return np.round(255.0 * np.array([(0.0, 0.0, 0.0), *colours])).astype(np.uint8)
 
 
 def picture(x: np.ndarray, labels: int = 0) -> np.ndarray:
-    """Samples [n, h, w, c] or [n, 2] as one picture [H, W, 3], uint8; `labels` as in `to_pixels`."""
+    """Draws samples [n, h, w, c] or [n, 2] as one image [H, W, 3], uint8; `labels` as in `to_pixels`."""
     return density(x) if x.ndim == 2 else grid(x, labels=labels)
 
 
 def grid(x: np.ndarray, columns: int | None = None, labels: int = 0) -> np.ndarray:
-    """Arranges images [n, h, w, c] in [-1, 1] as one picture [H, W, 3], uint8; small images are enlarged."""
+    """Arranges images [n, h, w, c] in [-1, 1] in a grid [H, W, 3], uint8; small images are enlarged."""
     pixels = to_pixels(x, labels)
     count, height, width, channels = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -60,7 +61,7 @@ def grid(x: np.ndarray, columns: int | None = None, labels: int = 0) -> np.ndarr
 
 
 def density(points: np.ndarray) -> np.ndarray:
-    """Points [n, 2] as a picture of the square [-2.5, 2.5]^2, the darker the more; those outside are left out."""
+    """Draws the density of points [n, 2] in the square [-2.5, 2.5]^2, dark where it is high; ignores points outside."""
     cells = int(np.clip(2.0 * math.sqrt(len(points)), 40, 200))
     counts, _, _ = np.histogram2d(-points[:, 1], points[:, 0], bins=cells, range=[[-2.5, 2.5]] * 2)
     shade = 255.0 * (1.0 - np.sqrt(counts / max(counts.max(), 1.0)))
@@ -69,7 +70,7 @@ def density(points: np.ndarray) -> np.ndarray:
 
 
 def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
-    """Puts pictures of one height next to each other, each under its title."""
+    """Puts images next to each other, each under its title."""
     title, margin = 24, 16
     height = max(panel.shape[0] for panel in panels.values()) + title
     width = sum(panel.shape[1] + margin for panel in panels.values()) - margin
@@ -83,6 +84,6 @@ def side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def save_png(path: pathlib.Path, picture: np.ndarray) -> None:
-    """Writes a PNG in one step."""
+    """Writes a PNG atomically."""
     with replacing(path) as partial:
         Image.fromarray(picture).save(partial, format="PNG")

@@ -1,4 +1,4 @@
-"""report.json, what is known about a run, added to by each command; and its scores as a table."""
+"""The file report.json with the results of a run, which each command extends, and tables of its entries."""
 
 import json
 import pathlib
@@ -6,7 +6,7 @@ from typing import Any
 
 from lsgm_jax.files import write_json
 
-# What reports call the models they score, and what the table does.
+# Suffix of a model in the names of report.json, and its column heading.
 COLUMNS = {
     "lsgm": "LSGM",
     "sgm": "SGM",
@@ -14,7 +14,7 @@ COLUMNS = {
     "vae": "VAE, Gaussian prior",
     "first_stage": "reconstructions",
 }
-# Names in a report, in the table, and how values are written.
+# Prefix of a metric in the names of report.json, its row heading, and the format of its values.
 DISTANCE_ROWS = (
     ("fid", "FID", "{0:.3f}"),
     ("kid", "KID", "{0:.5f} ± {1:.5f}"),
@@ -24,7 +24,7 @@ DISTANCE_ROWS = (
 
 
 def read_report(workdir: pathlib.Path) -> dict[str, Any]:
-    """The report so far, empty if there is none or if it is not readable."""
+    """Reads report.json; returns {} if it is missing or damaged."""
     try:
         return json.loads((workdir / "report.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -32,14 +32,14 @@ def read_report(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def add_to_report(workdir: pathlib.Path, **entries: Any) -> dict[str, Any]:
-    """Merges `entries` into report.json and returns all of it; of several processes the first one writes."""
+    """Merges `entries` into report.json and returns the whole report; only the first process writes."""
     report = read_report(workdir) | entries
     write_json(workdir / "report.json", report)
     return report
 
 
 def add_likelihoods(workdir: pathlib.Path, split: str, entries: dict[str, Any]) -> None:
-    """Merges scores of the test split into report.json, those of another split into its part of that name."""
+    """Merges likelihoods into report.json: of the test split at the top level, of another split under its name."""
     if split == "test":
         add_to_report(workdir, **entries)
     else:
@@ -47,16 +47,16 @@ def add_likelihoods(workdir: pathlib.Path, split: str, entries: dict[str, Any]) 
 
 
 def add_distances(workdir: pathlib.Path, entries: dict[str, Any]) -> None:
-    """Puts distances into report.json's part "distances", under the features that they were made with.
+    """Stores distances in report.json under "distances" and the name of their features.
 
-    They replace older ones of these features: what stands together was measured together.
+    They replace all older entries of these features, so values that stand together belong to one evaluation.
     """
     older = read_report(workdir).get("distances", {})
     add_to_report(workdir, distances=older | {entries["features"]: entries})
 
 
 def likelihood_table(entries: dict[str, Any], split: str = "test") -> str:
-    """The scores of `likelihood.evaluate` as `lsgm evaluate` prints them."""
+    """Formats the entries of `likelihood.evaluate` as the table that `lsgm evaluate` prints."""
 
     def cell(name: str) -> str:
         return f"{entries[name]:9.4f} ± {entries[name + '_stderr']:.4f}"
@@ -66,7 +66,7 @@ def likelihood_table(entries: dict[str, Any], split: str = "test") -> str:
     lines.append(f"{split} split, {entries[f'{split}_images']} samples, mean ± standard error over samples")
     for unit, ending in (("nats per sample", ""), ("bits per dimension", "_bpd")):
         if f"nelbo_{columns[0]}{ending}" not in entries:
-            continue  # continuous data have no bits
+            continue  # continuous data have no bits per dimension
         if ending and "sgm" in columns:
             lines.append("grey levels are dequantised uniformly")
         lines.append(f"{unit:20s}" + "".join(f"{COLUMNS[name]:>20s}" for name in columns))
@@ -91,7 +91,7 @@ def likelihood_table(entries: dict[str, Any], split: str = "test") -> str:
 
 
 def distance_table(entries: dict[str, Any]) -> str:
-    """The distances of `sample_quality.compare_with_data` as `lsgm evaluate` prints them."""
+    """Formats the entries of `sample_quality.compare_with_data` as the table that `lsgm evaluate` prints."""
     columns = [name for name in COLUMNS if any(f"{row}_{name}" in entries for row, _, _ in DISTANCE_ROWS)]
     lines = [
         f"{entries['samples']} samples of step {entries['samples_step']} by {entries['samples_solver']}, "
@@ -114,14 +114,14 @@ def distance_table(entries: dict[str, Any]) -> str:
         lines.append(f"reconstructions: {entries['psnr_first_stage']:.2f} dB, mean over images")
     if "class_accuracy" in entries:
         share = 100.0 * entries["class_accuracy"]
-        lines.append(f"class accuracy {share:.1f} %: samples taken for what they were asked to be")
+        lines.append(f"class accuracy {share:.1f} %: samples classified as the class they are conditioned on")
     if "pr_images" in entries:
         lines.append(f"precision and recall: {entries['pr_images']} of each, k = 3")
     return "\n".join(lines)
 
 
 def time_line(entries: dict[str, Any]) -> str:
-    """The time of `sample_quality.time_sampling` as `lsgm evaluate` prints it."""
+    """Formats the entries of `sample_quality.time_sampling` as the line that `lsgm evaluate` prints."""
     return (
         f"{entries['time_images']} samples by {entries['time_solver']}: {entries['time_seconds']:.3f} s, "
         f"NFE {entries['time_nfe']:g}, on one {entries['time_device']}, median of 3"

@@ -1,6 +1,6 @@
-"""Paths from noise to data as pictures: frames of an animation, and stills.
+"""Figures of sampling trajectories from noise to data: frames of an animation, and stills.
 
-Colours are Okabe and Ito's: they can be told apart without seeing red or green.
+The colours are the palette of Okabe and Ito, which is safe for colour-blind readers.
 """
 
 import pathlib
@@ -21,40 +21,40 @@ COLOURS = (
     "#E69F00",
     "#56B4E9",
     "#000000",
-)  # one per path followed
-BOLD = COLOURS[:3]  # of those, in a still
+)  # one per highlighted trajectory
+BOLD = COLOURS[:3]  # highlighted in a still
 CLOUD, FAINT = "#44546a", "#c3ccd6"
-RECENT = 0.12  # time that a path was followed in full colour
-LINES = 40  # of a still
+RECENT = 0.12  # span of time before t that is drawn in full colour
+LINES = 40  # trajectories in a still
 DPI = 100
-WIDEST = 800  # frames of images, in pixels
+WIDEST = 800  # pixels, largest width and height of frames of images
 
-GoTo = Callable[[int], None]  # moves what is drawn to an index of time
+GoTo = Callable[[int], None]  # moves a panel to a time index
 
 
 class PlanePaths(NamedTuple):
-    """Points of the plane on their way from noise to data."""
+    """Sampling trajectories of points in the plane."""
 
     times: np.ndarray  # [times], decreasing
     x: np.ndarray  # [times, n, 2]
-    v: np.ndarray | None  # their velocities, if the process has them
-    test: np.ndarray | None  # points of the data [m, 2], if they are at hand
-    unit: str = ""  # of x, as axes say it
+    v: np.ndarray | None  # [times, n, 2], velocities; None for processes without them
+    test: np.ndarray | None  # [m, 2], points of the test split, if available
+    unit: str = ""  # appended to the labels of the axes
 
 
 def plane_frames(paths: PlanePaths, count: int) -> Iterator[np.ndarray]:
-    """Frames [H, W, 3], uint8: the cloud, and beside it one coordinate of a few paths.
+    """Yields `count` frames [H, W, 3], uint8: all points, and next to them one coordinate of a few trajectories.
 
-    That is against the velocity if there is one, otherwise against time.
+    The coordinate is drawn against its velocity if there is one, otherwise against time.
     """
-    figure, (plane, beside) = _figure(1, 2, (7.2, 3.75))
-    draw_beside = _draw_over_time if paths.v is None else _draw_phase_space
-    panels = _draw_plane(plane, paths), draw_beside(beside, paths)
-    beside.set_box_aspect(1)
+    figure, (plane, coordinate) = _figure(1, 2, (7.2, 3.75))
+    draw_coordinate = _draw_over_time if paths.v is None else _draw_phase_space
+    panels = _draw_plane(plane, paths), draw_coordinate(coordinate, paths)
+    coordinate.set_box_aspect(1)
     plane.set_title("t", fontsize=10)
-    for _ in range(2):  # the first time, labels find out how much room they need
+    for _ in range(2):  # the first pass measures the labels
         figure.canvas.draw()
-    figure.set_layout_engine("none")  # axes that move by a pixel would tremble
+    figure.set_layout_engine("none")  # otherwise the axes move by a pixel between frames
     for index in np.round(np.linspace(0, len(paths.times) - 1, count)).astype(int).tolist():
         for go_to in panels:
             go_to(index)
@@ -63,13 +63,13 @@ def plane_frames(paths: PlanePaths, count: int) -> Iterator[np.ndarray]:
 
 
 def plane_still(paths: PlanePaths) -> np.ndarray:
-    """One coordinate over time, and its velocity if there is one: thin lines from noise, left, to data, right."""
+    """Draws one coordinate over time, and its velocity if there is one, from noise (left) to data (right)."""
     kinds = [(f"position $x_1${paths.unit}", paths.x[:, :LINES, 0])]
     if paths.v is not None:
         kinds.append(("velocity $v_1$", paths.v[:, :LINES, 0]))
-    figure, axes = _figure(
-        len(kinds), 2, (7.2, 0.8 + 2.2 * len(kinds)), width_ratios=(7, 1), sharex="col", squeeze=False
-    )
+    size = (7.2, 0.8 + 2.2 * len(kinds))
+    figure, axes = _figure(len(kinds), 2, size, width_ratios=(7, 1), sharex="col")
+    axes = np.atleast_2d(axes)  # one row of axes comes without its dimension
     for (name, values), (lines, margin) in zip(kinds, axes, strict=True):
         lines.plot(paths.times, values[:, len(BOLD) :], color=FAINT, linewidth=0.6)
         for index, colour in enumerate(BOLD[: values.shape[1]]):
@@ -86,7 +86,7 @@ def plane_still(paths: PlanePaths) -> np.ndarray:
 
 
 def image_frames(times: np.ndarray, x: np.ndarray, labels: int) -> Iterator[np.ndarray]:
-    """Frames [H, W, 3], uint8, of images [times, n, h, w, c]; `labels` as in `plots.to_pixels`."""
+    """Yields frames [H, W, 3], uint8, of images [times, n, h, w, c]; `labels` as in `plots.to_pixels`."""
     for t, images in zip(times, x, strict=True):
         frame = Image.fromarray(plots.side_by_side({f"t = {t:.2f}": plots.grid(images, labels=labels)}))
         frame.thumbnail((WIDEST, WIDEST))
@@ -94,7 +94,7 @@ def image_frames(times: np.ndarray, x: np.ndarray, labels: int) -> Iterator[np.n
 
 
 def image_still(times: np.ndarray, x: np.ndarray, labels: int) -> np.ndarray:
-    """A column per time, a row per sample."""
+    """Draws images [times, n, h, w, c] in a grid, with a column per time and a row per sample."""
     columns = zip(times, x, strict=True)
     return plots.side_by_side(
         {f"t = {t:.2f}": plots.grid(images, columns=1, labels=labels) for t, images in columns}
@@ -102,11 +102,13 @@ def image_still(times: np.ndarray, x: np.ndarray, labels: int) -> np.ndarray:
 
 
 def save_gif(path: pathlib.Path, frames: Sequence[np.ndarray], seconds: float, pause: float) -> None:
-    """Writes an animation that runs for ever.
+    """Writes an animation as a GIF that loops.
 
     Args:
-        seconds: of all frames but the last.
-        pause: seconds of the last.
+        path: the GIF.
+        frames: images [H, W, 3], uint8, of one size.
+        seconds: duration of all frames but the last.
+        pause: duration of the last frame, seconds.
     """
     palette = _shared_palette(frames)
     first, *others = (
@@ -127,18 +129,18 @@ def save_gif(path: pathlib.Path, frames: Sequence[np.ndarray], seconds: float, p
 
 
 def _shared_palette(frames: Sequence[np.ndarray]) -> Image.Image:
-    """256 colours for all frames, so that of each only what changes is stored; white stays white."""
+    """Computes 256 colours for all frames, so that a GIF stores only the changes between them; white stays white."""
     some = np.concatenate([frames[index] for index in (0, len(frames) // 2, -1)])
     palette = Image.fromarray(some).quantize(256)
     colours = np.array(palette.getpalette(), np.uint8).reshape(-1, 3)
-    # Pillow looks colours up in boxes of four values a side: no other may lie near white.
+    # Pillow looks up colours in cells of four values per channel: no other colour may share the cell of white.
     colours[colours.min(axis=1) >= 244] = 255
     palette.putpalette(colours.tobytes())
     return palette
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], **layout: Any) -> tuple[Any, Any]:
-    """A figure that needs no screen, and its axes."""
+    """Creates a figure that needs no display, and its axes."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -150,7 +152,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **layout: Any) -
 
 
 def _draw_plane(axes: Any, paths: PlanePaths) -> GoTo:
-    """The cloud, and in it the samples whose paths are followed."""
+    """Draws all samples, with the highlighted ones in colour."""
     reach = _reach(paths.x)
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     axes.set(xlabel=f"$x_1${paths.unit}", ylabel=f"$x_2${paths.unit}")
@@ -164,7 +166,7 @@ def _draw_plane(axes: Any, paths: PlanePaths) -> GoTo:
 
 
 def _draw_phase_space(axes: Any, paths: PlanePaths) -> GoTo:
-    """A faint cloud, and paths that fade behind the samples: they turn around and around."""
+    """Draws position against velocity: all samples in a faint colour, and trajectories that fade behind the samples."""
     assert paths.v is not None
     states = np.stack([paths.x[..., 0], paths.v[..., 0]], axis=-1)
     across, along = _reach(states[..., 0]), _reach(states[..., 1])
@@ -183,7 +185,7 @@ def _draw_phase_space(axes: Any, paths: PlanePaths) -> GoTo:
 
 
 def _draw_over_time(axes: Any, paths: PlanePaths) -> GoTo:
-    """The paths alone."""
+    """Draws the highlighted trajectories over time."""
     reach = _reach(paths.x[..., 0])
     axes.set(xlim=(1.02, -0.02), ylim=(-reach, reach), xlabel="time t, from noise to data")
     axes.set_title(f"$x_1${paths.unit}", fontsize=10)
@@ -192,23 +194,24 @@ def _draw_over_time(axes: Any, paths: PlanePaths) -> GoTo:
 
 
 def _add_cloud(axes: Any, states: np.ndarray, colour: str) -> Any:
-    """Points [times, n, 2] as they are at first."""
+    """Draws the points [times, n, 2] at the first time."""
     return axes.scatter(*states[0].T, s=1.6, color=colour, linewidths=0)
 
 
 def _add_heads(axes: Any, states: np.ndarray) -> Any:
-    """Dots in colour for the samples that are followed."""
-    followed = states[0, : len(COLOURS)]
-    colours = COLOURS[: len(followed)]
-    return axes.scatter(*followed.T, s=22, zorder=3, c=colours, edgecolors="white", linewidths=0.6)
+    """Draws dots in colour for the highlighted samples."""
+    highlighted = states[0, : len(COLOURS)]
+    colours = COLOURS[: len(highlighted)]
+    return axes.scatter(*highlighted.T, s=22, zorder=3, c=colours, edgecolors="white", linewidths=0.6)
 
 
 def _add_curves(axes: Any, states: np.ndarray, recent: np.ndarray) -> GoTo:
-    """The paths of the samples that are followed, up to an index of time.
+    """Draws the highlighted trajectories up to a time index.
 
     Args:
-        states: [times, n, 2].
-        recent: [times], the index from which on a path is drawn in full colour; what is before is faint.
+        axes: where to draw.
+        states: points [times, n, 2].
+        recent: [times], the index from which a trajectory is drawn in full colour; the part before is faint.
     """
     heads = _add_heads(axes, states)
     colours = COLOURS[: states.shape[1]]
@@ -225,10 +228,11 @@ def _add_curves(axes: Any, states: np.ndarray, recent: np.ndarray) -> GoTo:
 
 
 def _reach(values: np.ndarray) -> float:
-    """Half the side of axes that hold all but a few values."""
+    """Returns the limit of symmetric axes that show all but 0.3 % of the values."""
     return 1.05 * float(np.quantile(np.abs(values), 0.997))
 
 
 def _pixels(figure: Any) -> np.ndarray:
+    """Renders the figure as [H, W, 3], uint8."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()

@@ -1,4 +1,4 @@
-"""Evaluations that are stopped end with the numbers of those that were not."""
+"""Interrupted evaluations resume from the cache and end with the results of uninterrupted ones."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from lsgm_jax.evaluation.features import Extractor, describe_images
 from lsgm_jax.objectives.bound import Batch
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
     pass
 
 
@@ -22,13 +22,13 @@ def save_every_job(monkeypatch):
     monkeypatch.setattr(module, "SHARE_OF_SAVING", np.inf)
 
 
-def stopping(function, after):
-    """The function, which is interrupted after so many calls; and how often it was called."""
+def interrupted(function, after):
+    """Returns the function, which raises after so many calls, and the list of its calls."""
     calls = []
 
     def call(*args):
         if len(calls) == after:
-            raise Stopped
+            raise Interrupted
         calls.append(args)
         return function(*args)
 
@@ -39,21 +39,21 @@ def square(job, results):
     results["sum"] = np.asarray(results.get("sum", 0) + job**2)
 
 
-def test_jobs_go_on_where_they_were_stopped(tmp_path):
+def test_jobs_resume_where_they_were_interrupted(tmp_path):
     cache = Cache(tmp_path / "deeper" / "a.npz", {"seed": 0})
-    first, _ = stopping(square, 4)
-    with pytest.raises(Stopped):
+    first, _ = interrupted(square, 4)
+    with pytest.raises(Interrupted):
         accumulate({}, 10, first, cache=cache)
-    second, calls = stopping(square, 100)
+    second, calls = interrupted(square, 100)
     assert accumulate({}, 10, second, cache=cache)["sum"] == 285
     assert [job for job, _ in calls] == [4, 5, 6, 7, 8, 9]
-    third, calls = stopping(square, 0)
+    third, calls = interrupted(square, 0)
     assert accumulate({}, 10, third, cache=cache)["sum"] == 285
     assert [path.name for path in cache.path.parent.iterdir()] == ["a.npz"]
 
 
 @pytest.mark.parametrize("of", [{"seed": 1}, {"seed": 0, "draws": 2}])
-def test_results_of_anything_else_are_not_taken_up(tmp_path, of):
+def test_results_of_other_inputs_are_ignored(tmp_path, of):
     path = tmp_path / "a.npz"
     accumulate({}, 3, square, cache=Cache(path, {"seed": 0}))
     assert Cache(path, of).read() == (0, {})
@@ -61,14 +61,14 @@ def test_results_of_anything_else_are_not_taken_up(tmp_path, of):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x93NUMPY"])
-def test_a_damaged_file_counts_as_none(tmp_path, content):
+def test_a_damaged_file_is_ignored(tmp_path, content):
     cache = Cache(tmp_path / "a.npz", {})
     cache.path.write_bytes(content)
     assert cache.read() == (0, {})
     assert accumulate({}, 3, square, cache=cache)["sum"] == 5
 
 
-def test_a_digest_sees_every_number_and_name():
+def test_a_digest_depends_on_every_value_and_name():
     tree = {"a": np.zeros((2, 3), np.float32), "b": jnp.ones(2)}
     assert digest(tree) == digest(jax.tree.map(jnp.asarray, tree))
     others = [
@@ -80,7 +80,7 @@ def test_a_digest_sees_every_number_and_name():
     assert len({digest(other) for other in (tree, *others)}) == 5
 
 
-# What is evaluated
+# Estimators
 
 X = np.linspace(-1.0, 1.0, 10, dtype=np.float32)[:, None]
 KEY = jax.random.key(0)
@@ -91,19 +91,19 @@ def noisy(params, batch, key, stratum):
     return {"nelbo": batch.x[:, 0] + noise + stratum.draw, "log_weight": noise}
 
 
-@pytest.mark.parametrize("score", [evaluate_images, importance_bound])
+@pytest.mark.parametrize("evaluate", [evaluate_images, importance_bound])
 @pytest.mark.parametrize("after", [1, 4, 8])
-def test_interrupted_scores_equal_uninterrupted_ones(tmp_path, score, after):
-    """Stopped within the first draw, within the second, and before the last batch; bit for bit."""
+def test_interrupted_evaluations_equal_uninterrupted_ones(tmp_path, evaluate, after):
+    """Interrupted within the first draw, within the second, and before the last batch; bit for bit."""
     how = {"draws": 3, "batch_size": 4}
-    cache = Cache(tmp_path / "scores.npz", {})
-    first, _ = stopping(noisy, after)
-    with pytest.raises(Stopped):
-        score(first, None, Batch(X), KEY, **how, cache=cache)
-    second, calls = stopping(noisy, 9 - after)
-    found = score(second, None, Batch(X), KEY, **how, cache=cache)
+    cache = Cache(tmp_path / "bounds.npz", {})
+    first, _ = interrupted(noisy, after)
+    with pytest.raises(Interrupted):
+        evaluate(first, None, Batch(X), KEY, **how, cache=cache)
+    second, calls = interrupted(noisy, 9 - after)
+    found = evaluate(second, None, Batch(X), KEY, **how, cache=cache)
     assert len(calls) == 9 - after
-    np.testing.assert_equal(found, score(noisy, None, Batch(X), KEY, **how))
+    np.testing.assert_equal(found, evaluate(noisy, None, Batch(X), KEY, **how))
 
 
 # Image sets
@@ -120,8 +120,8 @@ def batches(job):
     return IMAGES[rows], {"row": rows}
 
 
-def test_an_image_set_is_described_as_a_whole_whatever_the_batches():
-    """The last batch is filled up by repetition, which must leave no trace; images count as 8-bit files have them."""
+def test_statistics_of_an_image_set_do_not_depend_on_the_batches():
+    """The padding of the last batch is ignored; features are those of images rounded to 8 bits."""
     found = describe_images(EXTRACTOR, batches, 10, 4)
     stored = np.round((IMAGES + 1) * 127.5).reshape(10, 16)
     features = stored @ LINEAR.astype(np.float64)
@@ -132,21 +132,21 @@ def test_an_image_set_is_described_as_a_whole_whatever_the_batches():
     assert found.means == {"row": 4.5}
 
 
-def test_interrupted_descriptions_equal_uninterrupted_ones(tmp_path):
+def test_interrupted_statistics_equal_uninterrupted_ones(tmp_path):
     cache = Cache(tmp_path / "set.npz", {})
-    first, _ = stopping(batches, 2)
-    with pytest.raises(Stopped):
+    first, _ = interrupted(batches, 2)
+    with pytest.raises(Interrupted):
         describe_images(EXTRACTOR, first, 10, 4, cache=cache)
-    second, calls = stopping(batches, 1)
+    second, calls = interrupted(batches, 1)
     np.testing.assert_equal(
         describe_images(EXTRACTOR, second, 10, 4, cache=cache), describe_images(EXTRACTOR, batches, 10, 4)
     )
     assert len(calls) == 1
 
 
-def test_moments_are_of_all_images_however_many_features_are_held(monkeypatch):
-    whole = describe_images(EXTRACTOR, batches, 10, 4)
+def test_moments_cover_all_images_however_few_features_are_stored(monkeypatch):
+    full = describe_images(EXTRACTOR, batches, 10, 4)
     monkeypatch.setattr("lsgm_jax.evaluation.features.MOST_FEATURES", 5)
-    part = describe_images(EXTRACTOR, batches, 10, 4)
-    np.testing.assert_array_equal(part.features, whole.features[:5])
-    np.testing.assert_equal(part.moments, whole.moments)
+    limited = describe_images(EXTRACTOR, batches, 10, 4)
+    np.testing.assert_array_equal(limited.features, full.features[:5])
+    np.testing.assert_equal(limited.moments, full.moments)

@@ -1,4 +1,4 @@
-"""The classifier that stands in for Inception: it knows its data set, and is the same for every run."""
+"""The classifier that replaces Inception: it classifies its data set, and is the same for every run."""
 
 import os
 
@@ -23,26 +23,26 @@ def digits(data_dir):
 
 
 @pytest.fixture(scope="module")
-def judge(digits, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kept")
-    jax.config.update("jax_disable_most_optimizations", False)  # here they pay
+def trained(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    jax.config.update("jax_disable_most_optimizations", False)  # they shorten the training
     extractor = classifier_of(digits, folder, SHORT)
     jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
     return extractor, folder
 
 
-def test_it_learns_and_says_what_it_is(judge):
-    """Eighty steps, at 97.5 % on the machine they were chosen on; guessing makes 10."""
-    extractor, _ = judge
+def test_it_learns_and_its_name_states_the_accuracy(trained):
+    """Eighty steps reach 97.5 % on the machine they were chosen on; chance is 10 %."""
+    extractor, _ = trained
     assert extractor.name.startswith("a classifier of digits (test accuracy ")
     assert "not comparable with Inception's" in extractor.name
     accuracy = float(extractor.name.split("accuracy ")[1].split(" %")[0])
     assert 90.0 < accuracy <= 100.0
 
 
-def test_features_tell_classes_apart(judge, digits):
-    """Nearest class means in feature space, of images as files have them, sort the test split."""
-    extractor, _ = judge
+def test_features_separate_the_classes(trained, digits):
+    """Nearest class means in feature space classify the test split; images are uint8."""
+    extractor, _ = trained
     labels = {split: classifier.split_labels(digits, split) for split in ("train", "test")}
     features = {}
     for split in labels:
@@ -54,8 +54,8 @@ def test_features_tell_classes_apart(judge, digits):
     assert (found == labels["test"][:200]).mean() > 0.85
 
 
-def test_it_is_trained_once(judge, digits, monkeypatch):
-    extractor, folder = judge
+def test_it_is_trained_once(trained, digits, monkeypatch):
+    extractor, folder = trained
 
     def train(*_):
         raise AssertionError("trained again")
@@ -69,12 +69,12 @@ def test_it_is_trained_once(judge, digits, monkeypatch):
             classifier_of(spec, folder, other)
 
 
-def test_a_set_without_labels_is_refused(tmp_path):
+def test_a_data_set_without_labels_is_refused(tmp_path):
     from PIL import Image
 
     for index in range(60):
         Image.fromarray(np.full((8, 8), index, np.uint8)).save(tmp_path / f"{index}.png")
     spec = DataSpec(source=str(tmp_path), image_shape=(8, 8, 1))
     with pytest.raises(DataError, match="no labels"):
-        classifier_of(spec, tmp_path / "kept", SHORT)
-    assert not (tmp_path / "kept").exists()
+        classifier_of(spec, tmp_path / "cache", SHORT)
+    assert not (tmp_path / "cache").exists()

@@ -1,4 +1,4 @@
-"""Scores are averages with honest errors, pictures show what they are given, reports lose nothing."""
+"""Estimates average over draws with correct standard errors; figures show all images; reports merge entries."""
 
 import json
 
@@ -18,14 +18,14 @@ from lsgm_jax.training.recipes.plan import make_stages
 from tests import tiny
 
 
-def test_scores_average_draws_and_keep_the_order_of_images():
+def test_estimates_average_draws_and_keep_the_order_of_images():
     x = np.arange(10, dtype=np.float32)[:, None]
 
     def per_image(params, batch, key, stratum):
         return {"value": params * batch.x[:, 0] + stratum.draw}
 
-    scores = evaluate_images(per_image, 2.0, Batch(x), jax.random.key(0), draws=4, batch_size=4)
-    np.testing.assert_allclose(scores["value"], 2.0 * np.arange(10) + 1.5)
+    values = evaluate_images(per_image, 2.0, Batch(x), jax.random.key(0), draws=4, batch_size=4)
+    np.testing.assert_allclose(values["value"], 2.0 * np.arange(10) + 1.5)
 
 
 def test_every_draw_and_batch_has_its_own_key():
@@ -50,25 +50,25 @@ def test_bits_per_dimension_of_a_uniform_code():
 
 def test_grid_shows_every_image_in_reading_order(tmp_path):
     x = np.stack([np.full((8, 8, 1), value) for value in np.linspace(-1, 1, 5)])
-    picture = plots.grid(x, columns=3)
+    image = plots.grid(x, columns=3)
     cell = 8 * 6 + 2
-    centres = [picture[row * cell + 24, column * cell + 24, 0] for row in range(2) for column in range(3)][:5]
+    centres = [image[row * cell + 24, column * cell + 24, 0] for row in range(2) for column in range(3)][:5]
     assert centres == [0, 64, 128, 191, 255]
-    plots.save_png(tmp_path / "a.png", picture)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture)
+    plots.save_png(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), image)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_panels_stand_side_by_side_under_their_titles():
+def test_panels_are_side_by_side_under_their_titles():
     panels = {"left": np.full((20, 30, 3), 10, np.uint8), "right": np.full((20, 40, 3), 200, np.uint8)}
-    picture = plots.side_by_side(panels)
-    assert picture.shape == (44, 86, 3)
-    assert (picture[24:, :30] == 10).all()
-    assert (picture[24:, 46:] == 200).all()
-    assert picture[:24].min() < 128  # titles
+    image = plots.side_by_side(panels)
+    assert image.shape == (44, 86, 3)
+    assert (image[24:, :30] == 10).all()
+    assert (image[24:, 46:] == 200).all()
+    assert image[:24].min() < 128  # titles
 
 
-def test_reports_add_up(tmp_path):
+def test_reports_merge_entries(tmp_path):
     report.add_to_report(tmp_path, nfe=10, nelbo=1.5)
     assert report.add_to_report(tmp_path, nfe=20) == {"nfe": 20, "nelbo": 1.5}
     assert json.loads((tmp_path / "report.json").read_text()) == {"nfe": 20, "nelbo": 1.5}
@@ -79,7 +79,7 @@ def test_flops_of_a_matrix_product():
     assert flops(lambda a, b: a @ b, a, b) == 2 * 8 * 16 * 4
 
 
-def test_description_counts_the_real_model():
+def test_description_counts_the_parameters_of_the_model():
     config = load_config(tiny.CONFIG, tiny.OVERRIDES)
     model = tiny.model()
     stage = make_stages(config, model, Data(None, Batch(np.zeros((0, *model.data_shape)))))[-1]
@@ -89,13 +89,13 @@ def test_description_counts_the_real_model():
     total = sum(described["parameters"].values())
     assert total == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert described["latent_shape"] == [4, 4, 2]
-    # A step runs both networks forwards and twice that backwards.
+    # The backward pass costs twice the forward pass.
     forward = described["flops_per_image"]["autoencoder"] + described["flops_per_image"]["score_net"]
     assert described["flops_per_image"]["train_step"] == pytest.approx(3 * forward, rel=0.35)
 
 
-def test_multiply_adds_are_counted_as_papers_do():
-    """Padding counts, elementwise operations do not; nested programs and groups of channels are seen."""
+def test_multiply_adds_are_counted_as_in_papers():
+    """The count includes padding, nested programs and grouped convolutions, and excludes elementwise operations."""
 
     def program(x, dense, depthwise):
         convolve = lambda x, kernel, groups: jax.lax.conv_general_dilated(
@@ -110,7 +110,7 @@ def test_multiply_adds_are_counted_as_papers_do():
 
 
 def test_the_importance_bound_is_the_log_of_the_mean_weight():
-    """Of Gaussian weights it is known; it never exceeds the mean of the single bounds."""
+    """For log-normal weights it is known in closed form; it never exceeds the mean of the bounds of single draws."""
     x = np.zeros((6, 1), np.float32)
     weight = lambda params, batch, key, stratum: {"log_weight": jax.random.normal(key, (len(batch.x),))}
     key = jax.random.key(0)

@@ -1,4 +1,4 @@
-"""Distances between sets of vectors against closed forms, enumeration and independent code."""
+"""Tests distances between sets of vectors against closed forms, enumeration and independent code."""
 
 import itertools
 
@@ -21,8 +21,8 @@ from lsgm_jax.evaluation.moments import Moments, merge, moments_of
 RNG = np.random.default_rng(0)
 
 
-def normal(mean, covariance):
-    """Moments whose covariance is exactly this."""
+def gaussian(mean, covariance):
+    """Returns moments with exactly this covariance."""
     return Moments(11, np.asarray(mean, float), 10.0 * np.asarray(covariance, float))
 
 
@@ -34,8 +34,8 @@ def random_covariance(d, rng):
 # Moments
 
 
-def test_merged_moments_are_those_of_the_whole():
-    """Batches of unequal size and of unequal means: no average of statistics would give the whole's."""
+def test_merged_moments_are_those_of_the_union():
+    """Batches have unequal sizes and unequal means, so averages of their statistics would be wrong."""
     x = RNG.normal(size=(37, 5)) @ RNG.normal(size=(5, 5)) + np.arange(37)[:, None]
     whole = moments_of(x[:1])
     for part in np.split(x, [1, 3, 20, 36])[1:]:
@@ -47,10 +47,10 @@ def test_merged_moments_are_those_of_the_whole():
 
 def test_moments_of_float32_lose_no_digits_far_from_zero():
     x = (1e4 + RNG.normal(size=(1000, 3))).astype(np.float32)
-    parts = [moments_of(part) for part in np.split(x, 10)]
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = merge(whole, part)
+    first, *others = (moments_of(batch) for batch in np.split(x, 10))
+    whole = first
+    for other in others:
+        whole = merge(whole, other)
     np.testing.assert_allclose(whole.covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-10)
 
 
@@ -58,14 +58,14 @@ def test_moments_of_float32_lose_no_digits_far_from_zero():
 
 
 def test_sliced_wasserstein_on_a_line_is_wasserstein():
-    """Every direction of a line is the line: also of sets of unequal size."""
+    """In one dimension all directions agree, also for sets of unequal size."""
     x, y = RNG.normal(size=(30, 1)), 2.0 * RNG.normal(size=(41, 1)) + 1.0
     expected = scipy.stats.wasserstein_distance(x[:, 0], y[:, 0])
     np.testing.assert_allclose(sliced_wasserstein(x, y, directions=3), expected, rtol=1e-12)
 
 
 def test_sliced_wasserstein_of_a_translation():
-    """It moves every slice by |b| |cos|, whose mean in the plane is 2 / pi."""
+    """A translation by b moves every slice by |b| |cos|; the mean of |cos| in the plane is 2 / pi."""
     x, shift = RNG.normal(size=(50, 2)), np.array([3.0, -4.0])
     found = sliced_wasserstein(x, x + shift, directions=4000)
     np.testing.assert_allclose(found, 5.0 * 2.0 / np.pi, rtol=0.02)
@@ -83,43 +83,43 @@ def test_sliced_wasserstein_is_a_distance():
 
 
 def test_frechet_distance_of_commuting_covariances():
-    """In common axes it is that of the means plus that of the standard deviations."""
+    """With common axes it is the squared distance of the means plus that of the standard deviations."""
     axes, _ = np.linalg.qr(RNG.normal(size=(6, 6)))
     a, b, difference = RNG.uniform(0.1, 3.0, 6), RNG.uniform(0.1, 3.0, 6), RNG.normal(size=6)
-    left = normal(np.zeros(6), axes @ np.diag(a**2) @ axes.T)
-    right = normal(difference, axes @ np.diag(b**2) @ axes.T)
+    left = gaussian(np.zeros(6), axes @ np.diag(a**2) @ axes.T)
+    right = gaussian(difference, axes @ np.diag(b**2) @ axes.T)
     expected = difference @ difference + np.sum((a - b) ** 2)
     np.testing.assert_allclose(frechet_distance(left, right), expected, rtol=1e-12)
 
 
 def test_frechet_distance_of_covariances_that_do_not_commute():
-    """In the plane tr (C_a C_b)^(1/2) = sqrt(tr C_a C_b + 2 sqrt(det C_a C_b))."""
+    """In two dimensions tr (C_a C_b)^(1/2) = sqrt(tr C_a C_b + 2 sqrt(det C_a C_b))."""
     a, b = random_covariance(2, RNG), random_covariance(2, RNG)
     assert np.abs(a @ b - b @ a).max() > 0.1
     overlap = np.sqrt(np.trace(a @ b) + 2.0 * np.sqrt(np.linalg.det(a) * np.linalg.det(b)))
     expected = np.trace(a + b) - 2.0 * overlap
     zero = np.zeros(2)
-    np.testing.assert_allclose(frechet_distance(normal(zero, a), normal(zero, b)), expected, rtol=1e-11)
+    np.testing.assert_allclose(frechet_distance(gaussian(zero, a), gaussian(zero, b)), expected, rtol=1e-11)
 
 
 def test_frechet_distance_agrees_with_the_root_of_the_product():
     a, b, difference = random_covariance(20, RNG), random_covariance(20, RNG), RNG.normal(size=20)
     root = scipy.linalg.sqrtm(a @ b).real
     expected = difference @ difference + np.trace(a + b - 2.0 * root)
-    found = frechet_distance(normal(difference, a), normal(np.zeros(20), b))
+    found = frechet_distance(gaussian(difference, a), gaussian(np.zeros(20), b))
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_frechet_distance_of_singular_covariances():
-    """Of one direction each: |a|^2 + |b|^2 - 2 |a . b|, where roots of the product lose half their digits."""
+    """With rank one each it is |a|^2 + |b|^2 - 2 |a . b|; a root of the product would lose half the digits."""
     a, b, zero = RNG.normal(size=50), RNG.normal(size=50), np.zeros(50)
-    found = frechet_distance(normal(zero, np.outer(a, a)), normal(zero, np.outer(b, b)))
+    found = frechet_distance(gaussian(zero, np.outer(a, a)), gaussian(zero, np.outer(b, b)))
     np.testing.assert_allclose(found, a @ a + b @ b - 2.0 * abs(a @ b), rtol=1e-7)
     few = moments_of(RNG.normal(size=(8, 50)))
     assert abs(frechet_distance(few, few)) < 1e-12 * np.trace(few.covariance)
 
 
-def test_frechet_distance_is_squared_a_distance_and_does_not_see_rotations():
+def test_the_root_of_the_frechet_distance_is_a_metric_and_invariant_under_rotations():
     sets = [
         moments_of(RNG.normal(size=(40, 4)) @ RNG.normal(size=(4, 4)) + RNG.normal(size=4)) for _ in range(3)
     ]
@@ -137,14 +137,14 @@ def test_frechet_distance_is_squared_a_distance_and_does_not_see_rotations():
 
 
 def population_mmd(p, q):
-    """Between uniform distributions on these points."""
+    """Computes the squared MMD of the uniform distributions on these points."""
     kernel = lambda x, y: polynomial_kernel(x, y, degree=3, gamma=1.0 / p.shape[1], coef0=1.0).mean()
     return kernel(p, p) + kernel(q, q) - 2.0 * kernel(p, q)
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_kernel_mmd_has_no_bias(same):
-    """Its mean over all sets that can be drawn is that of the distributions: exactly zero, if they are the same."""
+def test_kernel_mmd_is_unbiased(same):
+    """Its mean over all possible sets is that of the distributions, and exactly zero if they are equal."""
     p = RNG.normal(size=(3, 2))
     q = p if same else RNG.normal(size=(4, 2))
     draws = lambda points, count: itertools.product(range(len(points)), repeat=count)
@@ -154,25 +154,25 @@ def test_kernel_mmd_has_no_bias(same):
     assert (population_mmd(p, q) > 0.01) != same
 
 
-def test_kernel_distance_of_whole_sets_is_one_number():
+def test_kernel_distance_of_full_sets_does_not_vary():
     x, y = RNG.normal(size=(9, 4)), RNG.normal(size=(9, 4)) + 1.0
-    whole = kernel_distance(x, y, subsets=3, size=1000)
-    np.testing.assert_allclose(whole.mean, kernel_mmd(x, y), rtol=1e-12)
-    assert whole.std < 1e-12
-    assert (whole.subsets, whole.size) == (3, 9)
-    parts = kernel_distance(x, y, subsets=50, size=5)
-    assert parts.std > 0.01
-    assert parts == kernel_distance(x, y, subsets=50, size=5)
-    assert parts != kernel_distance(x, y, subsets=50, size=5, seed=1)
+    full = kernel_distance(x, y, subsets=3, size=1000)
+    np.testing.assert_allclose(full.mean, kernel_mmd(x, y), rtol=1e-12)
+    assert full.std < 1e-12
+    assert (full.subsets, full.size) == (3, 9)
+    subsets = kernel_distance(x, y, subsets=50, size=5)
+    assert subsets.std > 0.01
+    assert subsets == kernel_distance(x, y, subsets=50, size=5)
+    assert subsets != kernel_distance(x, y, subsets=50, size=5, seed=1)
 
 
 # Precision and recall
 
 
 def test_precision_and_recall_on_a_line():
-    """Real points 0, ..., 9 have third neighbours at 2, those at both ends at 3: they reach from -3 to 12."""
+    """The real points 0, ..., 9 have their third neighbours at distance 2, the ends at 3; the manifold is [-3, 12]."""
     real = np.arange(10.0)[:, None]
-    # Four on it, which reach by 0.4, 0.3, 0.3 and 0.4: of what is real, 5 alone. Four far off, among themselves.
+    # Four on the manifold, with radii 0.4, 0.3, 0.3 and 0.4, which cover the real point 5 alone. Four far from it.
     generated = np.array([4.8, 4.9, 5.1, 5.2, 2000.0, 2030.0, 2060.0, 2090.0])[:, None]
     assert precision_recall(real, generated, k=3) == (0.5, 0.1)
 
@@ -181,13 +181,13 @@ def test_precision_and_recall_of_known_sets():
     cloud = RNG.normal(size=(30, 3))
     assert precision_recall(cloud, cloud) == (1.0, 1.0)
     assert precision_recall(cloud, cloud + 1e3) == (0.0, 0.0)
-    # One of two modes, faithfully: all samples look real, and half of what is real is reached.
+    # Samples of one of two modes: all are on the real manifold, and they cover half of the real points.
     modes = np.concatenate([cloud, cloud + 1e3])
     assert precision_recall(modes, cloud + 1e-9) == (1.0, 0.5)
     assert precision_recall(cloud, modes) == (0.5, 1.0)
 
 
-def test_precision_and_recall_agree_with_all_distances():
+def test_precision_and_recall_agree_with_the_full_distance_matrix():
     real, generated = RNG.normal(size=(40, 5)), 1.3 * RNG.normal(size=(33, 5))
 
     def share(of, candidates, k):

@@ -1,4 +1,4 @@
-"""Inception in parity with torchvision's layers and FID's pools, and its files read or refused by name."""
+"""Inception agrees with torchvision's layers and FID's pooling; its files are read, or refused by name."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def torchvision():
 
 @pytest.fixture(scope="module")
 def official():
-    """Tensors under their official names, drawn as those of the fixture were."""
+    """Returns tensors under their official names, drawn like those of the fixture."""
     ours = flatten_dict(shapes())
     blank = {entry.official: entry.layout.to_official(np.zeros(ours[entry.path].shape)) for entry in table()}
     return draw_weights({name: value.shape for name, value in blank.items()})
@@ -34,15 +34,15 @@ def variables(official):
     return to_variables(table(), official, shapes())
 
 
-def test_tensors_are_torchvisions(torchvision, official):
-    """470 of them, by name; with a head of 1000 classes that is the published 23,834,568 parameters."""
+def test_tensors_are_those_of_torchvision(torchvision, official):
+    """There are 470 tensors; with a head of 1000 classes they have the published 23,834,568 parameters."""
     assert sorted(official) == list(torchvision["names"])
     assert sum(value.size for value in official.values()) == torchvision["total"]
     learned = [value.size for name, value in official.items() if "running" not in name]
     assert sum(learned) + 1000 * 2049 == 23_834_568
 
 
-def test_maps_have_the_published_sides():
+def test_maps_have_the_published_shapes():
     """Table 1 of Szegedy et al. 2015, after each layer of the stem and each block."""
     sides = []
 
@@ -60,20 +60,20 @@ def test_maps_have_the_published_sides():
     assert sides == [*stem, *middle, (8, 8, 1280), (8, 8, 2048), (8, 8, 2048)]
 
 
-def test_features_are_torchvisions(torchvision, variables):
+def test_features_are_those_of_torchvision(torchvision, variables):
     x = draw_images(3, SIDE) / np.float32(127.5) - 1
     features = np.asarray(jax.jit(Inception().apply)(variables, x))[:, ::16]
     between_images = torchvision["features"].std(axis=0).mean()
     assert np.abs(features - torchvision["features"]).max() < 1e-3 * between_images
 
 
-def test_small_images_are_enlarged_as_torch_enlarges_them(torchvision, variables):
+def test_small_images_are_resized_as_by_torch(torchvision, variables):
     features = np.asarray(jax.jit(features_of)(variables, jnp.asarray(draw_images(1, 32))))[:, ::16]
     np.testing.assert_allclose(features, torchvision["from_32_pixels"], atol=1e-4)
 
 
-def test_averages_leave_the_padding_out():
-    """Corners have four neighbours, edges six."""
+def test_average_pooling_excludes_the_padding():
+    """Windows at corners have four elements, at edges six."""
     h = np.random.default_rng(0).normal(size=(1, 5, 6, 2))
     found = np.asarray(average(jnp.asarray(h)))
     for i in range(5):
@@ -85,15 +85,15 @@ def test_averages_leave_the_padding_out():
 # Files
 
 
-def whole_file(official):
-    """As published: with the classes, and with the counters that newer PyTorch adds."""
+def published_file(official):
+    """Returns the tensors of the published file, with the head and with the counters that newer PyTorch adds."""
     head = {"fc.weight": np.zeros((1008, 2048), np.float32), "fc.bias": np.zeros(1008, np.float32)}
     return {**official, **head, "Conv2d_1a_3x3.bn.num_batches_tracked": np.array(7)}
 
 
-def test_files_are_read_and_names_go_round(tmp_path, official, variables):
-    write_zip(tmp_path / "a.pth", whole_file(official))
-    write_legacy(tmp_path / "b.pth", whole_file(official))
+def test_all_kinds_of_file_are_read_and_names_map_both_ways(tmp_path, official, variables):
+    write_zip(tmp_path / "a.pth", published_file(official))
+    write_legacy(tmp_path / "b.pth", published_file(official))
     np.savez(tmp_path / "c.npz", **official)
     read = [read_inception(tmp_path / name) for name in ("a.pth", "b.pth", "c.npz")]
     assert len({extractor.identity for extractor in read}) == 1
@@ -123,7 +123,7 @@ def test_another_network_is_refused_by_name(tmp_path, official, change, message)
 
 
 @pytest.mark.parametrize("name", ["none.npz", "none.pth", "torn.npz"])
-def test_what_cannot_be_read_is_named(tmp_path, name):
+def test_an_unreadable_file_is_named(tmp_path, name):
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(ConversionError, match=f"{name}: "):
         read_inception(tmp_path / name)

@@ -1,8 +1,8 @@
-"""How `inception.npz` was made: torchvision's InceptionV3 with FID's pools, and weights that numpy draws.
+"""Writes the fixture `inception.npz`: features of torchvision's InceptionV3 with FID's pooling and random weights.
 
-    python -m tests.evaluation.torch_inception        (with PyTorch and torchvision, which no test needs)
+    python -m tests.evaluation.torch_inception        (needs PyTorch and torchvision, unlike the tests)
 
-The tests draw the same weights and compare what our network makes of them.
+The tests draw the same weights and compare the features of our network with these.
 """
 
 import pathlib
@@ -10,11 +10,11 @@ import pathlib
 import numpy as np
 
 FIXTURE = pathlib.Path(__file__).parent / "inception.npz"
-SIDE = 107  # small maps, uneven ones among them
+SIDE = 107  # small maps, some with odd height and width
 
 
 def draw_weights(shapes, seed=0):
-    """Tensors by name, of a size that keeps activations in range. `shapes` is by name too; their order is no matter."""
+    """Draws tensors by name, scaled to keep activations in range. `shapes` maps names to shapes, in any order."""
     rng = np.random.default_rng(seed)
     state = {}
     for name in sorted(shapes):
@@ -30,7 +30,7 @@ def draw_weights(shapes, seed=0):
 
 
 def draw_images(count, side, seed=1):
-    """Smooth images with noise, uint8, [count, side, side, 3]."""
+    """Draws smooth images with noise, uint8, [count, side, side, 3]."""
     rng = np.random.default_rng(seed)
     i, j = np.mgrid[:side, :side] / side
     waves = [np.sin(2 * np.pi * (a * i + b * j + c)) for a, b, c in rng.uniform(-3, 3, (count * 3, 3))]
@@ -45,7 +45,7 @@ def main():
     from torchvision.models import inception as blocks
 
     def pools(net):
-        """What FID's network does otherwise: averages without the padding, a maximum in the last block."""
+        """Patches the pooling to that of FID's network: averages without the padding, max pooling in the last block."""
         plain_average = F.avg_pool2d
 
         def average(h, kernel_size, stride, padding):

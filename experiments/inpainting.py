@@ -1,11 +1,12 @@
-"""Holes filled in and small images made large, on held-out images, against baselines that know no images.
+"""Inpainting and super-resolution of held-out images, against baselines that do not use a model.
 
-python -m experiments.completion --inpainting=runs/inpainting --upscaling=runs/upscaling --held=runs/ldm
+python -m experiments.inpainting --inpainting=runs/inpainting --upscaling=runs/upscaling --held=runs/ldm
 
-Peak signal-to-noise ratio, dB, mean over images ± standard error; of filled holes over the holes alone. Baselines: the
-mean of what is known of the image, and bicubic interpolation. `held` is a model that was not trained for holes and is
-held to what is known before every step. Of each task the first stage's own error is the limit, and the mean of several
-samples is nearer the image than one: a sample is not meant to be the mean. Writes completion.csv, .png and .md.
+The metric is the peak signal-to-noise ratio in dB, mean over images ± standard error; for inpainting over the holes
+alone. The baselines are the mean colour of the known pixels, and bicubic interpolation. `held` is a model trained
+without masks; the sampler replaces its known pixels before every step. The reconstruction error of the first stage
+limits both tasks. The mean of several samples has a higher PSNR than one sample, because PSNR favours the mean. Writes
+inpainting.csv, .png and .md.
 """
 
 import argparse
@@ -31,12 +32,12 @@ from lsgm_jax.conditioning.images import reduced
 from lsgm_jax.sampling.inpaint import inpaint, upscale
 from lsgm_jax.sampling.run import Run
 
-SHOWN = 8  # images in the picture
+SHOWN = 8  # images in the figure
 BATCH = 64
 
 
 def decibels(x: np.ndarray, x_hat: np.ndarray, where: np.ndarray | float = 1.0) -> np.ndarray:
-    """PSNR of every image in [-1, 1] over the numbers `where` is 1."""
+    """Computes the PSNR of every image in [-1, 1], in dB, over the elements where `where` is 1."""
     weight = np.broadcast_to(np.asarray(where, np.float64), x.shape)
     squared = weight * (x - np.clip(x_hat, -1.0, 1.0)) ** 2
     axes = tuple(range(1, x.ndim))
@@ -44,38 +45,38 @@ def decibels(x: np.ndarray, x_hat: np.ndarray, where: np.ndarray | float = 1.0) 
 
 
 def mean_fill(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Every hole in the mean colour of the rest of its image."""
+    """Fills the holes of every image with the mean colour of its known pixels."""
     known = 1.0 - mask
     colour = (known * x).sum(axis=(1, 2), keepdims=True) / known.sum(axis=(1, 2), keepdims=True)
     return known * x + mask * colour
 
 
 def in_batches(restore: Callable[[slice], np.ndarray], count: int) -> np.ndarray:
-    """What `restore` makes of all rows."""
+    """Applies `restore` to all rows, in batches."""
     return np.concatenate([restore(slice(start, start + BATCH)) for start in range(0, count, BATCH)])
 
 
 def draw(restore: Callable[[slice, jax.Array], np.ndarray], count: int, draws: int, seed: int) -> np.ndarray:
-    """What it makes of them several times, [draws, images, ...]."""
+    """Applies `restore` to all rows with several keys; returns [draws, images, ...]."""
     keys = jax.random.split(jax.random.key(seed), draws)
     return np.stack([in_batches(lambda rows, key=key: restore(rows, key), count) for key in keys])
 
 
 def fill(run: Run, x: np.ndarray, mask: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """[draws, images, ...]."""
+    """Inpaints the images several times; returns [draws, images, ...]."""
     params, sampler = run.best()[0], build_sampler(run.config)
     restore = lambda rows, key: inpaint(run, params, sampler, x[rows], mask[rows], key)[0]
     return draw(restore, len(x), draws, seed)
 
 
 def enlarge(run: Run, small: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """[draws, images, ...]."""
+    """Upscales the images several times; returns [draws, images, ...]."""
     params, sampler = run.best()[0], build_sampler(run.config)
     return draw(lambda rows, key: upscale(run, params, sampler, small[rows], key)[0], len(small), draws, seed)
 
 
 def reconstruct(run: Run, x: np.ndarray) -> np.ndarray:
-    """The first stage alone."""
+    """Reconstructs images by the first stage alone."""
     model, (params, _) = run.model, run.best()
     assert isinstance(model, LDM)
     code = jax.jit(lambda x, key: model.first_stage.autoencode(params["first_stage"], x, key).x_hat)
@@ -83,7 +84,7 @@ def reconstruct(run: Run, x: np.ndarray) -> np.ndarray:
 
 
 def holes(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """The rows of the table, and the columns of the picture."""
+    """Evaluates inpainting; returns the rows of the table and the columns of the figure."""
     run = Run.open(options.inpainting)
     x = whole_split(build("data", run.config), "test", limit=options.count)
     task = Inpainting()
@@ -102,7 +103,7 @@ def holes(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[np.nd
 
 
 def large(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """The same for small images."""
+    """Evaluates super-resolution, with the same results as `holes`."""
     run = Run.open(options.upscaling)
     x = whole_split(build("data", run.config), "test", limit=options.count)
     height, width, _ = run.model.latent_shape
@@ -121,13 +122,13 @@ def large(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[np.nd
 
 
 def row(task: str, method: str, values: np.ndarray) -> dict[str, Any]:
-    """Mean and standard error over images."""
+    """Returns a row of the table: mean and standard error over images."""
     stderr = values.std(ddof=1) / math.sqrt(len(values))
     return {"task": task, "method": method, "psnr": values.mean(), "stderr": stderr, "images": len(values)}
 
 
 def conclude(rows: list[dict[str, Any]]) -> str:
-    """A line per task: the best of the model's rows against the baseline, which is the first."""
+    """Returns a sentence per task that compares the best row of a model with the baseline, the first row."""
     lines = []
     for task in dict.fromkeys(row["task"] for row in rows):
         baseline, *others = [row for row in rows if row["task"] == task and "limit" not in row["method"]]
@@ -139,14 +140,14 @@ def conclude(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Runs both tasks and writes table, picture and conclusion."""
+    """Runs both tasks and writes table, figure and conclusion."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name in ("inpainting", "upscaling"):
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
     parser.add_argument("--held", type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/completion"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/inpainting_study"))
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -154,20 +155,20 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (hole_rows, hole_panels), (large_rows, large_panels) = holes(options), large(options)
     rows = hole_rows + large_rows
-    with replacing(options.out / "completion.csv") as partial, partial.open("w", newline="") as file:
+    with replacing(options.out / "inpainting.csv") as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     columns = [panel[:SHOWN] for panel in (*hole_panels, *large_panels)]
-    picture = plots.grid(np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]), len(columns))
-    plots.save_png(options.out / "completion.png", picture)
+    figure = plots.grid(np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:]), len(columns))
+    plots.save_png(options.out / "inpainting.png", figure)
     table = ["| task | method | PSNR, dB |", "|---|---|---|"]
     table += [f"| {r['task']} | {r['method']} | {r['psnr']:.2f} ± {r['stderr']:.2f} |" for r in rows]
     text = "\n".join([*table, "", conclude(rows), ""])
-    with replacing(options.out / "completion.md") as partial:
+    with replacing(options.out / "inpainting.md") as partial:
         partial.write_text(text)
     print(text)
-    print(f"wrote {options.out}/completion.csv, completion.md and completion.png")
+    print(f"wrote {options.out}/inpainting.csv, inpainting.md and inpainting.png")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-# `make demo` and `make test` set up everything they need in .venv; nothing else has to be done before.
+# `make demo` and `make test` set up everything they need in .venv.
 
 VENV ?= .venv
-# The first Python that runs and is new enough.
+# The first Python that runs and is at least 3.11.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; assert sys.version_info >= (3, 11)' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
@@ -19,7 +19,7 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
 
-# Train an LSGM on handwritten digits, draw samples, score it: about three minutes on two CPU cores.
+# Trains an LSGM on handwritten digits, draws samples and evaluates it: about three minutes on two CPU cores.
 demo: $(VENV)/.run
 	$(BIN)/lsgm train --config=configs/digits.py --workdir=$(RUN)
 	$(BIN)/lsgm sample --workdir=$(RUN)

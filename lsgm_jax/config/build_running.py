@@ -30,15 +30,15 @@ def build_optimiser(config: Config, stage: str) -> optax.GradientTransformation:
     steps = config.train.steps
     match stage:
         case "vae":
-            return build("vae_stage", config, steps=config.train.vae_steps)
+            return build("vae_stage", config)(config.train.vae_steps)
         case "score":
-            return build("optimiser", config, steps=steps)
+            return build("optimiser", config)(steps)
         case "first_stage":
-            player = build("first_stage", config, steps=config.train.first_stage_steps)
+            player = build("first_stage", config)(config.train.first_stage_steps)
             return per_part({"discriminator": player}, player)
         case "prior":
             still = optax.set_to_zero()
-            return per_part(dict.fromkeys(FROZEN, still), build("optimiser", config, steps=steps))
-    prior = build("joint_prior", config, steps=steps)
-    vae = optax.set_to_zero() if config.train.freeze_vae else build("joint_vae", config, steps=steps)
+            return per_part(dict.fromkeys(FROZEN, still), build("optimiser", config)(steps))
+    prior = build("joint_prior", config)(steps)
+    vae = optax.set_to_zero() if config.train.freeze_vae else build("joint_vae", config)(steps)
     return per_part({"vae": vae}, prior)

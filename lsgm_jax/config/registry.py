@@ -55,7 +55,7 @@ from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.registry import METHODS
-from lsgm_jax.training.optim import adam, adamax, adamw
+from lsgm_jax.training.optim import Adam, Adamax, AdamW
 from lsgm_jax.training.penalty import Penalty
 from lsgm_jax.training.sharding import Replicated, Sharded, whole
 from lsgm_jax.training.spec import LDMTrainSpec, TrainSpec, TwoStageSpec
@@ -81,7 +81,7 @@ NORMS = {"l2": l2, "l1": l1}
 FIXED_PARTS: dict[str, FixedPart | None] = {"none": None, "gaussian": gaussian_eps, "velocity": velocity_eps}
 # What CLD's score is matched given, beside the data: nothing, or the velocity at time 0.
 MATCHINGS: dict[str, Callable[[CLD], CLD] | None] = {"hybrid": None, "plain": known_start}
-OPTIMISERS = {"adamax": adamax, "adam": adam, "adamw": adamw}
+OPTIMISERS = {"adamax": Adamax, "adam": Adam, "adamw": AdamW}
 
 
 def optimal(*, weighting: str = "likelihood", t_min: float = 0.01) -> Optimal:
@@ -214,11 +214,6 @@ GIVEN = {
     # `context_width` is that of the conditioning.
     "score": ("out_channels", "out_features", "context_width", "parent", "name"),
     "likelihood": ("levels",),
-    "vae_stage": ("steps",),
-    "joint_vae": ("steps",),
-    "joint_prior": ("steps",),
-    "optimiser": ("steps",),
-    "first_stage": ("steps",),
 }
 
 

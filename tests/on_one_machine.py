@@ -1,4 +1,4 @@
-"""Several processes on this machine that compute together, each with CPU devices of its own."""
+"""Runs programs as several processes on this machine, each with its own simulated CPU devices."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Before a program: `process` and `processes` are its number and how many there are.
+# Runs before a program: `process` is the index of the process, `processes` their number.
 JOIN = """
 import sys
 import jax
@@ -23,7 +23,7 @@ launch.join(launch.Place(sys.argv[1], processes, process), timeout=60)
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a process left; `seconds` after all were started."""
+    """Result of a process; `seconds` is the time from the start of all processes to its end."""
 
     status: int
     out: str
@@ -32,7 +32,7 @@ class Finished:
 
 
 def run_program(source, *, processes=2, devices=2, join=JOIN, timeout=120):
-    """Runs Python code in each of the processes, after they have joined."""
+    """Runs Python code in each process, after `launch.join`."""
     arguments = [sys.executable, "-c", join + source]
     coordinator = f"localhost:{free_port()}"
     commands = [[*arguments, coordinator, str(processes), str(number)] for number in range(processes)]
@@ -43,7 +43,7 @@ def run_lsgm(arguments, *, processes=2, devices=2, present=None, timeout=240):
     """Runs one `lsgm` command as several processes.
 
     Args:
-        present: numbers of those that are started; all if left out.
+        present: indices of the processes to start; None for all.
     """
     together = [f"--coordinator=localhost:{free_port()}", f"--processes={processes}"]
     commands = [
@@ -54,14 +54,14 @@ def run_lsgm(arguments, *, processes=2, devices=2, present=None, timeout=240):
 
 
 def run_alone(*arguments, devices, timeout=240):
-    """Runs `python -m` with these arguments in a single process with so many devices."""
+    """Runs `python -m` with these arguments in a single process with this number of devices."""
     (done,) = run_commands([[sys.executable, "-m", *map(str, arguments)]], devices=devices, timeout=timeout)
     assert done.status == 0, done.err
     return done
 
 
 def run_commands(commands, *, devices, timeout):
-    """Starts all commands at once; those that have not ended after `timeout` seconds are killed."""
+    """Starts all commands; kills those that have not ended after `timeout` seconds."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     begin, ends = time.monotonic(), {}
@@ -69,7 +69,7 @@ def run_commands(commands, *, devices, timeout):
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         started = []
         for number, command in enumerate(commands):
-            # Files, because a full pipe would hold up the process, and all others with it.
+            # Output goes to files, because a full pipe would block the process, and the others with it.
             out, err = (
                 stack.enter_context((folder / f"{number}.{name}").open("w")) for name in ("out", "err")
             )
@@ -94,6 +94,6 @@ def run_commands(commands, *, devices, timeout):
 
 
 def free_port():
-    """One that nobody listens on."""
+    """Returns a port that no process listens on."""
     with socket.create_server(("localhost", 0)) as server:
         return server.getsockname()[1]

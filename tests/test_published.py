@@ -8,6 +8,7 @@ import pytest
 from lsgm_jax.config.build_autoencoders import build_adversarial_training
 from lsgm_jax.config.build_models import build_lsgm, build_model
 from lsgm_jax.config.load import differences, load_config
+from lsgm_jax.config.section import build
 from lsgm_jax.evaluation.model_size import count_parameters
 from lsgm_jax.nn.network import trainable
 from lsgm_jax.objectives.bound import Batch
@@ -15,7 +16,6 @@ from lsgm_jax.processes.linear import gaussian_eps
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler
-from lsgm_jax.training.optim import schedule
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 # Autoencoder, and score network with its mixing logits, as the originals count them.
@@ -120,14 +120,7 @@ def test_published_priors_of_latents_learn_at_the_published_rate(variant):
     """What the authors' code makes of a base rate, the batch and a schedule."""
     config = ldm(variant)
     optimiser, published = config.optimiser, LDM[variant][3]
-    rate = schedule(
-        optimiser.learning_rate,
-        optimiser.final,
-        optimiser.warmup,
-        config.train.steps,
-        optimiser.start,
-        optimiser.decay_steps,
-    )
+    rate = build("optimiser", config).schedule(config.train.steps)
     # Schedules are float32.
     at = lambda step: pytest.approx(float(rate(step)), rel=1e-5, abs=1e-6 * optimiser.learning_rate)
     if variant == "inpainting":  # multiples of a base rate

@@ -25,7 +25,7 @@ FORBIDDEN = {
     r"\b(is|are) worth\b|\bsamples' worth\b": "sample quality metrics",
     r"\b[Ss]coring\b|\b[Ss]cored\b|\bscorers?\b|\bScorer\b|score_table|score_images": "likelihood evaluation",
     r"\bKept\b|\bkept=": "evaluation cache",
-    r"\bcarried\b": "non-trainable state",
+    r'\bcarried\b(?!")': "non-trainable state",  # "carried" in quotes is a key of old checkpoints
     r"\bdenoise_separately\b|(?<![.\w])_?denoise\(": "joint_dsm_loss",
     r"\bplayers?\b": "generator and discriminator",
     r"\bwhole cop(y|ies)\b|\bwhole or divided\b|\bdivided over\b|\bdivided (arrays|state|parameters)\b|"

@@ -1,1 +1,1 @@
-"""Several processes as one: launch, rendezvous, preemption, and how all end when one fails."""
+"""Multi-process runs: launch, rendezvous, preemption, and the end of all processes when one fails."""

@@ -1,6 +1,6 @@
-"""How several processes end when one has failed: all of them, soon, with one status and as few words as possible.
+"""Ends all processes soon after one fails, with the same exit status and one error line.
 
-Without it the others would wait in a computation for the one that is gone, and that one at its exit for them.
+Otherwise the other processes would wait in a collective for the failed one, and that one at its exit for them.
 """
 
 import atexit
@@ -18,22 +18,27 @@ import jax
 from lsgm_jax.distributed.rendezvous import Place
 from lsgm_jax.jax_internals import coordination_client
 
-FAILED = "lsgm/failed"  # folder of JAX's key-value store: lines by process, and the first failure of any
+FAILED = "lsgm/failed"  # in JAX's key-value store: the error line of each process, and the first failure
 SECONDS_BETWEEN_LOOKS = 1.0
-SECONDS_TO_FAIL = 3.0  # in which an error of all has occurred in all
-SECONDS_TO_END = 2.0 * SECONDS_TO_FAIL  # in which all have seen that one has failed
-SECONDS_WITH_COORDINATOR = 1.0  # which the first process takes with it, and without which others abort
+SECONDS_TO_FAIL = 3.0  # in which an error common to all processes occurs in each
+SECONDS_TO_END = 2.0 * SECONDS_TO_FAIL  # in which all processes see a failure
+SECONDS_WITH_COORDINATOR = 1.0  # that process 0 outlives the others, which abort without its coordinator
 
 
 def stop(place: Place, line: str, status: int) -> NoReturn:
-    """Ends this process after an error, and all others with it, each with that status.
+    """Ends this process after an error, and all others with it.
 
-    What happens in all processes is printed by the first, anything else by the process it happens in.
+    The first process prints an error that occurs in all; otherwise the process with the error prints it.
+
+    Args:
+        place: of this process.
+        line: the error message.
+        status: exit status of all processes.
     """
     client = coordination_client()
     failure = json.dumps([place.process, line, status])
     for key, value in ((str(place.process), line), ("any", failure)):
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process has set it
             client.key_value_set(f"{FAILED}/{key}", value)
     if place.process == 0:
         print(line, file=sys.stderr)
@@ -50,7 +55,7 @@ def _line_of_first(client: Any) -> str | None:
 
 
 def watch(place: Place) -> None:
-    """Looks from now on, beside the work, for a process that has failed, and ends this one with it."""
+    """Starts a thread that ends this process when another one has failed."""
     client = coordination_client()
     error, over = sys.stderr, threading.Event()
 
@@ -60,8 +65,8 @@ def watch(place: Place) -> None:
             try:
                 failed = dict(client.key_value_dir_get(FAILED)).get(f"{FAILED}/any")
             except jax.errors.JaxRuntimeError:
-                return  # the coordinator has gone, and JAX ends this process
-        # This process may be about to say the same.
+                return  # the coordinator is gone, and JAX ends this process
+        # The same error may be about to occur in this process.
         if failed is None or over.wait(SECONDS_TO_FAIL):
             return
         process, line, status = json.loads(failed)
@@ -76,13 +81,13 @@ def watch(place: Place) -> None:
 
     def leave() -> None:
         over.set()
-        thread.join()  # a thread that Python leaves inside C++ aborts the process
+        thread.join()  # a thread inside C++ at exit aborts the process
 
-    atexit.register(leave)  # after JAX's, and so before it
+    atexit.register(leave)  # registered after JAX's handler, so it runs before
 
 
 def _end(place: Place, status: int) -> NoReturn:
-    """Leaves without what Python and JAX do at exit, which would wait for processes that wait for this one."""
+    """Exits without the exit handlers of Python and JAX, which would wait for processes that wait for this one."""
     client = coordination_client()
     sys.stdout.flush()
     sys.stderr.flush()

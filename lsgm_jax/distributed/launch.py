@@ -1,7 +1,7 @@
-"""Several processes as one: they join, wait for each other, and agree.
+"""Joins several processes into one JAX run, with barriers and consistency checks.
 
-JAX's coordination service does the work. Where it would abort a process with a page of C++, there is one line instead
-that names the process to blame (docs/howto/cluster.md has what happens when).
+JAX's coordination service does the work. Where it would abort a process with a C++ traceback, the functions here raise
+an error of one line that names the process at fault (see docs/howto/cluster.md).
 """
 
 import contextlib
@@ -22,13 +22,16 @@ from lsgm_jax.jax_internals import coordination_client, detect_cluster
 
 __all__ = ["ClusterError", "Place", "agree", "barrier", "is_first", "join", "joined", "others_silent", "stop"]
 
-TIMEOUT = 300.0  # seconds, unless someone says otherwise
-LEAST_HEARTBEAT, MOST_HEARTBEAT = 10.0, 100.0  # seconds without a sign of life: then JAX gives a process up
-SECONDS_TO_JOIN = 60.0  # at least, for JAX's runtime, when all are there
-SECONDS_TO_ANSWER = 3.0  # after an error
+TIMEOUT = 300.0  # default, in seconds
+LEAST_HEARTBEAT, MOST_HEARTBEAT = (
+    10.0,
+    100.0,
+)  # seconds without a heartbeat until JAX considers a process dead
+SECONDS_TO_JOIN = 60.0  # minimum for the start of JAX's runtime, after the rendezvous
+SECONDS_TO_ANSWER = 3.0  # for other processes, after an error
 
-_joined: list["_Joined"] = []  # nothing, or where this process has joined
-_numbers = itertools.count()  # a barrier is passed once
+_joined: list["_Joined"] = []  # empty, or one entry after `join`
+_numbers = itertools.count()  # of barriers, because JAX lets each be passed once
 
 
 class _Joined(NamedTuple):
@@ -37,19 +40,19 @@ class _Joined(NamedTuple):
 
 
 def join(place: Place | None = None, timeout: float = TIMEOUT, *, notes_sigterm: bool = True) -> None:
-    """Makes this process one of several; comes before anything that asks JAX for a device.
+    """Makes this process one of several; must be called before JAX initialises its devices.
 
     Args:
-        place: where it stands; None to ask SLURM, Open MPI, or a TPU's metadata.
-        timeout: seconds that others are waited for.
-        notes_sigterm: whether SIGTERM to any of them is noted for all (`preemption.py`) and ends none by itself.
+        place: this process among the others; None to detect it from SLURM, Open MPI, or the metadata of a TPU.
+        timeout: seconds to wait for the other processes.
+        notes_sigterm: makes SIGTERM to any process a request to all (`preemption.py`) that ends none by itself.
 
     Raises:
-        ClusterError: if they do not come, or nobody says where this process stands.
-        RuntimeError: from JAX, if it comes too late.
+        ClusterError: if other processes do not arrive, or the place cannot be detected.
+        RuntimeError: from JAX, if its devices are initialised already.
     """
     place = place or detect(timeout)
-    rendezvous.hold(place, timeout)
+    rendezvous.wait_for_all(place, timeout)
     heartbeat = min(max(timeout, LEAST_HEARTBEAT), MOST_HEARTBEAT)
     jax.config.update("jax_enable_preemption_service", notes_sigterm)
     jax.distributed.initialize(
@@ -66,10 +69,13 @@ def join(place: Place | None = None, timeout: float = TIMEOUT, *, notes_sigterm:
 
 
 def detect(timeout: float) -> Place:
-    """Where JAX's own detection says that this process stands.
+    """Detects the place of this process by JAX's cluster detection.
+
+    Args:
+        timeout: seconds for the detection.
 
     Raises:
-        ClusterError: if it finds neither SLURM nor Open MPI nor the metadata of a TPU.
+        ClusterError: if there is neither SLURM nor Open MPI nor the metadata of a TPU.
     """
     coordinator, processes, process, devices = detect_cluster(math.ceil(timeout))
     if coordinator is None or processes is None or process is None:
@@ -82,33 +88,33 @@ def detect(timeout: float) -> Place:
 
 
 def joined() -> bool:
-    """Whether `join` has made this process one of several."""
+    """Returns whether `join` has made this process one of several."""
     return bool(_joined)
 
 
 def barrier(where: str, timeout: float | None = None) -> None:
-    """Waits until all processes are there. Without others it is passed at once.
+    """Waits until all processes have arrived. A single process does not wait.
 
     Args:
-        where: what all of them call it, for the error.
-        timeout: seconds that the others are waited for; those of `join` if left out.
+        where: name of the barrier, for the error.
+        timeout: seconds to wait for the others; None for the timeout of `join`.
 
     Raises:
-        ClusterError: if some do not come; it names them.
+        ClusterError: if some do not arrive; it names them.
     """
     if joined():
         _meet(where, "", timeout)
 
 
 def agree(what: str, value: str) -> None:
-    """A barrier that is passed with one and the same value only.
+    """Waits until all processes have arrived with the same value.
 
     Args:
         what: a noun for the value, for the error.
-        value: the same in all processes.
+        value: has to be the same in all processes.
 
     Raises:
-        ClusterError: if some do not come, or bring another value than the first process; it names them.
+        ClusterError: if some do not arrive, or have another value than the first process; it names them.
     """
     if not joined():
         return
@@ -122,7 +128,7 @@ def agree(what: str, value: str) -> None:
 
 
 def _meet(where: str, value: str, timeout: float | None = None) -> list[str]:
-    """The values of all processes, in their order."""
+    """Waits for all processes and returns their values, in the order of the processes."""
     place, patience = _joined[-1]
     timeout, folder = timeout or patience, f"lsgm/{next(_numbers)}"
     client = coordination_client()
@@ -130,26 +136,26 @@ def _meet(where: str, value: str, timeout: float | None = None) -> list[str]:
     try:
         client.wait_at_barrier(folder, math.ceil(1000 * timeout))
     except jax.errors.JaxRuntimeError as error:
-        missing = set(range(place.processes)) - _brought(client, folder).keys()
+        missing = set(range(place.processes)) - _values(client, folder).keys()
         if not missing:
             raise
-        raise ClusterError(rendezvous.absence(place, missing, f"the {where}", timeout)) from error
-    return [value for _, value in sorted(_brought(client, folder).items())]
+        raise ClusterError(rendezvous.missing_message(place, missing, f"the {where}", timeout)) from error
+    return [value for _, value in sorted(_values(client, folder).items())]
 
 
-def _brought(client: Any, folder: str) -> dict[int, str]:
+def _values(client: Any, folder: str) -> dict[int, str]:
     return {int(key.rpartition("/")[2]): value for key, value in client.key_value_dir_get(folder)}
 
 
 @contextlib.contextmanager
 def others_silent() -> Iterator[None]:
-    """What processes but the first print, bars included, goes nowhere; exceptions are for the caller."""
+    """Discards the output of all processes but the first, progress bars included; exceptions still propagate."""
     if is_first():
         yield
         return
     sys.stdout.flush()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), open(os.dup(1)) as before:
-        os.dup2(nowhere.fileno(), 1)  # libraries in C++ speak as well
+        os.dup2(nowhere.fileno(), 1)  # also the output of C++ libraries
         try:
             yield
         finally:
@@ -158,7 +164,11 @@ def others_silent() -> Iterator[None]:
 
 
 def lost(error: Exception) -> str | None:
-    """The line that names who does not answer, if that may be the cause of an error in computing together."""
+    """Returns a line that names the processes that do not answer; None if all do.
+
+    Args:
+        error: an error of a collective computation, which a lost process may have caused.
+    """
     try:
         barrier("aftermath", SECONDS_TO_ANSWER)
     except ClusterError as absence:

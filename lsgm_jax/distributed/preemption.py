@@ -1,4 +1,4 @@
-"""A request to stop, as schedulers make it before they take a machine away."""
+"""SIGTERM, which schedulers send before they preempt a machine, as a request to stop training."""
 
 import itertools
 import signal
@@ -10,22 +10,25 @@ from jax.experimental import multihost_utils
 
 
 class StoppedError(Exception):
-    """Training stopped because it was asked to; the message says what is saved."""
+    """Training stopped after SIGTERM; the message says which step is saved."""
 
 
-# JAX's runtime agrees on the number of a question, which has to grow from stage to stage.
-_QUESTIONS = itertools.count(1)
+# JAX's runtime needs a counter that grows with every sync point, across stages.
+_SYNC_POINTS = itertools.count(1)
 
 
 class Termination:
-    """Takes note of SIGTERM while it is open; with several processes, JAX's runtime does, for all of them."""
+    """Records SIGTERM in its context, instead of the default action.
+
+    With several processes JAX's runtime records it, for all of them.
+    """
 
     def __init__(self):
         self._came = False
         self._before = None
 
     def __enter__(self) -> "Termination":
-        # Python lets only the main thread take signals.
+        # Python handles signals only in the main thread.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
@@ -35,9 +38,9 @@ class Termination:
             signal.signal(signal.SIGTERM, self._before)
 
     def due(self) -> bool:
-        """Whether to save and stop now; the same in all processes, each of which has to ask after every call."""
+        """Returns whether to save and stop now, the same in all processes; each has to call this after every step."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(next(_QUESTIONS))
+            return multihost_utils.reached_preemption_sync_point(next(_SYNC_POINTS))
         return self._came
 
     def _note(self, number: int, frame: FrameType | None) -> None:

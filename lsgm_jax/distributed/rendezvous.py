@@ -1,7 +1,7 @@
-"""Who is there: processes call in at the first one before JAX's runtime starts.
+"""Rendezvous: all processes connect to the first one before JAX's runtime starts.
 
-That runtime waits for all processes as well, but where one does not come it aborts those that did, and names none.
-What is asked here is also whether all mean the same cluster. The port is the coordinator's, which JAX takes over.
+JAX's runtime waits for all processes too, but if one is missing it aborts the others without naming it. The rendezvous
+also checks that all processes agree on their number. It uses the port of the coordinator, which JAX takes over.
 """
 
 import contextlib
@@ -14,20 +14,20 @@ from typing import NoReturn
 
 from lsgm_jax.errors import ClusterError
 
-HELLO = re.compile(rb"lsgm (\d+) (\d+)\n")  # a process and how many there are
-SECONDS_TO_SPEAK = 5.0  # for what has connected
+HELLO = re.compile(rb"lsgm (\d+) (\d+)\n")  # index of a process, number of processes
+SECONDS_TO_SPEAK = 5.0  # for a connection to send its line
 SECONDS_BETWEEN_CALLS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a process stands among the others.
+    """The place of a process among all processes.
 
     Attributes:
-        coordinator: HOST:PORT of the first process, where all others find it.
-        processes: how many there are.
-        process: number of this one, from 0.
-        devices: numbers of its devices among those of its machine; None for all of them.
+        coordinator: HOST:PORT of process 0, reachable from all others.
+        processes: number of processes.
+        process: index of this process, from 0.
+        devices: indices of its devices on its machine; None for all.
     """
 
     coordinator: str
@@ -45,31 +45,33 @@ class Place:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port."""
+        """Host and port of the coordinator."""
         host, _, port = self.coordinator.rpartition(":")
         return host.strip("[]"), int(port)
 
     def of(self, process: int) -> str:
-        """How errors call a process."""
+        """Returns the name of a process in errors."""
         return f"process {process} of {self.processes}"
 
 
-def hold(place: Place, timeout: float) -> None:
-    """Returns as soon as all processes are there.
+def wait_for_all(place: Place, timeout: float) -> None:
+    """Waits until all processes have connected to process 0.
 
     Args:
-        timeout: seconds that the others are waited for.
+        place: of this process.
+        timeout: seconds to wait for the others.
 
     Raises:
-        ClusterError: in all processes that are there, if others are not, or if two say that they are the same.
+        ClusterError: in all connected processes, if others are missing, two have the same index, or the numbers of
+            processes differ.
     """
     if place.process:
-        _call_in(place, timeout)
+        _wait_as_other(place, timeout)
     else:
-        _answer_all(place, timeout)
+        _wait_as_first(place, timeout)
 
 
-def _answer_all(place: Place, timeout: float) -> None:
+def _wait_as_first(place: Place, timeout: float) -> None:
     waiting: dict[int, socket.socket] = {}
     answer = ""
     try:
@@ -95,7 +97,7 @@ def _listen(place: Place) -> socket.socket:
 
 
 def _collect(server: socket.socket, place: Place, waiting: dict[int, socket.socket], timeout: float) -> None:
-    """Fills `waiting` with the connections of all other processes."""
+    """Fills `waiting` with the connections of all other processes, by index."""
     deadline = time.monotonic() + timeout
     while len(waiting) < place.processes - 1:
         server.settimeout(max(deadline - time.monotonic(), 0.001))
@@ -104,7 +106,7 @@ def _collect(server: socket.socket, place: Place, waiting: dict[int, socket.sock
         except TimeoutError:
             _name_missing(place, set(range(1, place.processes)) - waiting.keys(), timeout)
         hello = HELLO.fullmatch(_read_line(connection, SECONDS_TO_SPEAK))
-        if hello is None:  # no process of ours: ports get looked at
+        if hello is None:  # not a process of this run; for example a port scan
             connection.close()
             continue
         process, processes = map(int, hello.groups())
@@ -112,7 +114,7 @@ def _collect(server: socket.socket, place: Place, waiting: dict[int, socket.sock
         waiting[-1 if twice else process] = connection
         if processes != place.processes:
             raise ClusterError(
-                f"process {process} was told of {processes} processes, process 0 of {place.processes}: "
+                f"process {process} was started as one of {processes}, process 0 as one of {place.processes}: "
                 "give all the same number"
             )
         if twice:
@@ -120,11 +122,11 @@ def _collect(server: socket.socket, place: Place, waiting: dict[int, socket.sock
 
 
 def _name_missing(place: Place, missing: set[int], timeout: float) -> NoReturn:
-    raise ClusterError(absence(place, missing, place.coordinator, timeout))
+    raise ClusterError(missing_message(place, missing, place.coordinator, timeout))
 
 
-def absence(place: Place, missing: set[int], where: str, timeout: float) -> str:
-    """The line that says which processes have not come."""
+def missing_message(place: Place, missing: set[int], where: str, timeout: float) -> str:
+    """Returns the error message that names the processes that did not arrive."""
     names = ", ".join(map(str, sorted(missing)))
     which = (
         f"processes {names} of {place.processes}"
@@ -136,10 +138,10 @@ def absence(place: Place, missing: set[int], where: str, timeout: float) -> str:
     )
 
 
-def _call_in(place: Place, timeout: float) -> None:
+def _wait_as_other(place: Place, timeout: float) -> None:
     with _connect(place, timeout) as connection:
         _send(connection, f"lsgm {place.process} {place.processes}\n")
-        # The first process may have started last, and then waits as long for the others.
+        # Process 0 may have started last, and then waits for the full timeout.
         answer = _read_line(connection, timeout + SECONDS_TO_SPEAK).decode(errors="replace")
     if answer != "\n":
         lost = f"{place.of(0)} ended before all had arrived at {place.coordinator}: see its output"
@@ -154,7 +156,7 @@ def _connect(place: Place, timeout: float) -> socket.socket:
         except OSError as error:
             if time.monotonic() > deadline:
                 line, reason = (
-                    absence(place, {0}, place.coordinator, timeout),
+                    missing_message(place, {0}, place.coordinator, timeout),
                     getattr(error, "strerror", error),
                 )
                 raise ClusterError(f"{line} ({reason})") from error
@@ -162,12 +164,12 @@ def _connect(place: Place, timeout: float) -> socket.socket:
 
 
 def _send(connection: socket.socket, line: str) -> None:
-    with contextlib.suppress(OSError):  # who is gone will be missed
+    with contextlib.suppress(OSError):  # a process that is gone is missing at the next barrier
         connection.sendall(line.encode())
 
 
 def _read_line(connection: socket.socket, timeout: float) -> bytes:
-    """A line of what is sent, or what there is of it when the connection ends, or the time."""
+    """Reads a line, or the part of it that arrives before the connection or the timeout ends."""
     connection.settimeout(timeout)
     try:
         with connection.makefile("rb") as file:

@@ -1,1 +1,1 @@
-"""State, optimisers, the step, checkpoints and the loop."""
+"""Training: state, optimisers, the training step, checkpoints and the loop."""

@@ -18,30 +18,38 @@ from lsgm_jax.nn.network import Params
 from lsgm_jax.training.logs import warn
 from lsgm_jax.training.state import TrainState
 
-FORMAT = 2
-JUDGED = "nelbo"  # what a checkpoint calls its validation score, whatever that is
-READABLE = (1, 2)  # of which the averaged parameters are the same
-HALF_WRITTEN = ".orbax-checkpoint-tmp"  # in names of folders, while orbax writes them
-DAMAGED = "damaged"  # folder beside the stages', for what could not be read
+FORMAT = 3
+STATE = "state"  # key of non-trainable state in trees of parameters
+STATE_KEYS = {1: "carried", 2: "carried", FORMAT: STATE}  # the same by format
+RESUMABLE = (2, FORMAT)  # formats whose training state can be restored; EMA parameters can be from all
+METRIC = "nelbo"  # key of the validation metric in checkpoints, whichever metric a stage is judged by
+HALF_WRITTEN = ".orbax-checkpoint-tmp"  # part of the name of a folder that orbax is writing
+DAMAGED = "damaged"  # folder next to those of the stages, for unreadable checkpoints
 
 T = TypeVar("T")
 
 
 class _UnreadableError(Exception):
-    """One checkpoint is damaged, or of another model; an older one may do."""
+    """One checkpoint is damaged or belongs to another model; an older one may be readable."""
 
 
 class Checkpoints:
     """The checkpoints of one stage in one folder.
 
-    A checkpoint has three items: `state` (step, parameters, optimiser), `ema` (the averaged parameters, so that
-    sampling reads nothing else) and `meta` (format, config, position in the data). Its metric is the validation NELBO.
-    What has been converted from elsewhere has no `state` and no metric; what a signal made a run save, no metric.
+    A checkpoint has three items: `state` (step, parameters, optimiser state), `ema` (the EMA parameters, the only item
+    that sampling reads) and `meta` (format, config, position in the data). Its metric is the validation NELBO, or
+    another score. Converted checkpoints have no `state` and no metric; those written on SIGTERM have no metric.
 
-    Arrays are saved whole, whatever devices hold them, and restored to the shardings that are asked for.
+    Arrays are saved with their global shapes, however they are sharded, and restored with the shardings of the
+    caller's tree.
 
     Args:
-        keep: newest ones that stay; the best one does as well.
+        folder: of this stage.
+        keep: number of newest checkpoints that are not deleted; the best one is not deleted either.
+        read_only: refuses a missing folder and never writes to an existing one.
+
+    Raises:
+        CheckpointError: if the folder is missing (`read_only`) or cannot be written.
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int = 2, read_only: bool = False):
@@ -50,14 +58,14 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoints in {folder}: run  lsgm train  with this --workdir first")
         unknown = self._forget_damaged_scores()
         best = BestN(
-            get_metric_fn=lambda metrics: -metrics[JUDGED], n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=lambda metrics: -metrics[METRIC], n=1, keep_checkpoints_without_metrics=False
         )
         options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics[JUDGED],
+            best_fn=lambda metrics: metrics[METRIC],
             best_mode="min",
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
             read_only=read_only,
-            # Where nothing can be mended, all scores are left alone, and the newest is taken for the best.
+            # A read-only folder keeps its damaged metrics. Skip them all then; the newest counts as the best.
             lightweight_initialize=read_only and unknown,
         )
         if not read_only:
@@ -80,8 +88,8 @@ class Checkpoints:
         return self._manager.latest_step()
 
     @property
-    def way_on(self) -> str:
-        """What the same command will do next time, by what is completely written."""
+    def resume_message(self) -> str:
+        """The end of a sentence that says from which complete checkpoint the same command resumes."""
         saved = [int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()]
         return f"goes on from step {max(saved)}, which is saved" if saved else "starts this stage again"
 
@@ -89,23 +97,25 @@ class Checkpoints:
         """Writes a checkpoint in the background.
 
         Args:
-            score: of the averaged parameters on the validation split, less being better; None for a checkpoint that is
-                to go on from, not to choose.
+            state: the state to save, under its step.
+            meta: config and position in the data.
+            score: metric of the EMA parameters on the validation split, lower is better; None for a checkpoint to
+                resume from that is never chosen as the best.
 
         Raises:
-            CheckpointError: if it, or the one before, cannot be written.
+            CheckpointError: if this checkpoint, or the one before, cannot be written.
         """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state.replace(ema=None)),
             ema=ocp.args.StandardSave(state.ema),
             meta=ocp.args.JsonSave({"format": FORMAT, **meta}),
         )
-        metrics = None if score is None else {JUDGED: score}
+        metrics = None if score is None else {METRIC: score}
         with self._writing():
             self._manager.save(int(state.step), args=items, metrics=metrics)
 
     def save_finished(self, step: int, ema: Params, meta: dict[str, Any]) -> None:
-        """Writes averaged parameters alone, as the stage's last step: there is nothing to train from or to choose."""
+        """Writes a checkpoint of EMA parameters alone, as the last step of a finished stage."""
         items = ocp.args.Composite(
             ema=ocp.args.StandardSave(ema), meta=ocp.args.JsonSave({"format": FORMAT, **meta})
         )
@@ -113,49 +123,60 @@ class Checkpoints:
             self._manager.save(step, args=items)
 
     def wait(self) -> None:
-        """Returns when everything is written.
+        """Waits until all checkpoints are written.
 
         Raises:
-            CheckpointError: if it cannot be.
+            CheckpointError: if one cannot be written.
         """
         with self._writing():
             self._manager.wait_until_finished()
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Restores the newest checkpoint that can be read into the shapes and shardings of `like`.
+        """Restores the newest readable checkpoint.
 
         Damaged newer ones are moved to the folder `damaged`, with a warning.
+
+        Args:
+            like: shapes and shardings of the state.
+
+        Returns:
+            The state, and the `meta` it was saved with.
 
         Raises:
             CheckpointError: if all are damaged, of an unknown format, or belong to another model.
         """
-        abstract = _somewhere(like)
-        state, ema = abstract.replace(ema=None), abstract.ema
+        abstract = _abstract(like)
 
         def read(step: int) -> tuple[TrainState, dict[str, Any]]:
-            meta = self._meta(step, (FORMAT,))
-            items = self._read(step, state=ocp.args.StandardRestore(state), ema=ocp.args.StandardRestore(ema))
-            return items["state"].replace(ema=items["ema"]), meta
+            meta = self._meta(step, RESUMABLE)
+            state, ema = self._trees(step, meta, state=abstract.replace(ema=None), ema=abstract.ema)
+            return state.replace(ema=ema), meta
 
         return self._first_readable(sorted(self._manager.all_steps(), reverse=True), read)[0]
 
     def restore_best(self, like: Params) -> tuple[Params, int]:
-        """Averaged parameters with the lowest validation NELBO, in the shapes and shardings of `like`; their step.
+        """Restores the EMA parameters with the lowest validation metric, and returns them with their step.
 
-        The newest, if none has been validated, or the best cannot be read.
+        Falls back to the newest readable ones if none has been validated or the best cannot be read.
+
+        Args:
+            like: shapes and shardings of the parameters.
+
+        Raises:
+            CheckpointError: as `restore`.
         """
-        abstract = _somewhere(like)
+        abstract = _abstract(like)
 
         def read(step: int) -> Params:
-            self._meta(step, READABLE)
-            return self._read(step, ema=ocp.args.StandardRestore(abstract))["ema"]
+            (ema,) = self._trees(step, self._meta(step, tuple(STATE_KEYS)), ema=abstract)
+            return ema
 
         best, newest = self._manager.best_step(), sorted(self._manager.all_steps(), reverse=True)
         order = newest if best is None else [best, *(step for step in newest if step != best)]
         return self._first_readable(order, read)
 
     def _first_readable(self, steps: Iterable[int], read: Callable[[int], T]) -> tuple[T, int]:
-        """What `read` makes of the first step that it can, and that step."""
+        """Returns the result of `read` for the first step that it can read, and that step."""
         damaged: dict[int, _UnreadableError] = {}
         for step in steps:
             try:
@@ -182,9 +203,16 @@ class Checkpoints:
         if meta.get("format") not in formats:
             raise CheckpointError(
                 f"checkpoint {self.folder / str(step)} has format {meta.get('format')}, this version reads "
-                f"{' and '.join(map(str, formats))}: use the version of lsgm that wrote it"
+                f"{', '.join(map(str, formats))}: use the version of lsgm that wrote it"
             )
         return meta
+
+    def _trees(self, step: int, meta: dict[str, Any], **like: Any) -> list[Any]:
+        """Reads items in the shapes and shardings of `like`, whatever key their format has for non-trainable state."""
+        key = STATE_KEYS[meta["format"]]
+        items = {name: ocp.args.StandardRestore(_rename(tree, STATE, key)) for name, tree in like.items()}
+        found = self._read(step, **items)
+        return [_rename(found[name], key, STATE) for name in like]
 
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> dict[str, Any]:
         try:
@@ -194,17 +222,17 @@ class Checkpoints:
             raise _UnreadableError(_first_line(error)) from error
 
     def _set_aside(self, step: int) -> pathlib.Path:
-        """Where the checkpoint lies from now on; training writes another of this number."""
+        """Moves a damaged checkpoint away, so that training can write this step again; returns its new path."""
         target = self.folder.parent / DAMAGED / f"{self.folder.name}-{step}"
         if is_first():
             target.parent.mkdir(exist_ok=True)
             (self.folder / str(step)).rename(target)
-        ocp.multihost.sync_global_processes(f"{target.name} is set aside")
+        ocp.multihost.sync_global_processes(f"{target.name} was moved")
         self._manager.reload()
         return target
 
     def _forget_damaged_scores(self) -> bool:
-        """Whether there are any; orbax would not open a folder with one."""
+        """Deletes unreadable metrics, with which orbax would not open the folder; returns whether there were any."""
         damaged = [path for path in self.folder.glob("[0-9]*/metrics/metrics") if not _is_json(path)]
         for path in damaged:
             warn(f"{path} is damaged: that checkpoint counts as not validated")
@@ -213,7 +241,10 @@ class Checkpoints:
         return bool(damaged)
 
     def _clear_half_written(self) -> None:
-        """Of what a kill has left. Orbax would do it in the background, where it meets whoever lists the folder."""
+        """Deletes checkpoints that a killed process was writing.
+
+        Orbax would do so in the background, in a race with anything that lists the folder.
+        """
         if is_first():
             for path in self.folder.glob(f"*{HALF_WRITTEN}*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -223,20 +254,16 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        # What could not be written in the background is reported by whatever comes next, in types of many libraries.
+        # A failure in the background is raised by the next call, as a type of one of many libraries.
         except Exception as error:
-            saved = [int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit()]
-            goes_on = (
-                f"goes on from step {max(saved)}, which is saved" if saved else "starts this stage again"
-            )
             raise CheckpointError(
                 f"cannot write checkpoints to {self.folder} ({_reason(error)}): "
-                f"with that mended the same command {goes_on}"
+                f"with that fixed the same command {self.resume_message}"
             ) from error
 
 
-def _somewhere(like: Any) -> Any:
-    """Shapes with shardings: where there is none, the first device, whatever devices the checkpoint was saved from."""
+def _abstract(like: Any) -> Any:
+    """Returns shapes with shardings; an array without sharding goes to the first device, wherever it was saved."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -244,6 +271,17 @@ def _somewhere(like: Any) -> Any:
         return leaf if leaf.sharding is not None else leaf.update(sharding=here)
 
     return jax.tree.map(place, like)
+
+
+def _rename(tree: Any, old: str, new: str) -> Any:
+    """Renames a key in every dictionary of a pytree, at any depth."""
+
+    def rename(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        return {new if key == old else key: _rename(value, old, new) for key, value in node.items()}
+
+    return jax.tree.map(rename, tree, is_leaf=lambda node: isinstance(node, dict))
 
 
 def _is_json(path: pathlib.Path) -> bool:
@@ -255,12 +293,12 @@ def _is_json(path: pathlib.Path) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said, as far as that can be found in an error of another library."""
+    """Returns the message of the operating system, if it can be found in an error of another library."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    said = re.search(r": ([^:]+?)(?: to file \d+)? \[os_error_code", str(error))
+    found = re.search(r": ([^:]+?)(?: to file \d+)? \[os_error_code", str(error))
     before = error.__cause__ or error.__context__
-    return said[1] if said else _reason(before) if before else _first_line(error)
+    return found[1] if found else _reason(before) if before else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

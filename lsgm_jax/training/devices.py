@@ -1,4 +1,4 @@
-"""Where arrays live: meshes of all devices, and functions that are computed on all of them."""
+"""Device meshes, placement of arrays, and functions computed on all devices."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 @functools.cache
 def data_mesh() -> Mesh:
-    """All devices of all processes along one axis, "data".
+    """Returns the mesh of all devices of all processes, with one axis, "data".
 
     The axis type is Auto: under the default Explicit type diffrax and sampling scans raise.
     """
@@ -20,19 +20,19 @@ def data_mesh() -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding that keeps a whole copy on every device."""
+    """Returns the sharding of arrays that are replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 class OverDevices:
-    """`function(params, batch, *rest)` over all devices, for scores and samples: batch in, batch out.
+    """Computes `function(params, batch, *rest)` on all devices, for evaluation and sampling.
 
-    It takes and gives host arrays; every process gives the whole batch and gets the whole result. Parameters that lie
-    on all devices already, whole or divided, are not copied.
+    Arguments and results are host arrays. Every process passes the global batch and gets the global result. Parameters
+    that are already on all devices, replicated or sharded, are not copied.
 
     Args:
-        function: pure; returns a tree of arrays. It sees the whole batch and one key, so its numbers do not depend on
-            the devices but by rounding.
+        function: pure; returns a tree of arrays. It sees the global batch and one key, so its values depend on the
+            number of devices only by rounding.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -40,16 +40,16 @@ class OverDevices:
         self._jitted: dict[Mesh, Any] = {}
 
     def __call__(self, params: Any, batch: Any, *rest: Any) -> Any:
-        """The result, compiled when it is needed first.
+        """Returns the result; compiles on the first call.
 
         Raises:
-            ValueError: if the devices cannot share the batch evenly.
+            ValueError: if the batch does not divide evenly over the devices.
         """
         mesh = _mesh_of(params)
         return jax.tree.map(np.asarray, self._jit(mesh)(*_arguments(mesh, params, batch, rest)))
 
     def compile(self, params: Any, batch: Any, *rest: Any) -> Callable[..., Any]:
-        """The call for arguments like these, compiled at once."""
+        """Compiles now, for arguments of these shapes, and returns the compiled call."""
         mesh = _mesh_of(params)
         compiled = self._jit(mesh).lower(*_arguments(mesh, params, batch, rest)).compile()
 
@@ -60,17 +60,17 @@ class OverDevices:
 
     def _jit(self, mesh: Mesh) -> Any:
         if mesh not in self._jitted:
-            whole = replicated(mesh)
+            everywhere = replicated(mesh)
 
             def gathered(params: Any, *rest: Any) -> Any:
-                return self._function(jax.lax.with_sharding_constraint(params, whole), *rest)
+                return self._function(jax.lax.with_sharding_constraint(params, everywhere), *rest)
 
-            self._jitted[mesh] = jax.jit(gathered, out_shardings=whole)
+            self._jitted[mesh] = jax.jit(gathered, out_shardings=everywhere)
         return self._jitted[mesh]
 
 
 def shared_count(count: int) -> int:
-    """At least so many, in numbers that all devices can share."""
+    """Rounds a count up to a multiple of the number of devices."""
     return count + -count % jax.device_count()
 
 
@@ -79,7 +79,7 @@ def _arguments(mesh: Mesh, params: Any, batch: Any, rest: tuple[Any, ...]) -> tu
 
 
 def _mesh_of(tree: Any) -> Mesh:
-    """The one on which the arrays lie, if that is of all devices; otherwise `data_mesh`."""
+    """Returns the mesh of the arrays if there is one and it has all devices; otherwise `data_mesh()`."""
     shardings = [leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     meshes = {sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)}
     meshes = {mesh for mesh in meshes if isinstance(mesh, Mesh) and mesh.size == jax.device_count()}
@@ -87,27 +87,31 @@ def _mesh_of(tree: Any) -> Mesh:
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
-    """Every array on every device of the mesh: a whole copy, unless it lies there already, whole or divided.
+    """Replicates every array on the devices of the mesh; arrays already on the mesh keep their sharding.
 
-    What processes hand over has to be the same in all.
+    Args:
+        mesh: of all devices.
+        tree: arrays, the same in all processes.
     """
-    whole = replicated(mesh)
+    everywhere = replicated(mesh)
 
     def copy(leaf: Any) -> jax.Array:
         if not isinstance(leaf, jax.Array):
-            return jax.device_put(leaf, whole)
+            return jax.device_put(leaf, everywhere)
         if isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh:
             return leaf
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.device_put(leaf, whole)
-        data = jax.device_put(jax.random.key_data(leaf), whole)  # keys themselves do not cross processes
+            return jax.device_put(leaf, everywhere)
+        data = jax.device_put(
+            jax.random.key_data(leaf), everywhere
+        )  # device_put of keys fails across processes
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
 
     return jax.tree.map(copy, tree)
 
 
 def _spread(mesh: Mesh, batch: Any) -> Any:
-    """A batch that every process holds, split over the devices."""
+    """Splits a batch that every process holds over the devices."""
     rows = len(jax.tree.leaves(batch)[0])
     if rows % mesh.size:
         raise ValueError(f"a batch of {rows} does not divide over {mesh.size} devices")

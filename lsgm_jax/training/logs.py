@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: progress bar, metrics.csv, TensorBoard."""
+"""Output of a training run: progress bar, warnings, metrics.csv and TensorBoard."""
 
 import contextlib
 import csv
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lsgm_jax.files import is_first, replacing
 
-# Those of every run, in this order; what else a stage measures comes after them.
+# First columns of metrics.csv in every run, in this order; other metrics of a stage come after them.
 COLUMNS: tuple[str, ...] = (
     "stage",
     "step",
@@ -34,10 +34,15 @@ COLUMNS: tuple[str, ...] = (
 
 
 class MetricsLog:
-    """metrics.csv and TensorBoard scalars and images of one stage.
+    """Writes metrics.csv, and TensorBoard scalars and images, of one stage.
 
-    A resumed stage forgets the rows after its checkpoint: the file reads as if the run had never stopped. Of several
-    processes the first one writes.
+    A resumed stage deletes the rows after its checkpoint, so that the file is that of an uninterrupted run. With
+    several processes, the first one writes.
+
+    Args:
+        workdir: folder of the run.
+        stage: name of the stage.
+        resumed_step: step of the checkpoint that training resumes from, 0 if there is none.
     """
 
     def __init__(self, workdir: pathlib.Path, stage: str, resumed_step: int):
@@ -56,7 +61,7 @@ class MetricsLog:
         )
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Appends a row and writes the same numbers to TensorBoard."""
+        """Appends a row of values to metrics.csv and writes them to TensorBoard."""
         row = {"stage": self.stage, "step": step, "split": split}
         row |= {name: f"{value:.6g}" for name, value in values.items()}
         if not is_first():
@@ -70,25 +75,25 @@ class MetricsLog:
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Shows an image [h, w, c], uint8, in TensorBoard."""
+        """Writes an image, [h, w, c] uint8, to TensorBoard."""
         self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # a full disk is metrics.csv's to report
+        with contextlib.suppress(OSError):  # metrics.csv reports a full disk
             self._tensorboard.close()
 
 
 def progress_bar(stage: str, start: int, steps: int) -> tqdm:
-    """A bar with time left; one line every 15 seconds where the output is no terminal."""
+    """Returns a progress bar with the time left; outside a terminal it prints a line every 15 seconds."""
     interval = 0.2 if sys.stderr.isatty() else 15.0
     return tqdm(total=steps, initial=start, desc=stage, unit="step", mininterval=interval, dynamic_ncols=True)
 
 
 def warn(text: str) -> None:
-    """One line on standard error, above the progress bar if there is one."""
+    """Prints one line on standard error, above the progress bar if there is one."""
     tqdm.write(f"lsgm: warning: {text}", file=sys.stderr)
 
 
@@ -98,13 +103,13 @@ def note(text: str) -> None:
 
 
 class Speed:
-    """Steps per second since the last reading, time spent on validation left out."""
+    """Measures steps per second between readings, without the time spent on validation."""
 
     def __init__(self, step: int):
         self.step, self.since = step, time.monotonic()
 
     def read(self, step: int) -> float:
-        """Steps per second since the last call."""
+        """Returns the steps per second since the last call."""
         now = time.monotonic()
         rate = (step - self.step) / (now - self.since)
         self.step, self.since = step, now
@@ -112,14 +117,14 @@ class Speed:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stops the clock."""
+        """Excludes the time inside this context."""
         begin = time.monotonic()
         yield
         self.since += time.monotonic() - begin
 
 
 class CompileClock:
-    """Seconds that XLA has spent compiling since this was made."""
+    """Counts the seconds that XLA spends compiling after construction."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -132,7 +137,7 @@ class CompileClock:
 
 
 def _read(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Names of the columns, and the rows that there are."""
+    """Returns the names of the columns, and the rows."""
     if not path.exists():
         return list(COLUMNS), []
     with path.open(newline="") as file:

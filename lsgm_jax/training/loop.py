@@ -1,4 +1,4 @@
-"""Trains one stage: resume, step, validate, log, checkpoint; and goes back where numbers end."""
+"""Trains one stage: resumes, steps, validates, logs, saves checkpoints, and rolls back when training diverges."""
 
 import math
 from collections.abc import Callable
@@ -25,19 +25,22 @@ from lsgm_jax.training.trace import Trace
 def run_stage(
     stage: Stage, course: Course, before: Params | None, batches: grain.DatasetIterator, k_init: Key, key: Key
 ) -> Params:
-    """Trains `stage` afresh, or from its newest checkpoint, and returns the best averaged parameters.
+    """Trains `stage` from the beginning or from its newest checkpoint, and returns its best EMA parameters.
 
-    A stage whose last step has a checkpoint is finished, and only read.
+    A stage with a checkpoint of its last step is finished: its checkpoints are only read.
 
     Args:
-        before: the best parameters of the stage before.
-        batches: this process's batches, the fields of `Batch`; its position is saved with each checkpoint.
-        k_init: of fresh parameters.
-        key: of everything else, the same for the whole stage.
+        stage: the stage to train.
+        course: settings of the run.
+        before: the best EMA parameters of the stage before; None for the first stage.
+        batches: batches of this process, dictionaries of the fields of `Batch`. The position of the iterator is saved
+            with each checkpoint.
+        k_init: random key of the initial parameters.
+        key: random key of everything else, the same for the whole stage.
 
     Raises:
-        TrainingError: if training diverges, or something cannot be written.
-        StoppedError: if SIGTERM came.
+        TrainingError: if training diverges, or a file cannot be written.
+        StoppedError: after SIGTERM.
         CheckpointError: if checkpoints cannot be read or written.
     """
     with Checkpoints(course.workdir / "checkpoints" / stage.name, keep=course.train.keep) as checkpoints:
@@ -47,14 +50,14 @@ def run_stage(
                 training.to_the_end()
             except OSError as error:
                 raise TrainingError(
-                    f"{error.filename or course.workdir}: {error.strerror}; with that mended the same command "
-                    f"{checkpoints.way_on}"
+                    f"{error.filename or course.workdir}: {error.strerror}; with that fixed the same command "
+                    f"{checkpoints.resume_message}"
                 ) from error
         return checkpoints.restore_best(training.params_like)[0]
 
 
 class _Training:
-    """One stage on its way."""
+    """One stage in training."""
 
     def __init__(
         self,
@@ -69,34 +72,36 @@ class _Training:
         self.stage, self.course, self.train, self.launcher = stage, course, course.train, course.launcher
         self.checkpoints, self.before, self.batches = checkpoints, before, batches
         self.k_init, self.key = k_init, key
-        self.params_like = self._living(jax.eval_shape(stage.init, k_init, before))
-        # A number that no step folds in.
+        self.params_like = self._with_shardings(jax.eval_shape(stage.init, k_init, before))
+        # Steps fold in 0 to stage.steps - 1, so this key is independent of theirs.
         self.k_memory = jax.random.fold_in(key, stage.steps)
-        self.state_like = self._living(jax.eval_shape(stage.first_state, self.params_like, self.k_memory))
+        self.state_like = self._with_shardings(
+            jax.eval_shape(stage.first_state, self.params_like, self.k_memory)
+        )
         loss = self.launcher.spread(stage.loss)
         self.step = make_step(loss, stage.optimiser, stage.ema, grad_accum_steps=self.train.grad_accum_steps)
         self._calls: dict[int, Callable[..., tuple[TrainState, Metrics]]] = {}
 
     def to_the_end(self) -> None:
-        """Trains to the last step, and where numbers end goes back as often as the run allows."""
+        """Trains to the last step; rolls back when training diverges, at most `rollbacks` times."""
         state = self._resume()
         for rollback in range(self.train.rollbacks + 1):
             try:
                 return self._train_from(state)
             except DivergedError as fault:
                 self._report(fault, rollback)
-                state = self._go_back()
+                state = self._roll_back()
 
     def _resume(self) -> TrainState:
-        """The state before the next step on every device, with the data where they were left."""
+        """Returns the state before the next step, and restores the position in the data."""
         if self.checkpoints.latest_step is None:
             return self._begin()
         state, meta = self.checkpoints.restore(self.state_like)
         self.batches.set_state(meta["data"])
         return state
 
-    def _go_back(self) -> TrainState:
-        """The last state that is saved. The data go on: other batches than those that failed."""
+    def _roll_back(self) -> TrainState:
+        """Returns the last saved state. The position in the data is not restored, so the next batches differ."""
         if self.checkpoints.latest_step is None:
             return self._begin()
         return self.checkpoints.restore(self.state_like)[0]
@@ -108,8 +113,8 @@ class _Training:
         params = self.stage.adapt(init(place(mesh, self.k_init), self.before))
         return first_state(params, place(mesh, self.k_memory))
 
-    def _living(self, tree: Any) -> Any:
-        """Shapes, with where the launcher has them."""
+    def _with_shardings(self, tree: Any) -> Any:
+        """Returns the shapes of a tree with the launcher's shardings."""
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             tree,
@@ -118,7 +123,7 @@ class _Training:
 
     def _train_from(self, state: TrainState) -> None:
         stage, train, number = self.stage, self.train, int(state.step)
-        speed, sentinel, key = (
+        speed, guard, key = (
             Speed(number),
             NaNGuard(stage.name, train.patience),
             place(self.launcher.mesh, self.key),
@@ -130,16 +135,16 @@ class _Training:
             progress_bar(stage.name, number, stage.steps) as bar,
         ):
             while number < stage.steps:
-                count = self._steps_at_once(number)
+                count = self._steps_in_call(number)
                 batches = [Batch(**next(self.batches)) for _ in range(count)]
                 state, metrics = self._call(count)(state, self.launcher.put(batches), key)
                 number += count
                 bar.update(count)
-                sentinel.watch(Call(number, batches, metrics))
+                guard.watch(Call(number, batches, metrics))
                 trace.step(number, metrics)
                 to_save = number % train.eval_every == 0 or number == stage.steps
                 if to_save or number % train.log_every == 0:
-                    sentinel.catch_up()
+                    guard.catch_up()
                 if number % train.log_every == 0:
                     values = _finite(metrics)
                     rows = len(batches[0].x) * jax.process_count()
@@ -153,7 +158,7 @@ class _Training:
                     self._save_and_stop(state, number, saved=to_save)
 
     def _validate_and_save(self, state: TrainState, number: int, metrics: Metrics, log: MetricsLog) -> None:
-        """Judges the averaged parameters, and saves them, unless steps are being skipped: who knows what is wrong."""
+        """Validates the EMA parameters and saves the state, except while steps are being skipped."""
         scores = self.stage.validate(state.ema)
         broken = [f"{name}={value}" for name, value in scores.items() if not math.isfinite(value)]
         if broken:
@@ -164,7 +169,7 @@ class _Training:
             self.checkpoints.save(state, self._meta(), scores[self.stage.judged_by])
 
     def _save_and_stop(self, state: TrainState, number: int, *, saved: bool) -> None:
-        """Without validation, for which there may be no time."""
+        """Saves without validation, for which there may be no time after SIGTERM."""
         if not saved:
             self.checkpoints.save(state, self._meta(), None)
         self.checkpoints.wait()
@@ -176,7 +181,7 @@ class _Training:
         return {"config": self.course.config, "data": self.batches.get_state()}
 
     def _report(self, fault: DivergedError, rollback: int) -> None:
-        """Says what went wrong and what is done about it; gives up if nothing is left to try."""
+        """Warns about a rollback, or raises `TrainingError` if no rollback is left."""
         kept = ""
         if fault.call is not None:
             path = keep_batch(self.course.workdir / "faults", self.stage.name, fault.call, self.key)
@@ -185,23 +190,23 @@ class _Training:
         if rollback == self.train.rollbacks:
             raise TrainingError(
                 f"training has diverged: {fault}{kept}; with smaller learning rates the same command "
-                f"{self.checkpoints.way_on}"
+                f"{self.checkpoints.resume_message}"
             ) from fault
         saved = self.checkpoints.latest_step
-        back = f"step {saved}, with the next batches" if saved else "the beginning, with other batches"
-        warn(f"{fault}{kept}; going back to {back} ({rollback + 1} of {self.train.rollbacks} times)")
+        where = f"step {saved}, with the next batches" if saved else "the beginning, with other batches"
+        warn(f"{fault}{kept}; rolling back to {where} ({rollback + 1} of {self.train.rollbacks} times)")
 
-    def _steps_at_once(self, number: int) -> int:
-        """As many as a call may take, but none past a step that is looked at."""
-        rhythm = (self.train.log_every, self.train.eval_every)
+    def _steps_in_call(self, number: int) -> int:
+        """Returns the number of steps of the next call, which ends at the next logged or validated step at most."""
+        intervals = (self.train.log_every, self.train.eval_every)
         return min(
             self.train.steps_per_call,
             self.stage.steps - number,
-            *(every - number % every for every in rhythm),
+            *(every - number % every for every in intervals),
         )
 
     def _call(self, count: int) -> Callable[..., tuple[TrainState, Metrics]]:
-        """The compiled call of `count` steps."""
+        """Returns the compiled call of `count` steps."""
         if count not in self._calls:
             self._calls[count] = self.launcher.compile(scan_steps(self.step, count), self.state_like)
         return self._calls[count]
@@ -212,7 +217,7 @@ def _shardings(like: Any) -> Any:
 
 
 def _finite(metrics: Metrics) -> dict[str, float]:
-    """Those that are numbers: a skipped step has few."""
+    """Returns the finite metrics; in a skipped step few are."""
     values = {name: float(value) for name, value in metrics.items() if name != "skipped_in_a_row"}
     return {name: value for name, value in values.items() if math.isfinite(value)}
 

@@ -1,4 +1,4 @@
-"""Steps that are no numbers: noticed while the devices are at work, reported, and kept for whoever asks why."""
+"""Detects steps with a non-finite loss or gradient, reports them, and writes the failing batch to a file."""
 
 import collections
 import pathlib
@@ -18,16 +18,16 @@ from lsgm_jax.training.step import Metrics
 class Call(NamedTuple):
     """One call of the compiled step."""
 
-    last: int  # number of its last step
-    batches: Sequence[Any]  # this process's shares, one per step
+    last: int  # its last step
+    batches: Sequence[Any]  # the share of this process of each step's batch
     metrics: Metrics  # of the last step
 
 
 class DivergedError(Exception):
-    """Training has to go back to its last checkpoint. The message says why.
+    """Training has diverged and has to roll back to its last checkpoint. The message says why.
 
     Attributes:
-        call: the last of the calls that failed; None if it is the validation that failed.
+        call: the last failing call; None if validation was not finite.
     """
 
     def __init__(self, why: str, call: Call | None = None):
@@ -36,11 +36,11 @@ class DivergedError(Exception):
 
 
 class NaNGuard:
-    """Looks at every call one call late, so that the devices never wait for it.
+    """Checks the metrics of every call for skipped steps, one call late so that the devices never wait.
 
     Args:
-        stage: what reports call the stage.
-        patience: steps in a row that may fail.
+        stage: name of the stage, for messages.
+        patience: consecutive non-finite steps at which training counts as diverged.
     """
 
     def __init__(self, stage: str, patience: int):
@@ -49,20 +49,20 @@ class NaNGuard:
         self._skipping = False
 
     def watch(self, call: Call) -> None:
-        """Takes note of a call, and looks at the one before.
+        """Queues a call and checks the one before.
 
         Raises:
-            DivergedError: if too many steps in a row were skipped.
+            DivergedError: if `patience` consecutive steps were skipped.
         """
         self._unseen.append(call)
         while len(self._unseen) > 1:
             self._look(self._unseen.popleft())
 
     def catch_up(self) -> None:
-        """Looks at all calls; waits for the last one.
+        """Checks all queued calls; waits for the last one.
 
         Raises:
-            DivergedError: as `watch`.
+            DivergedError: if `patience` consecutive steps were skipped.
         """
         while self._unseen:
             self._look(self._unseen.popleft())
@@ -71,7 +71,8 @@ class NaNGuard:
         skipped = int(call.metrics["skipped_in_a_row"])
         if skipped >= self._patience:
             raise DivergedError(
-                f"{skipped} steps in a row to step {call.last} of stage {self._stage} were no numbers ({_why(call)})",
+                f"{skipped} steps in a row to step {call.last} of stage {self._stage} had a non-finite loss or "
+                f"gradient ({_why(call)})",
                 call,
             )
         if skipped and not self._skipping:
@@ -84,16 +85,19 @@ def _why(call: Call) -> str:
 
 
 def keep_batch(folder: pathlib.Path, stage: str, call: Call, key: Key) -> pathlib.Path:
-    """Writes what a failing call was given: `x`, the rows of its batches, what else is known of them, and a key.
+    """Writes the batches of a failing call to an .npz file and returns its path.
 
-    `condition` is there if batches have one; `key` is the data of the last step's key.
+    The file has `x`, the other fields of `Batch` that are set, `step`, and `key`, the key data of the last step.
 
     Args:
-        key: of the stage.
+        folder: gets the file; created if missing.
+        stage: name of the stage, for the file name.
+        call: the failing call.
+        key: random key of the stage.
     """
     path = folder / f"{stage}-{call.last}.npz"
     folder.mkdir(exist_ok=True)
-    k_step = jax.random.fold_in(key, call.last - 1)  # as `make_step` has it
+    k_step = jax.random.fold_in(key, call.last - 1)  # see `make_step`
     given = [batch._asdict() for batch in call.batches]
     known = {name: [batch[name] for batch in given] for name, rows in given[0].items() if rows is not None}
     whole = {

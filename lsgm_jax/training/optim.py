@@ -1,5 +1,6 @@
-"""Optimisers and learning-rate schedules of the two stages."""
+"""Optimisers, each with its learning-rate schedule and gradient clipping."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -8,131 +9,140 @@ import optax
 
 from lsgm_jax.nn.network import Params
 
-OTHERS = "prior"  # what checkpoints call the parts that are not named
+OTHERS = "prior"  # label, in checkpoints, of the top-level parameters without an optimiser of their own
 
 
-def schedule(
-    peak: float,
-    final: float | None,
-    warmup: int,
-    steps: int,
-    start: float = 0.0,
-    decay_steps: int | None = None,
-) -> optax.Schedule:
-    """Learning rate: linear from `start` to `peak` over `warmup` steps, then a cosine to `final`, where it stays.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearningRate:
+    """Fields that all optimisers share: the learning-rate schedule and gradient clipping.
 
-    Args:
-        final: None for `peak`: constant after the warm-up.
-        steps: length of the stage.
-        decay_steps: when `final` is reached, counted from the stage's first step; None for its end.
+    Attributes:
+        learning_rate: peak learning rate, reached at the end of the warm-up.
+        final: learning rate at the end of the cosine decay; None for `learning_rate`, which is constant after warm-up.
+        warmup: steps of linear warm-up.
+        start: learning rate at step 0.
+        decay_steps: step at which `final` is reached, warm-up included; None for the end of the stage.
+        clip: maximum global norm of the gradient; 0 disables clipping.
 
     Raises:
-        ValueError: for steps or a rate below zero, or a warm-up longer than the `decay_steps` that it is part of.
+        ValueError: for a negative value, or a warm-up that is not shorter than `decay_steps`.
     """
-    final = peak if final is None else final
-    for name, value in {"learning_rate": peak, "final": final, "start": start, "warmup": warmup}.items():
-        if value < 0:
-            raise ValueError(f"{name}={value}: give a number that is not negative")
-    if decay_steps is not None and decay_steps <= warmup:
-        raise ValueError(
-            f"decay_steps={decay_steps}: give more than the warmup={warmup} that they begin with"
+
+    learning_rate: float
+    final: float | None = None
+    warmup: int = 100
+    start: float = 0.0
+    decay_steps: int | None = None
+    clip: float = 50.0
+
+    def __post_init__(self):
+        final = self.learning_rate if self.final is None else self.final
+        rates = {"learning_rate": self.learning_rate, "final": final, "start": self.start}
+        for name, value in (rates | {"warmup": self.warmup}).items():
+            if value < 0:
+                raise ValueError(f"{name}={value}: give a number that is not negative")
+        if self.decay_steps is not None and self.decay_steps <= self.warmup:
+            raise ValueError(
+                f"decay_steps={self.decay_steps}: give more than the warmup={self.warmup} that they begin with"
+            )
+        if self.clip < 0.0:
+            raise ValueError(f"clip={self.clip}: give the greatest norm of the gradient, or 0 for no limit")
+
+    def schedule(self, steps: int) -> optax.Schedule:
+        """Returns the learning rate as a function of the step: linear warm-up, cosine decay, then constant.
+
+        Args:
+            steps: length of the stage.
+        """
+        peak, end = self.learning_rate, steps if self.decay_steps is None else self.decay_steps
+        final = peak if self.final is None else self.final
+        return optax.warmup_cosine_decay_schedule(
+            self.start, peak, min(self.warmup, end - 1), max(end, 2), final
         )
-    end = steps if decay_steps is None else decay_steps
-    return optax.warmup_cosine_decay_schedule(start, peak, min(warmup, end - 1), max(end, 2), final)
+
+    def _clipping(self) -> optax.GradientTransformation:
+        return optax.clip_by_global_norm(self.clip) if self.clip else optax.identity()
 
 
-def adamax(
-    *,
-    steps: int,
-    learning_rate: float,
-    final: float | None = None,
-    warmup: int = 100,
-    start: float = 0.0,
-    decay_steps: int | None = None,
-    clip: float = 50.0,
-    weight_decay: float = 0.0,
-    eps: float = 1e-3,
-) -> optax.GradientTransformation:
-    """Adamax: the optimiser of LSGM's first stage.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adamax(LearningRate):
+    """Adamax, the optimiser of LSGM's first stage.
 
-    Args:
-        steps: length of the stage.
-        learning_rate: the peak of `schedule`, which takes `final`, `warmup`, `start` and `decay_steps` as well.
-        clip: greatest norm of the gradient; 0 for no limit.
-        weight_decay: times all parameters, is added to the gradient: a penalty on their squares.
+    Attributes:
+        weight_decay: L2 regularisation: its product with each parameter is added to the gradient.
+        eps: added to the denominator of the update.
     """
-    rate = schedule(learning_rate, final, warmup, steps, start, decay_steps)
-    decay = optax.add_decayed_weights(weight_decay)
-    return optax.chain(_clip(clip), decay, optax.adamax(rate, eps=eps))
+
+    weight_decay: float = 0.0
+    eps: float = 1e-3
+
+    def __call__(self, steps: int) -> optax.GradientTransformation:
+        """Builds the optimiser of a stage of this many steps."""
+        decay = optax.add_decayed_weights(self.weight_decay)
+        return optax.chain(self._clipping(), decay, optax.adamax(self.schedule(steps), eps=self.eps))
 
 
-def adam(
-    *,
-    steps: int,
-    learning_rate: float,
-    final: float | None = None,
-    warmup: int = 100,
-    start: float = 0.0,
-    decay_steps: int | None = None,
-    clip: float = 50.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-) -> optax.GradientTransformation:
-    """Adam: with `b1=0.5` and `b2=0.9` the optimiser of LDM's first stages; other arguments as in `adamax`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adam(LearningRate):
+    """Adam; with `b1=0.5` and `b2=0.9` the optimiser of LDM's first stages.
 
-    Args:
-        b1, b2: decay of the averages of the gradient and of its square.
+    Attributes:
+        b1: decay rate of the first moment, in [0, 1).
+        b2: decay rate of the second moment, in [0, 1).
+        eps: added to the denominator of the update.
 
     Raises:
-        ValueError: if one of them is not in [0, 1).
+        ValueError: for a decay rate outside [0, 1), and as `LearningRate`.
     """
-    for name, value in (("b1", b1), ("b2", b2)):
-        if not 0.0 <= value < 1.0:
-            raise ValueError(f"{name}={value}: an average needs a decay in [0, 1)")
-    rate = schedule(learning_rate, final, warmup, steps, start, decay_steps)
-    return optax.chain(_clip(clip), optax.adam(rate, b1=b1, b2=b2, eps=eps))
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, value in (("b1", self.b1), ("b2", self.b2)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name}={value}: give a decay rate in [0, 1)")
+
+    def __call__(self, steps: int) -> optax.GradientTransformation:
+        """Builds the optimiser of a stage of this many steps."""
+        adam = optax.adam(self.schedule(steps), b1=self.b1, b2=self.b2, eps=self.eps)
+        return optax.chain(self._clipping(), adam)
 
 
-def adamw(
-    *,
-    steps: int,
-    learning_rate: float,
-    final: float | None = None,
-    warmup: int = 100,
-    start: float = 0.0,
-    decay_steps: int | None = None,
-    clip: float = 50.0,
-    weight_decay: float = 1e-2,
-    eps: float = 1e-8,
-    decay_all: bool = False,
-) -> optax.GradientTransformation:
-    """AdamW; other arguments as in `adamax`. Its defaults are those of LDM's denoisers, but for `clip` and `decay_all`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(LearningRate):
+    """AdamW; its defaults are those of LDM's denoisers, except for `clip` and `decay_all`.
 
-    Args:
-        weight_decay: times the learning rate, is how much of a parameter is lost in a step.
-        decay_all: whether biases, scales and mixing logits decay as well, as in the published runs.
+    Attributes:
+        weight_decay: decoupled weight decay: its product with the learning rate is the fraction of each parameter
+            removed in a step.
+        eps: added to the denominator of the update.
+        decay_all: applies weight decay to biases, scales and mixing logits too, as the published runs do; otherwise
+            only to arrays of two or more axes.
     """
-    rate = schedule(learning_rate, final, warmup, steps, start, decay_steps)
-    mask = None if decay_all else _is_matrix
-    return optax.chain(_clip(clip), optax.adamw(rate, eps=eps, weight_decay=weight_decay, mask=mask))
+
+    weight_decay: float = 1e-2
+    eps: float = 1e-8
+    decay_all: bool = False
+
+    def __call__(self, steps: int) -> optax.GradientTransformation:
+        """Builds the optimiser of a stage of this many steps."""
+        mask = None if self.decay_all else _is_matrix
+        adamw = optax.adamw(self.schedule(steps), eps=self.eps, weight_decay=self.weight_decay, mask=mask)
+        return optax.chain(self._clipping(), adamw)
 
 
 def per_part(
     optimisers: Mapping[str, optax.GradientTransformation], others: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """One optimiser for each top-level part of the parameters that is named, and one for all others together."""
+    """Combines optimisers of the named top-level parts of the parameters with one for all other parts."""
 
     def label(params: Params) -> Params:
         return {name: name if name in optimisers else OTHERS for name in params}
 
     return optax.multi_transform({**optimisers, OTHERS: others}, label)
-
-
-def _clip(norm: float) -> optax.GradientTransformation:
-    if norm < 0.0:
-        raise ValueError(f"clip={norm}: give the greatest norm of the gradient, or 0 for no limit")
-    return optax.clip_by_global_norm(norm) if norm else optax.identity()
 
 
 def _is_matrix(params: Params) -> Params:

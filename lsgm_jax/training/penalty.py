@@ -1,4 +1,4 @@
-"""Penalties on weights (`objectives/regularisers.py`) as part of a training loss."""
+"""Spectral and scale penalties on weights (`objectives/regularisers.py`) as terms of a training loss."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -25,14 +25,14 @@ Vectors = dict[str, SingularVectors]  # by layer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Penalty:
-    """Weight times the spectral and the scale penalty of one network.
+    """The sum of the spectral and the scale penalty of one network, times a weight.
 
     Attributes:
-        weight: 0 for no penalty.
-        spectral: False leaves the scales alone, as the published runs on CIFAR-10 have it for the score network, whose
-            convolutions their penalty did not find.
-        iterations: of the power method in every step.
-        first_iterations: in the first step, which starts from random vectors.
+        weight: 0 disables the penalty.
+        spectral: False for the scale penalty alone, as in the published runs on CIFAR-10 for the score network, whose
+            convolutions their spectral penalty did not cover.
+        iterations: power iterations in each step.
+        first_iterations: power iterations in the first step, which starts from random vectors.
     """
 
     weight: float = 0.0
@@ -48,14 +48,14 @@ class Penalty:
                 raise ValueError(f"{name}={getattr(self, name)}: the power method needs at least one")
 
     def first_vectors(self, weights: Penalised, key: Key) -> Vectors:
-        """What the first step starts from; of the weights the shapes suffice."""
+        """Returns random singular vectors for the first step; only the shapes of the weights are used."""
         matrices = {
             name: jax.eval_shape(as_matrix, kernel) for name, kernel in self._kernels(weights).items()
         }
         return first_vectors(key, {name: matrix.shape for name, matrix in matrices.items()})
 
     def __call__(self, weights: Penalised, vectors: Vectors, step: Int[Array, ""]) -> tuple[Scalar, Vectors]:
-        """The penalty, nats, and the vectors for the next step."""
+        """Returns the penalty in nats, and the singular vectors for the next step."""
         iterations = jnp.where(step == 0, self.first_iterations, self.iterations)
         matrices = {name: as_matrix(kernel) for name, kernel in self._kernels(weights).items()}
         spectral, vectors = spectral_penalty(matrices, vectors, iterations)
@@ -66,16 +66,20 @@ class Penalty:
 
 
 def penalise(loss: Loss, penalties: Mapping[str, Penalty]) -> Loss:
-    """The loss with penalties on its networks, by the names in `Aux.penalised`; each becomes a metric.
+    """Adds penalties to a loss, and each of them to its metrics.
 
-    The leading singular vectors are carried from step to step in `Aux.memory`, beginning with `first_memory`.
+    The loss passes the leading singular vectors from step to step in `Aux.memory`; `first_memory` returns the first.
+
+    Args:
+        loss: returns the weights of its networks in `Aux.penalised`.
+        penalties: by the names of the networks.
     """
-    weighty = _weighty(penalties)
+    active = _active(penalties)
 
     def penalised(params: Params, batch: Any, context: Context) -> tuple[Scalar, Aux]:
         value, aux = loss(params, batch, context)
         memory, metrics = {}, {}
-        for name, penalty in weighty.items():
+        for name, penalty in active.items():
             penalty_value, memory[name] = penalty(aux.penalised[name], context.memory[name], context.step)
             metrics[f"{name}_penalty"] = penalty_value
         total = value + sum(metrics.values(), start=jnp.zeros(()))
@@ -87,24 +91,26 @@ def penalise(loss: Loss, penalties: Mapping[str, Penalty]) -> Loss:
 def first_memory(
     loss: Loss, penalties: Mapping[str, Penalty], example: Any
 ) -> Callable[[Params, Key], dict[str, Vectors]]:
-    """What the penalties of `loss` find in the first step, as a function of the parameters' shapes and a key.
+    """Returns a function of parameters and a key that makes the `Context.memory` of the first step.
 
     Args:
+        loss: without penalties.
+        penalties: by the names of the networks.
         example: a batch, or its shapes.
     """
-    weighty = _weighty(penalties)
+    active = _active(penalties)
 
     def memory(params: Params, key: Key) -> dict[str, Vectors]:
         context = Context(key, jnp.zeros((), jnp.int32), params, ())
-        weights = jax.eval_shape(loss, params, example, context)[1].penalised if weighty else {}
-        keys = jax.random.split(key, max(len(weighty), 1))
+        weights = jax.eval_shape(loss, params, example, context)[1].penalised if active else {}
+        keys = jax.random.split(key, max(len(active), 1))
         return {
             name: penalty.first_vectors(weights[name], k)
-            for k, (name, penalty) in zip(keys, weighty.items(), strict=False)
+            for k, (name, penalty) in zip(keys, active.items(), strict=False)
         }
 
     return memory
 
 
-def _weighty(penalties: Mapping[str, Penalty]) -> dict[str, Penalty]:
+def _active(penalties: Mapping[str, Penalty]) -> dict[str, Penalty]:
     return {name: penalty for name, penalty in penalties.items() if penalty.weight > 0.0}

@@ -1,8 +1,8 @@
-"""How the one training step (`step.py`) runs on all devices.
+"""Launchers, which run the training step (`step.py`) on all devices.
 
-There are two launchers. `Sharded` is `jit` over arrays that know their devices: the batch is split, the state is whole
-on every device or divided among them, and the numbers are those of one device. `Replicated` is `pmap`: every device
-runs the step on its part of the batch, with noise of its own, and gradients are averaged.
+`Sharded` is `jit` over sharded arrays: the batch is split, the state is replicated or sharded, and the results are
+those of one device. `Replicated` is `pmap`: every device runs the step on its part of the batch, with independent
+noise, and gradients are averaged.
 """
 
 import dataclasses
@@ -19,50 +19,50 @@ from lsgm_jax.training.state import TrainState
 from lsgm_jax.training.step import Context, Loss, Step
 
 AXES = ("data", "shards")
-WHOLE = PartitionSpec()
+REPLICATED = PartitionSpec()
 
 
 @runtime_checkable
 class Launcher(Protocol):
-    """How a training step runs on all devices."""
+    """Runs a training step on all devices."""
 
     @property
     def mesh(self) -> Mesh:
-        """All devices of all processes."""
+        """The mesh of all devices of all processes."""
         ...
 
     def shardings(self, tree: Any) -> Any:
-        """Where each array of a state, or of parameters, lives; of the arrays the shapes suffice."""
+        """Returns the sharding of each array of a state or of parameters, given arrays or shapes."""
         ...
 
     def spread(self, loss: Loss) -> Loss:
-        """The loss as a step of this launcher calls it."""
+        """Returns the loss as a step of this launcher calls it."""
         ...
 
     def put(self, batches: Sequence[Any]) -> Any:
-        """This process's shares of one batch, or of several for one call, on the devices.
+        """Puts this process's share of one batch, or of several for one call, on the devices.
 
         Raises:
-            ValueError: if the devices cannot share a batch evenly.
+            ValueError: if a batch does not divide evenly over the devices.
         """
         ...
 
     def compile(self, step: Step, like: TrainState) -> Step:
-        """The step for states of these shapes. The old state's memory is reused."""
+        """Compiles the step for states of these shapes. The buffers of its input state are donated."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sharded:
-    """`jit`: the batch split over all devices, the state divided within groups of devices ("fully sharded").
+    """Launches by `jit`: the batch is split over all devices, the state is sharded within groups of devices (FSDP).
 
-    An array of the state is divided along its longest axis that `shards` divides, the last of several; arrays with no
-    such axis, and those with fewer than `smallest` numbers, are whole on every device. Parameters are gathered for the
-    step's loss and their gradients scattered, so that what lasts is divided and what is computed is not.
+    An array of the state is sharded along its longest axis that `shards` divides, the last one if several are as long.
+    Arrays without such an axis, and those with fewer than `smallest` elements, are replicated. Parameters are gathered
+    for the loss and their gradients scattered: storage is sharded, the computation of a sample is not.
 
     Attributes:
-        shards: devices in a group; 0 for all devices. With 1 the whole state is on every device.
-        smallest: numbers of the smallest arrays that are worth a message.
+        shards: devices per group; 0 for all devices; 1 to replicate the state.
+        smallest: minimum number of elements of an array that is sharded.
     """
 
     shards: int = 0
@@ -76,10 +76,10 @@ class Sharded:
 
     @property
     def mesh(self) -> Mesh:
-        """All devices of all processes, groups of neighbours along "shards".
+        """The mesh of all devices of all processes, with neighbours along the axis "shards".
 
         Raises:
-            ValueError: if the devices do not make whole groups.
+            ValueError: if `shards` does not divide the number of devices.
         """
         devices = data_mesh().devices
         shards = self.shards or devices.size
@@ -90,21 +90,21 @@ class Sharded:
         return Mesh(devices.reshape(-1, shards), AXES, axis_types=(AxisType.Auto,) * 2)
 
     def spec(self, shape: tuple[int, ...], shards: int) -> PartitionSpec:
-        """How an array of this shape is divided."""
+        """Returns the partition of an array of this shape."""
         fitting = [(size, axis) for axis, size in enumerate(shape) if size % shards == 0]
         if shards == 1 or not fitting or np.prod(shape) < self.smallest:
-            return WHOLE
+            return REPLICATED
         _, longest = max(fitting)
         return PartitionSpec(*(None,) * longest, "shards")
 
     def shardings(self, tree: Any, mesh: Mesh | AbstractMesh | None = None) -> Any:
-        """See `Launcher`; on another mesh than that of the devices at hand if there is one."""
+        """Returns the sharding of each array, on `mesh` or else the mesh of the available devices."""
         mesh = self.mesh if mesh is None else mesh
         shards = mesh.shape["shards"]
         return jax.tree.map(lambda leaf: NamedSharding(mesh, self.spec(leaf.shape, shards)), tree)
 
     def spread(self, loss: Loss) -> Loss:
-        """The loss of gathered parameters."""
+        """Returns the loss of gathered parameters."""
         mesh = self.mesh
         if mesh.shape["shards"] == 1:
             return loss
@@ -116,40 +116,40 @@ class Sharded:
         return gathered
 
     def put(self, batches: Sequence[Any]) -> Any:
-        """Joins the processes' shares to arrays split over all devices."""
+        """Joins the shares of all processes to arrays split over all devices."""
         _check_rows(batches[0], self.mesh.size)
         if len(batches) == 1:
             return _join(batches[0], NamedSharding(self.mesh, PartitionSpec(AXES)))
         return _join(_stack(batches), NamedSharding(self.mesh, PartitionSpec(None, AXES)))
 
     def compile(self, step: Step, like: TrainState) -> Step:
-        """Compiled for all devices at once; keys and metrics are whole on each."""
-        whole, state = NamedSharding(self.mesh, WHOLE), self.shardings(like)
+        """Compiles one program for all devices; keys and metrics are replicated."""
+        everywhere, state = NamedSharding(self.mesh, REPLICATED), self.shardings(like)
         return jax.jit(
-            step, in_shardings=(state, None, whole), out_shardings=(state, whole), donate_argnums=0
+            step, in_shardings=(state, None, everywhere), out_shardings=(state, everywhere), donate_argnums=0
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replicated:
-    """`pmap`: the whole state on every device, each of which takes the step on its part of the batch."""
+    """Launches by `pmap`: the state is replicated, and every device takes the step on its part of the batch."""
 
     @property
     def mesh(self) -> Mesh:
-        """All devices of all processes."""
+        """The mesh of all devices of all processes."""
         return data_mesh()
 
     def shardings(self, tree: Any) -> Any:
-        """Whole on every device."""
-        whole = replicated(self.mesh)
-        return jax.tree.map(lambda _: whole, tree)
+        """Returns replicated shardings."""
+        everywhere = replicated(self.mesh)
+        return jax.tree.map(lambda _: everywhere, tree)
 
     def spread(self, loss: Loss) -> Loss:
-        """The loss itself: `step.py` averages over devices."""
+        """Returns the loss itself, because `step.py` averages over devices."""
         return loss
 
     def put(self, batches: Sequence[Any]) -> Any:
-        """[devices of this process, rows, ...], or [devices, batches, rows, ...]; `pmap` puts them in their places."""
+        """Returns host arrays [local devices, rows, ...], or [local devices, batches, rows, ...], as `pmap` takes."""
         devices = jax.local_device_count()
         _check_rows(batches[0], jax.device_count())
         if len(batches) == 1:
@@ -161,27 +161,33 @@ class Replicated:
         return jax.tree.map(split, _stack(batches))
 
     def compile(self, step: Step, like: TrainState) -> Step:
-        """One program per device."""
+        """Compiles one program per device."""
         call = jax.pmap(step, axis_name="data", in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
         if jax.process_count() == 1:
             return call
-        whole = replicated(self.mesh)
+        everywhere = replicated(self.mesh)
 
-        def widened(leaf: jax.Array) -> jax.Array:
-            """What `pmap` gives a process is on its own devices; all processes hold the same."""
+        def to_global(leaf: jax.Array) -> jax.Array:
+            """Joins the arrays that `pmap` puts on the devices of each process; all processes hold the same."""
             copies = [shard.data for shard in leaf.addressable_shards]
-            return jax.make_array_from_single_device_arrays(leaf.shape, whole, copies)
+            return jax.make_array_from_single_device_arrays(leaf.shape, everywhere, copies)
 
-        return lambda state, batch, key: jax.tree.map(widened, call(state, batch, key))
+        return lambda state, batch, key: jax.tree.map(to_global, call(state, batch, key))
 
 
 def whole() -> Sharded:
-    """The batch split, the state whole on every device."""
+    """Returns the launcher that splits the batch and replicates the state."""
     return Sharded(shards=1)
 
 
 def bytes_per_device(tree: Any, launcher: Sharded, devices: int) -> int:
-    """What one of so many devices holds of a state, of which the shapes suffice; nothing is allocated."""
+    """Returns the bytes of a state that each of this many devices holds; allocates nothing.
+
+    Args:
+        tree: the state, or its shapes.
+        launcher: decides the shardings.
+        devices: number of devices.
+    """
     shards = launcher.shards or devices
     mesh = AbstractMesh((devices // shards, shards), AXES)
     parts = jax.tree.map(
@@ -195,7 +201,7 @@ def bytes_per_device(tree: Any, launcher: Sharded, devices: int) -> int:
 
 
 def _gather_from(mesh: Mesh, shardings: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Identity that makes arrays whole on every device, and divides their gradients as the arrays were."""
+    """Returns an identity function that replicates arrays and, in its backward pass, shards their gradients."""
 
     @jax.custom_vjp
     def gather(tree: Any) -> Any:

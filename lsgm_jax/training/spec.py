@@ -1,4 +1,4 @@
-"""Length and rhythm of training, and what it does when something goes wrong: the train section of a config."""
+"""The train section of a config: numbers of steps, EMA, logging, checkpoints, and rollback after divergence."""
 
 import dataclasses
 
@@ -7,19 +7,20 @@ POSITIVE = ("steps", "log_every", "eval_every", "keep", "grad_accum_steps", "ste
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSpec:
-    """How long to train, how often to look, in steps.
+    """Settings of a training run; intervals are in steps.
 
     Attributes:
-        ema_decay: of the averaged parameters, which are the ones validated, sampled and kept as best.
+        steps: length of the last stage.
+        ema_decay: decay of the EMA parameters, which are validated, sampled from and saved as the best.
         ema_warmup: see `EMA`.
-        log_every: scalars; reading them waits for the device.
-        eval_every: validation, picture and checkpoint.
-        keep: newest checkpoints that stay, beside the best.
-        grad_accum_steps: micro-batches of a batch, whose gradients are accumulated and averaged: less memory.
-        steps_per_call: steps that devices take without asking Python; for accelerators, see `scan_steps`.
-        patience: steps in a row whose loss or gradient is no number, after which training goes back to its last
-            checkpoint; single ones are skipped and counted.
-        rollbacks: times it may go back before it gives up.
+        log_every: interval of logging training metrics, which waits for the device.
+        eval_every: interval of validation, sample images and checkpoints.
+        keep: number of newest checkpoints that are not deleted, besides the best.
+        grad_accum_steps: micro-batches per step, whose gradients are accumulated and averaged, to save memory.
+        steps_per_call: steps per compiled call, for accelerators; see `scan_steps`.
+        patience: consecutive steps with a non-finite loss or gradient after which training rolls back to its last
+            checkpoint. Each such step is skipped and counted.
+        rollbacks: number of times that training rolls back before it stops with an error.
     """
 
     steps: int
@@ -40,18 +41,18 @@ class TrainSpec:
         if self.rollbacks < 0:
             raise ValueError(f"rollbacks={self.rollbacks}: give a number of times, or 0 to give up at once")
         if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay={self.ema_decay}: an average needs a decay in [0, 1)")
+            raise ValueError(f"ema_decay={self.ema_decay}: give a decay rate in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TwoStageSpec(TrainSpec):
-    """The same for an LSGM, whose `steps` are those of the second stage: VAE and score prior together.
+    """Settings of an LSGM; `steps` is the length of the second stage, which trains VAE and score-based prior jointly.
 
     Attributes:
-        vae_steps: first stage, the VAE with its Gaussian prior.
-        vae_from: folder of another run whose VAE is taken in place of a first stage; "" for none.
-        freeze_vae: train the prior alone in the second stage.
-        ema_vae: whether the VAE is averaged like the prior; the published runs average the prior alone.
+        vae_steps: length of the first stage, which trains the VAE with a standard Gaussian prior.
+        vae_from: folder of a run whose VAE replaces the first stage; "" for none.
+        freeze_vae: trains the prior alone in the second stage.
+        ema_vae: keeps an EMA of the VAE as well as of the prior; the published runs have one of the prior alone.
     """
 
     vae_steps: int
@@ -67,12 +68,12 @@ class TwoStageSpec(TrainSpec):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LDMTrainSpec(TrainSpec):
-    """The same for an LDM, whose `steps` are those of the prior.
+    """Settings of an LDM; `steps` is the length of the second stage, which trains the prior.
 
     Attributes:
-        first_stage_steps: before them, autoencoder and discriminator.
-        first_stage_from: folder of another run whose first stage is taken; "" for none.
-        ema_first_stage: whether the autoencoder is averaged like the prior; the published ones are not.
+        first_stage_steps: length of the first stage, which trains autoencoder and discriminator.
+        first_stage_from: folder of a run whose autoencoder replaces the first stage; "" for none.
+        ema_first_stage: keeps an EMA of the autoencoder as well as of the prior; the published runs have none.
     """
 
     first_stage_steps: int

@@ -1,4 +1,4 @@
-"""What is trained, and under which conditions: the plan that `loop.py` carries out."""
+"""A training stage, and the settings of the run it belongs to; `loop.py` trains it."""
 
 import dataclasses
 import pathlib
@@ -18,15 +18,21 @@ from lsgm_jax.training.step import EMA, Loss
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What is optimised, how, for how long, and how its progress is judged.
+    """A training stage: loss, optimiser, number of steps, and validation.
 
     Attributes:
-        init: fresh parameters from a key and the best ones of the stage before, which the first stage lacks.
-        adapt: changes fresh parameters by what the data say.
-        memory: what the loss finds in the first step, from parameters and a key (see `Aux.memory`).
-        validate: scores averaged parameters on the validation split.
-        judged_by: that of the scores by which the best parameters are chosen; less is better.
-        draw: a picture [h, w, c], uint8, of what averaged parameters generate.
+        name: of the stage, in checkpoints and logs.
+        init: returns initial parameters from a key and the best EMA parameters of the stage before; None for the first
+            stage.
+        loss: function of parameters, batch and context, see `step.Loss`.
+        optimiser: of the parameters.
+        ema: of the parameters.
+        steps: length of the stage.
+        validate: returns metrics of EMA parameters on the validation split.
+        draw: returns an image grid of samples of EMA parameters, [h, w, c] uint8.
+        judged_by: the metric of `validate` that selects the best checkpoint; lower is better.
+        adapt: changes initial parameters given the training data.
+        memory: returns the `Context.memory` of the first step from parameters and a key (see `Aux.memory`).
     """
 
     name: str
@@ -42,18 +48,20 @@ class Stage:
     memory: Callable[[Params, Key], Any] = lambda params, key: ()
 
     def first_state(self, params: Params, key: Key) -> TrainState:
-        """The state before the first step; the key is for what the loss finds there."""
+        """Returns the state before the first step; the key is for `memory`."""
         return create_state(params, self.optimiser, self.memory(params, key))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Course:
-    """How a run's stages are trained, and where that is written down.
+    """Settings that all stages of a run share.
 
     Attributes:
-        workdir: gets `checkpoints/<stage>`, `metrics.csv`, `tensorboard/<stage>`, and `faults` if there are any.
-        config: what each checkpoint remembers of the run.
-        trace: whether a few steps of every stage are traced into `profile/<stage>`.
+        train: the train section of the config.
+        launcher: runs the training step on all devices.
+        workdir: gets `checkpoints/<stage>`, `metrics.csv`, `tensorboard/<stage>`, and `faults` for failing batches.
+        config: the config of the run, saved with each checkpoint.
+        trace: whether to write a profiler trace of every stage to `profile/<stage>`.
     """
 
     train: TrainSpec

@@ -1,4 +1,4 @@
-"""What training carries from step to step: arrays only."""
+"""The training state, a pytree of arrays."""
 
 from typing import Any, NamedTuple
 
@@ -11,16 +11,16 @@ from lsgm_jax.nn.network import Params
 
 
 class Skips(NamedTuple):
-    """Steps that changed nothing, because their loss or gradient was no number; int32, scalars."""
+    """Counts of skipped steps, those with a non-finite loss or gradient; int32 scalars."""
 
-    in_a_row: Any  # up to the last step
+    in_a_row: Any  # consecutive ones, up to the last step
     total: Any
 
 
 class TrainState(struct.PyTreeNode):
-    """Step counter, parameters, their moving average, the optimiser's state, and what the loss remembers."""
+    """Step counter, parameters, EMA parameters, optimiser state, and the memory of the loss."""
 
-    step: Any  # int32, scalar; like every leaf a mere shape under `jax.eval_shape`
+    step: Any  # int32 scalar; like every leaf a `ShapeDtypeStruct` under `jax.eval_shape`
     params: Params
     ema: Params
     opt_state: optax.OptState
@@ -29,12 +29,14 @@ class TrainState(struct.PyTreeNode):
 
 
 def create_state(params: Params, optimiser: optax.GradientTransformation, memory: Any = ()) -> TrainState:
-    """State before the first step; the average starts at the parameters.
+    """Returns the state before the first step; the EMA starts at the parameters.
 
-    Both are copies: a compiled step reuses the memory of the state it is given, never that of the caller.
+    Parameters and EMA are copies, because a compiled step donates the buffers of its state.
 
     Args:
-        memory: what the loss finds in the first step.
+        params: initial parameters.
+        optimiser: provides the optimiser state.
+        memory: `Context.memory` of the first step.
     """
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -17,21 +17,21 @@ Count = Int[Array, ""]
 
 
 class Context(NamedTuple):
-    """What a loss may use beside parameters and batch. None of it takes a gradient."""
+    """Inputs of a loss besides parameters and batch. None of them takes a gradient."""
 
-    key: Key  # of this step
+    key: Key  # independent for each step
     step: Count
     ema_params: Params
     memory: Any  # `Aux.memory` of the step before
 
 
 class EMA(NamedTuple):
-    """The exponential moving average (EMA) of the parameters.
+    """The exponential moving average (EMA) of parameters.
 
     Attributes:
-        decay: in the long run.
-        warmup: whether the decay starts at min(decay, (1 + step) / (10 + step)), so that initial weights are forgotten.
-        skip: top-level parts of the parameters that are not averaged: their EMA is their current value.
+        decay: after the warm-up.
+        warmup: takes min(decay, (1 + step) / (10 + step)) as the decay, to forget the initial parameters sooner.
+        skip: top-level parts of the parameters without an EMA; their current value takes its place.
     """
 
     decay: float
@@ -54,14 +54,16 @@ Step = Callable[[TrainState, Any, Key], tuple[TrainState, Metrics]]
 def make_step(
     loss: Loss, optimiser: optax.GradientTransformation, ema: EMA, *, grad_accum_steps: int = 1
 ) -> Step:
-    """Builds `(state, batch, key) -> (state, metrics)`.
+    """Builds the training step, `(state, batch, key) -> (state, metrics)`.
 
-    `key` is the same in every step: each step folds its number in, so that a resumed run draws what an
-    uninterrupted one would have drawn. A step with a non-finite loss or gradient changes nothing but the counters:
-    see `Skips`.
+    `key` is the same in every step. Each step folds in its number, so that a resumed run draws the same noise as an
+    uninterrupted one. A step with a non-finite loss or gradient changes only the counters, see `Skips`.
 
     Args:
-        grad_accum_steps: micro-batches per step. Their gradients are accumulated one after the other and averaged.
+        loss: function of parameters, batch and context.
+        optimiser: of the parameters.
+        ema: of the parameters.
+        grad_accum_steps: micro-batches per step, whose gradients are accumulated sequentially and averaged.
     """
     gradient = (
         jax.value_and_grad(loss, has_aux=True)
@@ -70,7 +72,7 @@ def make_step(
     )
 
     def step(state: TrainState, batch: Any, key: Key) -> tuple[TrainState, Metrics]:
-        context = Context(_own_key(key, state.step), state.step, state.ema, state.memory)
+        context = Context(_step_key(key, state.step), state.step, state.ema, state.memory)
         (value, aux), grads = gradient(state.params, batch, context)
         value, grads, metrics = mean_over_devices((value, grads, aux.metrics))
         norm = optax.tree.norm(grads)
@@ -88,10 +90,14 @@ def make_step(
 
 
 def scan_steps(step: Step, count: int) -> Step:
-    """`count` steps in one call, on as many batches along a new first axis; the metrics are those of the last.
+    """Scans over `count` steps in one call; returns the metrics of the last step.
 
-    For accelerators that would wait for Python: on CPU, XLA's gradients of convolutions inside a loop are 8 to 70
-    times slower than outside.
+    This saves accelerators the wait for Python between steps. On CPU, XLA's gradients of convolutions are 8 to 70 times
+    slower inside a loop than outside.
+
+    Args:
+        step: the training step.
+        count: number of steps; their batches are stacked along a new first axis.
     """
     if count == 1:
         return step
@@ -104,7 +110,7 @@ def scan_steps(step: Step, count: int) -> Step:
 
 
 def renew(params: Params, state: Params) -> Params:
-    """Returns the parameters, or their EMA, with the new non-trainable state of `Aux.state` in its places."""
+    """Replaces non-trainable state, given as in `Aux.state`, in the parameters or in their EMA."""
     if not isinstance(state, dict):
         return state
     return params | {name: renew(params[name], part) for name, part in state.items()}
@@ -113,23 +119,26 @@ def renew(params: Params, state: Params) -> Params:
 def _accumulated(
     loss: Loss, micro_batches: int
 ) -> Callable[[Params, Any, Context], tuple[tuple[Scalar, Aux], Params]]:
-    """The loss and its gradient as means over micro-batches; each sees the non-trainable state of the one before."""
+    """Returns the loss and its gradient as means over micro-batches.
+
+    Non-trainable state and memory pass from each micro-batch to the next.
+    """
     gradient = jax.value_and_grad(loss, has_aux=True)
 
     def mean(params: Params, batch: Any, context: Context) -> tuple[tuple[Scalar, Aux], Params]:
         split = jax.tree.map(lambda leaf: _deal(leaf, micro_batches), batch)
         state = jax.eval_shape(lambda rows: loss(params, rows, context)[1].state, _first(split))
 
-        def add(total: tuple[Params, Any, Params], part: tuple[Count, Any]) -> tuple[Any, Metrics]:
+        def add(total: tuple[Params, Any, Params], micro_batch: tuple[Count, Any]) -> tuple[Any, Metrics]:
             params, memory, sums = total
-            index, rows = part
-            own = context._replace(key=jax.random.fold_in(context.key, index), memory=memory)
-            (value, aux), grads = gradient(params, rows, own)
+            index, rows = micro_batch
+            inner = context._replace(key=jax.random.fold_in(context.key, index), memory=memory)
+            (value, aux), grads = gradient(params, rows, inner)
             sums = jax.tree.map(lambda total, new: total + new / micro_batches, sums, grads)
             return (renew(params, aux.state), aux.memory, sums), aux.metrics | {"loss": value}
 
         start = (params, context.memory, jax.tree.map(jnp.zeros_like, params))
-        # See `scan_steps` for why not in a loop on CPU.
+        # Loops are slow on CPU, see `scan_steps`.
         unroll = micro_batches if jax.default_backend() == "cpu" else 1
         (params, memory, grads), metrics = jax.lax.scan(
             add, start, (jnp.arange(micro_batches), split), unroll=unroll
@@ -142,7 +151,7 @@ def _accumulated(
 
 
 def _deal(leaf: Array, micro_batches: int) -> Array:
-    """[batch, ...] -> [micro_batches, rows, ...], each with rows of every device that holds the batch."""
+    """Reshapes [batch, ...] to [micro_batches, rows, ...]; each micro-batch has rows of every device."""
     return jnp.moveaxis(leaf.reshape(-1, micro_batches, *leaf.shape[1:]), 1, 0)
 
 
@@ -151,14 +160,14 @@ def _first(tree: Any) -> Any:
 
 
 def _subtree(params: Params, like: Params) -> Params:
-    """The part of the parameters that `like`, in the manner of `Aux.state`, has entries for."""
+    """Returns the part of the parameters that `like`, a tree as in `Aux.state`, has entries for."""
     if not isinstance(like, dict):
         return params
     return {name: _subtree(params[name], part) for name, part in like.items()}
 
 
-def _own_key(key: Key, step: Count) -> Key:
-    """The key of a step; under `pmap` every device, which sees its part of the batch alone, has its own."""
+def _step_key(key: Key, step: Count) -> Key:
+    """Returns the key of a step; under `pmap` it differs between devices, which see different samples."""
     key = jax.random.fold_in(key, step)
     for axis in device_axes():
         key = jax.random.fold_in(key, jax.lax.axis_index(axis))

@@ -1,19 +1,21 @@
-"""A trace of what the devices do in a few steps, for TensorBoard's profiler and Perfetto."""
+"""Profiler traces of a few training steps, for TensorBoard's profiler and Perfetto."""
 
 import pathlib
 from typing import Any
 
 import jax
 
-WARMUP = 10  # steps that compile and settle
+WARMUP = 10  # steps before the trace: compilation and the first fast steps
 TRACED = 10
 
 
 class Trace:
-    """Traces steps of a stage into a folder, if wanted.
+    """Traces a few steps of a stage into a folder.
 
     Args:
-        begin: number of steps before the first.
+        folder: gets the trace.
+        begin: step at which the stage begins or resumes.
+        wanted: False for no trace.
     """
 
     def __init__(self, folder: pathlib.Path, begin: int, *, wanted: bool):
@@ -27,7 +29,7 @@ class Trace:
         self._stop()
 
     def step(self, number: int, result: Any) -> None:
-        """Says that the steps up to `number` were sent to the devices, and what they give."""
+        """Starts or stops the trace; called after the steps up to `number` were dispatched, with their results."""
         if self._running and number >= self._first + TRACED:
             jax.block_until_ready(result)
             self._stop()

@@ -68,7 +68,7 @@ from tests.tiny import CONFIG, model
         ),
         ("--config.objective.inactive_kl=-1.0", "inactive_kl=-1.0: give nats, or 0 to keep all channels"),
         ("--config.train.vae_steps=0", "config.train: vae_steps=0: give a positive number of steps"),
-        ("--config.train.ema_decay=1.0", "config.train: ema_decay=1.0: an average needs a decay in"),
+        ("--config.train.ema_decay=1.0", "config.train: ema_decay=1.0: give a decay rate in"),
         ("--config.joint_vae_penalty.weight=-1.0", "config.joint_vae_penalty: weight=-1.0: a penalty needs"),
         ("--config.joint_kl.steps=-1", "config.joint_kl: constant=0, steps=-1: give numbers of steps"),
         ("--config.joint_prior.clip=-1.0", "config.joint_prior: clip=-1.0: give the greatest norm"),

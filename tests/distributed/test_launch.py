@@ -1,4 +1,4 @@
-"""Processes that compute together: they join, wait, agree, fail, and make one batch; real ones, on this machine."""
+"""Several real processes on one machine: rendezvous, barriers, agreement, errors, and batches split over processes."""
 
 import re
 import socket
@@ -57,7 +57,7 @@ except launch.ClusterError as error:
 
 @pytest.fixture(scope="module")
 def met(data_dir):
-    """Two processes of two devices each that have run `MET`, and where they left their batches."""
+    """Two finished processes of two devices each that ran `MET`, and the folder of their batches."""
     (data_dir / "met").mkdir()
     return run_program(MET.format(data_dir=str(data_dir / "met"))), data_dir / "met"
 
@@ -68,7 +68,7 @@ def test_two_processes_meet(met):
 
 
 def test_batches_of_two_processes_are_those_of_one(met):
-    """As all devices hold them together, bit for bit."""
+    """Compares global batches, bit for bit."""
     spec = DataSpec(
         source="digits",
         image_shape=(10, 10, 1),
@@ -86,7 +86,7 @@ def test_batches_of_two_processes_are_those_of_one(met):
             np.testing.assert_array_equal(np.load(met[1] / f"{process}-{number}.npy"), expected)
 
 
-def test_the_first_process_speaks_for_all(met):
+def test_only_the_first_process_prints(met):
     first, second = met[0]
     assert "heard from 0" in first.out
     assert "warned by 0" in first.err
@@ -94,12 +94,12 @@ def test_the_first_process_speaks_for_all(met):
     assert "warned by" not in second.err
 
 
-def test_who_disagrees_is_named_in_all(met):
+def test_a_process_that_disagrees_is_named_in_all(met):
     for process in met[0]:
         assert "process 1 of 2 has another number than process 0: give all the same" in process.err
 
 
-def test_who_is_not_at_a_barrier_is_named(met):
+def test_a_process_missing_at_a_barrier_is_named(met):
     first, second = met[0]
     assert "process 1 of 2 did not arrive at the meeting within 1 s: see its output" in first.err
     assert "did not arrive" not in second.err
@@ -116,8 +116,8 @@ def error_lines(process):
     ("present", "processes", "missing"),
     [((1,), 2, "process 0 of 2"), ((0, 2), 4, "processes 1, 3 of 4")],
 )
-def test_who_is_missing_at_the_start_is_named_at_once(tmp_path, present, processes, missing):
-    """In one line of each process that is there, and long before JAX's runtime would abort them."""
+def test_processes_missing_at_the_start_are_named_soon(tmp_path, present, processes, missing):
+    """In one line of each present process, long before JAX's runtime would abort it."""
     arguments = [*TRAIN, f"--workdir={tmp_path}", "--timeout=2"]
     for process in run_lsgm(arguments, processes=processes, present=present, timeout=60):
         assert process.status == 2
@@ -144,7 +144,7 @@ except launch.ClusterError as error:
 
 
 def test_an_error_of_one_ends_all_soon():
-    """Those that wait for it as well; both say which it was."""
+    """Processes that wait for the failed one end too; both print its line."""
     for process in run_program(FAILS):
         assert process.status == 2
         assert error_lines(process) == ["lsgm: error: this disk is full (in process 1 of 2)"]
@@ -165,7 +165,7 @@ except jax.errors.JaxRuntimeError as error:
 """
 
 
-def test_who_dies_is_named():
+def test_a_process_that_dies_is_named():
     first, second = run_program(DIES)
     assert second.status < 0
     assert first.status == 1
@@ -178,7 +178,7 @@ def test_who_dies_is_named():
     [
         (["--coordinator=localhost:1"], "--coordinator goes with --processes and --process"),
         (["--process=0", "--processes=2"], "--processes goes with --coordinator"),
-        (["--distributed", "--process=0"], "leave out --process"),
+        (["--distributed", "--process=0"], "--distributed .*: .* --process"),
         (["--distributed", "--timeout=0"], "--timeout=0: give a positive number of seconds"),
         (["--coordinator=localhost:1", "--processes=2", "--process=2"], "processes are 0 to 1"),
         (
@@ -193,28 +193,28 @@ def test_mistakes_in_the_options_are_one_line(options, message, capsys):
     assert cli.main([*TRAIN, "--workdir=none", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("lsgm: error: ")
-    assert message in line
+    assert re.search(message, line)
 
 
-def test_commands_that_do_not_compute_together_know_no_processes():
+def test_commands_of_a_single_process_refuse_options_of_several():
     with pytest.raises(command_line.UsageError, match="does not know --distributed"):
         command_line.parse(["params", "--config=configs/digits.py", "--distributed"])
 
 
-# The roll call by itself
+# The rendezvous alone
 
 
-def call(*places, timeout=1.0):
-    """What each of the places raises, None for nothing; all at once."""
+def meet(*places, timeout=1.0):
+    """Runs the rendezvous of all places in threads; returns the error of each, or None."""
     outcomes = [None] * len(places)
 
-    def hold(index, place):
+    def wait(index, place):
         try:
-            rendezvous.hold(place, timeout)
+            rendezvous.wait_for_all(place, timeout)
         except ClusterError as error:
             outcomes[index] = str(error)
 
-    threads = [threading.Thread(target=hold, args=pair) for pair in enumerate(places)]
+    threads = [threading.Thread(target=wait, args=pair) for pair in enumerate(places)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -227,37 +227,37 @@ def coordinator():
     return f"localhost:{free_port()}"
 
 
-def test_the_roll_is_called_in_any_number(coordinator):
+def test_any_number_of_processes_meets(coordinator):
     for count in (1, 2, 5):
-        assert call(*[Place(coordinator, count, number) for number in range(count)]) == [None] * count
+        assert meet(*[Place(coordinator, count, number) for number in range(count)]) == [None] * count
 
 
-def test_a_number_given_twice_is_refused_by_all(coordinator):
+def test_an_index_given_twice_is_refused_by_all(coordinator):
     places = [Place(coordinator, 3, number) for number in (0, 1, 1)]
-    assert call(*places) == ["process 1 of 3 was started twice: give each a number of its own"] * 3
+    assert meet(*places) == ["process 1 of 3 was started twice: give each a number of its own"] * 3
 
 
-def test_numbers_of_processes_that_differ_are_refused_by_all(coordinator):
-    told = "process 1 was told of 3 processes, process 0 of 2: give all the same number"
-    assert call(Place(coordinator, 2, 0), Place(coordinator, 3, 1)) == [told, told]
+def test_different_numbers_of_processes_are_refused_by_all(coordinator):
+    error = "process 1 was started as one of 3, process 0 as one of 2: give all the same number"
+    assert meet(Place(coordinator, 2, 0), Place(coordinator, 3, 1)) == [error, error]
 
 
 def test_a_port_in_use_is_named(coordinator):
     port = int(coordinator.rpartition(":")[2])
     with socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True):
-        (error,) = call(Place(coordinator, 1, 0))
+        (error,) = meet(Place(coordinator, 1, 0))
     assert re.match(rf"cannot listen on port {port} \(.*in use\): choose another coordinator", error)
 
 
 def test_a_host_that_does_not_exist_is_named():
-    (error,) = call(Place("nowhere.invalid:1234", 2, 1), timeout=0.1)
+    (error,) = meet(Place("nowhere.invalid:1234", 2, 1), timeout=0.1)
     assert error.startswith(
         "process 0 of 2 did not arrive at nowhere.invalid:1234 within 0.1 s: see its output"
     )
 
 
-def test_strangers_at_the_port_do_not_count(coordinator):
-    """Ports get looked at; process 1 is still the one that is missed."""
+def test_other_connections_to_the_port_do_not_count(coordinator):
+    """After a port scan process 1 is still the missing one."""
     port = int(coordinator.rpartition(":")[2])
 
     def visit():
@@ -267,15 +267,15 @@ def test_strangers_at_the_port_do_not_count(coordinator):
 
     visitor = threading.Timer(0.3, visit)
     visitor.start()
-    (error,) = call(Place(coordinator, 2, 0), timeout=1.5)
+    (error,) = meet(Place(coordinator, 2, 0), timeout=1.5)
     visitor.join()
     assert error.startswith(f"process 1 of 2 did not arrive at {coordinator} within 1.5 s")
 
 
-# Where a process stands, as others say it
+# Detection of the place of a process
 
 
-def test_slurm_says_where_a_process_stands(monkeypatch):
+def test_the_place_is_detected_from_slurm(monkeypatch):
     environment = {
         "SLURM_JOB_ID": "7",
         "SLURM_STEP_NODELIST": "gpu[03-04]",
@@ -290,7 +290,7 @@ def test_slurm_says_where_a_process_stands(monkeypatch):
     assert place.address[0] == "gpu03"
 
 
-def test_a_process_alone_waits_for_nobody():
+def test_a_single_process_does_not_wait():
     assert launch.is_first()
     assert not launch.joined()
     launch.barrier("anywhere")

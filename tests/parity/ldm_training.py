@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lsgm_jax.training.optim import schedule
-from lsgm_jax.training.step import EMA, _follow
+from lsgm_jax.training.optim import LearningRate
+from lsgm_jax.training.step import EMA
 
 
 def averages(average, weights):
@@ -17,7 +17,7 @@ def averages(average, weights):
     """
     followed = [{"w": weights[0]}]
     for update, value in enumerate(weights[1:], start=1):
-        followed.append(_follow(average, followed[-1], {"w": value}, jnp.asarray(update)))
+        followed.append(average.update(followed[-1], {"w": value}, jnp.asarray(update)))
     return jnp.stack([value["w"] for value in followed])
 
 
@@ -27,14 +27,13 @@ def read_average(words):
 
 
 def warmup_cosine(h):
-    return schedule(
-        h["lr_max"],
-        h["lr_min"],
-        h["warm_up_steps"],
-        h["max_decay_steps"],
-        h["lr_start"],
-        h["max_decay_steps"],
-    )
+    return LearningRate(
+        learning_rate=h["lr_max"],
+        final=h["lr_min"],
+        warmup=h["warm_up_steps"],
+        start=h["lr_start"],
+        decay_steps=h["max_decay_steps"],
+    ).schedule(h["max_decay_steps"])
 
 
 def cosine_cycles(h):
@@ -42,7 +41,7 @@ def cosine_cycles(h):
     return _in_cycles(
         h,
         [
-            schedule(most, least, warmup, length, start, length)
+            LearningRate(learning_rate=most, final=least, warmup=warmup, start=start).schedule(length)
             for start, most, least, warmup, length in _cycles(h)
         ],
     )
@@ -57,7 +56,7 @@ def linear(h):
     return _in_cycles(
         h,
         [
-            schedule(most, None, warmup, length, start)
+            LearningRate(learning_rate=most, warmup=warmup, start=start).schedule(length)
             if most == least
             else optax.join_schedules(
                 [optax.linear_schedule(start, most, warmup), _declined(most, least, warmup, length)], [warmup]

@@ -1,6 +1,6 @@
-"""Five steps by every launcher, on the devices there are: a program that `test_parallel.py` runs on one and on eight.
+"""Takes a few steps with every launcher on the available devices; `test_parallel.py` runs it on one and on eight.
 
-`python -m tests.training.launchers OUT [CASE ...]` writes OUT, an .npz file: parameters by case and name.
+`python -m tests.training.launchers OUT [CASE ...]` writes the parameters, by case and name, to the .npz file OUT.
 """
 
 import sys
@@ -31,7 +31,7 @@ PENALTIES = {"vae": Penalty(weight=1e-2)}
 
 
 def noise_free(params, batch, context):
-    """Both networks, a running mean and a coefficient of the whole batch; nothing is drawn."""
+    """A loss without noise, of both networks, with a running mean and a coefficient of the global batch."""
     net, running = params["vae"]["net"], params["vae"]["state"]["mean"]
     mean = batch.x @ net["encode"]
     features = mean @ net["decode"] + running
@@ -43,7 +43,7 @@ def noise_free(params, batch, context):
 
 
 def separable(params, batch, context):
-    """A mean over samples, each by itself: parts of a batch do not matter."""
+    """A mean over independent samples, which does not depend on the split into micro-batches."""
     net = params["vae"]["net"]
     mean = batch.x @ net["encode"]
     eps = MODEL.eps_net(params)(mean, jnp.full(len(batch.x), 0.5))
@@ -51,42 +51,42 @@ def separable(params, batch, context):
     return value, Aux({"nelbo": value}, {})
 
 
-def drawn(params, batch, context):
-    """The model's loss."""
+def with_noise(params, batch, context):
+    """The loss of the model."""
     return MODEL.loss(params, batch, context.key, KLWeight(0.5))
 
 
-noisy = penalise(drawn, PENALTIES)  # carries singular vectors from step to step
+noisy = penalise(with_noise, PENALTIES)  # passes singular vectors from step to step
 
 
-CASES = {  # loss, launcher, parts of a batch, steps per call
+CASES = {  # loss, launcher, micro-batches, steps per call
     "data": (noise_free, whole(), 1, 1),
     "fsdp": (noise_free, Sharded(smallest=1), 1, 1),
     "fsdp in pairs": (noise_free, Sharded(shards=2, smallest=1), 1, 1),
     "pmap": (noise_free, Replicated(), 1, 1),
     "separable data": (separable, whole(), 1, 1),
-    "separable in parts": (separable, whole(), 2, 1),
-    "separable fsdp in parts": (separable, Sharded(smallest=1), 2, 1),
-    "several": (noise_free, whole(), 1, 3),
-    "pmap several": (noise_free, Replicated(), 1, 2),
+    "separable accumulated": (separable, whole(), 2, 1),
+    "separable fsdp accumulated": (separable, Sharded(smallest=1), 2, 1),
+    "scan": (noise_free, whole(), 1, 3),
+    "pmap scan": (noise_free, Replicated(), 1, 2),
     "noisy data": (noisy, whole(), 1, 1),
     "noisy fsdp": (noisy, Sharded(smallest=1), 1, 1),
     "noisy pmap": (noisy, Replicated(), 1, 1),
 }
 
 
-def train(name, loss, launcher, parts, calls):
-    """Parameters and their average after the steps, by case and name."""
+def train(name, loss, launcher, micro_batches, steps_per_call):
+    """Returns parameters and EMA parameters after the steps, by case and name."""
     params = MODEL.init(jax.random.key(0))
-    optimiser = optax.adamw(
-        1e-2, eps=1e-3
-    )  # a small eps would blow rounding up to the size of the learning rate
+    # A small eps would amplify rounding errors to the size of the learning rate.
+    optimiser = optax.adamw(1e-2, eps=1e-3)
     memory = ()
     if loss is noisy:
         example = Batch(jnp.zeros((1, *MODEL.data_shape)))
-        memory = first_memory(drawn, PENALTIES, example)(params, jax.random.key(2))
+        memory = first_memory(with_noise, PENALTIES, example)(params, jax.random.key(2))
     state = create_state(params, optimiser, memory)
-    step = scan_steps(make_step(launcher.spread(loss), optimiser, EMA(0.9), grad_accum_steps=parts), calls)
+    step = make_step(launcher.spread(loss), optimiser, EMA(0.9), grad_accum_steps=micro_batches)
+    step = scan_steps(step, steps_per_call)
     step = launcher.compile(step, state)
     shardings = launcher.shardings(state)
     state = jax.tree.map(lambda leaf, at: jax.device_put(np.asarray(leaf), at), state, shardings)
@@ -94,17 +94,17 @@ def train(name, loss, launcher, parts, calls):
     samples = toy.Samples(40)
     samples.spec = types.SimpleNamespace(batch_size=BATCH, source="bits")
     batches = training_batches(samples, seed=3)
-    for _ in range(STEPS // calls):
-        state, _ = step(state, launcher.put([Batch(next(batches)["x"]) for _ in range(calls)]), key)
-    divided = any("shards" in leaf.sharding.spec for leaf in jax.tree.leaves(state.params))
-    assert divided == ("fsdp" in name and jax.device_count() > 1)
+    for _ in range(STEPS // steps_per_call):
+        state, _ = step(state, launcher.put([Batch(next(batches)["x"]) for _ in range(steps_per_call)]), key)
+    sharded = any("shards" in leaf.sharding.spec for leaf in jax.tree.leaves(state.params))
+    assert sharded == ("fsdp" in name and jax.device_count() > 1)
     gather = jax.jit(lambda state: (state.params, state.ema), out_shardings=replicated(launcher.mesh))
     leaves = jax.tree_util.tree_leaves_with_path(gather(state))
     return {f"{name}: {jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
 
 
 def refuse_uneven():
-    """A batch that the devices cannot share is refused by every launcher, in one line."""
+    """Every launcher refuses a batch that does not divide evenly over the devices, in one line."""
     rows = jax.device_count() + 1
     for launcher in (whole(), Sharded(), Replicated()):
         with pytest.raises(
@@ -114,7 +114,7 @@ def refuse_uneven():
 
 
 def compare_batch_statistics():
-    """Under `pmap` as under `jit` they are of the whole batch, and so is the count in the running variance."""
+    """Under `pmap` as under `jit` they are those of the global batch, as is the count in the running variance."""
     norm, devices = BatchNorm(), jax.device_count()
     x = np.random.default_rng(0).normal(size=(2 * devices, 2, 2, 3)).astype(np.float32)
     variables = norm.init(jax.random.key(0), jnp.asarray(x), train=True)
@@ -130,7 +130,7 @@ def compare_batch_statistics():
 
 
 def main(out, cases):
-    """Trains the cases, all of them if none is named."""
+    """Trains the named cases, or all."""
     if jax.device_count() > 1 and jax.process_count() == 1:
         refuse_uneven()
         compare_batch_statistics()

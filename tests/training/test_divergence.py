@@ -1,4 +1,4 @@
-"""A training that diverges stops in one line, spoils nothing that is saved, and goes on with smaller learning rates."""
+"""Training that diverges stops with one line, keeps its checkpoints finite, and resumes with smaller learning rates."""
 
 import csv
 
@@ -10,23 +10,23 @@ import pytest
 from lsgm_jax.cli import main as cli
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.sampling import run
+from lsgm_jax.training import sharding
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import tiny
 
-CONFIG = (
-    str(tiny.ROOT / "configs" / "cld_toy.py") + ":quick"
-)  # points and a small perceptron: seconds to compile
+# Points in the plane and a small perceptron, which compile in seconds.
+CONFIG = str(tiny.ROOT / "configs" / "cld_toy.py") + ":quick"
 
 
 def train(workdir, *overrides):
-    """The command's exit status."""
+    """Returns the exit status of the command."""
     short = ("train.steps=4", "train.log_every=4", "train.eval_every=1")
     overrides = [f"--config.{override}" for override in (*short, *overrides)]
     return cli.main(["train", f"--config={CONFIG}", f"--workdir={workdir}", *overrides])
 
 
 def saved(workdir):
-    """All leaves of the newest checkpoint, and its step."""
+    """Returns all leaves of the newest checkpoint, and its step."""
     with Checkpoints(workdir / "checkpoints" / "score", read_only=True) as checkpoints:
         step = checkpoints.latest_step
         names = {"state": ocp.args.StandardRestore(), "ema": ocp.args.StandardRestore()}
@@ -39,7 +39,7 @@ def rows(workdir):
 
 
 def lines(capsys):
-    """On standard error, beside the progress bar; nothing may be on standard output."""
+    """Returns the lines on standard error besides the progress bar; standard output has to be empty."""
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Traceback" not in captured.err
@@ -53,25 +53,25 @@ def assert_all_finite(workdir):
 
 
 def spoil(monkeypatch, broken):
-    """Makes the batches of these calls, counted from 1, no numbers; returns the batches that steps are given."""
-    real, given = parallel.Sharded.put, []
+    """Makes the batches of these calls, counted from 1, NaN; returns a list that collects the original batches."""
+    real, given = sharding.Sharded.put, []
 
     def put(self, batches):
         given.append(batches[0].x)
         bad = len(given) in broken
         return real(self, [jax.tree.map(lambda x: x * np.nan, batch) if bad else batch for batch in batches])
 
-    monkeypatch.setattr(parallel.Sharded, "put", put)
+    monkeypatch.setattr(sharding.Sharded, "put", put)
     return given
 
 
 def test_an_absurd_learning_rate(tmp_path, capsys):
-    """It is zero in the first step, which is saved; then nothing is a number any more."""
+    """The warm-up makes it zero in the first step, which is saved; every later step is not finite."""
     assert train(tmp_path, "optimiser.learning_rate=1e38") == 2
     *warnings, message = lines(capsys)
     for number, warning in enumerate(warnings, start=1):
         assert "validation at step 2 of stage score has " in warning
-        assert warning.endswith(f"going back to step 1, with the next batches ({number} of 2 times)")
+        assert warning.endswith(f"rolling back to step 1, with the next batches ({number} of 2 times)")
     assert len(warnings) == 2
     assert message.startswith("lsgm: error: training has diverged: validation at step 2 of stage score has ")
     assert message.endswith(
@@ -89,8 +89,8 @@ def test_an_absurd_learning_rate(tmp_path, capsys):
     assert any(not np.array_equal(a, b) for a, b in zip(before, saved(tmp_path)[0], strict=True))
 
 
-def test_a_batch_that_is_no_number_is_skipped(tmp_path, capsys, monkeypatch):
-    """One line, one count, and no trace in the parameters: the state of the step before is saved as that of this."""
+def test_a_non_finite_batch_is_skipped(tmp_path, capsys, monkeypatch):
+    """With one warning and one count; the parameters stay those of the step before."""
     spoil(monkeypatch, {2})
     assert train(tmp_path, "train.log_every=1") == 0
     captured = capsys.readouterr()
@@ -102,16 +102,20 @@ def test_a_batch_that_is_no_number_is_skipped(tmp_path, capsys, monkeypatch):
     assert saved(tmp_path)[1] == 4
 
 
-def test_after_several_training_goes_back_with_other_data(tmp_path, capsys, monkeypatch):
+def test_several_non_finite_batches_roll_back_to_the_last_checkpoint_with_other_data(
+    tmp_path, capsys, monkeypatch
+):
     given = spoil(monkeypatch, {3, 4})
     assert train(tmp_path, "train.patience=2", "train.eval_every=2", "train.steps=6") == 0
     captured = capsys.readouterr()
-    skipped, back = (line for line in captured.err.splitlines() if "lsgm: warning" in line)
+    skipped, rollback = (line for line in captured.err.splitlines() if "lsgm: warning" in line)
     assert "step 3 of stage score is skipped" in skipped
     path = tmp_path / "faults" / "score-4.npz"
-    assert "2 steps in a row to step 4 of stage score were no numbers (loss=nan, gradient norm=nan)" in back
-    assert back.endswith(
-        f"batch is kept in {path}; going back to step 2, with the next batches (1 of 2 times)"
+    assert (
+        "2 steps in a row to step 4 of stage score had a non-finite loss or gradient (loss=nan, " in rollback
+    )
+    assert rollback.endswith(
+        f"batch is kept in {path}; rolling back to step 2, with the next batches (1 of 2 times)"
     )
 
     kept = np.load(path)
@@ -121,7 +125,7 @@ def test_after_several_training_goes_back_with_other_data(tmp_path, capsys, monk
     expected = jax.random.fold_in(k_stage, 3)
     np.testing.assert_array_equal(kept["key"], jax.random.key_data(expected))
 
-    # Steps 3 to 6 were taken on the fifth to eighth batch, and saved so that they are found there again.
+    # Steps 3 to 6 took the fifth to eighth batch.
     assert len(given) == 8
     assert len({batch.tobytes() for batch in given}) == 8
     assert saved(tmp_path)[1] == 6
@@ -133,12 +137,13 @@ def test_after_several_training_goes_back_with_other_data(tmp_path, capsys, monk
     ("broken_at", "saved_at", "remedy"),
     [(1, None, "starts this stage again"), (3, 2, "goes on from step 2, which is saved")],
 )
-def test_it_gives_up(tmp_path, capsys, monkeypatch, broken_at, saved_at, remedy):
-    """After as many rollbacks as it may take; from the beginning, if nothing is saved."""
+def test_training_stops_after_the_last_rollback(tmp_path, capsys, monkeypatch, broken_at, saved_at, remedy):
+    """The error says from where the same command resumes: the last checkpoint, or the beginning."""
     spoil(monkeypatch, range(broken_at, 100))
     assert train(tmp_path, "train.patience=1", "train.rollbacks=1", "train.eval_every=2") == 2
-    back, message = lines(capsys)
-    assert ("going back to step 2" if saved_at else "going back to the beginning, with other batches") in back
+    rollback, message = lines(capsys)
+    where = "step 2" if saved_at else "the beginning, with other batches"
+    assert f"rolling back to {where}" in rollback
     assert f"training has diverged: 1 steps in a row to step {broken_at} of stage score" in message
     assert message.endswith(f"with smaller learning rates the same command {remedy}")
     assert run.holds_checkpoints(tmp_path) == (saved_at is not None)
@@ -149,7 +154,7 @@ def test_it_gives_up(tmp_path, capsys, monkeypatch, broken_at, saved_at, remedy)
 
 @pytest.mark.parametrize("section", ["vae_stage", "joint_vae", "joint_prior"])
 def test_learning_rates_of_a_run_may_change(tmp_path, section):
-    """And nothing else of an optimiser."""
+    """Other fields of an optimiser may not."""
     (tmp_path / "checkpoints" / "vae" / "1").mkdir(parents=True)
     run.claim(tmp_path, tiny.config(""))
     for field in ("learning_rate", "final"):

@@ -1,4 +1,4 @@
-"""A run that moves: begun on eight devices with a divided state, continued on one, and on two processes."""
+"""A run begun on eight devices with a sharded state resumes on one device, and on two processes."""
 
 import shutil
 
@@ -13,7 +13,7 @@ from tests import on_one_machine, tiny
 from tests.training.test_divergence import CONFIG, rows
 
 LENGTH = ("train.steps=12", "train.log_every=2", "train.eval_every=6")
-DIVIDED = ("parallel.name=fsdp", "parallel.smallest=1")
+SHARDED = ("parallel.name=fsdp", "parallel.smallest=1")
 
 
 def command(workdir, *overrides):
@@ -27,7 +27,7 @@ def command(workdir, *overrides):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """On one device, from beginning to end."""
+    """A run on one device, uninterrupted."""
     workdir = tmp_path_factory.mktemp("straight")
     assert cli.main(command(workdir)) == 0
     return workdir
@@ -35,15 +35,15 @@ def straight(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """On eight devices; what remains is the checkpoint in the middle."""
+    """A run on eight devices, with the checkpoint in the middle as its last."""
     workdir = tmp_path_factory.mktemp("begun")
-    on_one_machine.run_alone("lsgm_jax.cli", *command(workdir, *DIVIDED), devices=8)
+    on_one_machine.run_alone("lsgm_jax.cli", *command(workdir, *SHARDED), devices=8)
     shutil.rmtree(workdir / "checkpoints" / "score" / "12")
     return workdir
 
 
 def assert_close(workdir, straight):
-    """Numbers as good as rounding allows, also those of metrics.csv, whose rows are the same."""
+    """Asserts equality up to rounding of the last checkpoint and of metrics.csv."""
     (leaves, step), (expected, last) = restored(workdir), restored(straight)
     assert step == last == 12
     for leaf, same in zip(leaves, expected, strict=True):
@@ -56,14 +56,14 @@ def assert_close(workdir, straight):
 
 
 def restored(workdir):
-    """All leaves of the newest checkpoint on the device that there is here, and its step."""
+    """Returns all leaves of the newest checkpoint, on the device of this process, and its step."""
     like = tiny.training_state(load_config(CONFIG, []))
     with Checkpoints(workdir / "checkpoints" / "score", read_only=True) as checkpoints:
         state, _ = checkpoints.restore(like)
     return jax.tree.leaves(state), int(state.step)
 
 
-def test_on_one_device(straight, begun, tmp_path):
+def test_it_resumes_on_one_device(straight, begun, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(begun, workdir)
     assert jax.device_count() == 1
@@ -72,10 +72,10 @@ def test_on_one_device(straight, begun, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "overrides", [pytest.param((), id="data"), pytest.param(DIVIDED, id="fsdp", marks=pytest.mark.slow)]
+    "overrides", [pytest.param((), id="data"), pytest.param(SHARDED, id="fsdp", marks=pytest.mark.slow)]
 )
-def test_on_two_processes(straight, begun, tmp_path, overrides):
-    """Of which the first one writes; that both have saved to one folder shows that they take the same steps."""
+def test_it_resumes_on_two_processes(straight, begun, tmp_path, overrides):
+    """The first one reports; both save their shards to one folder, so they take the same steps."""
     workdir = tmp_path / "run"
     shutil.copytree(begun, workdir)
     first, second = on_one_machine.run_lsgm(command(workdir, *overrides), processes=2, devices=4)
@@ -85,8 +85,8 @@ def test_on_two_processes(straight, begun, tmp_path, overrides):
     assert_close(workdir, straight)
 
 
-def test_what_eight_devices_trained_is_sampled_on_one(begun, capsys):
-    """And the other way round: the same noise gives the same points."""
+def test_a_model_trained_on_eight_devices_is_sampled_on_one(begun, capsys):
+    """One device and eight draw the same points from the same noise."""
     arguments = ["sample", f"--workdir={begun}", "--count=10", "--solver=Heun", "--steps=4"]
     assert cli.main(arguments) == 0
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The same numbers on one device and on eight, by every launcher; in a process that pretends to have them."""
+"""Every launcher trains the same parameters on one device and on eight, simulated on CPU."""
 
 import jax
 import numpy as np
@@ -10,14 +10,11 @@ from lsgm_jax.training.sharding import Sharded, bytes_per_device, whole
 from tests import on_one_machine, tiny
 from tests.training.launchers import CASES, MODEL
 
-LOSSES = (
-    "separable",
-    "noisy",
-)  # beside the noise-free one with a coefficient of the whole batch, which has no prefix
+LOSSES = ("separable", "noisy")  # prefixes of cases; the noise-free loss has none
 
 
 def launch(out, devices, *cases):
-    """The parameters after a few steps, by case and name."""
+    """Returns the parameters after a few steps, by case and name."""
     on_one_machine.run_alone("tests.training.launchers", out, *cases, devices=devices)
     with np.load(out) as arrays:
         return dict(arrays)
@@ -41,7 +38,7 @@ def of_case(arrays, case):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "noisy pmap"])
 def test_one_device_equals_eight(one, eight, case):
-    """Also where times and noise are drawn; but `pmap` draws other ones on every device."""
+    """Also for losses with random times and noise, except under `pmap`, whose devices have independent noise."""
     loss = next((f"{loss} " for loss in LOSSES if case.startswith(loss)), "")
     expected, found = of_case(one, f"{loss}data"), of_case(eight, case)
     assert expected.keys() == found.keys()
@@ -50,7 +47,7 @@ def test_one_device_equals_eight(one, eight, case):
 
 
 def test_parameters_have_moved(one):
-    """Otherwise all would agree."""
+    """Otherwise the cases would agree trivially."""
     start = MODEL.init(jax.random.key(0))["vae"]["net"]["encode"]
     for case in ("data", "separable data", "noisy data"):
         assert np.abs(of_case(one, case)["[0]['vae']['net']['encode']"] - start).max() > 1e-2
@@ -62,7 +59,7 @@ def test_pmap_draws_other_noise_on_every_device(one, eight):
     assert all(np.isfinite(leaf).all() for leaf in second.values())
 
 
-# How the state is divided
+# Sharding of the state
 
 
 @pytest.mark.parametrize(
@@ -71,18 +68,18 @@ def test_pmap_draws_other_noise_on_every_device(one, eight):
         ((3, 3, 64, 128), 8, (None, None, None, "shards")),  # the longest axis
         ((3, 3, 128, 64), 8, (None, None, "shards")),
         ((3, 3, 64, 64), 8, (None, None, None, "shards")),  # the last of several
-        ((3, 3, 64, 90), 8, (None, None, "shards")),  # the longest that can be divided
+        ((3, 3, 64, 90), 8, (None, None, "shards")),  # the longest that 8 divides
         ((9, 9, 9, 9), 8, ()),
-        ((512,), 8, ()),  # too small to be worth it
+        ((512,), 8, ()),  # fewer than `smallest` elements
         ((3, 3, 64, 128), 1, ()),
     ],
     ids=str,
 )
-def test_the_rule_of_division(shape, shards, spec):
+def test_the_longest_divisible_axis_is_sharded(shape, shards, spec):
     assert tuple(Sharded().spec(shape, shards)) == spec
 
 
-def test_the_published_state_on_eight_devices_is_an_eighth_on_each():
+def test_each_of_eight_devices_holds_an_eighth_of_the_published_state():
     state = tiny.training_state(load_config(str(tiny.ROOT / "configs" / "lsgm_cifar10.py"), []))
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert bytes_per_device(state, Sharded(), 1) == total
@@ -91,7 +88,7 @@ def test_the_published_state_on_eight_devices_is_an_eighth_on_each():
     assert bytes_per_device(state, Sharded(shards=2), 8) > total / 2
 
 
-def test_a_state_that_devices_cannot_divide():
+def test_a_number_of_shards_that_does_not_divide_the_devices_is_refused():
     with pytest.raises(
         ValueError, match="shards=3 does not divide 1 devices: choose a divisor, or 0 for all"
     ):
@@ -108,6 +105,6 @@ def test_a_state_that_devices_cannot_divide():
         ("parallel.shards=2", "config.parallel.shards does not exist"),
     ],
 )
-def test_configs_that_do_not_launch(override, message):
+def test_unknown_launchers_and_fields_are_refused(override, message):
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         tiny.config("", f"--config.{override}")

@@ -1,4 +1,4 @@
-"""Penalties on weights: what they are worth, which weights they are about, and what they carry from step to step."""
+"""Penalties on weights: their values and gradients, the weights they cover, and their memory between steps."""
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,8 @@ def count(step):
     return jnp.asarray(step, jnp.int32)
 
 
-def test_after_many_steps_it_is_the_exact_one(x64):
-    """The weight times the largest singular values and the largest scales of all layers."""
+def test_the_penalty_converges_to_the_exact_one(x64):
+    """That is the weight times the sum of the largest singular values and largest scales of all layers."""
     penalty, held = Penalty(weight=0.3), weights()
     call, vectors = jax.jit(penalty), penalty.first_vectors(held, jax.random.key(1))
     for step in range(100):
@@ -49,7 +49,7 @@ def test_after_many_steps_it_is_the_exact_one(x64):
     np.testing.assert_allclose(value, 0.3 * exact, rtol=1e-9)
 
 
-def test_its_gradient_is_that_of_the_exact_singular_values(x64):
+def test_the_gradient_is_that_of_the_exact_singular_values(x64):
     penalty, held = Penalty(weight=0.3, first_iterations=1000), weights()
     vectors = penalty.first_vectors(held, jax.random.key(1))
 
@@ -70,7 +70,7 @@ def power_method(kernel, u, iterations):
     return u @ matrix @ v, u
 
 
-def test_the_first_step_takes_more_iterations_than_the_others(x64):
+def test_the_first_step_takes_first_iterations_and_the_others_iterations(x64):
     penalty, held = Penalty(weight=1.0, iterations=2, first_iterations=7), weights()
     vectors = penalty.first_vectors(held, jax.random.key(1))
     u, call = {name: np.asarray(pair.u) for name, pair in vectors.items()}, jax.jit(penalty)
@@ -85,8 +85,8 @@ def test_the_first_step_takes_more_iterations_than_the_others(x64):
             np.testing.assert_allclose(pair.u, u[name], rtol=1e-9)
 
 
-def test_without_the_spectral_part_the_scales_are_left():
-    """And nothing is carried; with neither, as in a network without normalisations, it is zero."""
+def test_without_the_spectral_penalty_the_scale_penalty_remains():
+    """There are no singular vectors; without scales, as in a network without normalisations, it is zero."""
     penalty, held = Penalty(weight=0.3, spectral=False), weights()
     assert penalty.first_vectors(held, jax.random.key(0)) == {}
     value, vectors = penalty(held, {}, count(0))
@@ -95,8 +95,8 @@ def test_without_the_spectral_part_the_scales_are_left():
     assert penalty(held._replace(scales={}), {}, count(0))[0] == 0.0
 
 
-def test_a_weight_of_zero_costs_nothing():
-    """The program is that of the loss alone: no memory, no column in the log, nothing that is traced."""
+def test_a_weight_of_zero_disables_the_penalty():
+    """There is no memory, no metric and no computation of it."""
 
     def loss(params, batch, context):
         return jnp.sum(params["w"] ** 2), Aux({}, {}, {"net": None})
@@ -110,8 +110,8 @@ def test_a_weight_of_zero_costs_nothing():
     assert float(metrics["loss"]) == 3.0
 
 
-def test_the_step_carries_the_vectors():
-    """What a step leaves in the state is where the next one begins; the weights move meanwhile."""
+def test_each_step_starts_from_the_singular_vectors_of_the_last():
+    """They are stored in the memory of the state while the weights change."""
 
     def loss(params, batch, context):
         held = Penalised({"conv": params["kernel"]}, {})
@@ -139,13 +139,13 @@ def test_the_step_carries_the_vectors():
         ({"first_iterations": 0}, "first_iterations=0: the power method needs at least one"),
     ],
 )
-def test_numbers_without_meaning_are_refused(fields, message):
+def test_invalid_fields_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Penalty(**fields)
 
 
-def test_it_is_about_convolutions_and_normalisations():
-    """Of a network that applies its kernels as they are: not dense layers, attention, biases or embeddings of time."""
+def test_it_covers_convolutions_and_normalisations():
+    """For a network without weight normalisation; dense layers, attention, biases and time embeddings are skipped."""
     score_net = jax.eval_shape(tiny.model("--config.score.attention=(4,)").init, jax.random.key(0))[
         "score_net"
     ]
@@ -159,8 +159,8 @@ def test_it_is_about_convolutions_and_normalisations():
     assert held.scales.keys() == scales
 
 
-def test_nvaes_kernels_are_those_it_applies():
-    """Masked, then normalised: exp(log norm) w / |w| per output channel; inside inverted bottlenecks as stored."""
+def test_the_kernels_of_nvae_are_those_it_applies():
+    """Masked and normalised, exp(log norm) w / |w| per output channel; as stored inside inverted bottlenecks."""
     net = NVAE(
         groups_per_scale=1,
         latent_channels=2,

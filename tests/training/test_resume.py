@@ -1,4 +1,4 @@
-"""A run that was stopped and continued is the run that was never stopped, bit for bit."""
+"""An interrupted and resumed run equals the uninterrupted run, bit for bit."""
 
 import csv
 import pathlib
@@ -12,6 +12,7 @@ import pytest
 from lsgm_jax.errors import CheckpointError
 from lsgm_jax.nn.penalised import penalised
 from lsgm_jax.sampling import run
+from lsgm_jax.training import sharding
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import tiny
 
@@ -20,7 +21,7 @@ SHORT = (
     "--config.train.steps=6",
     "--config.train.log_every=1",
     "--config.train.eval_every=2",
-    # Singular vectors are carried as well: of one network all, of the other none.
+    # Checkpoints hold singular vectors too: of all convolutions of the VAE, of none of the prior.
     "--config.vae_penalty.weight=1e-2",
     "--config.joint_vae_penalty.weight=1e-2",
     "--config.joint_prior_penalty.weight=1e-2",
@@ -29,13 +30,13 @@ SHORT = (
 
 
 class Killed(Exception):
-    """Stands for a SIGKILL: nothing is saved on the way out."""
+    """Stands in for SIGKILL: nothing is saved afterwards."""
 
 
 def train(workdir, data_dir, monkeypatch=None, die_at=None):
-    """Trains; with `die_at` = (stage, step) the run dies before it takes that step."""
+    """Trains; with `die_at` = (stage, step) the run dies before that step."""
     if die_at is not None:
-        real = parallel.Sharded.put
+        real = sharding.Sharded.put
         count = {"vae": 0, "joint": 0}
         order = ["vae"] * 6 + ["joint"] * 6
         taken = iter(order)
@@ -47,7 +48,7 @@ def train(workdir, data_dir, monkeypatch=None, die_at=None):
                 raise Killed
             return real(self, batches)
 
-        monkeypatch.setattr(parallel.Sharded, "put", dying)
+        monkeypatch.setattr(sharding.Sharded, "put", dying)
     run.train(tiny.config(data_dir, *SHORT), workdir)
 
 
@@ -75,7 +76,7 @@ def straight(tmp_path_factory, data_dir):
 
 
 def test_the_state_has_singular_vectors(straight):
-    """What resumption has to bring back: one pair for each convolution of the VAE, none for the prior."""
+    """One pair for each convolution of the VAE, none for the prior."""
     memory, params = final_state(straight)[0]["memory"], final_state(straight)[0]["params"]
     assert memory["vae"].keys() == penalised(params["vae"]).kernels.keys()
     assert not memory.get("prior")
@@ -86,7 +87,7 @@ def test_the_state_has_singular_vectors(straight):
 @pytest.mark.parametrize(
     "die_at", [("vae", 4), ("joint", 1), pytest.param(("joint", 6), marks=pytest.mark.slow)], ids=str
 )
-def test_resumed_equals_straight(straight, tmp_path, data_dir, monkeypatch, die_at):
+def test_a_resumed_run_equals_an_uninterrupted_one(straight, tmp_path, data_dir, monkeypatch, die_at):
     with pytest.raises(Killed):
         train(tmp_path, data_dir, monkeypatch, die_at)
     monkeypatch.undo()
@@ -134,7 +135,7 @@ def test_a_missing_checkpoint_says_what_to_run(straight, tmp_path):
 
 
 def test_an_interrupted_save_is_ignored(straight, tmp_path, data_dir):
-    """What orbax had not finished when the process died does not count, and is cleared away."""
+    """A checkpoint that orbax was writing when the process died is ignored and deleted."""
     shutil.copytree(straight, tmp_path / "half")
     folder = tmp_path / "half" / "checkpoints" / "joint"
     half = folder / "8.orbax-checkpoint-tmp"

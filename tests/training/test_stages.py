@@ -1,4 +1,4 @@
-"""What each stage trains: every field of the config that concerns it does what it says."""
+"""Each stage trains by the fields of its config."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ KL = ("start=0.2", "end=0.6", "constant=10", "steps=20")
 
 
 def stages(*overrides, model=None, training=None):
-    """By name; overrides without "--config."."""
+    """Returns the stages by name; overrides come without "--config."."""
     config = tiny.config("", *(f"--config.{override}" for override in overrides))
     images = Data(training or toy.Samples(), Batch(np.zeros((0,))))
     return {stage.name: stage for stage in make_stages(config, model or toy.lsgm(), images)}
@@ -40,7 +40,7 @@ def train(stage, params, steps=3):
 
 
 def moved(before, after):
-    """The leaves that are not what they were."""
+    """Returns the paths of the leaves that differ."""
     leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(np.array_equal, before, after))
     return {jax.tree_util.keystr(path, simple=True, separator="/") for path, same in leaves if not same}
 
@@ -49,7 +49,7 @@ def moved(before, after):
 
 
 def coefficient(stage, params, step):
-    """Of KL(q || p), in the loss of this step."""
+    """Returns the coefficient of KL(q || p) in the loss of this step."""
     context = Context(jax.random.key(3), jnp.asarray(step, jnp.int32), params, {})
     value, aux = jax.jit(stage.loss)(params, toy.batch(), context)
     of_images = value - aux.metrics.get("prior_loss", 0.0) - aux.metrics["reconstruction"]
@@ -58,7 +58,7 @@ def coefficient(stage, params, step):
 
 @pytest.mark.parametrize(("name", "section"), [("vae", "vae_kl"), ("joint", "joint_kl")])
 def test_each_stage_has_its_kl_schedule(name, section):
-    """It waits, climbs and stays, at an end below one too."""
+    """The coefficient is constant, rises linearly, and stays at its end, even if that is below one."""
     model = toy.lsgm(**SEPARATE)
     params, stage = fresh(model), stages(*(f"{section}.{field}" for field in KL), model=model)[name]
     params = params if name == "joint" else params["vae"]
@@ -70,10 +70,10 @@ BALANCING = [(0.5, True, True), (1.0, True, False), (0.5, False, False)]
 
 
 @pytest.mark.parametrize(("coefficient_now", "balanced", "balancing"), BALANCING)
-def test_groups_are_balanced_by_what_they_hold_while_the_coefficient_is_below_one(
+def test_groups_are_balanced_by_their_kl_while_the_coefficient_is_below_one(
     coefficient_now, balanced, balancing
 ):
-    """The loss of the first stage, written out; the balance itself takes no gradient."""
+    """Compares with the loss of the first stage written out; the balancing weights take no gradient."""
     vae, key = toy.lsgm().vae, jax.random.key(3)
     params = fresh(toy.lsgm())["vae"]
 
@@ -92,8 +92,8 @@ def test_groups_are_balanced_by_what_they_hold_while_the_coefficient_is_below_on
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *values)
 
 
-def test_the_joint_stage_balances_too():
-    """With times of the encoder's own; the prior does not see it."""
+def test_the_joint_stage_balances_groups_too():
+    """With a separate t for the encoder (Algorithm 2); the gradient of the prior does not change."""
     model = toy.lsgm(**SEPARATE)
     params, gradients = fresh(model), []
     for balanced in (False, True):
@@ -106,15 +106,15 @@ def test_the_joint_stage_balances_too():
     jax.tree.map(same, plain["score_net"], balanced["score_net"])
 
 
-# The average
+# The EMA
 
 
-def test_the_published_runs_average_the_prior_alone():
-    """The VAE's average is the VAE, in both stages; otherwise it lags behind."""
+def test_the_published_runs_have_an_ema_of_the_prior_alone():
+    """The EMA of the VAE is its current value in both stages if `ema_vae` is off; otherwise it lags behind."""
     model = toy.lsgm()
     params = fresh(model)
-    for averaged in (True, False):
-        both = stages(f"train.ema_vae={averaged}", "train.ema_warmup=False", model=model)
+    for ema_vae in (True, False):
+        both = stages(f"train.ema_vae={ema_vae}", "train.ema_warmup=False", model=model)
         state, _ = train(both["vae"], params["vae"])
         assert moved(params["vae"], state.params) == {
             "net/encode",
@@ -123,43 +123,43 @@ def test_the_published_runs_average_the_prior_alone():
             "state/mean",
         }
         lagging = moved(state.params, state.ema)
-        assert lagging == ({"net/encode", "net/log_std", "net/decode"} if averaged else set())
+        assert lagging == ({"net/encode", "net/log_std", "net/decode"} if ema_vae else set())
         state, _ = train(both["joint"], params)
-        assert any(moved(state.params["vae"], state.ema["vae"])) == averaged
+        assert any(moved(state.params["vae"], state.ema["vae"])) == ema_vae
         assert "out/kernel" in moved(state.params["score_net"], state.ema["score_net"])
 
 
-def test_without_warmup_the_average_decays_from_the_first_step():
+def test_without_warmup_the_ema_has_its_decay_from_the_first_step():
     model = toy.lsgm()
     stage = stages("train.ema_warmup=False", "train.ema_decay=0.9999", model=model)["joint"]
     assert (stage.ema.decay, stage.ema.warmup) == (0.9999, False)
     warm = stages("train.ema_decay=0.9999", model=model)["joint"]
-    assert warm.average.warmup
+    assert warm.ema.warmup
 
 
-def test_the_encoder_meets_the_average():
-    """The VAE's gradient is that at the averaged prior; the prior's own is as without."""
+def test_the_encoder_uses_the_ema_of_the_prior():
+    """The gradient of the VAE is that at the EMA parameters of the prior; that of the prior does not change."""
     model = toy.lsgm(encoder_uses_ema=True, **SEPARATE)
     now, before = fresh(model, 0), fresh(model, 1)
     past = {**before, "vae": now["vae"]}
     gradient = jax.jit(jax.grad(stages(model=model)["joint"].loss, has_aux=True))
 
-    def at(params, average):
-        context = Context(jax.random.key(3), jnp.asarray(500, jnp.int32), average, {})
+    def at(params, ema):
+        context = Context(jax.random.key(3), jnp.asarray(500, jnp.int32), ema, {})
         return gradient(params, toy.batch(), context)[0]
 
-    meets, own, at_past = at(now, past), at(now, now), at(past, past)
-    assert moved(meets["vae"], at_past["vae"]) == set()
-    assert "net/encode" in moved(meets["vae"], own["vae"])
-    assert moved(meets["score_net"], own["score_net"]) == set()
-    assert "out/kernel" in moved(meets["score_net"], at_past["score_net"])
+    with_ema, own, at_past = at(now, past), at(now, now), at(past, past)
+    assert moved(with_ema["vae"], at_past["vae"]) == set()
+    assert "net/encode" in moved(with_ema["vae"], own["vae"])
+    assert moved(with_ema["score_net"], own["score_net"]) == set()
+    assert "out/kernel" in moved(with_ema["score_net"], at_past["score_net"])
 
 
 # Penalties
 
 
 def test_each_network_has_its_penalty():
-    """The first stage the VAE's, the joint one both, the frozen one the prior's; weights are the stages' own."""
+    """The first stage penalises the VAE, the joint one both, with a frozen VAE the prior; each by its own weight."""
     model = toy.lsgm()
     params = fresh(model)
     weights = ["vae_penalty.weight=0.1", "joint_vae_penalty.weight=0.2", "joint_prior_penalty.weight=0.3"]
@@ -184,8 +184,8 @@ def test_each_network_has_its_penalty():
 # A frozen VAE
 
 
-def test_a_frozen_vae_is_left_as_it_is():
-    """Bit for bit, its statistics too, whatever decays; the prior learns."""
+def test_a_frozen_vae_does_not_change():
+    """Bit for bit, batch statistics included, whatever the weight decay; the prior learns."""
     model = toy.lsgm()
     decay = ["joint_vae.weight_decay=0.5", "joint_vae.decay_all=True", "joint_prior.weight_decay=0.5"]
     params = fresh(model)
@@ -197,8 +197,8 @@ def test_a_frozen_vae_is_left_as_it_is():
     assert {"net/encode", "state/mean"} <= moved(params["vae"], state.params["vae"])
 
 
-def test_a_frozen_vae_encodes_as_for_scoring():
-    """The prior's loss does not depend on what batch statistics would be, and is the joint stage's at scoring's z_0."""
+def test_a_frozen_vae_encodes_as_in_evaluation():
+    """The loss of the prior alone uses running batch statistics, and its z_0 is that of the bound."""
     model = toy.lsgm()
     params, key = fresh(model), jax.random.key(3)
     _, aux = jax.jit(model.prior_loss)(params, toy.batch(), key)
@@ -211,7 +211,7 @@ def test_a_frozen_vae_encodes_as_for_scoring():
 
 
 def quiet(params, channels=(1,)):
-    """The encoder says nothing of these channels: they are N(0, 1) for every image."""
+    """Makes these channels N(0, 1) for every image, so that the encoder transmits nothing in them."""
     net = params["vae"]["net"]
     at = np.isin(np.arange(toy.CHANNELS), channels)
     net = net | {"encode": jnp.where(at, 0.0, net["encode"]), "log_std": jnp.where(at, 0.0, net["log_std"])}
@@ -220,14 +220,14 @@ def quiet(params, channels=(1,)):
 
 @pytest.fixture(scope="module")
 def partly_active():
-    """Model, stage, parameters before and after the stage has looked at the data."""
+    """Model, stage, and parameters before and after `Stage.adapt`."""
     model = toy.lsgm(inactive_kl=0.1)
     params = quiet(fresh(model))
     stage = stages("data.batch_size=8", model=model, training=toy.Samples(20))["joint"]
     return model, stage, params, stage.adapt(params)
 
 
-def test_channels_that_hold_nothing_are_found(partly_active):
+def test_inactive_channels_are_found(partly_active):
     _, _, before, after = partly_active
     np.testing.assert_array_equal(after["state"]["active"], [1, 0, 1, 1])
     np.testing.assert_array_equal(
@@ -236,8 +236,8 @@ def test_channels_that_hold_nothing_are_found(partly_active):
     assert moved(before, after) == {"mixing_logit", "state/active"}
 
 
-def test_what_a_channel_holds_is_its_kl_in_nats(partly_active):
-    """A threshold just above or below the closed form decides."""
+def test_the_threshold_of_inactive_channels_is_their_kl_in_nats(partly_active):
+    """Thresholds between the closed forms of two channels separate them."""
     _, _, params, _ = partly_active
     net, x = params["vae"]["net"], toy.Samples(20).x
     mean, log_std = x @ np.asarray(net["encode"]), np.asarray(net["log_std"])
@@ -250,7 +250,7 @@ def test_what_a_channel_holds_is_its_kl_in_nats(partly_active):
 
 
 def test_the_network_does_not_see_inactive_channels(partly_active):
-    """Nor has it a share in their prediction; the others are predicted as before."""
+    """Their prediction is the fixed part; the prediction of the others does not change."""
     model, _, before, after = partly_active
     z_t, t = (
         jax.random.normal(jax.random.key(4), (8, toy.SIDE, toy.SIDE, toy.CHANNELS)),
@@ -263,13 +263,13 @@ def test_the_network_does_not_see_inactive_channels(partly_active):
     assert not np.allclose(
         predict(before, z_t)[..., others], predict(before, shifted)[..., others], atol=1e-4
     )
-    normal = gaussian_eps(model.process, z_t, t)
-    np.testing.assert_allclose(predict(after, z_t)[..., 1], normal[..., 1], atol=1e-5)
+    fixed = gaussian_eps(model.process, z_t, t)
+    np.testing.assert_allclose(predict(after, z_t)[..., 1], fixed[..., 1], atol=1e-5)
     silent = z_t.at[..., 1].set(0.0)
     np.testing.assert_array_equal(predict(after, z_t)[..., others], predict(before, silent)[..., others])
 
 
-def test_what_is_active_stays_so_in_training(partly_active):
+def test_the_mask_of_active_channels_is_constant_in_training(partly_active):
     _, stage, _, after = partly_active
     state, _ = train(stage, after)
     for tree in (state.params, state.ema):
@@ -277,7 +277,7 @@ def test_what_is_active_stays_so_in_training(partly_active):
         assert {"mixing_logit", "score_net/out/kernel"} <= moved(after, tree)
 
 
-def test_a_threshold_of_zero_leaves_the_parameters_as_they_were():
+def test_a_threshold_of_zero_does_not_change_the_parameters():
     model = toy.lsgm()
     params = quiet(fresh(model))
     assert params.keys() == {"vae", "score_net", "mixing_logit"}

@@ -1,4 +1,6 @@
-"""The step is plain optax, the same on one device and on eight, and its parts do what they are named for."""
+"""The training step is plain optax with an EMA; optimisers and schedules do what their fields say."""
+
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -15,51 +17,51 @@ from tests import tiny
 
 
 def quadratic(params, batch, context):
-    """A noise-free loss with a metric, and a penalty that grows from zero to one over two steps."""
+    """A loss without noise, with a metric and a penalty whose weight grows from zero to one over two steps."""
     penalty = jnp.minimum(context.step / 2.0, 1.0) * jnp.sum(params["w"] ** 2)
     error = jnp.mean((batch @ params["w"] - 1.0) ** 2) + penalty
     return error, Aux({"error": error}, {})
 
 
-def test_a_step_is_optax_with_an_average(x64):
+def test_a_step_is_optax_with_an_ema(x64):
     params, batch = {"w": jnp.array([0.5, -1.0])}, jnp.array([[1.0, 2.0], [0.3, 0.1]])
     optimiser = optax.sgd(0.1)
     step = make_step(quadratic, optimiser, EMA(0.05))
     state = create_state(params, optimiser)
-    expected, average = params["w"], params["w"]
+    expected, ema = params["w"], params["w"]
     for number in range(3):
         gradient = jax.grad(
             lambda w, number=number: quadratic({"w": w}, batch, Context(None, number, None, ()))[0]
         )(expected)
         expected = expected - 0.1 * gradient
         decay = min(0.05, (1 + number) / (10 + number))
-        average = decay * average + (1 - decay) * expected
+        ema = decay * ema + (1 - decay) * expected
         state, metrics = step(state, batch, jax.random.key(0))
         np.testing.assert_allclose(metrics["gradient_norm"], jnp.linalg.norm(gradient), rtol=1e-12)
     np.testing.assert_allclose(state.params["w"], expected, rtol=1e-12)
-    np.testing.assert_allclose(state.ema["w"], average, rtol=1e-7)  # the decay itself is a float32 number
+    np.testing.assert_allclose(state.ema["w"], ema, rtol=1e-7)  # the decay itself is float32
     assert int(state.step) == 3
 
 
-def test_without_warmup_the_average_has_its_decay_from_the_start(x64):
-    """The published average: 0.9999 from the first step on, and not of what is skipped."""
+def test_without_warmup_the_ema_has_its_decay_from_the_start(x64):
+    """The published EMA: decay 0.9999 from the first step, and current values for the skipped parts."""
     params, optimiser = {"vae": jnp.array([1.0]), "prior": jnp.array([2.0])}, optax.sgd(0.1)
 
     def loss(params, batch, context):
         return params["vae"][0] ** 2 + params["prior"][0] ** 2, Aux({}, {})
 
     step = make_step(loss, optimiser, EMA(0.9999, warmup=False, skip=("vae",)))
-    state, average = create_state(params, optimiser), 2.0
+    state, ema = create_state(params, optimiser), 2.0
     for _ in range(4):
         state, _ = step(state, None, jax.random.key(0))
-        average = 0.9999 * average + 0.0001 * float(state.params["prior"][0])
-        np.testing.assert_allclose(state.ema["prior"], [average], rtol=1e-8)  # of a float32 decay
+        ema = 0.9999 * ema + 0.0001 * float(state.params["prior"][0])
+        np.testing.assert_allclose(state.ema["prior"], [ema], rtol=1e-8)  # the decay itself is float32
         np.testing.assert_array_equal(state.ema["vae"], state.params["vae"])
-    assert abs(average - 2.0) < 1e-3 < abs(float(state.params["prior"][0]) - 2.0)
+    assert abs(ema - 2.0) < 1e-3 < abs(float(state.params["prior"][0]) - 2.0)
 
 
-def test_an_average_without_decay_is_the_parameters():
-    """Whether or not it warms up."""
+def test_an_ema_with_decay_zero_is_the_parameters():
+    """With and without warm-up."""
     params, optimiser = {"w": jnp.array([0.3, -1.7])}, optax.sgd(0.1)
     for warmup in (True, False):
         step = make_step(lambda p, b, c: (jnp.sum(p["w"] ** 3), Aux({}, {})), optimiser, EMA(0.0, warmup))
@@ -69,11 +71,11 @@ def test_an_average_without_decay_is_the_parameters():
         np.testing.assert_array_equal(state.ema["w"], state.params["w"])
 
 
-def test_a_loss_sees_the_average_and_what_the_last_step_remembered():
+def test_a_loss_sees_the_ema_and_the_memory_of_the_last_step():
     def remembering(params, batch, context):
         seen = jnp.stack([context.ema_params["w"], context.memory, context.step.astype(jnp.float32)])
         return params["w"] ** 2, Aux(
-            {"average": seen[0], "memory": seen[1], "step": seen[2]}, {}, memory=params["w"]
+            {"ema": seen[0], "memory": seen[1], "step": seen[2]}, {}, memory=params["w"]
         )
 
     step = make_step(remembering, optax.sgd(0.1), EMA(0.9, warmup=False))
@@ -81,12 +83,12 @@ def test_a_loss_sees_the_average_and_what_the_last_step_remembered():
     before = state
     for number, memory in enumerate((7.0, 1.0)):
         state, metrics = step(before, None, jax.random.key(0))
-        found = [float(metrics[name]) for name in ("average", "memory", "step")]
+        found = [float(metrics[name]) for name in ("ema", "memory", "step")]
         np.testing.assert_allclose(found, [before.ema["w"], memory, number], rtol=1e-6)
         before = state
 
 
-def test_every_step_draws_its_own_noise():
+def test_every_step_draws_independent_noise():
     def noisy(params, batch, context):
         noise = jax.random.normal(context.key)
         return params["w"] * 0.0, Aux({"noise": noise}, {})
@@ -109,7 +111,7 @@ def test_the_callers_parameters_survive_donation():
 
 
 def test_the_step_compiles_once():
-    """A weakly typed parameter would make the second step another program, and users wait twice."""
+    """A weakly typed parameter would cause a second compilation in the second step."""
     model = tiny.model()
     optimiser = optim.per_part({"vae": optax.adamw(1e-3)}, optax.adamw(1e-3))
     launcher, traced = sharding.whole(), []
@@ -128,15 +130,15 @@ def test_the_step_compiles_once():
     assert len(traced) == 1
 
 
-def test_what_a_loss_carries_replaces_its_place_and_nothing_else():
-    """Running statistics: no gradient, no weight decay, no averaging; the weights beside them are optimised."""
+def test_non_trainable_state_is_replaced_by_the_loss_alone():
+    """Running statistics have no gradient, weight decay or EMA; the weights next to them are optimised."""
 
     def counting(params, batch, context):
         state = {"net": {"statistics": {"count": params["net"]["statistics"]["count"] + 1.0}}}
         return jnp.sum(params["net"]["w"] ** 2), Aux({}, state)
 
     params = {"net": {"w": jnp.ones((2, 2)), "statistics": {"count": jnp.zeros((2, 2))}}}
-    optimiser = optim.adamw(steps=10, learning_rate=0.1, final=0.1, warmup=0, weight_decay=0.5)
+    optimiser = optim.AdamW(learning_rate=0.1, final=0.1, warmup=0, weight_decay=0.5)(10)
     step = make_step(counting, optimiser, EMA(0.9))
     state = create_state(params, optimiser)
     for _ in range(3):
@@ -147,35 +149,46 @@ def test_what_a_loss_carries_replaces_its_place_and_nothing_else():
 
 
 def test_learning_rate_warms_up_and_decays():
-    rate = optim.schedule(peak=1e-2, final=1e-4, warmup=10, steps=100)
+    rate = optim.LearningRate(learning_rate=1e-2, final=1e-4, warmup=10).schedule(100)
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(100)], [0.0, 5e-3, 1e-2, 1e-4], rtol=1e-5)
 
 
 def test_a_rate_may_start_above_zero_and_stay_at_its_peak_or_end_before_the_stage(x64):
-    """LDM's: a warm-up and nothing after it; a cosine to a step of its own, and constant from there."""
-    constant = optim.schedule(peak=2.0, final=None, warmup=4, steps=100, start=1.0)
+    """As in LDM: warm-up to a constant rate; cosine decay until `decay_steps`, then constant."""
+    constant = optim.LearningRate(learning_rate=2.0, warmup=4, start=1.0).schedule(100)
     np.testing.assert_allclose([constant(n) for n in (0, 1, 4, 50, 300)], [1.0, 1.25, 2.0, 2.0, 2.0])
-    early = optim.schedule(peak=1.0, final=0.1, warmup=10, steps=100, decay_steps=50)
+    early = optim.LearningRate(learning_rate=1.0, final=0.1, warmup=10, decay_steps=50).schedule(100)
     np.testing.assert_allclose([early(n) for n in (10, 30, 50, 99)], [1.0, 0.55, 0.1, 0.1])
 
 
 @pytest.mark.parametrize(
-    ("numbers", "message"),
+    ("fields", "message"),
     [
         (dict(start=-1.0), r"start=-1\.0: give a number that is not negative"),
         (dict(final=-1.0), r"final=-1\.0: give"),
         (dict(warmup=20, decay_steps=20), "decay_steps=20: give more than the warmup=20"),
-        (dict(b1=1.0), r"b1=1\.0: an average needs a decay in"),
+        (dict(b1=1.0), r"b1=1\.0: give a decay rate in"),
     ],
 )
-def test_rates_that_cannot_be_are_refused(numbers, message):
+def test_invalid_fields_of_optimisers_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        optim.adam(steps=100, learning_rate=1.0, **numbers)
+        optim.Adam(**dict(learning_rate=1.0) | fields)
 
 
-def test_adam_takes_the_decays_of_its_averages():
-    """The second step by hand, with the corrections for averages that start at zero."""
-    optimiser = optim.adam(b1=0.5, b2=0.9, clip=0.0, **RATE)
+@pytest.mark.parametrize("optimiser", [optim.Adam, optim.Adamax, optim.AdamW])
+def test_optimisers_share_the_fields_of_the_learning_rate(optimiser):
+    """Fields, order and defaults are the schema of configs."""
+    shared = inspect.signature(optim.LearningRate).parameters
+    own = inspect.signature(optimiser).parameters
+    assert [own[name] for name in shared] == list(shared.values())
+    assert list(own)[: len(shared)] == list(shared)
+    with pytest.raises(ValueError, match=r"learning_rate=-1\.0: give a number that is not negative"):
+        optimiser(learning_rate=-1.0)
+
+
+def test_adam_has_the_decay_rates_of_its_moments():
+    """The second step written out, with bias correction."""
+    optimiser = optim.Adam(b1=0.5, b2=0.9, clip=0.0, **RATE)(10)
     first, second = (jax.tree.map(lambda p, k=k: jnp.cos(k * p), LEAVES) for k in (1.0, 2.0))
     _, state = optimiser.update(first, optimiser.init(LEAVES), LEAVES)
     updates, _ = optimiser.update(second, state, LEAVES)
@@ -185,7 +198,7 @@ def test_adam_takes_the_decays_of_its_averages():
     jax.tree.map(lambda u, e: np.testing.assert_allclose(u, e, rtol=1e-4), updates, expected)
 
 
-def test_vae_and_prior_have_learning_rates_of_their_own():
+def test_vae_and_prior_have_separate_learning_rates():
     params = {
         "vae": {"w": jnp.ones((2, 2))},
         "score_net": {"w": jnp.ones((2, 2))},
@@ -200,7 +213,7 @@ def test_vae_and_prior_have_learning_rates_of_their_own():
 
 def test_only_matrices_decay():
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-    optimiser = optim.adamw(steps=10, learning_rate=0.1, final=0.1, warmup=0, weight_decay=0.5)
+    optimiser = optim.AdamW(learning_rate=0.1, final=0.1, warmup=0, weight_decay=0.5)(10)
     updates, _ = optimiser.update(jax.tree.map(jnp.zeros_like, params), optimiser.init(params), params)
     assert np.all(np.asarray(updates["kernel"]) < 0)
     np.testing.assert_array_equal(updates["bias"], 0.0)
@@ -211,31 +224,31 @@ def first_update(optimiser, gradient, params):
 
 
 LEAVES = {"kernel": jnp.array([[3.0, -40.0], [0.1, 2.0]]), "bias": jnp.array([5.0, -1.0])}
-RATE = dict(steps=10, learning_rate=0.1, final=0.1, warmup=0)
+RATE = dict(learning_rate=0.1, final=0.1, warmup=0)
 
 
 def test_published_runs_decay_biases_and_mixing_logits_too():
     zero = jax.tree.map(jnp.zeros_like, LEAVES)
-    updates = first_update(optim.adamw(weight_decay=0.5, decay_all=True, **RATE), zero, LEAVES)
+    updates = first_update(optim.AdamW(weight_decay=0.5, decay_all=True, **RATE)(10), zero, LEAVES)
     jax.tree.map(lambda u, p: np.testing.assert_allclose(u, -0.1 * 0.5 * p, rtol=1e-6), updates, LEAVES)
 
 
 def test_adamax_decays_in_the_gradient():
-    """Not as AdamW does: it is the optimiser of the loss with half the decay times all squares."""
+    """Unlike AdamW: it equals the optimiser of a loss with an L2 penalty, half the decay times the squares."""
     gradient = jax.tree.map(lambda p: 0.1 * jnp.cos(p), LEAVES)
     with_squares = jax.tree.map(lambda g, p: g + 0.01 * p, gradient, LEAVES)
-    decayed = first_update(optim.adamax(weight_decay=0.01, **RATE), gradient, LEAVES)
-    expected = first_update(optim.adamax(**RATE), with_squares, LEAVES)
+    decayed = first_update(optim.Adamax(weight_decay=0.01, **RATE)(10), gradient, LEAVES)
+    expected = first_update(optim.Adamax(**RATE)(10), with_squares, LEAVES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), decayed, expected)
-    plain = first_update(optim.adamax(**RATE), gradient, LEAVES)
+    plain = first_update(optim.Adamax(**RATE)(10), gradient, LEAVES)
     assert not np.allclose(plain["bias"], expected["bias"], rtol=1e-2)
 
 
 def test_a_gradient_is_clipped_to_its_norm_or_not_at_all():
-    """Seen in Adam's first moment; the step itself forgets the scale."""
+    """Seen in the first moment of Adam, whose update does not depend on the scale of the gradient."""
 
     def moment(clip):
-        optimiser = optim.adamw(clip=clip, **RATE)
+        optimiser = optim.AdamW(clip=clip, **RATE)(10)
         _, state = optimiser.update(LEAVES, optimiser.init(LEAVES), LEAVES)
         return optax.tree.get(state, "mu")
 
@@ -245,18 +258,17 @@ def test_a_gradient_is_clipped_to_its_norm_or_not_at_all():
     for clip in (0.0, 2.0 * norm):
         np.testing.assert_allclose(optax.tree.norm(moment(clip)), 0.1 * norm, rtol=1e-5)
     with pytest.raises(ValueError, match="give the greatest norm of the gradient, or 0 for no limit"):
-        optim.adamax(clip=-1.0, **RATE)
+        optim.Adamax(clip=-1.0, **RATE)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "neither"])
-def test_a_step_that_is_no_number_changes_nothing(where):
-    """But the counters; and the next one goes on from there. Gradients of finite losses count as well."""
+def test_a_non_finite_step_changes_nothing(where):
+    """Except the counters, and the next step is taken. A finite loss with a non-finite gradient counts too."""
 
     def loss(params, batch, context):
         bad = {"loss": jnp.nan, "gradient": 0.0, "neither": 0.0}[where]
-        root = jnp.sqrt(
-            jnp.where(batch > 0.0, params["w"] - params["w"], 1.0)
-        )  # whose slope at 0 is infinite
+        # The derivative of the root at 0 is infinite.
+        root = jnp.sqrt(jnp.where(batch > 0.0, params["w"] - params["w"], 1.0))
         value = params["w"] ** 2 + jnp.where(batch > 0.0, bad, 0.0) + (root if where == "gradient" else 0.0)
         return value, Aux({"nelbo": value}, {"state": batch}, memory=context.memory + 1.0)
 

@@ -1,4 +1,4 @@
-"""Whatever ends a training from outside, nothing is lost, and going on ends where an undisturbed run does."""
+"""A run that is killed, stopped or out of disk space resumes and ends like an undisturbed run."""
 
 import os
 import pathlib
@@ -29,7 +29,7 @@ def command(workdir, *overrides):
 
 
 def start(workdir, *overrides):
-    """The command in a process of its own."""
+    """Starts the command in a separate process."""
     arguments = [sys.executable, "-m", "lsgm_jax.cli", *command(workdir, *overrides)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -37,13 +37,13 @@ def start(workdir, *overrides):
 
 
 def newest(workdir):
-    """Step of the newest checkpoint, 0 if there is none."""
+    """Returns the step of the newest checkpoint, 0 if there is none."""
     folders = (workdir / "checkpoints" / "score").glob("[0-9]*")
     return max((int(path.name) for path in folders if path.name.isdigit()), default=0)
 
 
 def wait_beyond(process, workdir, step):
-    """Until there is a checkpoint after this step, or the process has ended."""
+    """Waits until there is a checkpoint after this step, or the process has ended."""
     while newest(workdir) <= step and process.poll() is None:
         time.sleep(0.01)
 
@@ -65,8 +65,8 @@ def assert_same_end(workdir, undisturbed):
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(undisturbed, tmp_path, kills):
-    """In steps, in the midst of a checkpoint, while it is read: every time the next start goes on."""
+def test_a_run_killed_at_random_moments_resumes(undisturbed, tmp_path, kills):
+    """In a step, while a checkpoint is written or read: the next start always resumes."""
     rng, done, reached = random.Random(kills), 0, []
     steps = "train.steps=120" if kills == 2 else "train.steps=1200"
     if kills > 2:
@@ -92,7 +92,7 @@ def test_killed_at_random_moments(undisturbed, tmp_path, kills):
 
 
 def test_sigterm_saves_and_stops(undisturbed, tmp_path):
-    """Between checkpoints too: nothing of what was computed is lost."""
+    """Also between checkpoints: no step is lost."""
     process = start(tmp_path, "train.eval_every=1000")
     while not any(tmp_path.glob("metrics.csv")) or len(rows(tmp_path)) < 2:
         time.sleep(0.01)
@@ -117,13 +117,13 @@ def truncate(path):
 
 
 def warnings(capsys):
-    """Ours; libraries that the command keeps quiet may speak here."""
+    """Returns the warnings of the package, without those of libraries."""
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("lsgm: ")]
 
 
 @pytest.mark.parametrize("damage", [truncate, pathlib.Path.unlink], ids=["truncated", "lost"])
-def test_a_damaged_newest_checkpoint(undisturbed, tmp_path, damage, capsys):
-    """Each of its files in turn: reading it either does not need the file, or falls back to the one before."""
+def test_a_damaged_newest_checkpoint_is_moved_away(undisturbed, tmp_path, damage, capsys):
+    """For each of its files: reading either does not need the file, or falls back to the checkpoint before."""
     number = newest(undisturbed)
     folder = pathlib.Path("checkpoints") / "score" / str(number)
     files = sorted(
@@ -153,7 +153,7 @@ def test_a_damaged_newest_checkpoint(undisturbed, tmp_path, damage, capsys):
     assert fell_back >= {"state", "ema", "meta"}
 
 
-def test_training_goes_on_from_the_one_before(undisturbed, tmp_path, capsys):
+def test_training_resumes_from_the_checkpoint_before_a_damaged_one(undisturbed, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed, workdir)
     folder = workdir / "checkpoints" / "score"
@@ -167,25 +167,25 @@ def test_training_goes_on_from_the_one_before(undisturbed, tmp_path, capsys):
     assert (workdir / "checkpoints" / "damaged" / "score-116").is_dir()
 
 
-def test_an_unknown_format(undisturbed, tmp_path):
-    """It is not taken for damage: an older one would silently be trained on."""
+def test_an_unknown_format_is_refused(undisturbed, tmp_path):
+    """It does not count as damaged, because training would silently resume from an older checkpoint."""
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed, workdir)
     path = workdir / "checkpoints" / "score" / "120" / "meta" / "metadata"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
     with (
         pytest.raises(
-            CheckpointError, match=r"score/120 has format 3, this version reads 2: use the version"
+            CheckpointError, match=r"score/120 has format 4, this version reads 2, 3: use the version"
         ),
         Checkpoints(workdir / "checkpoints" / "score") as checkpoints,
     ):
         checkpoints.restore(tiny.training_state(load_config(CONFIG, [])))
-    with pytest.raises(CheckpointError, match=r"score/120 has format 3, this version reads 1 and 2"):
+    with pytest.raises(CheckpointError, match=r"score/120 has format 4, this version reads 1, 2, 3: use"):
         run.Run.open(workdir).best()
 
 
 def test_a_full_disk(undisturbed, tmp_path):
-    """One line says what is wrong; with room again the same command ends as if nothing had happened."""
+    """The error is one line; with free space again the same command ends like an undisturbed run."""
     mount, after = tmp_path / "small", tmp_path / "after"
     mount.mkdir()
     enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
@@ -201,13 +201,13 @@ def test_a_full_disk(undisturbed, tmp_path):
     step = newest(after)
     assert 0 < step < 120
     assert "No space left on device" in message
-    assert message.endswith(f"with that mended the same command goes on from step {step}, which is saved")
+    assert message.endswith(f"with that fixed the same command goes on from step {step}, which is saved")
     assert cli.main(command(after)) == 0
     assert_same_end(after, undisturbed)
 
 
-def test_a_folder_that_cannot_be_written(undisturbed, tmp_path):
-    """Neither a new run nor one that has begun; and what is there is left alone."""
+def test_a_read_only_folder_is_refused(undisturbed, tmp_path):
+    """For a new run and for one that has begun."""
     for name in ("new", "begun"):
         folder = tmp_path / name
         shutil.copytree(undisturbed, folder) if name == "begun" else folder.mkdir()

@@ -1,4 +1,4 @@
-"""A run that takes the VAE of another one: what it takes, what it refuses, and that it is a run like any other."""
+"""A run with the VAE of another run: what it takes and refuses, and that it resumes and is evaluated like any run."""
 
 import json
 import shutil
@@ -33,9 +33,9 @@ def save(workdir, stage, params):
 
 
 def silenced(vae, channel=0):
-    """The encoder draws this channel from N(0, 1), whatever the image."""
+    """Makes the encoder draw this channel from N(0, 1) for every image."""
     layer = vae["encoder"]["posterior"]
-    channels = layer["bias"].size // 2  # means, and then as many standard deviations
+    channels = layer["bias"].size // 2  # means, then standard deviations
     silent = jnp.arange(2 * channels) % channels == channel
     layer = jax.tree.map(lambda leaf: jnp.where(silent, 0.0, leaf), layer)
     return vae | {"encoder": vae["encoder"] | {"posterior": layer}}
@@ -43,7 +43,7 @@ def silenced(vae, channel=0):
 
 @pytest.fixture(scope="module")
 def donor(tmp_path_factory, data_dir):
-    """A finished run, whose two stages have different VAEs; and the parameters."""
+    """A finished run whose stages have different VAEs, and its parameters."""
     workdir, config = tmp_path_factory.mktemp("donor"), tiny.config(data_dir)
     params = jax.jit(build_lsgm(config).init)(jax.random.key(5))
     params["vae"] = silenced(params["vae"])
@@ -55,7 +55,7 @@ def donor(tmp_path_factory, data_dir):
 
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory, data_dir, donor):
-    """A run that trains a prior for the donor's VAE and leaves out the channel that holds nothing."""
+    """A run that trains a prior for the donor's VAE, without its inactive channel."""
     workdir = tmp_path_factory.mktemp("frozen")
     run.train(config(data_dir, donor), workdir)
     return workdir
@@ -65,7 +65,7 @@ def config(data_dir, donor, *overrides):
     return tiny.config(data_dir, f"--config.train.vae_from={donor[0]}", *FROZEN, *overrides)
 
 
-def test_it_has_the_donors_vae_and_a_prior_that_learns(frozen, donor):
+def test_the_vae_is_the_donors_and_the_prior_learns(frozen, donor):
     assert [path.name for path in (frozen / "checkpoints").iterdir()] == ["joint"]
     state, ema, _ = final_state(frozen)
     for params in (state["params"], ema):
@@ -76,35 +76,34 @@ def test_it_has_the_donors_vae_and_a_prior_that_learns(frozen, donor):
     assert np.any(last)
 
 
-def test_the_channel_that_holds_nothing_is_left_out(frozen):
-    """Of the averaged parameters that the other commands open, too."""
+def test_the_inactive_channel_is_masked(frozen):
+    """In the EMA parameters, which the other commands open."""
     params, _ = run.Run.open(frozen).best()
     np.testing.assert_array_equal(params["state"]["active"], [0, 1])
     assert params["mixing_logit"][0] < -14.0 < params["mixing_logit"][1]
 
 
 def test_it_resumes(frozen, donor, data_dir, tmp_path):
-    """Bit for bit: what was found inactive is read, not found again."""
+    """Bit for bit: inactive channels are restored, not detected again."""
     shutil.copytree(frozen, tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "joint" / "4")
     run.train(config(data_dir, donor), tmp_path / "again")
     tiny.assert_trees_equal(final_state(frozen), final_state(tmp_path / "again"))
 
 
-def test_it_is_sampled_and_scored(frozen, capsys):
+def test_it_is_sampled_and_evaluated(frozen, capsys):
     few = ["--solver=Heun", "--steps=2"]
     assert cli.main(["sample", f"--workdir={frozen}", *few, "--count=2"]) == 0
     assert cli.main(["evaluate", f"--workdir={frozen}", "--metrics=nelbo", "--config.eval.draws=1"]) == 0
     report = json.loads((frozen / "report.json").read_text())
     assert np.isfinite([report["nelbo_lsgm"], report["nelbo_lsgm_vae_gaussian_prior"]]).all()
-    assert not any(
-        name.startswith(("nelbo_vae", "improvement")) for name in report
-    )  # there is no first stage
+    # There is no first stage to compare with.
+    assert not any(name.startswith(("nelbo_vae", "improvement")) for name in report)
     capsys.readouterr()
 
 
-def test_a_first_stage_serves_as_well(donor, data_dir, tmp_path):
-    """If that is all there is; otherwise the VAE is that of the last stage."""
+def test_a_run_of_the_first_stage_alone_is_a_donor(donor, data_dir, tmp_path):
+    """If the donor has both stages, the VAE is that of the last one."""
     assert np.any(taken_from(donor[0], data_dir)["decoder"]["stem"]["kernel"])
     shutil.copy(donor[0] / "config.json", tmp_path)
     shutil.copytree(donor[0] / "checkpoints" / "vae", tmp_path / "checkpoints" / "vae")

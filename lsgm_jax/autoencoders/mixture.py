@@ -97,7 +97,10 @@ class MixtureOfLogistics:
         return _in_turn(average(parts.means), average(parts.coefficients), _clip)
 
     def sample(self, features: Features, key: Key) -> Images:
-        """Draws a component per pixel, then red, green and blue; each colour is rounded before the next depends on it."""
+        """Draws a component per pixel, then red, green and blue in turn.
+
+        Each colour is rounded to the grid before the next depends on it.
+        """
         k_component, k_colour = jax.random.split(key)
         shape, tiny = features.shape[:-1], jnp.finfo(features.dtype).tiny
         u_component = jax.random.uniform(k_component, (*shape, self.mixtures), features.dtype, minval=tiny)

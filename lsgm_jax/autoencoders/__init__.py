@@ -1,1 +1,1 @@
-"""x <-> z_0: encoders, decoders and likelihoods."""
+"""Encoders x -> z_0, decoders z_0 -> x, and decoder likelihoods."""

@@ -1,7 +1,7 @@
-"""Between encoder and decoder of a first stage of latent diffusion: a narrow Gaussian, or a codebook.
+"""Bottlenecks between encoder and decoder of a first stage of latent diffusion: Gaussian, or a codebook.
 
-Either says what the prior is to describe (`encode`), what the decoder is then given for it (`decode`), and does both at
-once for training, with what that costs (`squeeze`).
+A bottleneck maps features of the encoder to the latents that the prior models (`encode`), and these to the input of the
+decoder (`decode`). In training, `sample` does both and returns the regularization loss.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ Features = Float[Array, "batch ... features"]
 
 
 class BottleneckSample(NamedTuple):
-    """Latents on their way to the decoder.
+    """Latents in training, and their regularization loss.
 
     Attributes:
-        z_0: what is decoded.
-        regularization_loss: nats of every image for a Gaussian, a mean over the batch for a codebook.
-        indices: of the codebook's entries, if there is one.
+        z_0: input of the decoder.
+        regularization_loss: KL in nats per image [batch] of a Gaussian; codebook loss, a mean over the batch.
+        indices: indices of the codebook entries; None for a Gaussian.
     """
 
     z_0: Latents
@@ -33,112 +33,118 @@ class BottleneckSample(NamedTuple):
 
 @runtime_checkable
 class Bottleneck(Protocol):
-    """How features of the encoder become latents. Parameters: those of `init`, beside the networks'."""
+    """Maps features of the encoder to latents. Its parameters are those of `init`, besides those of the networks."""
 
     @property
     def latent_channels(self) -> int:
-        """Of the latents."""
+        """Number of channels of the latents."""
         ...
 
     @property
     def features(self) -> int:
-        """Channels that the encoder gives."""
+        """Number of channels that the encoder outputs."""
         ...
 
     def init(self, key: Key) -> dict[str, Any]:
-        """Fresh parameters."""
+        """Initialises the parameters."""
         ...
 
     def sample(self, params: Any, features: Features, key: Key) -> BottleneckSample:
-        """What is decoded in training, and its price."""
+        """Samples the input of the decoder in training, and computes its regularization loss."""
         ...
 
     def encode(self, params: Any, features: Features, key: Key | None) -> Latents:
-        """What the prior describes; of a Gaussian the mode, without a key."""
+        """Computes the latents that the prior models.
+
+        Args:
+            params: parameters of the bottleneck.
+            features: output of the encoder.
+            key: for a sample of a Gaussian; None for its mode.
+        """
         ...
 
     def decode(self, params: Any, z_0: Latents) -> Latents:
-        """What the decoder is given for it."""
+        """Maps latents of the prior to the input of the decoder."""
         ...
 
     def metrics(self, sampled: BottleneckSample) -> dict[str, Scalar]:
-        """What is worth watching of a batch."""
+        """Computes scalar metrics of a batch for the training log."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GaussianBottleneck:
-    """q(z_0 | x), held near N(0, I) by a small weight; no parameters of its own."""
+    """Diagonal Gaussian q(z_0 | x), regularised by KL(q || N(0, I)) with a small weight; it has no parameters."""
 
     latent_channels: int
 
     @property
     def features(self) -> int:
-        """Mean and log variance."""
+        """Twice the latent channels, for mean and log variance."""
         return 2 * self.latent_channels
 
     def init(self, key: Key) -> dict[str, Any]:
-        """None."""
+        """Returns no parameters."""
         return {}
 
     def sample(self, params: Any, features: Features, key: Key) -> BottleneckSample:
-        """A draw, and KL(q || N(0, I)) in nats."""
+        """Draws z_0 ~ q(z_0 | x) and computes KL(q || N(0, I)), nats per image."""
         posterior = Gaussian.from_log_variance(features)
         return BottleneckSample(posterior.sample(key), sum_per_sample(posterior.divergence_from_standard()))
 
     def encode(self, params: Any, features: Features, key: Key | None) -> Latents:
-        """A draw, or the mode."""
+        """Draws z_0 ~ q(z_0 | x), or returns its mode without a key."""
         posterior = Gaussian.from_log_variance(features)
         return posterior.mean if key is None else posterior.sample(key)
 
     def decode(self, params: Any, z_0: Latents) -> Latents:
-        """The latents themselves."""
+        """Returns the latents unchanged."""
         return z_0
 
     def metrics(self, sampled: BottleneckSample) -> dict[str, Scalar]:
-        """`kl`, nats per image."""
+        """Returns `kl`, nats per image."""
         return {"kl": jnp.mean(sampled.regularization_loss)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodebookBottleneck:
-    """Latents rounded to a codebook, but only as the decoder's first act: the prior describes them before."""
+    """Vector quantisation as the first operation of the decoder: the prior models the latents before it."""
 
     quantiser: Quantiser
 
     @property
     def latent_channels(self) -> int:
-        """The codebook's width."""
+        """Width of the codebook."""
         return self.quantiser.width
 
     @property
     def features(self) -> int:
-        """The latents themselves."""
+        """As many as latent channels."""
         return self.quantiser.width
 
     def init(self, key: Key) -> dict[str, Codebook]:
-        """{"codebook"}."""
+        """Initialises {"codebook"}."""
         return {"codebook": self.quantiser.init(key)}
 
     def sample(self, params: Any, features: Features, key: Key) -> BottleneckSample:
-        """The nearest entries, and the codebook's loss."""
-        rounded = self.quantiser(params["codebook"], features)
-        return BottleneckSample(rounded.values, rounded.loss, rounded.indices)
+        """Quantises the features and computes the codebook loss, a mean over the batch."""
+        quantised = self.quantiser(params["codebook"], features)
+        return BottleneckSample(quantised.values, quantised.loss, quantised.indices)
 
     def encode(self, params: Any, features: Features, key: Key | None) -> Latents:
-        """The features, not rounded."""
+        """Returns the features before quantisation; `key` is not used."""
         return features
 
     def decode(self, params: Any, z_0: Latents) -> Latents:
-        """The nearest entries."""
+        """Quantises the latents to the nearest codebook entries."""
         return self.quantiser(params["codebook"], z_0).values
 
     def metrics(self, sampled: BottleneckSample) -> dict[str, Scalar]:
-        """`codebook_perplexity`, `codebook_used` (entries) and `codebook_loss`; see `Usage`."""
+        """Returns `codebook_perplexity`, `codebook_used` (number of entries) and `codebook_loss`; see `Usage`."""
         assert sampled.indices is not None
-        found = usage(sampled.indices, self.quantiser.entries)
+        in_use = usage(sampled.indices, self.quantiser.entries)
         return {
-            "codebook_perplexity": found.perplexity,
-            "codebook_used": found.used.astype(float),
+            "codebook_perplexity": in_use.perplexity,
+            "codebook_used": in_use.used.astype(float),
             "codebook_loss": sampled.regularization_loss,
         }

@@ -1,4 +1,4 @@
-"""The discriminator of patches (PatchGAN, Isola et al. 2017) against which first stages of latent diffusion train."""
+"""The patch discriminator (PatchGAN, Isola et al. 2017) for the adversarial loss of first stages."""
 
 from flax import linen as nn
 
@@ -12,14 +12,14 @@ MOST_WIDENING = 8
 
 
 class PatchDiscriminator(nn.Module):
-    """Images -> a logit per patch, [batch, h', w', 1], high where the patch is taken for real.
+    """Images [batch, h, w, c] -> one logit per patch [batch, h', w', 1]; a high logit classifies the patch as real.
 
-    Every logit sees a square of pixels, 70 x 70 with three layers. Real images and reconstructions are passed one batch
-    after the other, each normalised by statistics of its own.
+    The receptive field of a logit is a square of pixels, 70 x 70 with three layers. Call it separately on real images
+    and on reconstructions, as each batch is normalised by its own statistics.
 
     Attributes:
-        channels: of the first layer; each further one doubles them, up to eight times.
-        layers: that halve the resolution.
+        channels: channels of the first layer; each further layer doubles them, up to a factor of eight.
+        layers: number of layers that halve the resolution.
     """
 
     channels: int = 64
@@ -30,7 +30,7 @@ class PatchDiscriminator(nn.Module):
         h = _leaky(_conv("conv_0", x, self.channels, stride=2))
         for index in range(1, self.layers + 1):
             width = self.channels * min(2**index, MOST_WIDENING)
-            # The last of them keeps the resolution; what is normalised needs no bias.
+            # The last layer keeps the resolution. Batch normalisation makes a bias redundant.
             stride = 2 if index < self.layers else 1
             h = _conv(f"conv_{index}", h, width, stride=stride, use_bias=False)
             norm = BatchNorm(momentum=NORM_MOMENTUM, scale_init=_around_one, name=f"norm_{index}")
@@ -39,7 +39,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def _conv(name: str, h: Maps, channels: int, *, stride: int, use_bias: bool = True) -> Resized:
-    """4 x 4 with one pixel of padding, so that it shrinks its input by one pixel even without a stride."""
+    """Applies a 4 x 4 convolution with one pixel of padding, which shrinks its input by one pixel at stride 1."""
     conv = nn.Conv(
         channels,
         (4, 4),

@@ -1,8 +1,8 @@
-"""The first stage of latent diffusion (Rombach et al. 2022): the encoder and decoder that its KL and VQ models share.
+"""The first stage of latent diffusion (Rombach et al. 2022): the encoder and decoder shared by KL and VQ models.
 
-They are those of VQGAN (Esser et al. 2021), and both end in a 1x1 convolution at the latents. The published KL model
-reads the encoder's features as `Gaussian.from_log_variance`; the VQ model takes them for latents, and the `Quantiser`
-rounds them before they are decoded.
+They are those of VQGAN (Esser et al. 2021), with a 1x1 convolution before and after the latents. The published KL model
+passes the features of the encoder to `Gaussian.from_log_variance`. In the VQ model they are the latents, which the
+`Quantiser` quantises before decoding.
 """
 
 import dataclasses
@@ -14,24 +14,25 @@ from flax import linen as nn
 from lsgm_jax.arrays import Images, Latents, Scalar
 from lsgm_jax.nn.layers import LDM_GROUPS, Block, Maps, Resized, attend, ldm_group_norm, upsample
 
-EPSILON = 1e-6  # of every normalisation
+EPSILON = 1e-6  # of every GroupNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Levels:
-    """What encoder and decoder have in common: one level per resolution, from the images down.
+    """Settings shared by encoder and decoder; there is one level per resolution, that of the images first.
 
     Attributes:
-        channels: of the first level at a multiplier of one.
-        channel_mult: multiplier of each level's width; there is one halving less than levels.
-        blocks: residual blocks per level; the decoder has one more.
-        attention: sides of the maps that have attention after every block, at images of side `resolution`. The middle
-            of the network always has it; None for none at all, not even there.
-        resolution: nominal side of the images, for the sides in `attention` only; images of any size are taken.
-        dropout: rate within the blocks.
+        channels: base number of channels.
+        channel_mult: factor of `channels` for each level; each level after the first has half the height and width of
+            the one before.
+        blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention: heights of the feature maps with attention after every block, for images of height `resolution`. The
+            middle block always has attention, except with None, which disables it everywhere.
+        resolution: nominal height and width of the images, used only with `attention`; images may have any size.
+        dropout: dropout rate in the residual blocks.
 
     Raises:
-        ValueError: if a width cannot be normalised in 32 groups.
+        ValueError: if the number of channels of a level is not a multiple of 32, the groups of GroupNorm.
     """
 
     channels: int = 128
@@ -51,20 +52,22 @@ class Levels:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each level."""
+        """Number of channels of each level."""
         return tuple(self.channels * factor for factor in self.channel_mult)
 
     def attends(self, level: int) -> bool:
-        """Whether the blocks of a level are followed by attention."""
+        """Returns whether attention follows the blocks of a level."""
         return self.attention is not None and self.resolution // 2**level in self.attention
 
 
 class Encoder(nn.Module):
-    """Image -> features of the latents, [batch, h / 2^k, w / 2^k, features] for k halvings.
+    """Images [batch, h, w, c] -> features of the latents [batch, h / 2^k, w / 2^k, features] for k + 1 levels.
 
     Attributes:
-        trunk_channels: before the last 1x1 convolution: twice z_channels for a KL model, z_channels for a VQ model.
-        features: after it: mean and log-variance (twice the latents' channels), or the latents themselves.
+        levels: settings of the levels.
+        trunk_channels: channels before the last 1x1 convolution: twice z_channels for a KL model, z_channels for VQ.
+        features: channels after it: twice the latent channels (mean and log variance) for KL, the latent channels for
+            VQ.
     """
 
     levels: Levels
@@ -91,10 +94,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents -> images, [batch, h 2^k, w 2^k, out_channels], which nothing keeps within [-1, 1].
+    """Latents [batch, h, w, c] -> images [batch, h 2^k, w 2^k, out_channels] for k + 1 levels.
+
+    The output is not clipped to [-1, 1].
 
     Attributes:
-        trunk_channels: after the first 1x1 convolution, z_channels.
+        levels: settings of the levels.
+        trunk_channels: channels after the first 1x1 convolution, z_channels.
+        out_channels: channels of the images.
     """
 
     levels: Levels
@@ -121,7 +128,7 @@ class Decoder(nn.Module):
 
 
 class Middle(nn.Module):
-    """The smallest maps: block, attention, block."""
+    """Residual block, attention and residual block at the lowest resolution; keeps the shape [batch, h, w, c]."""
 
     levels: Levels
 
@@ -135,7 +142,14 @@ class Middle(nn.Module):
 
 
 class ResidualBlock(Block):
-    """Twice normalisation, swish and a 3x3 convolution, added to the input, unscaled."""
+    """Residual block: twice GroupNorm, swish and a 3x3 convolution, [batch, h, w, c] -> [batch, h, w, channels].
+
+    The residual sum is not rescaled.
+
+    Attributes:
+        channels: output channels.
+        dropout: dropout rate before the second convolution.
+    """
 
     channels: int
     dropout: float = 0.0
@@ -153,7 +167,7 @@ class ResidualBlock(Block):
 
 
 class PixelAttention(Block):
-    """Single-head self-attention over all pixels, added to the input."""
+    """Residual single-head self-attention over all pixels of feature maps, [batch, h, w, c] -> the same shape."""
 
     @nn.compact
     def __call__(self, h: Maps) -> Maps:
@@ -168,15 +182,18 @@ class PixelAttention(Block):
 
 
 def halving_conv(name: str, h: Maps) -> Resized:
-    """3x3 convolution with stride 2 that pads below and to the right only; odd sizes are rounded down."""
+    """Applies a 3x3 convolution with stride 2 that pads only at the bottom and right; odd sizes are rounded down."""
     padding = ((0, 1), (0, 1))
     return nn.Conv(h.shape[-1], (3, 3), strides=2, padding=padding, dtype=h.dtype, name=name)(h)
 
 
 def unit_scale(z: Latents) -> Scalar:
-    """One over the standard deviation of all entries of a batch together (divisor n - 1).
+    """Returns one over the standard deviation of all entries of a batch (divisor n - 1).
 
-    Latent diffusion multiplies latents by it before they are diffused, and divides by it before they are decoded. It is
-    taken once, from a sample (not the mean) of the posterior of the first training batch.
+    Latent diffusion multiplies latents by this scale before diffusion and divides by it before decoding. It computes
+    the scale once, from a posterior sample (not the mean) of the first training batch.
+
+    Args:
+        z: latents [batch, ...].
     """
     return 1.0 / jnp.std(jax.lax.stop_gradient(z), ddof=1)

@@ -1,8 +1,8 @@
 """Decoder distributions p(x | z_0) over images on a grid of grey levels.
 
-Images lie in [-1, 1] on `levels` equally spaced values; log-probabilities are those of the discrete grey level,
-so nats and bits per dimension count the information of the stored image. A decoder network emits `channels(c)` numbers
-per pixel, its "features". The mixture over red, green and blue is in `mixture.py`.
+Images lie on `levels` equally spaced values in [-1, 1]. Log probabilities are those of the discrete grey levels, so
+nats and bits per dimension measure the information of the stored image. A decoder network outputs `channels(c)`
+features per pixel, the parameters of the distribution. The mixture over red, green and blue is in `mixture.py`.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ MIN_LOG_SCALE = -7.0
 
 @runtime_checkable
 class Likelihood(Protocol):
-    """What a decoder's features mean."""
+    """A distribution over images, parametrised by the features of a decoder."""
 
     def channels(self, image_channels: int) -> int:
-        """Features per pixel that the decoder has to emit."""
+        """Returns the number of features per pixel that the decoder has to output, for images with so many channels."""
         ...
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
-        """Log p(x | z_0), nats, summed over pixels and channels."""
+        """Computes log p(x | z_0), nats per image, summed over pixels and channels."""
         ...
 
     def mean(self, features: Features) -> Images:
-        """Expected image in [-1, 1]."""
+        """Returns the expected image, in [-1, 1]."""
         ...
 
     def sample(self, features: Features, key: Key) -> Images:
@@ -42,7 +42,7 @@ class Likelihood(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bernoulli:
-    """Binary images: x = -1 or 1, one logit per value."""
+    """Binary images with values -1 or 1; the features are one logit per value."""
 
     levels: int = 2
 
@@ -53,30 +53,30 @@ class Bernoulli:
             )
 
     def channels(self, image_channels: int) -> int:
-        """One logit per value."""
+        """Returns `image_channels`: one logit per value."""
         return image_channels
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
-        """X = 1 has probability sigmoid(logit); x = -1 the rest."""
+        """Computes log p, nats per image, with p(x = 1) = sigmoid(logit) for each value."""
         return sum_per_sample(jax.nn.log_sigmoid(features * x))
 
     def mean(self, features: Features) -> Images:
-        """2 p - 1."""
+        """Returns the expected value 2 p - 1."""
         return jnp.tanh(0.5 * features)
 
     def sample(self, features: Features, key: Key) -> Images:
-        """-1 or 1."""
+        """Draws -1 or 1 for each value."""
         return jnp.where(jax.random.bernoulli(key, jax.nn.sigmoid(features)), 1.0, -1.0)
 
 
 def on_grid(values: Float[Array, "..."], levels: int) -> Float[Array, "..."]:
-    """The nearest of `levels` grey levels in [-1, 1]."""
+    """Rounds values to the nearest of `levels` grey levels in [-1, 1]."""
     steps = jnp.round((jnp.clip(values, -1.0, 1.0) + 1.0) * 0.5 * (levels - 1))
     return 2.0 * steps / (levels - 1) - 1.0
 
 
 def check_density_below(mass: float) -> None:
-    """Refuses what is no small probability."""
+    """Raises ValueError unless `mass` is in [0, 1)."""
     if not 0.0 <= mass < 1.0:
         raise ValueError(
             f"density_below={mass}: give a small probability such as 1e-5, or 0 for exact masses"
@@ -90,11 +90,16 @@ def logistic_log_mass(
     levels: int,
     density_below: float = 0.0,
 ) -> Float[Array, "..."]:
-    """Log of a logistic density integrated over the bin of grey level `x`; the outer bins take the tails.
+    """Computes the log probability of the bin of grey level `x` under a logistic density, nats per value.
 
-    By log1mexp rather than by subtracting probabilities. Arguments broadcast.
+    The outer bins include the tails. The difference of the two sigmoids is computed by log1mexp, so that it is accurate
+    in the tails. Arguments broadcast.
 
     Args:
+        x: grey levels in [-1, 1].
+        mean: mean of the logistic.
+        log_scale: logarithm of its scale.
+        levels: number of grey levels.
         density_below: inner bins of at most this mass get the density at their centre times their width.
     """
     half_bin = 1.0 / (levels - 1)
@@ -114,13 +119,14 @@ def logistic_log_mass(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscretisedLogistic:
-    """A logistic density integrated over each grey level's bin; the outer bins take the tails.
+    """A logistic density integrated over the bin of each grey level; the outer bins include the tails.
 
-    Means come first, log scales second; log scales are clamped below at -7 (PixelCNN++ section 2.1; LSGM appendix).
+    The features are means, then log scales, which are clamped below at -7 (PixelCNN++ section 2.1; LSGM appendix).
 
     Attributes:
-        density_below: 0 gives probabilities. Published numbers were computed with 1e-5: a bin of less mass counts as
-            its width times the density at its centre, which is less.
+        levels: number of grey levels.
+        density_below: inner bins of at most this mass get their width times the density at their centre, which is less
+            than the mass. Published results use 1e-5; with 0 all bins have their exact probability.
     """
 
     levels: int = 256
@@ -130,15 +136,15 @@ class DiscretisedLogistic:
         check_density_below(self.density_below)
 
     def channels(self, image_channels: int) -> int:
-        """Mean and log scale per value."""
+        """Returns 2 `image_channels`: mean and log scale per value."""
         return 2 * image_channels
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
-        """Log mass of every value's bin."""
+        """Computes the log probability of the bins, nats per image."""
         return sum_per_sample(logistic_log_mass(x, *self._split(features), self.levels, self.density_below))
 
     def mean(self, features: Features) -> Images:
-        """Centre of the logistic, clipped to the image range."""
+        """Returns the mean of the logistic, clipped to [-1, 1]."""
         return jnp.clip(self._split(features)[0], -1.0, 1.0)
 
     def sample(self, features: Features, key: Key) -> Images:
@@ -154,24 +160,28 @@ class DiscretisedLogistic:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GaussianPixels:
-    """A Gaussian density per value, mean and log standard deviation softly clamped to (-5, 5), means first.
+    """A Gaussian density per value.
 
-    Its `log_prob` is a log density over [-1, 1], as in LSGM, not the probability of a grey level: it may be positive,
-    and bits per dimension from it compare only with those of other densities. `levels` is the grid of its samples.
+    The features are means, then log standard deviations, both softly clamped to (-5, 5). As in LSGM, `log_prob` is a
+    log density over [-1, 1], not the log probability of a grey level: it may be positive, and its bits per dimension
+    are comparable only with those of other densities.
+
+    Attributes:
+        levels: number of grey levels of the samples.
     """
 
     levels: int = 256
 
     def channels(self, image_channels: int) -> int:
-        """Mean and log standard deviation per value."""
+        """Returns 2 `image_channels`: mean and log standard deviation per value."""
         return 2 * image_channels
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
-        """Log density, summed."""
+        """Computes the log density, nats per image."""
         return sum_per_sample(Gaussian.from_features(features).log_density(x))
 
     def mean(self, features: Features) -> Images:
-        """Centre of the Gaussian, clipped to the image range."""
+        """Returns the mean of the Gaussian, clipped to [-1, 1]."""
         return jnp.clip(Gaussian.from_features(features).mean, -1.0, 1.0)
 
     def sample(self, features: Features, key: Key) -> Images:
@@ -181,9 +191,13 @@ class GaussianPixels:
 
 @dataclasses.dataclass(frozen=True)
 class Cropped:
-    """Scores the inside of a padded image: 28 x 28 binary digits in a 32 x 32 image have a border of 2.
+    """Restricts the log probability to the inside of a padded image; means and samples include the border.
 
-    Means and samples are those of the whole padded image.
+    Binary digits of 28 x 28 pixels, padded to 32 x 32, have a border of 2.
+
+    Attributes:
+        inner: likelihood of the pixels.
+        border: number of padded pixels on each of the four edges.
     """
 
     inner: Likelihood
@@ -196,15 +210,15 @@ class Cropped:
             )
 
     def channels(self, image_channels: int) -> int:
-        """Those of the likelihood inside."""
+        """Returns the number of features of `inner`."""
         return self.inner.channels(image_channels)
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
-        """Log p of the pixels inside the border."""
+        """Computes log p of the pixels inside the border, nats per image."""
         return self.inner.log_prob(self._inside(features), self._inside(x))
 
     def mean(self, features: Features) -> Images:
-        """Mean of the padded image."""
+        """Returns the mean of the padded image."""
         return self.inner.mean(features)
 
     def sample(self, features: Features, key: Key) -> Images:
@@ -222,38 +236,38 @@ class Cropped:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Categorical:
-    """One logit for every value: the most flexible choice where the values are few, and the only one for labels.
+    """A softmax over all values, for images with few grey levels or with labels.
 
     Attributes:
-        levels: how many values there are, on an equally spaced grid in [-1, 1].
-        ordered: whether values next to each other are alike, as grey levels are. If not, they are labels: an encoder is
-            shown them one-hot, and the "mean" is the most probable one.
+        levels: number of values, on an equally spaced grid in [-1, 1].
+        ordered: whether the values are quantities, such as grey levels. If not, they are labels: the encoder gets them
+            one-hot, and `mean` returns the most probable label.
     """
 
     levels: int = 17
     ordered: bool = True
 
     def channels(self, image_channels: int) -> int:
-        """`levels` logits per value."""
+        """Returns `levels` `image_channels`: one logit for each level of each value."""
         return self.levels * image_channels
 
     def index(self, x: Images) -> Int[Array, "batch height width channels"]:
-        """Which value each entry has, from 0."""
+        """Returns the index of each value on the grid, from 0."""
         return jnp.round((x + 1.0) * 0.5 * (self.levels - 1)).astype(jnp.int32)
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
-        """Log softmax at the value of each entry."""
+        """Computes the log softmax at the values of `x`, nats per image."""
         log_p = jax.nn.log_softmax(self._logits(features))
         return sum_per_sample(jnp.take_along_axis(log_p, self.index(x)[..., None], axis=-1))
 
     def mean(self, features: Features) -> Images:
-        """EMA grey level, or the most probable label."""
+        """Returns the expected grey level, or the most probable label if not `ordered`."""
         if not self.ordered:
             return self._values()[jnp.argmax(self._logits(features), axis=-1)]
         return jax.nn.softmax(self._logits(features)) @ self._values()
 
     def sample(self, features: Features, key: Key) -> Images:
-        """Draws one level per value."""
+        """Draws a level for each value."""
         return self._values()[jax.random.categorical(key, self._logits(features))]
 
     def _values(self) -> Float[Array, "levels"]:
@@ -264,19 +278,19 @@ class Categorical:
 
 
 def scored_values(likelihood: Likelihood, image_shape: tuple[int, int, int]) -> int:
-    """How many pixel values of an image `log_prob` is about: the dimensions in "bits per dimension"."""
+    """Returns the number of pixel values that `log_prob` covers: the dimensions in "bits per dimension"."""
     border = likelihood.border if isinstance(likelihood, Cropped) else 0
     height, width, channels = image_shape
     return (height - 2 * border) * (width - 2 * border) * channels
 
 
 def label_count(likelihood: Likelihood) -> int:
-    """How many labels the values stand for; 0 if they are quantities."""
+    """Returns the number of labels that a pixel value can have, or 0 if the values are quantities."""
     return likelihood.levels if isinstance(likelihood, Categorical) and not likelihood.ordered else 0
 
 
 def shown(likelihood: Likelihood, x: Images) -> Float[Array, "batch height width seen"]:
-    """What an encoder sees of an image: labels as one-hot channels, everything else as it is."""
+    """Returns the input of the encoder: labels as one-hot channels, other images unchanged."""
     if not isinstance(likelihood, Categorical) or likelihood.ordered:
         return x
     one_hot = jax.nn.one_hot(likelihood.index(x), likelihood.levels, dtype=x.dtype)

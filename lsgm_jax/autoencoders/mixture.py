@@ -1,7 +1,7 @@
-"""A mixture of discretised logistics over coloured pixels, green depending on red and blue on both (PixelCNN++).
+"""A mixture of discretised logistics over RGB pixels: green depends on red, blue on red and green (PixelCNN++).
 
-The mixture's index is drawn once per pixel, then its colours one after the other: each colour's mean is linear in the
-colours before it. See `likelihoods.py` for what a likelihood is.
+Each pixel has one mixture index. Given the index, red, green and blue are drawn in turn, and the mean of a colour is
+linear in the colours before it. The interface is that of `likelihoods.py`.
 """
 
 import dataclasses
@@ -26,7 +26,14 @@ PerColour = Float[Array, "batch height width colours=3 mixtures"]
 
 
 class Components(NamedTuple):
-    """What the features say. The coefficients, in (-1, 1), are those of G on R, of B on R and of B on G."""
+    """Parameters of the mixture, from the features.
+
+    Attributes:
+        logits: unnormalised log weights of the mixture.
+        means: mean of each colour, before the contribution of the other colours.
+        log_scales: log scale of each colour.
+        coefficients: coefficients in (-1, 1) of R in the mean of G, of R in that of B, and of G in that of B.
+    """
 
     logits: PerComponent
     means: PerColour
@@ -36,13 +43,15 @@ class Components(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureOfLogistics:
-    """`mixtures` discretised logistics per pixel, coupled over its three colours; 10 mixtures have 100 features.
+    """A mixture of discretised logistics per pixel, coupled over its three colours.
 
-    Features of a pixel: one logit per mixture, then for red, green and blue in turn the means, the log scales (clamped
-    below at -7) and the coefficients (before their tanh) of all mixtures.
+    The features of a pixel are one logit per mixture, then for red, green and blue in turn the means, the log scales
+    (clamped below at -7) and the coefficients (before the tanh) of all mixtures: 100 features for 10 mixtures.
 
     Attributes:
-        density_below: see `DiscretisedLogistic`; published numbers were computed with 1e-5.
+        levels: number of grey levels per colour.
+        mixtures: number of mixture components.
+        density_below: see `DiscretisedLogistic`; published results use 1e-5.
     """
 
     levels: int = 256
@@ -55,7 +64,7 @@ class MixtureOfLogistics:
         check_density_below(self.density_below)
 
     def channels(self, image_channels: int) -> int:
-        """A logit, three means, three log scales and three coefficients per mixture."""
+        """Returns 10 `mixtures`: a logit, three means, three log scales and three coefficients per component."""
         if image_channels != 3:
             raise ValueError(
                 f"a mixture of logistics couples red, green and blue and cannot describe {image_channels}-channel "
@@ -64,7 +73,7 @@ class MixtureOfLogistics:
         return 10 * self.mixtures
 
     def log_prob(self, features: Features, x: Images) -> PerSample:
-        """Log of the mixture's mass on each pixel's colour."""
+        """Computes the log probability of the colours under the mixture, nats per image."""
         parts = self._split(features)
         red, green = x[..., 0:1], x[..., 1:2]
         slopes = jnp.moveaxis(parts.coefficients, -2, 0)
@@ -78,14 +87,20 @@ class MixtureOfLogistics:
         return sum_per_sample(jax.nn.logsumexp(joint, axis=-1))
 
     def mean(self, features: Features) -> Images:
-        """Colours in turn from the mixture's average means and coefficients: LSGM's images, not quite E[x]."""
+        """Returns the image of the averaged means and coefficients of the mixture, as LSGM does.
+
+        It approximates E[x], as means and coefficients are averaged separately.
+        """
         parts = self._split(features)
         weights = jax.nn.softmax(parts.logits)[..., None, :]
         average = lambda values: jnp.sum(weights * values, axis=-1)
         return _in_turn(average(parts.means), average(parts.coefficients), _clip)
 
     def sample(self, features: Features, key: Key) -> Images:
-        """Draws a component per pixel, then its colours, each rounded to the grid before the next depends on it."""
+        """Draws a component per pixel, then red, green and blue in turn.
+
+        Each colour is rounded to the grid before the next depends on it.
+        """
         k_component, k_colour = jax.random.split(key)
         shape, tiny = features.shape[:-1], jnp.finfo(features.dtype).tiny
         u_component = jax.random.uniform(k_component, (*shape, self.mixtures), features.dtype, minval=tiny)
@@ -99,13 +114,14 @@ class MixtureOfLogistics:
         u_colour: Images,
         settle: Callable[[Array], Array] | None = None,
     ) -> Images:
-        """The sample that uniform numbers in (0, 1) make.
+        """Computes a sample from uniform random values in (0, 1).
 
         Args:
-            u_component: one number per mixture; the Gumbel trick chooses the component.
-            u_colour: one number per colour, its quantile.
-            settle: what a drawn colour becomes before the next depends on it: clipped to [-1, 1] by default, as LSGM
-                does; `sample` rounds it to the grid, for only then do samples follow `log_prob`.
+            features: output of the decoder.
+            u_component: one value per component; the Gumbel-max trick chooses the component.
+            u_colour: one value per colour, its quantile.
+            settle: function applied to a colour before the next depends on it. None clips to [-1, 1], as LSGM does;
+                `sample` rounds to the grid, which is required for samples that follow `log_prob`.
         """
         parts = self._split(features)
         chosen = jnp.argmax(parts.logits - jnp.log(-jnp.log(u_component)), axis=-1)[..., None, None]
@@ -122,7 +138,7 @@ class MixtureOfLogistics:
 
 
 def _in_turn(values: Images, coefficients: Images, settle: Callable[[Array], Array]) -> Images:
-    """Red, green and blue, each settled before it shifts the next."""
+    """Computes red, green and blue in turn; `settle` is applied to each before it shifts the next."""
     red = settle(values[..., 0])
     green = settle(values[..., 1] + coefficients[..., 0] * red)
     blue = settle(values[..., 2] + coefficients[..., 1] * red + coefficients[..., 2] * green)

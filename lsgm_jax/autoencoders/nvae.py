@@ -1,8 +1,8 @@
-"""NVAE as LSGM has it: a hierarchy of latents in groups, all of them with a standard Gaussian prior.
+"""The NVAE of LSGM: a hierarchy of groups of latents with a standard Gaussian prior.
 
-Every group has a posterior that depends on x and on the groups before it. Its latent `eps` is a draw from that
-posterior, moved by a flow where there is one. The latents of the smallest scale, their groups side by side in the
-channels (`join_groups`), are what a score prior models; those of larger scales stay standard Gaussian.
+The posterior of a group depends on x and on the groups before it. Its latent `eps` is a sample of that posterior,
+transformed by a flow if `flows` is positive. A score prior models the latents of the smallest scale, whose groups are
+concatenated along the channels (`join_groups`); the latents of larger scales keep the standard Gaussian prior.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,18 @@ from lsgm_jax.nn.layers import Maps, Resized
 
 GroupMaps = Float[Array, "batch height width _"]
 
-# Expansion of the decoder's inverted bottlenecks, before and after the last group; 0 stands for BN-swish cells.
+# Expansion of the inverted bottlenecks in the decoder, before and after the last group; 0 for BN-swish cells.
 ARCHITECTURES = {"res_bnswish": (0, 0), "res_mbconv": (6, 3)}
 
 
 class GroupSample(NamedTuple):
-    """What the encoder drew for one group; log q of the latent is the posterior's log density of `before_flow`."""
+    """Latent of one group, sampled from the encoder.
+
+    Attributes:
+        posterior: q before the flow, given x and the groups before.
+        before_flow: sample of the posterior; its log density is log q of `eps`, as the flow preserves volume.
+        eps: the latent, after the flow.
+    """
 
     posterior: Gaussian
     before_flow: Latents
@@ -34,7 +40,12 @@ class GroupSample(NamedTuple):
 
 
 class NVAEOutput(NamedTuple):
-    """The decoder's features and the latents behind them, in decoder order."""
+    """Output of a forward pass.
+
+    Attributes:
+        features: features of the likelihood.
+        groups: latents in decoder order, smallest scale first.
+    """
 
     features: Features
     groups: tuple[GroupSample, ...]
@@ -198,10 +209,10 @@ class NVAE(nn.Module):
 
 
 def join_groups(groups: Sequence[GroupMaps]) -> GroupMaps:
-    """Groups of one scale side by side in the channels: the latent that a score prior models."""
+    """Concatenates the groups of one scale along the channels, to the latent that a score prior models."""
     return jnp.concatenate(list(groups), axis=-1)
 
 
 def split_groups(z: GroupMaps, groups: int) -> tuple[GroupMaps, ...]:
-    """Inverse of `join_groups`."""
+    """Splits the channels into `groups` equal groups; the inverse of `join_groups`."""
     return tuple(jnp.split(z, groups, axis=-1))

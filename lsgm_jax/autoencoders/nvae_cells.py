@@ -1,7 +1,7 @@
-"""The blocks of NVAE: weight-normalised convolutions, batch normalisation and the residual cell.
+"""The layers of NVAE: weight-normalised convolutions, batch normalisation and the residual cell.
 
-All convolutions pad symmetrically, also those with stride 2, which is not what "SAME" does. Modules that hold running
-statistics take `train`: the statistics of the batch if true, the stored ones otherwise.
+All convolutions pad symmetrically, even with stride 2, unlike "SAME". Modules with running statistics take `train`: if
+true, they normalise by the statistics of the batch, otherwise by the running statistics.
 """
 
 from typing import Literal
@@ -26,20 +26,28 @@ NORM_MOMENTUM = 0.05
 
 
 def kernel_norms(kernel: Kernel) -> Float[Array, "outputs"]:
-    """Euclidean norm of what leads to each output channel."""
+    """Returns the Euclidean norm of the weights of each output channel."""
     return jnp.sqrt(jnp.sum(kernel**2, axis=(0, 1, 2)))
 
 
 def normalised(kernel: Kernel, log_norm: Float[Array, "outputs"]) -> Kernel:
-    """The kernel with the norms exp(`log_norm`), one per output channel."""
+    """Rescales the kernel so that the norm of output channel i is exp(`log_norm`[i])."""
     return kernel * (jnp.exp(log_norm) / (kernel_norms(kernel) + 1e-5))
 
 
 class Conv(nn.Module):
-    """Convolution with an odd `size`; `weight_norm` learns the logarithm of each output channel's norm.
+    """Symmetrically padded convolution, [batch, h, w, c] -> [batch, h', w', channels]; optional weight normalisation.
 
-    A mask multiplies the kernel before it is normalised. What is convolved with is sown into the collection
-    "kernels", for penalties on it.
+    A mask, if given, multiplies the kernel before normalisation. The effective kernel is sown into the collection
+    "kernels", where regularisation penalties find it.
+
+    Attributes:
+        channels: output channels.
+        size: odd height and width of the kernel.
+        stride: stride along both axes.
+        feature_groups: groups of channels that are convolved separately.
+        use_bias: whether to add a bias.
+        weight_norm: whether to learn the logarithm of the norm of each output channel.
     """
 
     channels: int
@@ -81,16 +89,15 @@ def _uniform_bias(kernel_shape: tuple[int, ...]) -> nn.initializers.Initializer:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation as NVAE has it; the running values are `mean` and `var` in "batch_stats".
+    """Batch normalisation of NVAE, [batch, h, w, c] -> the same shape; `mean` and `var` are in "batch_stats".
 
-    A batch is normalised by its biased variance, while the unbiased one enters the running value: `nn.BatchNorm` would
-    store the biased one. Statistics are float32. With `train`, the running values move only where "batch_stats" is
-    mutable, so that one can also sample with the statistics of the batch. They are those of the whole batch, whatever
-    devices hold it.
+    The batch is normalised by its biased variance, and the running variance averages unbiased ones; `nn.BatchNorm`
+    would use the biased variance for both. Statistics are float32, over the global batch of all devices. With `train`,
+    the running statistics are updated only if "batch_stats" is mutable, so that sampling can use batch statistics too.
 
     Attributes:
-        momentum: share of the batch's statistics in the new running values.
-        scale_init: of the scales.
+        momentum: weight of the batch in the update of the running statistics.
+        scale_init: initialiser of the scales.
     """
 
     momentum: float = NORM_MOMENTUM
@@ -118,7 +125,7 @@ class BatchNorm(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales every channel by a gate that sees the means of all channels."""
+    """Scales each channel by a gate computed from the means of all channels, [batch, h, w, c] -> the same shape."""
 
     @nn.compact
     def __call__(self, h: Maps) -> Maps:
@@ -129,7 +136,12 @@ class SqueezeExcite(nn.Module):
 
 
 class SwishBranch(nn.Module):
-    """Twice batch normalisation, swish and a 3x3 convolution; the first convolution changes the resolution."""
+    """Twice batch normalisation, swish and a 3x3 convolution, [batch, h, w, c] -> [batch, h', w', channels].
+
+    Attributes:
+        channels: output channels.
+        resampling: "down" for stride 2 in the first convolution, "up" for nearest-neighbour doubling before it.
+    """
 
     channels: int
     resampling: Resampling
@@ -143,7 +155,15 @@ class SwishBranch(nn.Module):
 
 
 class BottleneckBranch(nn.Module):
-    """Inverted bottleneck: `expansion` times the channels, a depthwise 5x5 convolution, and back."""
+    """Inverted bottleneck, [batch, h, w, c] -> [batch, h', w', channels].
+
+    It expands the channels, applies a depthwise 5x5 convolution and projects to the output channels.
+
+    Attributes:
+        channels: output channels.
+        resampling: "none", or "up" for nearest-neighbour doubling; "down" raises ValueError.
+        expansion: factor of the input channels inside.
+    """
 
     channels: int
     resampling: Resampling
@@ -167,7 +187,10 @@ class BottleneckBranch(nn.Module):
 
 
 class DownSkip(nn.Module):
-    """Halves the resolution: the four pixels of each 2x2 block give a quarter of the channels each."""
+    """Halves the resolution of a shortcut, [batch, h, w, c] -> [batch, h / 2, w / 2, channels].
+
+    Each of the four pixels of a 2x2 block is mapped to a quarter of the output channels.
+    """
 
     channels: int
 
@@ -182,7 +205,7 @@ class DownSkip(nn.Module):
 
 
 class UpSkip(nn.Module):
-    """Bilinear doubling, then a 1x1 convolution."""
+    """Bilinear upsampling and a 1x1 convolution of a shortcut, [batch, h, w, c] -> [batch, 2 h, 2 w, channels]."""
 
     channels: int
 
@@ -192,9 +215,9 @@ class UpSkip(nn.Module):
 
 
 def double_bilinear(h: Maps, axis: int) -> Resized:
-    """Linear interpolation at twice as many points, the outermost of which keep their place ("aligned corners").
+    """Doubles one axis by linear interpolation with aligned corners: the outermost points keep their positions.
 
-    Of n points, output 2k lies k / (2n - 1) before input k, and output 2k + 1 lies (n - 1 - k) / (2n - 1) after it.
+    For n points, output 2k lies k / (2n - 1) before input k, and output 2k + 1 lies (n - 1 - k) / (2n - 1) after it.
     """
     count = h.shape[axis]
     first, inner_first = jax.lax.slice_in_dim(h, 0, 1, axis=axis), jax.lax.slice_in_dim(h, 1, None, axis=axis)
@@ -208,7 +231,14 @@ def double_bilinear(h: Maps, axis: int) -> Resized:
 
 
 class Cell(Block):
-    """The residual cell: skip(h) + 0.1 branch(h). `expansion` 0 asks for the BN-swish branch."""
+    """The residual cell skip(h) + 0.1 branch(h), [batch, h, w, c] -> [batch, h', w', channels].
+
+    Attributes:
+        channels: output channels.
+        resampling: "down" halves, "up" doubles height and width.
+        expansion: expansion of the inverted bottleneck; 0 selects the BN-swish branch.
+        use_se: whether the branch ends in channel gates (`SqueezeExcite`).
+    """
 
     channels: int
     resampling: Resampling = "none"

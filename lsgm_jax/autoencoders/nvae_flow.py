@@ -1,4 +1,4 @@
-"""NVAE's autoregressive flow of a latent: it preserves volume, so log q is that of what goes in."""
+"""The autoregressive flow of NVAE on a latent; it preserves volume, so log q of output and input are equal."""
 
 import numpy as np
 from flax import linen as nn
@@ -12,17 +12,17 @@ EXPANSION = 6
 def causal_mask(
     size: int, inputs: np.ndarray, outputs: np.ndarray, *, strict: bool, mirrored: bool = False
 ) -> Mask:
-    """Kernel mask that shows each output only what comes before its own pixel and latent channel.
+    """Builds a kernel mask of 0 and 1 for a causal convolution, in raster order of pixels, then latent channels.
 
-    Rows above and pixels to the left are visible. At the centre, an output sees the inputs of latent channels less than
-    its own; without `strict`, also those of its own. Mirrored masks are turned in space and keep the order of channels.
+    An output depends on the rows above and on the pixels to the left. At its own pixel it depends on inputs of smaller
+    latent channels and, unless `strict`, of its own.
 
     Args:
-        size: odd width of the kernel.
-        inputs: latent channel that each input belongs to.
-        outputs: the same of each output.
-        strict: hides an output's own latent channel at its own pixel.
-        mirrored: shows rows below and pixels to the right instead.
+        size: odd height and width of the kernel.
+        inputs: latent channel of each input.
+        outputs: latent channel of each output.
+        strict: whether an output must not depend on its own latent channel at its own pixel.
+        mirrored: whether to show rows below and pixels to the right instead; the order of channels stays the same.
     """
     mask = np.zeros((size, size, len(inputs), len(outputs)), np.float32)
     centre = size // 2
@@ -35,10 +35,10 @@ def causal_mask(
 
 
 def flow_masks(channels: int, *, mirrored: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Masks of the three convolutions of a flow cell over a latent with so many channels."""
+    """Builds the masks of the three convolutions of a flow cell, for a latent with `channels` channels."""
     latent = np.arange(channels)
     inner = np.repeat(latent, EXPANSION)
-    # A depthwise output has one input, of its own latent channel, which the first convolution has kept causal.
+    # A depthwise output has one input, of its own latent channel, which is causal after the first convolution.
     depthwise = causal_mask(5, np.zeros(1), np.zeros(len(inner)), strict=False, mirrored=mirrored)
     return (
         causal_mask(3, latent, inner, strict=True, mirrored=mirrored),
@@ -48,7 +48,11 @@ def flow_masks(channels: int, *, mirrored: bool) -> tuple[np.ndarray, np.ndarray
 
 
 class FlowCell(nn.Module):
-    """Subtracts m(z) from z, where each entry of m sees only the entries of z before it."""
+    """Flow z -> z - m(z), [batch, h, w, c] -> the same shape; an entry of m depends only on the entries of z before it.
+
+    Attributes:
+        mirrored: whether pixels are in reversed raster order.
+    """
 
     mirrored: bool
 
@@ -63,7 +67,7 @@ class FlowCell(nn.Module):
 
 
 class FlowPair(nn.Module):
-    """Two flow cells that look in opposite directions."""
+    """Two flow cells with opposite pixel orders, [batch, h, w, c] -> the same shape."""
 
     @nn.compact
     def __call__(self, z: Maps) -> Maps:

@@ -1,4 +1,4 @@
-"""NVAE's three parts: the bottom-up encoder, what surrounds one group of latents, and the tail of the decoder."""
+"""The modules of NVAE: the bottom-up encoder, one group of latents with its decoder cells, and the decoder's tail."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,7 +13,11 @@ Level = Float[Array, "batch _ _ _"]  # maps of any resolution and width
 
 
 class PyramidCell(nn.Module):
-    """Halves the pyramid of inputs that is added to the encoder's features."""
+    """One level of the input pyramid of the encoder, [batch, h, w, c] -> [batch, h / 2, w / 2, channels].
+
+    Attributes:
+        channels: output channels.
+    """
 
     channels: int
 
@@ -24,15 +28,19 @@ class PyramidCell(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The features of x that each group of latents is inferred from, in decoder order (smallest scale first).
+    """Bottom-up encoder: images [batch, h, w, c] -> one feature map per group of latents.
+
+    The feature maps are in decoder order, smallest scale first.
 
     Attributes:
-        channels: width at every resolution, that of the image first.
-        blocks: halvings before the first scale that has latents, each after `block_cells` cells.
-        block_cells: cells of such a block, of which the last one halves the resolution.
-        scales: resolutions that have latents.
+        channels: channels at each resolution, that of the image first.
+        blocks: blocks before the first scale with latents; each halves the resolution.
+        block_cells: cells per block, of which the last halves the resolution.
+        scales: number of resolutions with latents.
         groups: groups of latents per scale.
         cells: cells before each group.
+        use_se: whether cells use channel gates (`SqueezeExcite`).
+        input_skip: whether to add a pyramid of the features after the blocks to each further scale.
     """
 
     channels: tuple[int, ...]
@@ -72,17 +80,18 @@ class Encoder(nn.Module):
 
 
 class LatentGroup(nn.Module):
-    """One group of latents: its posterior, its flow, and how it enters the state of the decoder.
+    """One group of latents: its posterior, its flow, and the decoder cells after it.
 
     Attributes:
         latent_channels: channels of the group.
-        encoder_channels: width of the encoder's features.
-        channels: width of the decoder's state.
-        first: whether the group comes first, when the state does not depend on x yet.
-        flows: pairs of flow cells.
-        log_std_bound: the logarithm of the posterior's standard deviation stays within plus or minus this.
+        encoder_channels: channels of the features of the encoder.
+        channels: channels of the decoder state.
+        first: whether this is the first group, for which the decoder state does not depend on x.
+        flows: number of pairs of flow cells.
+        log_std_bound: the log standard deviation of the posterior is clamped to plus or minus this.
         cells: decoder cells after the group.
-        expansion: of the decoder cells, 0 for BN-swish.
+        expansion: expansion of the decoder cells, 0 for BN-swish.
+        use_se: whether decoder cells use channel gates (`SqueezeExcite`).
     """
 
     latent_channels: int
@@ -107,20 +116,20 @@ class LatentGroup(nn.Module):
         ]
 
     def infer(self, features: Maps, state: Resized) -> Gaussian:
-        """q(z | x, groups before), before the flow: float32, as all that densities are made of."""
+        """Computes q(z | x, groups before), before the flow, in float32, which log densities need."""
         if not self.first:
             features = features + self.from_state(state)
         posterior = at_least_float32(self.posterior(nn.elu(features)))
         return Gaussian.from_features(posterior, self.log_std_bound)
 
     def transport(self, z: Maps) -> Maps:
-        """The flow: a draw of the posterior -> the latent."""
+        """Applies the flow to a sample of the posterior, which gives the latent."""
         for pair in self.flow:
             z = pair(z)
         return z
 
     def absorb(self, state: Maps, eps: Resized, *, train: bool) -> Maps:
-        """The decoder's state after it has read the latent."""
+        """Merges the latent into the decoder state and applies the decoder cells."""
         latent = self.from_latent(eps.astype(state.dtype))
         state = self.merge(jnp.concatenate([state, latent], axis=-1))
         for cell in self.cell:
@@ -129,13 +138,14 @@ class LatentGroup(nn.Module):
 
 
 class Tail(nn.Module):
-    """State after the last group -> features of the likelihood, [batch, h, w, out_channels].
+    """Decoder state after the last group -> features of the likelihood [batch, h, w, out_channels].
 
     Attributes:
-        channels: width of every block, from the smallest resolution to that of the image.
-        block_cells: cells of a block, of which the first one doubles the resolution.
-        expansion: of the cells, 0 for BN-swish.
-        out_channels: numbers per pixel that the likelihood takes.
+        channels: channels of each block, from the smallest resolution to that of the image.
+        block_cells: cells per block, of which the first doubles the resolution.
+        expansion: expansion of the cells, 0 for BN-swish.
+        use_se: whether cells use channel gates (`SqueezeExcite`).
+        out_channels: features per pixel of the likelihood.
     """
 
     channels: tuple[int, ...]
@@ -154,7 +164,13 @@ class Tail(nn.Module):
 
 
 class Constant(nn.Module):
-    """The decoder's first state, learned: the same for all images, with sides and dtype of the first latent."""
+    """The learned initial decoder state, [batch, h, w, channels], the same for all images.
+
+    Batch, height, width and dtype are those of the argument, the first latent.
+
+    Attributes:
+        channels: channels of the state.
+    """
 
     channels: int
 

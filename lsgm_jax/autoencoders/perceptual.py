@@ -1,7 +1,7 @@
-"""LPIPS, the perceptual distance of Zhang et al. (2018), as VQGAN and latent diffusion have it.
+"""LPIPS, the perceptual distance of Zhang et al. (2018), as VQGAN and latent diffusion use it.
 
-The distance compares features of a VGG16 trained on ImageNet, weighed by heads trained on human judgement. Neither
-comes with this package: the weights are a tree that is given, and fresh ones only have the right shapes.
+The distance compares features of a VGG16 trained on ImageNet, weighted by heads trained on human judgements. This
+package does not include the trained weights; freshly initialised ones only have the right shapes.
 """
 
 import jax.numpy as jnp
@@ -11,15 +11,15 @@ from jaxtyping import Array
 from lsgm_jax.arrays import Images, PerSample
 from lsgm_jax.nn.layers import Maps, at_least_float32
 
-# Of images in [-1, 1], per colour.
+# Mean and standard deviation of images in [-1, 1], per colour.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
 
 class LPIPS(nn.Module):
-    """Two batches of images in [-1, 1] -> their distance, image by image.
+    """LPIPS of two batches of images in [-1, 1], [batch, h, w, 3] each -> distances [batch].
 
-    The heads have no dropout. The original's has rate 0.5, and is off as long as its module is in evaluation mode.
+    The heads have no dropout: the original has it at rate 0.5, but disables it in evaluation mode.
 
     Attributes:
         widths: channels of each group of convolutions, VGG16's by default.
@@ -42,7 +42,7 @@ class LPIPS(nn.Module):
 
 
 class Standardise(nn.Module):
-    """Moves and scales the colours; `shift` and `scale` are constants."""
+    """Normalises colours by `shift` and `scale` of the collection "constants", [batch, h, w, 3] -> the same shape."""
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
@@ -52,7 +52,14 @@ class Standardise(nn.Module):
 
 
 class VGGFeatures(nn.Module):
-    """Features at the end of each group of convolutions, the maps of which are half as wide as those of the last."""
+    """Features of VGG16 after each group of convolutions: images -> a list of feature maps.
+
+    Group i gives maps [batch, h / 2^i, w / 2^i, widths[i]].
+
+    Attributes:
+        widths: channels of each group.
+        convolutions: number of convolutions in each group.
+    """
 
     widths: tuple[int, ...]
     convolutions: tuple[int, ...]
@@ -70,8 +77,8 @@ class VGGFeatures(nn.Module):
 
 
 def _unit(features: Maps) -> Maps:
-    """Every pixel's features over their length, which may be zero."""
+    """Normalises the features of each pixel to unit length; zero features stay zero."""
     squared = jnp.sum(features**2, axis=-1, keepdims=True)
-    # The root has no derivative where ReLU left nothing at all.
+    # The derivative of the root is infinite at 0, where ReLU has set all features to zero.
     length = jnp.where(squared > 0.0, jnp.sqrt(jnp.where(squared > 0.0, squared, 1.0)), 0.0)
     return features / (length + 1e-10)

@@ -1,4 +1,4 @@
-"""Vector quantisation (van den Oord et al. 2017): latents rounded to the nearest entry of a learned codebook."""
+"""Vector quantisation (van den Oord et al. 2017): maps latents to the nearest entries of a learned codebook."""
 
 import dataclasses
 from typing import NamedTuple
@@ -16,12 +16,12 @@ Indices = Int[Array, "*places"]
 
 
 class Quantised(NamedTuple):
-    """Latents rounded to the codebook.
+    """Quantised latents.
 
     Attributes:
-        values: entries of the codebook; their gradient passes straight through to what was rounded.
-        indices: of the entries.
-        loss: moves latents and codebook towards each other; mean over all numbers.
+        values: codebook entries, with the straight-through gradient to the latents before quantisation.
+        indices: indices of the entries.
+        loss: codebook and commitment loss, a mean over all values of the batch.
     """
 
     values: Vectors
@@ -30,11 +30,11 @@ class Quantised(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """How much of a codebook a batch uses.
+    """Codebook usage of a batch.
 
     Attributes:
-        perplexity: exp of the entropy of the entries' frequencies: the number of entries, if all are as frequent.
-        used: number of entries that occur at all.
+        perplexity: exp of the entropy of the entries' frequencies; the number of entries if all are equally frequent.
+        used: number of entries that occur in the batch.
     """
 
     perplexity: Scalar
@@ -43,13 +43,15 @@ class Usage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantiser:
-    """A codebook's size and loss; the codebook itself is the parameter.
+    """Vector quantiser; its parameter is the codebook [entries, width].
 
     Attributes:
-        beta: weight of one half of the loss.
-        legacy: whether beta weighs the half that moves the codebook, and the commitment of the latents has weight one.
-            So it is in all published VQ models of latent diffusion. False for the paper's loss, where beta weighs the
-            commitment: its value is the same, its gradients are not.
+        entries: number of codebook entries.
+        width: features per entry.
+        beta: weight of one of the two terms of the loss.
+        legacy: whether beta weights the codebook term, and the commitment term has weight one, as in all published VQ
+            models of latent diffusion. False for the loss of the paper, where beta weights the commitment term. Both
+            losses have the same value but different gradients.
 
     Raises:
         ValueError: for an empty codebook or a negative beta.
@@ -69,12 +71,12 @@ class Quantiser:
             raise ValueError(f"beta={self.beta}: a weight is at least 0")
 
     def init(self, key: Key) -> Codebook:
-        """Uniform within plus or minus 1 / entries."""
+        """Draws a codebook, uniform on [-1 / entries, 1 / entries]."""
         bound = 1.0 / self.entries
         return jax.random.uniform(key, (self.entries, self.width), minval=-bound, maxval=bound)
 
     def __call__(self, codebook: Codebook, z: Vectors) -> Quantised:
-        """Rounds every vector along the last axis of `z`."""
+        """Quantises each vector along the last axis of `z`."""
         indices = nearest(codebook, z)
         entries = codebook[indices].astype(z.dtype)
         frozen_z, frozen_entries = jax.lax.stop_gradient((z, entries))
@@ -85,9 +87,10 @@ class Quantiser:
 
 
 def nearest(codebook: Codebook, z: Vectors) -> Indices:
-    """Index of the entry at the least Euclidean distance, in full precision: a rounding error would choose another.
+    """Returns the index of the nearest codebook entry, by Euclidean distance, for each vector of `z`.
 
-    All distances, places times entries, are in memory at once.
+    It computes in full precision, as rounding errors could change the nearest entry. The distances of all vectors to
+    all entries are in memory at the same time.
     """
     z, codebook = at_least_float32(z), at_least_float32(codebook)
     products = jnp.einsum("...w,ew->...e", z, codebook, precision=jax.lax.Precision.HIGHEST)
@@ -96,7 +99,7 @@ def nearest(codebook: Codebook, z: Vectors) -> Indices:
 
 
 def usage(indices: Indices, entries: int) -> Usage:
-    """Over all places of a batch together."""
+    """Computes the codebook usage over all vectors of a batch."""
     counts = jnp.bincount(indices.reshape(-1), length=entries)
     frequencies = counts / indices.size
     return Usage(jnp.exp(jnp.sum(jax.scipy.special.entr(frequencies))), jnp.sum(counts > 0))

@@ -1,1 +1,1 @@
-"""Networks: layers, score networks (z_t, t) -> eps_hat, and the boundary between Flax and everything else."""
+"""Layers, score networks (z_t, t, context) -> eps_hat, and the boundary between Flax and all other packages."""

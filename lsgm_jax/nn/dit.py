@@ -1,9 +1,9 @@
 """The Diffusion Transformer (Peebles and Xie 2023, "Scalable Diffusion Models with Transformers", arXiv 2212.09748).
 
-A transformer whose tokens are square patches of the latent. What it is conditioned on decides scale, shift and gate of
-every residual path, all of them zero at first (adaLN-Zero): a fresh block is the identity, a fresh network predicts
-zero. Attention to a context's tokens stands between self-attention and feed-forward layer as in PixArt-alpha (Chen et
-al. 2023, arXiv 2310.00426), here on normalised tokens like every other residual path.
+The tokens of the transformer are square patches of the latent. Time and context determine shift, scale and gate of
+every residual path, which start at zero (adaLN-Zero): a fresh block is the identity, a fresh network predicts zero.
+Optional cross-attention to the context stands between self-attention and feed-forward layer, as in PixArt-alpha (Chen
+et al. 2023, arXiv 2310.00426), but on normalised tokens like every other residual path.
 """
 
 import jax.numpy as jnp
@@ -15,30 +15,31 @@ from lsgm_jax.nn.layers import Block, Context, Embedding, Maps, TokenAttention, 
 from lsgm_jax.nn.ldm_layers import ZEROS, dense, embed_time, timestep_embedding
 from lsgm_jax.nn.unet import Prediction
 
-TIME_FEATURES = 256  # of the timestep's embedding, whatever the width
+TIME_FEATURES = 256  # length of the timestep embedding, for any width
 XAVIER = nn.initializers.xavier_uniform()
 
 
-Adaptation = Float[Array, "batch 1 width"]  # of all tokens alike
+Adaptation = Float[Array, "batch 1 width"]  # the same for all tokens
 Patches = Float[Array, "batch patches features"]
 
 
 class DiT(nn.Module):
-    """(z_t, t, context) -> eps_hat; the coordinates of z_t lie side by side in its channels. The defaults are DiT-S/2.
+    """Diffusion Transformer (z_t, t, context) -> eps_hat, [batch, h, w, c] -> [batch, h, w, out_channels].
 
-    The mean of the context's tokens, if there is one, shifts the embedding of time.
+    The coordinates of z_t are concatenated along its channels. The mean token of the context
+    [batch, context_tokens, context_width], if given, shifts the time embedding. The defaults are DiT-S/2.
 
     Attributes:
         out_channels: channels of the noise prediction.
-        patch: side of the squares of the latent that are one token each.
-        width: of the tokens. Published with depth and heads: S 384, 12, 6; B 768, 12, 12; L 1024, 24, 16; XL 1152,
-            28, 16.
+        patch: height and width of a patch.
+        width: features per token. The published (width, depth, heads) are S (384, 12, 6), B (768, 12, 12),
+            L (1024, 24, 16) and XL (1152, 28, 16).
         depth: number of blocks.
-        heads: of attention.
-        mlp_ratio: width of a feed-forward layer's inside over that of the tokens.
-        dropout: of the features inside feed-forward layers; none as published.
-        cross_attention: whether tokens attend to those of the context, beside what its mean does.
-        steps: of the discrete process that the network was made for, whose timestep i is at t = (i + 1) / steps.
+        heads: number of attention heads.
+        mlp_ratio: hidden width of the feed-forward layers over `width`.
+        dropout: dropout rate in the feed-forward layers; 0 as published.
+        cross_attention: whether tokens also attend to the tokens of the context.
+        steps: number of timesteps of the discrete process; timestep i is at t = (i + 1) / steps.
     """
 
     out_channels: int
@@ -67,8 +68,8 @@ class DiT(nn.Module):
 
     @nn.nowrap
     def refuse(self, shape: tuple[int, ...]) -> str | None:
-        """Why latents of this shape do not fit, or None."""
-        if any(side % self.patch for side in shape[:2]):
+        """Returns why the network cannot take latents of this shape (height, width, channels), or None if it can."""
+        if any(size % self.patch for size in shape[:2]):
             return f"a latent of shape {shape}: patch={self.patch} does not divide its sides"
         return None
 
@@ -77,7 +78,7 @@ class DiT(nn.Module):
         self, z_t: Maps, t: Times, context: Context | None = None, *, deterministic: bool
     ) -> Prediction:
         self._require_fit(z_t, context)
-        rows, columns = (side // self.patch for side in z_t.shape[1:3])
+        rows, columns = (size // self.patch for size in z_t.shape[1:3])
         embedding = see_context(embed_time(t, self.steps, TIME_FEATURES, self.width), context)
         tokens = dense(self.width, z_t, "patches", XAVIER)(to_patches(z_t, self.patch))
         tokens = (tokens + positions(rows, columns, self.width)).astype(z_t.dtype)
@@ -98,9 +99,10 @@ class DiT(nn.Module):
 
 
 class DiTBlock(Block):
-    """Self-attention, attention to the context if there is one, and a feed-forward layer, all of them residual.
+    """adaLN-Zero block: residual self-attention, cross-attention if there is a context, and a feed-forward layer.
 
-    Attributes are those of `DiT`.
+    It maps tokens [batch, tokens, width], the time embedding [batch, features] and the context
+    [batch, context_tokens, context_width] to the tokens' shape. The attributes are those of `DiT`.
     """
 
     heads: int
@@ -130,13 +132,13 @@ class DiTBlock(Block):
 
 
 def adapt(embedding: Embedding, width: int, count: int) -> list[Adaptation]:
-    """What the embedding does to all tokens of a sample, `count` vectors, by a layer "adapt" that starts at zero."""
+    """Maps the embedding to `count` vectors [batch, 1, width], by a dense layer "adapt" that starts at zero."""
     effect = dense(count * width, embedding, "adapt", ZEROS)(nn.swish(embedding))
     return jnp.split(effect[:, None, :], count, axis=-1)
 
 
 def normalise(tokens: Tokens) -> Tokens:
-    """LayerNorm without parameters; float32 statistics that do not cancel."""
+    """Applies LayerNorm without parameters; float32 statistics, the variance as the mean of (tokens - mean)^2."""
     norm = nn.LayerNorm(
         epsilon=1e-6, use_bias=False, use_scale=False, use_fast_variance=False, dtype=tokens.dtype
     )
@@ -144,24 +146,27 @@ def normalise(tokens: Tokens) -> Tokens:
 
 
 def modulate(tokens: Tokens, shift: Adaptation, scale: Adaptation) -> Tokens:
-    """Normalised tokens, scaled and shifted."""
+    """Returns normalise(tokens) * (1 + scale) + shift."""
     return (normalise(tokens) * (1.0 + scale) + shift).astype(tokens.dtype)
 
 
 def add_gated(tokens: Tokens, change: Tokens, gate: Adaptation) -> Tokens:
-    """The sum of a residual path's input and what the gate lets through of its output."""
+    """Returns tokens + gate * change, the gated residual sum."""
     return tokens + (gate * change).astype(tokens.dtype)
 
 
 def to_patches(maps: Maps, patch: int) -> Patches:
-    """Squares of side `patch` as tokens, row by row; inside a token pixels row by row, each with its channels."""
+    """Splits maps [batch, h, w, c] into tokens [batch, h w / patch^2, patch^2 c].
+
+    Patches are in row-major order, and so are the pixels in a patch, each with its channels.
+    """
     batch, height, width, channels = maps.shape
     squares = maps.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return squares.swapaxes(2, 3).reshape(batch, -1, patch * patch * channels)
 
 
 def from_patches(tokens: Patches, patch: int, rows: int) -> Maps:
-    """Inverse of `to_patches`, for maps with so many rows of patches."""
+    """Inverts `to_patches`, for maps with `rows` rows of patches."""
     batch, count, features = tokens.shape
     columns, channels = count // rows, features // patch**2
     squares = tokens.reshape(batch, rows, columns, patch, patch, channels)
@@ -169,7 +174,13 @@ def from_patches(tokens: Patches, patch: int, rows: int) -> Maps:
 
 
 def positions(rows: int, columns: int, width: int) -> Float[Array, "tokens width"]:
-    """Cosines and sines of the row, then of the column, of each token; rows and columns count from 0 on any latent."""
+    """Computes fixed positional embeddings: cosines and sines of each token's row, then of its column.
+
+    Args:
+        rows: rows of patches, counted from 0.
+        columns: columns of patches, counted from 0.
+        width: features per token, a multiple of 4.
+    """
     row, column = (timestep_embedding(jnp.arange(n, dtype=float), width // 2) for n in (rows, columns))
     shape = (rows, columns, width // 2)
     both = [jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column[None], shape)]

@@ -1,8 +1,8 @@
-"""Building blocks that autoencoders and score networks share: one copy of each.
+"""Layers that autoencoders and score networks share.
 
-A layer computes in the dtype of the maps that it is given, and gives maps of that dtype; its parameters stay float32.
-So whoever casts a network's input chooses the precision of all of it. Sums over many numbers and what decides about
-small differences (statistics, softmax, the embedding of time) is float32 at least.
+A layer computes in the dtype of its input feature maps and returns maps of that dtype; its parameters stay float32.
+The caller therefore chooses the precision of a whole network by casting its input. Long sums and operations that are
+sensitive to rounding (normalisation statistics, softmax, the time embedding) use at least float32.
 """
 
 import functools
@@ -21,17 +21,17 @@ Context = Float[Array, "batch context_tokens context_width"]
 Heads = Float[Array, "batch tokens heads features"]
 ContextHeads = Float[Array, "batch context_tokens heads features"]
 Resample = Callable[[Maps], Resized]
-# Uniform over plus or minus 1 / sqrt(fan in), with which PyTorch and so many published networks start.
+# Uniform on [-1 / sqrt(fan_in), 1 / sqrt(fan_in)], the default of PyTorch and of the networks published with it.
 FAN_IN_UNIFORM = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
 def at_least_float32(values: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """The values in float32, or in float64 if that is what they are."""
+    """Casts values of lower precision to float32; float64 stays float64."""
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def group_norm(h: Maps) -> Maps:
-    """GroupNorm with the usual min(C / 4, 32) groups, reduced until they divide the channels; float32 statistics."""
+    """Applies GroupNorm with min(C / 4, 32) groups, reduced until they divide the channels; float32 statistics."""
     channels = h.shape[-1]
     groups = max(1, min(channels // 4, 32))
     while channels % groups:
@@ -39,30 +39,37 @@ def group_norm(h: Maps) -> Maps:
     return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=h.dtype)(h)
 
 
-LDM_GROUPS = 32  # of every normalisation, whatever the width
+LDM_GROUPS = 32  # of every GroupNorm, for any number of channels
 
 
 def ldm_group_norm(h: Maps, name: str, epsilon: float) -> Maps:
-    """GroupNorm as latent diffusion has it; float32 statistics that do not cancel where features hardly vary."""
+    """Applies the GroupNorm of latent diffusion (LDM), with 32 groups.
+
+    The statistics are float32. The variance is the mean of (h - mean)^2, as E[h^2] - mean^2 cancels for almost constant
+    features.
+    """
     norm = nn.GroupNorm(LDM_GROUPS, epsilon=epsilon, use_fast_variance=False, dtype=h.dtype, name=name)
     return norm(h)
 
 
 def add_residual(skip: Maps, h: Maps, rescale: bool = True) -> Maps:
-    """The sum of a block's input and output, over sqrt(2) to keep its variance."""
+    """Returns skip + h, divided by sqrt(2) to preserve the variance if `rescale`."""
     total = skip + h
     return total / jnp.sqrt(2.0).astype(h.dtype) if rescale else total
 
 
 def see_context(embedding: Embedding, context: Context | None) -> Embedding:
-    """The embedding of time, moved by what the mean over a context's tokens says; without a context, as it is.
+    """Adds a linear map of the mean context token to the time embedding.
 
-    The map is linear and starts at zero: a fresh network is the unconditional one bit for bit, whatever the context's
-    scale, and the map learns as soon as the embedding does, because its own gradient does not vanish with it.
+    The map starts at zero: a freshly initialised network equals the unconditional one bit for bit, at any scale of the
+    context. The gradient of the map does not vanish at zero, so it learns as soon as the embedding does.
 
     Args:
-        embedding: of the module that calls, which gets a layer named "context".
-        context: a class is one token, a text many.
+        embedding: time embedding of the calling module, which gets a submodule named "context".
+        context: one token for a class label, several for a text; None for no context.
+
+    Returns:
+        The shifted embedding; without a context, `embedding` itself.
     """
     if context is None:
         return embedding
@@ -72,20 +79,22 @@ def see_context(embedding: Embedding, context: Context | None) -> Embedding:
 
 
 class Block(nn.Module):
-    """A part of a network whose inside need not be kept for the gradient, if that may compute it again."""
+    """A module whose intermediate activations may be recomputed in the backward pass (rematerialisation)."""
 
 
 class ResBlock(Block):
-    """Two normalised convolutions with a residual path; a time embedding, if given, shifts the features.
+    """Residual block: twice GroupNorm, swish and a 3 x 3 convolution, [batch, h, w, c] -> [batch, h', w', channels].
 
-    The second convolution starts at zero, so that a fresh network is the identity up to its shortcuts.
+    A time embedding [batch, features], if given, shifts the features between the two convolutions. The second
+    convolution starts at zero, so that a fresh block is the identity up to its shortcut and the factor 1 / sqrt(2).
 
     Attributes:
-        channels: of the output.
-        resample: applied to both paths, before the first convolution and the shortcut.
+        channels: output channels.
+        dropout: dropout rate before the second convolution.
+        resample: function applied to both paths, before the first convolution and the shortcut; None for none.
         rescale: whether the sum of both paths is divided by sqrt(2).
-        kernel_init: of all kernels but the second convolution's.
-        last_init: of the second convolution's kernel.
+        kernel_init: initialiser of all kernels except that of the second convolution.
+        last_init: initialiser of the kernel of the second convolution.
     """
 
     channels: int
@@ -116,7 +125,13 @@ class ResBlock(Block):
 
 
 class Attention(Block):
-    """Single-head self-attention over all positions, residual; attributes as those of `ResBlock`."""
+    """Residual single-head self-attention over all positions of feature maps, [batch, h, w, c] -> the same shape.
+
+    Attributes:
+        rescale: whether the sum of input and attention is divided by sqrt(2).
+        kernel_init: initialiser of the query, key and value kernels.
+        last_init: initialiser of the output kernel.
+    """
 
     rescale: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
@@ -137,11 +152,15 @@ class Attention(Block):
 
 
 class TokenAttention(nn.Module):
-    """What each token finds in a context, by several heads side by side; only the map that joins them has a bias.
+    """Multi-head cross-attention of tokens [batch, tokens, width] to a context, without a residual connection.
+
+    The context has shape [batch, context_tokens, context_width], the output that of the tokens. Only the output
+    projection has a bias.
 
     Attributes:
-        head_width: features of each head, whatever the width of the tokens.
-        last_init: of the kernel that joins the heads.
+        heads: number of attention heads.
+        head_width: features per head, independent of the width of the tokens.
+        last_init: initialiser of the kernel of the output projection.
     """
 
     heads: int
@@ -163,9 +182,10 @@ class TokenAttention(nn.Module):
 
 
 def attend(query: Heads, key: ContextHeads, value: ContextHeads) -> Heads:
-    """Each token's mean of the values, weighted by the softmax over keys of query . key / sqrt(features).
+    """Computes scaled dot-product attention: softmax over keys of query . key / sqrt(features), times the values.
 
-    Flax's would take the softmax in bfloat16, or be left with weights in float32 for the product with the values.
+    The softmax is computed in at least float32 and its weights are cast to the dtype of the values. The function of
+    Flax would compute it in bfloat16, or multiply float32 weights with the values.
     """
     query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key)
@@ -174,10 +194,10 @@ def attend(query: Heads, key: ContextHeads, value: ContextHeads) -> Heads:
 
 
 def downsample(h: Maps) -> Resized:
-    """Mean over 2 x 2 blocks."""
+    """Halves height and width by the mean over 2 x 2 blocks."""
     return nn.avg_pool(h, (2, 2), strides=(2, 2))
 
 
 def upsample(h: Maps) -> Resized:
-    """Nearest-neighbour doubling."""
+    """Doubles height and width by nearest-neighbour interpolation."""
     return jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)

@@ -1,6 +1,7 @@
-"""The denoiser of latent diffusion models (Rombach et al. 2022): a U-Net that can look at a context.
+"""The denoiser of latent diffusion models (Rombach et al. 2022): a U-Net with optional cross-attention to a context.
 
-What is concatenated to the latent (a low-resolution image, a masked one with its mask) is more input channels.
+Conditions that are images (a low-resolution image, a masked image with its mask) are concatenated to the channels of
+the latent.
 """
 
 import jax.numpy as jnp
@@ -32,23 +33,28 @@ from lsgm_jax.nn.unet import Prediction, refuse_halving
 
 
 class LDMUNet(nn.Module):
-    """(z_t, t, context) -> eps_hat; the context [batch, tokens, width] is what cross-attention looks at, or None.
+    """U-Net score network of LDM (z_t, t, context) -> eps_hat, [batch, h, w, c] -> [batch, h, w, out_channels].
+
+    The context is None, or [batch, context_tokens, context_width] for cross-attention.
 
     Attributes:
         out_channels: channels of the noise prediction.
-        channels: base width.
-        channel_mult: width of each level over the base; each level after the first works at half the side of the
-            one before.
-        blocks: residual blocks per level on the way down; one more on the way up.
-        attention: factors of down-sampling, not sides, at which attention follows every residual block; the middle
-            of the net always has it.
-        heads: of attention at every level, or None if `head_width` decides.
-        head_width: features of each head, of which there are as many as the channels make; or None.
-        context_width: of the context's tokens. With it, attention is a spatial transformer; None: plain self-attention.
-        transformer_depth: self-attention, attention to the context and feed-forward in turns, this many times.
-        scale_shift: whether the time scales and shifts normalised features; otherwise it shifts them before the norm.
-        resample_in_blocks: whether residual blocks do the resampling; otherwise convolutions.
-        steps: of the discrete process that the network was made for, whose timestep i is at t = (i + 1) / steps.
+        channels: base number of channels, a multiple of 32.
+        channel_mult: factor of `channels` for each level; each level after the first has half the height and width of
+            the one before.
+        blocks: residual blocks per level of the down path; the up path has one more.
+        attention: downsampling factors, not heights, at which attention follows every residual block; the middle
+            block always has it.
+        heads: attention heads at every level, or None to give `head_width`.
+        head_width: features per attention head; the number of heads is channels / head_width. None to give `heads`.
+        context_width: width of the context's tokens; attention is then a spatial transformer. None: no context, and
+            plain self-attention.
+        transformer_depth: transformer blocks per spatial transformer.
+        scale_shift: whether the time embedding scales and shifts the features after the second norm, instead of
+            shifting them before it.
+        resample_in_blocks: whether residual blocks resample, instead of convolutions.
+        dropout: dropout rate in the residual blocks.
+        steps: number of timesteps of the discrete process; timestep i is at t = (i + 1) / steps.
     """
 
     out_channels: int
@@ -87,7 +93,8 @@ class LDMUNet(nn.Module):
         self._require_fit(z_t, context)
         embedding = embed_time(t, self.steps, self.channels, 4 * self.channels)
 
-        # Names count as the published ones do: down_i_j is layer j of what gives skip i, up_i_j of what takes one.
+        # The numbering is that of the published code: down_i_j is layer j of the block that outputs skip i, up_i_j
+        # layer j of the i-th block that consumes a skip.
         def residual(h: Maps, width: int, name: str, resample: Resample | None = None) -> Resized:
             block = ResidualBlock(width, self.dropout, self.scale_shift, resample, name=name)
             return block(h, embedding, deterministic=deterministic)
@@ -133,7 +140,7 @@ class LDMUNet(nn.Module):
 
     @nn.nowrap
     def refuse(self, shape: tuple[int, ...]) -> str | None:
-        """Why latents of this shape do not fit, or None."""
+        """Returns why the network cannot take latents of this shape (height, width, channels), or None if it can."""
         return refuse_halving(shape, len(self.channel_mult))
 
     @nn.nowrap

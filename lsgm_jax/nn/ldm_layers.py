@@ -1,7 +1,7 @@
-"""Parts of LDM's denoiser (Rombach et al. 2022): residual blocks that see the time, attention, resampling.
+"""Layers of the LDM denoiser (Rombach et al. 2022): time-conditioned residual blocks, attention, resampling.
 
-Unlike those of NCSN++ they keep sums as they are, always normalise 32 groups, and halve with convolutions that pad one
-pixel on all four sides.
+Unlike those of NCSN++ they do not rescale residual sums, always use 32 groups in GroupNorm, and downsample with
+convolutions that pad one pixel on all four sides.
 """
 
 import functools
@@ -26,7 +26,7 @@ from lsgm_jax.nn.layers import (
     upsample,
 )
 
-EPSILON = 1e-5  # of normalisations, but for those before spatial transformers
+EPSILON = 1e-5  # of GroupNorm, except before spatial transformers
 Initializer = nn.initializers.Initializer
 ZEROS = nn.initializers.zeros
 
@@ -34,23 +34,29 @@ ZEROS = nn.initializers.zeros
 def conv(
     channels: int, like: Array, name: str, kernel_init: Initializer = FAN_IN_UNIFORM, stride: int = 1
 ) -> nn.Conv:
-    """A 3 x 3 convolution, in the dtype of `like`; if it strides, its first pixel is the maps' first."""
-    padding = ((1, 1), (1, 1))  # SAME would put none before the first pixel of a side that is even
+    """Builds a 3 x 3 convolution in the dtype of `like`, with one pixel of padding on all four sides.
+
+    With stride 2, the first output is centred on the first input pixel.
+    """
+    padding = ((1, 1), (1, 1))  # "SAME" with stride 2 does not pad before the first pixel of an even size
     return nn.Conv(channels, (3, 3), stride, padding, kernel_init=kernel_init, dtype=like.dtype, name=name)
 
 
 def dense(width: int, like: Array, name: str, kernel_init: Initializer = FAN_IN_UNIFORM) -> nn.Dense:
-    """A dense layer, which on maps is a 1 x 1 convolution, in the dtype of `like`."""
+    """Builds a dense layer in the dtype of `like`; on feature maps it is a 1 x 1 convolution."""
     return nn.Dense(width, kernel_init=kernel_init, dtype=like.dtype, name=name)
 
 
 def layer_norm(tokens: Tokens, name: str) -> Tokens:
-    """LayerNorm with float32 statistics that do not cancel."""
+    """Applies LayerNorm with float32 statistics; the variance is the mean of (tokens - mean)^2."""
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=tokens.dtype, name=name)(tokens)
 
 
 def timestep_embedding(index: Float[Array, "batch"], features: int) -> Embedding:
-    """Cosines, then sines, of the timestep at frequencies 10000^(-i / half); a zero fills up an odd number."""
+    """Computes cosines, then sines, of the timestep at frequencies 10000^(-i / half), [batch, features].
+
+    An odd number of features ends with a zero.
+    """
     half = features // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
     angles = index[:, None] * frequencies
@@ -59,19 +65,31 @@ def timestep_embedding(index: Float[Array, "batch"], features: int) -> Embedding
 
 
 def embed_time(t: Times, steps: int, features: int, width: int) -> Embedding:
-    """Two dense layers, "time_in" and "time_out", of the timestep's embedding; timestep i is at t = (i + 1) / steps."""
+    """Embeds the time with two dense layers, "time_in" and "time_out", on the timestep embedding.
+
+    Args:
+        t: times; timestep i is at t = (i + 1) / steps.
+        steps: number of timesteps of the discrete process.
+        features: length of the timestep embedding.
+        width: output features.
+    """
     embedding = timestep_embedding(in_steps(t, steps) - 1.0, features)
     hidden = dense(width, embedding, "time_in")(embedding)
     return dense(width, embedding, "time_out")(nn.swish(hidden))
 
 
 class ResidualBlock(Block):
-    """Two normalised convolutions beside a shortcut, which is a 1 x 1 convolution if the width changes.
+    """Residual block with a time embedding: twice GroupNorm, swish and a 3 x 3 convolution.
+
+    It maps [batch, h, w, c] and the embedding [batch, features] to [batch, h', w', channels]. The shortcut is a 1 x 1
+    convolution if the number of channels changes, and the identity otherwise.
 
     Attributes:
-        channels: of the output.
-        scale_shift: the time scales and shifts the features after the second norm, instead of shifting them before.
-        resample: applied to both paths, before the first convolution and the shortcut.
+        channels: output channels.
+        dropout: dropout rate before the second convolution.
+        scale_shift: whether the time embedding scales and shifts the features after the second norm, instead of
+            shifting them before it.
+        resample: function applied to both paths, before the first convolution and the shortcut; None for none.
     """
 
     channels: int
@@ -87,12 +105,12 @@ class ResidualBlock(Block):
         if skip.shape[-1] != self.channels:
             skip = dense(self.channels, skip, "shortcut")(skip)
         h = conv(self.channels, h, "conv_in")(h)
-        h = nn.swish(self._see_time(h, embedding))
+        h = nn.swish(self._condition_on_time(h, embedding))
         h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
         return skip + conv(self.channels, h, "conv_out", ZEROS)(h)
 
-    def _see_time(self, h: Maps, embedding: Embedding) -> Maps:
-        """Normalised features with what the time does to them."""
+    def _condition_on_time(self, h: Maps, embedding: Embedding) -> Maps:
+        """Applies the second norm and the shift, or scale and shift, of the time embedding."""
         embed = dense((1 + self.scale_shift) * self.channels, embedding, "embed")
         effect = embed(nn.swish(embedding))[:, None, None, :]
         if not self.scale_shift:
@@ -102,7 +120,13 @@ class ResidualBlock(Block):
 
 
 class SelfAttention(Block):
-    """Self-attention over all positions, residual. Each head has its query, key and value side by side in `qkv`."""
+    """Residual multi-head self-attention over all positions of feature maps, [batch, h, w, c] -> the same shape.
+
+    The features of `qkv` are ordered by head, and within a head as query, key and value.
+
+    Attributes:
+        heads: number of attention heads.
+    """
 
     heads: int
 
@@ -116,7 +140,14 @@ class SelfAttention(Block):
 
 
 class SpatialTransformer(Block):
-    """A transformer whose tokens are the positions of the maps, row by row, and which looks at a context; residual."""
+    """Residual transformer with cross-attention, whose tokens are the positions of feature maps in row-major order.
+
+    It maps [batch, h, w, c] and the context [batch, context_tokens, context_width] to [batch, h, w, c].
+
+    Attributes:
+        heads: number of attention heads.
+        depth: number of transformer blocks.
+    """
 
     heads: int
     depth: int = 1
@@ -132,7 +163,13 @@ class SpatialTransformer(Block):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context, and a gated feed-forward layer, each normalised before and residual."""
+    """Self-attention, cross-attention to the context and a gated feed-forward layer, all pre-norm and residual.
+
+    It maps tokens [batch, tokens, width] and the context [batch, context_tokens, context_width] to the tokens' shape.
+
+    Attributes:
+        heads: number of attention heads.
+    """
 
     heads: int
 
@@ -148,7 +185,10 @@ class TransformerBlock(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """Values times the exact GELU of their gates, both four times as wide as the tokens, and back."""
+    """Feed-forward layer GEGLU of tokens [batch, tokens, width]: dense(value * GELU(gate)).
+
+    Values and gates have 4 width features each; the GELU is exact.
+    """
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Tokens:
@@ -158,7 +198,7 @@ class GatedFeedForward(nn.Module):
 
 
 class Halve(nn.Module):
-    """A convolution that keeps every second pixel; sides that are odd are rounded up."""
+    """3 x 3 convolution with stride 2, [batch, h, w, c] -> [batch, h / 2, w / 2, channels]; rounds odd sizes up."""
 
     channels: int
 
@@ -168,7 +208,7 @@ class Halve(nn.Module):
 
 
 class Double(nn.Module):
-    """Every pixel repeated 2 x 2, then a convolution."""
+    """Nearest-neighbour upsampling and a 3 x 3 convolution, [batch, h, w, c] -> [batch, 2 h, 2 w, channels]."""
 
     channels: int
 

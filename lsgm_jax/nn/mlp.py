@@ -1,4 +1,4 @@
-"""A multilayer perceptron that predicts the noise of vectors; CLD-SGM's network for data in the plane."""
+"""A multilayer perceptron that predicts the noise of vectors: the network of CLD-SGM for two-dimensional data."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,15 +13,16 @@ TimeFeatures = Float[Array, "batch time_features"]
 
 
 class MLP(nn.Module):
-    """(z_t, t, context) -> eps_hat; the coordinates of z_t lie side by side, and t is one more input behind them.
+    """MLP score network (z_t, t, context) -> eps_hat, [batch, features] -> [batch, out_features].
 
-    So are the means over a context's tokens, if there is one: they shift what the first layer makes of the rest.
+    The input is z_t, its coordinates concatenated, followed by t and the features of log t. The mean token of the
+    context [batch, context_tokens, context_width], if given, shifts the output of the first layer.
 
     Attributes:
         out_features: dimensions of the noise prediction.
         hidden: widths of the hidden layers.
-        time_octaves: of sines and cosines of log t that stand beside t, where the noise level changes by orders of
-            magnitude; 0 for t alone, as published.
+        time_octaves: octaves of sines and cosines of log t in addition to t, for processes whose noise level changes
+            by orders of magnitude; 0 for t alone, as published.
     """
 
     out_features: int
@@ -32,8 +33,8 @@ class MLP(nn.Module):
     def __call__(
         self, z_t: Vectors, t: Times, context: Context | None = None, *, deterministic: bool
     ) -> VectorPrediction:
-        del deterministic  # nothing here is random; score networks share one signature
-        # Beside the time, z_t is float32 too: close times meet in anything less.
+        del deterministic  # no dropout here; all score networks share one signature
+        # The first layer is float32, as bfloat16 would round close times to one value.
         h = jnp.concatenate([z_t, t[:, None], log_time_features(t, self.time_octaves)], axis=-1)
         first, *others = (*self.hidden, self.out_features)
         h = see_context(nn.Dense(first, dtype=h.dtype)(h), context)
@@ -43,9 +44,10 @@ class MLP(nn.Module):
 
 
 def log_time_features(t: Times, octaves: int) -> TimeFeatures:
-    """Sines and cosines of log t, [batch, 2 octaves]; the slowest make a quarter of a turn from t = 3e-6 to 1.
+    """Computes sines, then cosines, of log(t + 1e-6) at the frequencies 2^i / 8, [batch, 2 octaves].
 
-    Times below 1e-6 look alike, so that t = 0 is one of them.
+    The slowest make a quarter of a turn from t = 3e-6 to 1. The offset makes the features finite at t = 0; times below
+    1e-6 have almost the same features.
     """
     angle = jnp.log(t + 1e-6)[:, None] * 2.0 ** jnp.arange(octaves) / 8.0
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)

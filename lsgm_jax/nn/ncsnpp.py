@@ -1,6 +1,6 @@
-"""NCSN++ (Song et al. 2021), the score network of LSGM and of CLD-SGM: one module, two sets of values.
+"""NCSN++ (Song et al. 2021), the score network of LSGM and CLD-SGM, which use it with different settings.
 
-A U-Net of BigGAN-style residual blocks, which also do the resampling, with self-attention at chosen sides.
+It is a U-Net of BigGAN-style residual blocks, which also resample, with self-attention at chosen resolutions.
 """
 
 import functools
@@ -34,27 +34,29 @@ from lsgm_jax.nn.unet import Prediction, refuse_halving, sinusoidal_embedding
 
 
 class NCSNpp(nn.Module):
-    """(z_t, t, context) -> eps_hat; the coordinates of z_t lie side by side in its channels.
+    """NCSN++ score network (z_t, t, context) -> eps_hat, [batch, h, w, c] -> [batch, h, w, out_channels].
 
-    The mean of the context's tokens, if there is one, shifts the embedding of time.
+    The coordinates of z_t are concatenated along its channels. The mean token of the context
+    [batch, context_tokens, context_width], if given, shifts the time embedding.
 
     Attributes:
         out_channels: channels of the noise prediction.
-        channels: base width.
-        channel_mult: width of each level over the base; each level after the first works at half the side of the
-            one before.
-        blocks: residual blocks per level on the way down; one more on the way up.
-        attention: sides of the feature maps that get self-attention, after every block on the way down and once per
-            level on the way up; the middle of the net always has it.
-        fir: kernel of the resampling, or None for nearest neighbours and 2 x 2 means.
-        embedding: "positional" of t, or "fourier" of log t.
+        channels: base number of channels.
+        channel_mult: factor of `channels` for each level; each level after the first has half the height and width of
+            the one before.
+        blocks: residual blocks per level of the down path; the up path has one more.
+        attention: heights of the feature maps with self-attention, after every block of the down path and once per
+            level of the up path; the middle block always has it.
+        dropout: dropout rate in the residual blocks.
+        fir: FIR kernel of the resampling, or None for nearest-neighbour interpolation and 2 x 2 means.
+        embedding: "positional" for sinusoidal features of t, "fourier" for random Fourier features of log t.
         embedding_scale: fastest frequency of a positional embedding in radians per unit of t (LSGM: 1000, CLD: 1);
             standard deviation of the Fourier frequencies (CLD: 16).
-        embedding_dim: of the positional embedding, half of the Fourier embedding; two dense layers make it four
-            times as long. None: `channels`, as in CLD; LSGM has 128.
-        input_pyramid: "none", or "residual": each new level adds the input at its resolution.
+        embedding_dim: length of the positional embedding, half the length of the Fourier embedding. Two dense layers
+            map it to 4 `embedding_dim` features. None uses `channels`, as in CLD; LSGM uses 128.
+        input_pyramid: "none", or "residual" to add the downsampled input at each new level of the down path.
         rescale: whether residual sums are divided by sqrt(2).
-        init_scale: of the kernels at the end of each residual path and of the network; 0 stands for 1e-10.
+        init_scale: variance scale of the last kernel of each residual path and of the network; 0 uses 1e-10.
     """
 
     out_channels: int
@@ -82,7 +84,7 @@ class NCSNpp(nn.Module):
 
     @nn.nowrap
     def refuse(self, shape: tuple[int, ...]) -> str | None:
-        """Why latents of this shape do not fit, or None."""
+        """Returns why the network cannot take latents of this shape (height, width, channels), or None if it can."""
         return refuse_halving(shape, len(self.channel_mult))
 
     @nn.compact
@@ -101,7 +103,7 @@ class NCSNpp(nn.Module):
         def attend(h: Maps) -> Maps:
             return Attention(self.rescale, scaled_init(0.1), last)(h)
 
-        def attend_at_side(h: Maps) -> Maps:
+        def attend_at_resolution(h: Maps) -> Maps:
             return attend(h) if h.shape[1] in self.attention else h
 
         widths = [self.channels * factor for factor in self.channel_mult]
@@ -116,7 +118,7 @@ class NCSNpp(nn.Module):
                     h = pyramid = self._add_input(pyramid, h)
                 skips.append(h)
             for _ in range(self.blocks):
-                h = attend_at_side(block(h, width))
+                h = attend_at_resolution(block(h, width))
                 skips.append(h)
 
         h = block(h, widths[-1])
@@ -126,7 +128,7 @@ class NCSNpp(nn.Module):
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(self.blocks + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), width)
-            h = attend_at_side(h)
+            h = attend_at_resolution(h)
             if level:
                 h = block(h, width, up)
 

@@ -1,7 +1,8 @@
-"""What NCSN++ has beside the shared layers: FIR resampling, Fourier features of time, a pyramid of the input.
+"""Layers of NCSN++ besides the shared ones: FIR resampling, random Fourier features of time, input pyramid.
 
-FIR resampling convolves with the outer product of a short kernel with itself, [1, 3, 3, 1] as published, scaled so
-that constants stay what they are. Doubling puts zeros between pixels first; halving keeps every second pixel after.
+FIR resampling convolves with the outer product of a short kernel with itself, [1, 3, 3, 1] as published, normalised
+so that constant maps are preserved. Upsampling inserts zeros between pixels before the filter; downsampling keeps every
+second pixel after it.
 """
 
 import functools
@@ -20,23 +21,23 @@ Kernel = tuple[float, ...]
 
 
 def scaled_init(scale: float) -> nn.initializers.Initializer:
-    """Uniform with variance `scale` over the mean of both fans; at scale 0 almost, but not exactly, zero."""
+    """Returns a uniform initialiser with variance `scale` / mean(fan_in, fan_out); a scale of 0 counts as 1e-10."""
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
 def fir_upsample(h: Maps, kernel: Kernel) -> Resized:
-    """Doubling: the gaps filled by `kernel`."""
+    """Doubles height and width: inserts zeros and filters with `kernel`."""
     return _upsample_axis(_upsample_axis(h, kernel, 1), kernel, 2)
 
 
 def fir_downsample(h: Maps, kernel: Kernel) -> Resized:
-    """Halving: every second pixel of the maps smoothed by `kernel`."""
+    """Halves height and width: filters with `kernel` and keeps every second pixel."""
     total = len(kernel) - 2
     return _smooth(h, kernel, padding=((total + 1) // 2, total // 2), stride=2)
 
 
 def _upsample_axis(h: Maps, kernel: Kernel, axis: int) -> Resized:
-    """Even and odd outputs each meet every second tap, so that no zeros have to be put between pixels."""
+    """Filters even and odd outputs separately with every second tap, which avoids inserting zeros."""
     taps, before = _taps(kernel, gain=2.0), (len(kernel) - 1) // 2 + 1
     phases = []
     for phase in range(2):
@@ -55,12 +56,12 @@ def _smooth(h: Maps, kernel: Kernel, padding: tuple[int, int], stride: int = 1) 
 
 
 def _taps(kernel: Kernel, gain: float = 1.0) -> Kernel:
-    """Scaled to the sum `gain` and flipped, because a filter convolves and `_correlate` does not."""
+    """Normalises the kernel to the sum `gain` and flips it, as a filter convolves and `_correlate` correlates."""
     return tuple(gain * tap / sum(kernel) for tap in reversed(kernel))
 
 
 def _correlate(h: Maps, taps: Kernel, axis: int, padding: tuple[int, int], stride: int = 1) -> Resized:
-    """Sum of shifted maps along one axis, which XLA fuses.
+    """Correlates maps with `taps` along one axis, as a sum of shifted maps that XLA fuses.
 
     Measured on two CPU cores for maps of shape [4, 16, 16, 128]: 0.17 ms to double and 0.16 ms to halve, where the
     depthwise convolution takes 60 ms and 3 ms.
@@ -72,7 +73,15 @@ def _correlate(h: Maps, taps: Kernel, axis: int, padding: tuple[int, int], strid
 
 
 class PyramidDown(nn.Module):
-    """One step of the input pyramid: `kernel`, then a 3 x 3 convolution that keeps every second pixel."""
+    """One level of the input pyramid, [batch, h, w, c] -> [batch, h / 2, w / 2, channels].
+
+    It filters with `kernel` and applies a 3 x 3 convolution with stride 2.
+
+    Attributes:
+        channels: output channels.
+        kernel: FIR kernel.
+        kernel_init: initialiser of the kernel of the convolution.
+    """
 
     channels: int
     kernel: Kernel
@@ -94,10 +103,14 @@ class PyramidDown(nn.Module):
 
 
 class FourierFeatures(nn.Module):
-    """Sines, then cosines, of log t at fixed random frequencies, of standard deviation `scale` in turns per e-fold.
+    """Random Fourier features of log t, [batch] -> [batch, 2 frequencies]: sines, then cosines.
 
-    The frequencies are in the collection "constants", not among the parameters. Whoever applies the network
-    without that collection gets those that `init` puts there, which are the same in every network.
+    The frequencies are fixed and lie in the collection "constants", not among the parameters. Without that collection
+    the module uses the frequencies that `init` would store; they are the same in every network.
+
+    Attributes:
+        frequencies: number of frequencies.
+        scale: standard deviation of the frequencies, in turns per e-fold of t.
     """
 
     frequencies: int

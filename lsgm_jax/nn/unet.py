@@ -1,4 +1,4 @@
-"""A U-Net that predicts the noise in z_t."""
+"""A U-Net that predicts the noise in z_t, and the sinusoidal time embedding."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,16 +22,27 @@ Prediction = Float[Array, "batch height width out_channels"]
 
 
 def sinusoidal_embedding(t: Times, features: int, scale: float) -> Embedding:
-    """Sines, then cosines, of `scale` t at geometrically spaced frequencies from 1 to 1e-4."""
+    """Computes sines, then cosines, of `scale` t at geometrically spaced frequencies from 1 to 1e-4.
+
+    Args:
+        t: times in [0, 1].
+        features: length of the embedding, an even number.
+        scale: the fastest frequency, in radians per unit of t.
+    """
     frequencies = jnp.exp(jnp.linspace(0.0, -jnp.log(10_000.0), features // 2))
     angles = scale * t[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 def refuse_halving(shape: tuple[int, ...], levels: int) -> str | None:
-    """Why maps of this shape (height, width, channels) have not so many levels, each of half the side; or None."""
+    """Returns why maps cannot be halved `levels` - 1 times, or None if they can.
+
+    Args:
+        shape: height, width and channels of the maps.
+        levels: number of levels, each of half the height and width of the one before.
+    """
     factor = 2 ** (levels - 1)
-    if any(side % factor for side in shape[:2]):
+    if any(size % factor for size in shape[:2]):
         return (
             f"a latent of shape {shape}: {levels} levels need sides divisible by {factor}; give fewer levels"
         )
@@ -39,18 +50,20 @@ def refuse_halving(shape: tuple[int, ...], levels: int) -> str | None:
 
 
 class UNet(nn.Module):
-    """(z_t, t, context) -> eps_hat; the coordinates of z_t lie side by side in its channels.
+    """U-Net score network (z_t, t, context) -> eps_hat, [batch, h, w, c] -> [batch, h, w, out_channels].
 
-    The mean of the context's tokens, if there is one, shifts the embedding of time.
+    The coordinates of z_t are concatenated along its channels. The mean token of the context
+    [batch, context_tokens, context_width], if given, shifts the time embedding.
 
     Attributes:
-        channels: widths per resolution; each level after the first works at half the side of the one before.
-        blocks: residual blocks per level on the way down; one more on the way up.
-        embedding_scale: fastest frequency of the time embedding, in radians per unit of t. LSGM has 1000; the
-            network, and so the probability flow, can then vary within thousandths of t, which adaptive solvers
-            resolve with many steps.
-        attention: sides of the feature maps that get self-attention; the middle of the net always has it.
         out_channels: channels of the noise prediction.
+        channels: channels of each level; each level after the first has half the height and width of the one before.
+        blocks: residual blocks per level of the down path; the up path has one more.
+        attention: heights of the feature maps with self-attention; the middle block always has it.
+        dropout: dropout rate in the residual blocks.
+        embedding_scale: fastest frequency of the time embedding, in radians per unit of t. LSGM uses 1000; the
+            network, and with it the probability flow, can then vary on a scale of 1e-3 in t, for which adaptive solvers
+            need many steps.
     """
 
     out_channels: int
@@ -62,7 +75,7 @@ class UNet(nn.Module):
 
     @nn.nowrap
     def refuse(self, shape: tuple[int, ...]) -> str | None:
-        """Why latents of this shape do not fit, or None."""
+        """Returns why the network cannot take latents of this shape (height, width, channels), or None if it can."""
         return refuse_halving(shape, len(self.channels))
 
     @nn.compact

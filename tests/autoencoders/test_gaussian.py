@@ -1,4 +1,4 @@
-"""The posterior's closed forms against numerical integration, and its clamp."""
+"""Closed forms of the posterior against numerical integration, and the soft clamp of its features."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def test_log_density(x64):
     np.testing.assert_allclose(Q.log_density(z), expected, rtol=1e-6)
 
 
-def test_samples_have_its_moments():
+def test_samples_have_the_moments_of_the_gaussian():
     draws = jax.vmap(Q.sample)(jax.random.split(jax.random.key(0), 50_000))
     np.testing.assert_allclose(draws.mean(0), Q.mean, atol=0.03)
     np.testing.assert_allclose(draws.std(0), jnp.exp(Q.log_std), rtol=0.02)

@@ -1,4 +1,4 @@
-"""First stages of latent diffusion, where recorded numbers do not reach."""
+"""First stages of latent diffusion, besides the tests against recorded outputs of the original."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def vq_model(entries, embed, *widening, attention=()):
     )
 
 
-# The published first stages and their millions of parameters, codebook included.
+# The published first stages and their millions of parameters, with the codebook.
 PUBLISHED = {
     "kl-f4": (kl_model(3, 1, 2, 4), 55.3),
     "kl-f8": (kl_model(4, 1, 2, 4, 4), 83.7),
@@ -51,8 +51,8 @@ def test_published_first_stages_have_the_published_size(name):
     assert round(count_parameters(first_stage_shapes(parts)) / 1e6, 1) == millions
 
 
-def test_the_published_discriminator_sees_70_pixels():
-    """A change of one pixel reaches exactly the logits whose square of 70 x 70 contains it."""
+def test_the_receptive_field_of_the_published_discriminator_is_70_pixels():
+    """A logit depends on exactly the pixels of a square of 70 x 70."""
     module = PatchDiscriminator(channels=2)
     x = jnp.zeros((1, 96, 96, 3))
     variables = module.init(jax.random.key(0), x, train=False)
@@ -62,8 +62,8 @@ def test_the_published_discriminator_sees_70_pixels():
 
 
 @pytest.mark.parametrize("attention", [(4,), None])
-def test_maps_between_layers_are_bfloat16_where_they_are_asked_for(attention):
-    """And what comes out is close to what float32 gives."""
+def test_encoder_and_decoder_compute_in_bfloat16_on_request(attention):
+    """Their outputs are close to those in float32."""
     levels = Levels(channels=32, channel_mult=(1, 2), blocks=1, attention=attention, resolution=8)
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
     for module in (Encoder(levels, 4, 4), Decoder(levels, 4)):
@@ -85,8 +85,8 @@ class Normalised(nn.Module):
         return ldm_group_norm(h, "norm", EPSILON)
 
 
-def test_flat_maps_are_normalised_as_published():
-    """Where epsilon shows: (h - m) / sqrt(v + 1e-6), with a variance of 4e-6 beside a mean of one."""
+def test_almost_constant_maps_are_normalised_as_published():
+    """With a mean of 1 and a variance of 4e-6, the epsilon in (h - m) / sqrt(v + 1e-6) matters."""
     h = 1.0 + 2e-3 * np.random.default_rng(0).standard_normal((2, 8, 8, 32)).astype(np.float32)
     normalised, _ = Normalised().init_with_output(jax.random.key(0), jnp.asarray(h))
     exact = h.astype(np.float64)
@@ -95,19 +95,19 @@ def test_flat_maps_are_normalised_as_published():
     np.testing.assert_allclose(normalised, expected, atol=2e-4)
 
 
-def test_widths_that_cannot_be_normalised_are_refused():
+def test_channels_not_divisible_into_32_groups_are_refused():
     with pytest.raises(ValueError, match="a width of 48 is not divisible into 32 groups"):
         Levels(channels=48, channel_mult=(1, 2))
 
 
-def test_numbers_that_make_no_codebook_are_refused():
+def test_invalid_codebook_settings_are_refused():
     with pytest.raises(ValueError, match="entries=0"):
         Quantiser(entries=0, width=3)
     with pytest.raises(ValueError, match="beta=-1"):
         Quantiser(entries=4, width=3, beta=-1.0)
 
 
-def test_numbers_that_make_no_game_are_refused():
+def test_invalid_gan_loss_settings_are_refused():
     with pytest.raises(ValueError, match="loss='wasserstein' is none of hinge, softplus"):
         GANLoss(loss="wasserstein")
     with pytest.raises(ValueError, match="start=-1"):
@@ -115,27 +115,27 @@ def test_numbers_that_make_no_game_are_refused():
 
 
 def test_quantising_finds_the_nearest_entry_of_a_fresh_codebook():
-    """Against a search through all distances; what is rounded already stays, and costs nothing."""
+    """The reference is a search through all distances. Quantising entries returns them with zero loss."""
     quantiser = Quantiser(entries=8, width=3)
     codebook = quantiser.init(jax.random.key(0))
     assert float(jnp.abs(codebook).max()) <= 1 / 8
     z = jax.random.normal(jax.random.key(1), (2, 3, 5, 3)) / 8
-    rounded = quantiser(codebook, z)
+    quantised = quantiser(codebook, z)
     distances = np.linalg.norm(np.asarray(z)[..., None, :] - np.asarray(codebook), axis=-1)
-    np.testing.assert_array_equal(rounded.indices, distances.argmin(axis=-1))
-    np.testing.assert_array_equal(rounded.values, codebook[rounded.indices])
-    again = quantiser(codebook, rounded.values)
+    np.testing.assert_array_equal(quantised.indices, distances.argmin(axis=-1))
+    np.testing.assert_array_equal(quantised.values, codebook[quantised.indices])
+    again = quantiser(codebook, quantised.values)
     assert float(again.loss) == 0.0
-    np.testing.assert_array_equal(again.values, rounded.values)
+    np.testing.assert_array_equal(again.values, quantised.values)
 
 
-def test_usage_is_that_of_the_counts():
-    found = usage(jnp.asarray([[0, 0, 2], [2, 3, 3]]), 5)
-    np.testing.assert_allclose(found.perplexity, np.exp(entropy([2, 2, 2])), rtol=1e-6)
-    assert int(found.used) == 3
+def test_codebook_usage_matches_the_counts_of_the_entries():
+    in_use = usage(jnp.asarray([[0, 0, 2], [2, 3, 3]]), 5)
+    np.testing.assert_allclose(in_use.perplexity, np.exp(entropy([2, 2, 2])), rtol=1e-6)
+    assert int(in_use.used) == 3
 
 
-def test_divergence_from_standard_is_cross_entropy_less_entropy(x64):
+def test_divergence_from_standard_is_cross_entropy_minus_entropy(x64):
     features = jax.random.normal(jax.random.key(0), (3, 4, 4, 6))
     posterior = Gaussian.from_log_variance(features)
     expected = posterior.cross_entropy_to_standard() - posterior.entropy()
@@ -148,7 +148,7 @@ def test_scaled_latents_have_unit_deviation():
 
 
 def test_the_perceptual_distance_is_zero_and_flat_between_equal_images():
-    """Also where no feature is left to be normalised: the gradient is finite."""
+    """The gradient is finite even where all features are zero."""
     module = LPIPS(widths=(4, 4), convolutions=(1, 1))
     x = jnp.zeros((2, 4, 4, 3))
     variables = module.init(jax.random.key(0), x, x)

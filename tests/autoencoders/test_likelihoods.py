@@ -1,4 +1,4 @@
-"""Decoder likelihoods are probabilities of grey levels: they sum to one, and samples follow them."""
+"""Decoder likelihoods are distributions over grey levels: they sum to one, and samples follow them."""
 
 import jax
 import jax.numpy as jnp
@@ -86,11 +86,11 @@ def test_mean_is_the_expectation(x64, likelihood):
     features = features_of(likelihood, jax.random.key(4))
     levels = all_levels(likelihood)
     p = jnp.exp(likelihood.log_prob(jnp.repeat(features, len(levels), 0), levels))
-    np.testing.assert_allclose(likelihood.mean(features).squeeze(), (p * levels.squeeze()).sum(), rtol=1e-10)
+    np.testing.assert_allclose(likelihood.mean(features).ravel(), (p * levels.ravel()).sum(), rtol=1e-10)
 
 
 def test_logistic_far_from_its_mean_stays_finite_and_keeps_its_slope():
-    """In float32, where the difference of two sigmoids is 0, log p still falls by 1 / scale per unit of x."""
+    """In float32, where the difference of two sigmoids is 0, log p still decreases by 1 / scale per unit of x."""
     likelihood = DiscretisedLogistic(levels=256)
     features = jnp.array([-0.9, -5.0])[None, None, None]
     x = jnp.array([0.2, 0.2 + 2 / 255])[:, None, None, None]
@@ -104,8 +104,8 @@ def test_bernoulli_refuses_grey_levels():
 
 
 @pytest.mark.parametrize("log_scale", [-3.0, -5.0, -7.0])
-def test_small_masses_as_densities_lose_what_the_bin_adds(x64, log_scale):
-    """Far out the density is exponential: averaged over a bin it is sinh(h) / h times that at the centre."""
+def test_density_below_changes_small_masses_by_a_known_factor(x64, log_scale):
+    """In the tails the density is exponential: its mean over a bin is sinh(h) / h times that at the centre."""
     exact, published = (DiscretisedLogistic(levels=256, density_below=mass) for mass in (0.0, 1e-5))
     x = all_levels(exact)
     features = jnp.repeat(jnp.array([0.1, log_scale])[None, None, None], len(x), 0)
@@ -128,7 +128,7 @@ def test_gradients_stay_finite_where_masses_vanish(density_below):
     assert np.isfinite(gradient).all()
 
 
-def test_normal_pixels_have_the_density_of_a_normal(precision):
+def test_gaussian_pixels_have_a_normalised_density(precision):
     likelihood = GaussianPixels()
     features = jax.random.normal(jax.random.key(0), (1, 1, 1, 2)) * jnp.array([0.1, 1.0]) - jnp.array(
         [0.0, 2.0]
@@ -137,11 +137,11 @@ def test_normal_pixels_have_the_density_of_a_normal(precision):
     log_p = likelihood.log_prob(jnp.repeat(features, len(x), 0), x)
     np.testing.assert_allclose(np.trapezoid(np.exp(log_p), x.ravel()), 1.0, rtol=1e-5)
     centre = np.average(x.ravel(), weights=np.exp(log_p))
-    np.testing.assert_allclose(likelihood.mean(features).squeeze(), centre, atol=1e-5)
+    np.testing.assert_allclose(likelihood.mean(features).ravel(), centre, atol=1e-5)
 
 
-def test_normal_pixels_samples_follow_their_density(x64):
-    """The share of samples at each grey level is the density there times the bin width, where bins are narrow."""
+def test_gaussian_pixels_samples_follow_their_density(x64):
+    """For narrow bins, the share of samples at each grey level is the density there times the bin width."""
     likelihood = GaussianPixels()
     features = jnp.array([0.1, -1.6])[None, None, None]
     count, x = 40_000, jnp.linspace(-1.0, 1.0, 256)[:, None, None, None]
@@ -153,7 +153,7 @@ def test_normal_pixels_samples_follow_their_density(x64):
     assert np.abs(np.cumsum(observed) - np.cumsum(expected)).max() < 1.95 / np.sqrt(count)
 
 
-def test_a_cropped_likelihood_sees_only_the_inside(x64):
+def test_a_cropped_likelihood_depends_only_on_the_inside(x64):
     inner, border = Bernoulli(), 2
     features = jax.random.normal(jax.random.key(0), (2, 7, 8, 1))
     x = jnp.where(jax.random.bernoulli(jax.random.key(1), 0.5, features.shape), 1.0, -1.0)
@@ -175,6 +175,6 @@ def test_a_cropped_likelihood_sees_only_the_inside(x64):
         (lambda: DiscretisedLogistic(density_below=1.0), "density_below=1.0"),
     ],
 )
-def test_impossible_settings_get_one_line(use, message):
+def test_invalid_settings_are_named(use, message):
     with pytest.raises(ValueError, match=message):
         use()

@@ -33,8 +33,8 @@ def test_probabilities_of_all_colours_sum_to_one(precision, levels, mixtures):
         np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-12 if precision == "float64" else 3e-5)
 
 
-def test_green_and_blue_sum_out_at_8_bits(x64):
-    """What remains is a mixture of logistics over red, whose levels sum to one by their own test."""
+def test_the_marginal_of_red_at_8_bits_is_a_mixture_of_logistics(x64):
+    """Summed over green and blue, the mixture is that of the discretised logistics of red."""
     likelihood, single = MixtureOfLogistics(levels=256, mixtures=4), DiscretisedLogistic(levels=256)
     features = features_of(likelihood, 0)
     level = jnp.linspace(-1.0, 1.0, 256)
@@ -67,7 +67,7 @@ def test_means_and_samples_stay_in_the_image_range(precision):
 
 
 def test_the_mean_of_one_narrow_component_is_the_expectation(x64):
-    """Where nothing reaches the ends of the range, the coupled means are exact up to the bins."""
+    """If the component does not reach the ends of the range, the coupled means are exact up to the bin width."""
     likelihood = MixtureOfLogistics(levels=64, mixtures=1)
     features = 0.3 * features_of(likelihood, 5)
     features = features.at[..., 2::3].set(-4.0)  # log scales
@@ -78,7 +78,7 @@ def test_the_mean_of_one_narrow_component_is_the_expectation(x64):
 
 
 def test_median_uniforms_draw_the_median(x64):
-    """The only component's mean, for a logistic is symmetric."""
+    """It is the mean of the only component, as a logistic is symmetric."""
     likelihood = MixtureOfLogistics(mixtures=1)
     features = features_of(likelihood, 6, count=50)
     half = jnp.full((50, 1, 1, 3), 0.5)

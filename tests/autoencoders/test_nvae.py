@@ -1,4 +1,4 @@
-"""NVAE against what is known of it; parity with the original is in tests/test_oracles.py."""
+"""NVAE: published sizes, the flow, batch statistics; parity with the original is in tests/test_oracles.py."""
 
 import dataclasses
 import functools
@@ -39,8 +39,16 @@ IMAGE = (8, 8, 1)
 
 
 class Published(NamedTuple):
-    """What was measured of a published network: numbers of parameters, convolutions and normalisations, and billions
-    of operations in convolutions and matrix products, per image, of the forward pass and of the decoder.
+    """Measurements of a published network.
+
+    Attributes:
+        fields: settings of `NVAE`.
+        image: height, width and channels of an image.
+        parameters: number of parameters.
+        convolutions: number of convolutions.
+        norms: number of normalisations.
+        forward: billions of operations in convolutions and matrix products of the forward pass, per image.
+        decode: the same of the decoder.
     """
 
     fields: dict
@@ -98,21 +106,21 @@ def noises_like(module, image, batch, key=0):
 
 
 def inputs_of(module, image):
-    """Shapes of one image and its noise."""
+    """Returns the shapes of one image and its noise."""
     shapes = [image, *module.latent_shapes(image)]
     x, *noises = (jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in shapes)
     return x, tuple(noises)
 
 
 def shapes_of(module, image):
-    """Shapes of the variables; allocates nothing."""
+    """Returns the shapes of the variables, without allocating them."""
     init = functools.partial(module.init, train=False)
     return jax.eval_shape(init, jax.random.key(0), *inputs_of(module, image))
 
 
 @functools.cache
 def tiny():
-    """Variables of a tiny NVAE whose every number is random, with images and noise."""
+    """Draws all variables of a tiny NVAE at random, with images and noise."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -147,7 +155,10 @@ def test_published_networks_have_the_measured_size(name):
 
 
 def billions(closed):
-    """Operations in convolutions and matrix products of a program without loops, a multiply-add being two."""
+    """Counts billions of operations in convolutions and matrix products, two per multiply-add.
+
+    The jaxpr must not contain loops.
+    """
     total = 0
     for equation in closed.jaxpr.eqns:
         outputs = math.prod(equation.outvars[0].aval.shape)
@@ -181,7 +192,7 @@ def test_a_group_depends_on_the_draws_of_the_groups_before_it_only():
 
 
 def ordered_jacobian(module, key, shape):
-    """Of a flow, with both sides in raster order: pixels first, then latent channels."""
+    """Returns the Jacobian of a flow, with inputs and outputs in raster order: pixels, then latent channels."""
     z = jax.random.normal(key, (1, *shape))
     variables = module.init(key, z)
     jacobian = jax.jacobian(lambda z: module.apply(variables, z).reshape(-1))(z)
@@ -189,11 +200,11 @@ def ordered_jacobian(module, key, shape):
 
 
 @pytest.mark.usefixtures("x64")
-def test_flow_cells_are_triangular_and_see_all_that_comes_before():
+def test_flow_cells_are_triangular_and_depend_on_all_entries_before():
     jacobian = ordered_jacobian(FlowCell(mirrored=False), jax.random.key(0), (3, 4, 2))
     np.testing.assert_array_equal(jacobian, np.tril(jacobian))
     np.testing.assert_array_equal(np.diag(jacobian), 1.0)
-    # The window of 3x3 then 5x5 reaches three pixels to the left, so within a row everything is seen.
+    # Convolutions of 3x3 and 5x5 reach three pixels to the left, so an entry depends on all entries before in its row.
     row = jacobian[:8, :8]
     assert np.all(row[np.tril_indices(8, -1)] != 0.0)
 
@@ -210,7 +221,7 @@ def test_mirrored_flow_cells_reverse_the_pixels_but_not_the_channels():
 def test_flow_pairs_preserve_volume():
     jacobian = ordered_jacobian(FlowPair(), jax.random.key(0), (3, 4, 2))
     np.testing.assert_allclose(np.linalg.slogdet(jacobian), (1.0, 0.0), atol=1e-12)
-    assert np.max(np.abs(np.triu(jacobian, 1))) > 1e-3  # though it is not triangular
+    assert np.max(np.abs(np.triu(jacobian, 1))) > 1e-3  # the Jacobian of a pair is not triangular
 
 
 def test_batch_statistics_move_by_momentum_and_hold_the_unbiased_variance():
@@ -225,7 +236,7 @@ def test_batch_statistics_move_by_momentum_and_hold_the_unbiased_variance():
     np.testing.assert_allclose(moved["batch_stats"]["var"], expected, rtol=1e-5)
     # The batch itself is normalised by the biased variance, up to the epsilon.
     np.testing.assert_allclose(np.var(np.asarray(y).reshape(-1, 5), axis=0), 1.0, atol=1e-4)
-    # Where nothing may be stored, the statistics of the batch are used all the same.
+    # If "batch_stats" is immutable, the statistics of the batch are used too.
     np.testing.assert_array_equal(norm.apply(start, h, train=True), y)
     np.testing.assert_allclose(norm.apply(start, h, train=False), h / np.sqrt(1.0 + 1e-5), rtol=1e-6)
 
@@ -239,7 +250,7 @@ def test_gradients_do_not_flow_into_the_running_statistics():
     np.testing.assert_array_equal(jax.jacobian(stored)(h), 0.0)
 
 
-def test_fresh_convolutions_keep_the_norms_they_were_drawn_with():
+def test_fresh_convolutions_have_the_norms_of_their_initial_kernels():
     h = jnp.ones((1, 4, 4, 7))
     params = Conv(5, 3).init(jax.random.key(0), h)["params"]
     norms = kernel_norms(params["kernel"])
@@ -257,7 +268,7 @@ def test_bilinear_doubling_is_exact_on_linear_functions_between_aligned_corners(
     np.testing.assert_array_equal(double_bilinear(jnp.full((1, 1, 1, 1), 3.0), 1), 3.0)
 
 
-def test_the_down_skip_gives_each_pixel_of_a_block_its_share_of_the_channels():
+def test_the_down_skip_maps_each_pixel_of_a_block_to_its_share_of_the_channels():
     h = jax.random.normal(jax.random.key(0), (1, 4, 4, 2))
     skip = DownSkip(11)
     variables = skip.init(jax.random.key(1), h)
@@ -276,10 +287,10 @@ def test_names_with_attention_build_the_same_network():
     [
         (dict(arch="resnet"), "arch='resnet' is not one of res_bnswish, res_mbconv"),
         (dict(channel_mult=(1, 2)), r"3 factors, got post_blocks=1, channel_mult=\(1, 2\)"),
-        (dict(post_blocks=2), "ask for post_blocks=1"),
+        (dict(post_blocks=2), r"post_blocks=1\b.*got post_blocks=2"),
     ],
 )
-def test_contradictions_are_named(fields, message):
+def test_inconsistent_settings_are_named(fields, message):
     _, x, noises = tiny()
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **fields).init(jax.random.key(0), x, noises, train=False)

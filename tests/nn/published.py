@@ -1,4 +1,4 @@
-"""The score networks of the papers: settings, and what was measured of the originals."""
+"""The score networks of the papers: settings, parameter counts and operation counts of the original code."""
 
 import math
 from typing import NamedTuple
@@ -10,7 +10,15 @@ from lsgm_jax.nn.ncsnpp import NCSNpp
 
 
 class Published(NamedTuple):
-    """`parameters` are those that train; in LSGM they include one mixing logit per channel, which is the model's."""
+    """A published network.
+
+    Attributes:
+        module: the network.
+        shape: height, width and channels of its input.
+        parameters: number of trainable parameters, with the mixing logits.
+        gflop: billions of operations per image, two per multiply-add.
+        mixing_logits: one per channel in LSGM; they belong to the model, not to `module`.
+    """
 
     module: NCSNpp
     shape: tuple[int, int, int]
@@ -60,9 +68,10 @@ NETWORKS = {
 
 
 def operations(jaxpr):
-    """Two per multiply-add of convolutions and matrix products, those with padding included.
+    """Counts two operations per multiply-add of convolutions and matrix products, with those on padding.
 
-    The convention of the published counts. XLA's own cost leaves out the padding, at side 8 a sixth of a convolution.
+    This is the convention of the published counts. The cost analysis of XLA does not count padding, a sixth of the
+    operations of a convolution at height and width 8.
     """
     total = 0
     for equation in jaxpr.eqns:

@@ -1,4 +1,4 @@
-"""Networks that see a context by the mean of its tokens: fresh, they are the unconditional ones."""
+"""Networks conditioned on the mean token of a context; freshly initialised, they equal the unconditional ones."""
 
 import functools
 
@@ -20,7 +20,7 @@ NETS = {
     "mlp": (MLP(3, (8, 8)), (5,)),
     "mlp_linear": (MLP(3, ()), (5,)),
 }
-WIDTH = 6  # of the tokens
+WIDTH = 6  # of a context token
 
 
 def inputs_of(name, batch=1):
@@ -29,7 +29,7 @@ def inputs_of(name, batch=1):
 
 
 def drawn(name):
-    """Parameters of the network without a context, none of them zero."""
+    """Draws non-zero parameters of the network without a context."""
     init = functools.partial(NETS[name][0].init, deterministic=True)
     shapes = jax.eval_shape(init, jax.random.key(0), *inputs_of(name))["params"]
     rng = np.random.default_rng(0)
@@ -43,8 +43,11 @@ def applied(name):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_fresh_network_is_the_unconditional_one(name):
-    """Bit for bit, whatever the context; all other parameters are the same. The new one is ready to learn."""
+def test_a_fresh_network_equals_the_unconditional_one(name):
+    """Outputs are equal bit for bit for any context, and all other parameters are equal.
+
+    The gradient of the context's kernel is non-zero, so that it can learn.
+    """
     init, inputs = jax.jit(functools.partial(NETS[name][0].init, deterministic=True)), inputs_of(name)
     context = 1e3 * jax.random.normal(jax.random.key(1), (1, 2, WIDTH))
     fresh, before = (
@@ -60,8 +63,8 @@ def test_a_fresh_network_is_the_unconditional_one(name):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_the_mean_of_the_tokens_matters_and_nothing_else(name, x64):
-    """Not their order, not how they lie about the mean; zero is no context. Every output sees it."""
+def test_the_output_depends_on_the_context_only_through_the_mean_token(name, x64):
+    """Order and spread of the tokens do not matter; a mean of zero equals no context. Every output depends on it."""
     mean, other, apart = jax.random.normal(jax.random.key(1), (3, WIDTH))
     tokens = [(mean + apart, mean - apart), (mean - apart, mean + apart), (mean, mean), (apart, -apart)]
     context = jnp.asarray([*tokens, (other, other)])
@@ -75,7 +78,7 @@ def test_the_mean_of_the_tokens_matters_and_nothing_else(name, x64):
 
 
 def params_width(name, context):
-    """Of what the context shifts."""
+    """Returns the width of the features that the context shifts."""
     init = functools.partial(NETS[name][0].init, deterministic=True)
     shapes = jax.eval_shape(init, jax.random.key(0), *inputs_of(name, len(context)), context)
     return shapes["params"]["context"]["kernel"].shape[-1]

@@ -1,4 +1,4 @@
-"""The published sizes, counted by hand; the paper's block in NumPy; a fresh network; what positions are for."""
+"""Published sizes of DiT, counted by hand; its block against NumPy; initialisation; positional embeddings."""
 
 import functools
 
@@ -24,11 +24,11 @@ PUBLISHED = {
     "L": (1024, 24, 16, 458, 80.71),
     "XL": (1152, 28, 16, 675, 118.64),
 }
-CLASSES = 1001  # rows of the paper's table of labels, which here are a context and no part of the network
+CLASSES = 1001  # rows of the label embedding of the paper; here labels are a context, outside the network
 
 
 def parameters_by_hand(width, depth, patch=4, time=256, out=32):
-    """Weights and biases; `patch` and `out` are the numbers of a patch before and after, noise and variance."""
+    """Counts weights and biases; `patch` is pixels per patch, `out` outputs per patch, for noise and variance."""
     layer = lambda ins, outs: ins * outs + outs
     block = (
         layer(width, 6 * width) + 4 * layer(width, width) + layer(width, 4 * width) + layer(4 * width, width)
@@ -39,7 +39,7 @@ def parameters_by_hand(width, depth, patch=4, time=256, out=32):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_parameters_and_operations(name):
-    """Table 4 of the paper, whose networks predict a variance beside the noise."""
+    """The reference is table 4 of the paper, whose networks predict a variance in addition to the noise."""
     width, depth, heads, millions, billions = PUBLISHED[name]
     module = DiT(out_channels=8, patch=2, width=width, depth=depth, heads=heads)
     inputs = jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
@@ -51,8 +51,8 @@ def test_published_parameters_and_operations(name):
     assert operations / 2e9 == pytest.approx(billions, rel=2e-3)
 
 
-def test_the_largest_is_the_published_one_to_the_parameter():
-    """The published checkpoint has 675,129,632 numbers: these, the table of labels and that of 256 fixed positions."""
+def test_the_largest_network_has_exactly_the_published_number_of_parameters():
+    """The published checkpoint has 675,129,632 values: these, the label embedding and 256 fixed positions."""
     assert parameters_by_hand(1152, 28) == 673_681_568 == 675_129_632 - (CLASSES + 256) * 1152
 
 
@@ -62,13 +62,13 @@ TOKENS, EMBEDDING, CONTEXT = (2, 6, 16), (2, 8), (2, 3, 5)
 
 
 def normal(*shapes):
-    """In the precision of the test."""
+    """Draws standard Gaussian arrays in the precision of the test."""
     rng = np.random.default_rng(0)
     return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
 
 
 def drawn(module, *inputs):
-    """Parameters, none of them zero."""
+    """Draws non-zero parameters."""
     shapes = jax.eval_shape(functools.partial(module.init, deterministic=True), jax.random.key(0), *inputs)
     rng = np.random.default_rng(1)
     draw = lambda leaf: jnp.asarray(
@@ -82,7 +82,7 @@ def applied(module, variables):
 
 
 def in_numpy(params, tokens, embedding, context, heads):
-    """A block as the paper draws it, with a layer that attends to the context in between; one sample at a time."""
+    """Computes the block of the paper, with cross-attention to the context, for one sample."""
     dense = lambda x, p: x @ p["kernel"] + p.get("bias", 0.0)
     norm = lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     gelu = lambda x: 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))
@@ -95,7 +95,7 @@ def in_numpy(params, tokens, embedding, context, heads):
         return np.concatenate(found, axis=-1)
 
     width = tokens.shape[-1]
-    of_self = {  # Flax keeps heads apart
+    of_self = {  # Flax has a separate axis for heads
         name: {"kernel": p["kernel"].reshape(width, width), "bias": p["bias"].reshape(width)}
         for name, p in params["attend"].items()
     }
@@ -113,7 +113,7 @@ def in_numpy(params, tokens, embedding, context, heads):
     return tokens + gate * dense(gelu(dense(x, params["widen"])), params["narrow"])
 
 
-def test_a_block_is_the_papers(x64):
+def test_a_block_equals_that_of_the_paper(x64):
     inputs = normal(TOKENS, EMBEDDING, CONTEXT)
     variables = drawn(BLOCK, *inputs)
     params = jax.tree.map(np.asarray, variables["params"])
@@ -124,7 +124,7 @@ def test_a_block_is_the_papers(x64):
 
 
 def test_a_fresh_block_is_the_identity():
-    """Bit for bit, with a context too: all its paths are shut, and only those of their last layers that have to be."""
+    """Bit for bit, with a context too; only the adaptation and the output of the cross-attention start at zero."""
     inputs = [x.astype(jnp.float32) for x in normal(TOKENS, EMBEDDING, CONTEXT)]
     init = jax.jit(functools.partial(BLOCK.init_with_output, deterministic=True))
     output, variables = init(jax.random.key(0), *inputs)
@@ -138,7 +138,7 @@ def test_a_fresh_block_is_the_identity():
 
 
 def test_a_fresh_network_predicts_zero():
-    """So the mixed score starts at its known part."""
+    """The mixed score therefore starts at its fixed part."""
     z_t, context = normal((2, 4, 6, 5), (2, 3, 7))
     module = DiT(**SMALL, cross_attention=True)
     init = jax.jit(functools.partial(module.init_with_output, deterministic=True))
@@ -146,8 +146,8 @@ def test_a_fresh_network_predicts_zero():
     np.testing.assert_array_equal(eps, np.zeros((2, 4, 6, 3)))
 
 
-def test_a_block_knows_no_order(x64):
-    """Neither of tokens, which it takes along, nor of the context's, which make no difference."""
+def test_a_block_is_equivariant_in_tokens_and_invariant_in_context_tokens(x64):
+    """A permutation of the tokens permutes the output; one of the context tokens does not change it."""
     tokens, embedding, context = normal(TOKENS, EMBEDDING, CONTEXT)
     run = applied(BLOCK, drawn(BLOCK, tokens, embedding, context))
     before, order = run(tokens, embedding, context), np.array([3, 0, 5, 1, 4, 2])
@@ -156,8 +156,8 @@ def test_a_block_knows_no_order(x64):
     assert np.abs(run(tokens, embedding, 2.0 * context) - before).min() > 1e-6
 
 
-def test_attention_to_the_context_sees_more_than_its_mean(x64):
-    """Two contexts of one mean, which a network without it cannot tell apart."""
+def test_cross_attention_depends_on_more_than_the_mean_token(x64):
+    """It distinguishes two contexts of equal mean; a network without cross-attention cannot."""
     z_t, mean, apart = normal((1, 4, 6, 5), (1, 1, 7), (1, 1, 7))
     contexts = [jnp.concatenate([mean + side, mean - side], axis=1) for side in (apart, 3.0 * apart)]
     differences = {}
@@ -171,8 +171,8 @@ def test_attention_to_the_context_sees_more_than_its_mean(x64):
     assert differences[True].min() > 1e-6
 
 
-def test_time_and_every_position_reach_their_sample_alone(x64):
-    """On a latent that is not square."""
+def test_time_and_every_position_affect_only_their_sample(x64):
+    """The latent is not square."""
     (z_t,), t = normal((2, 4, 6, 5)), jnp.array([0.2, 0.9])
     module = DiT(**SMALL)
     run = applied(module, drawn(module, z_t, t))
@@ -183,8 +183,8 @@ def test_time_and_every_position_reach_their_sample_alone(x64):
         assert np.abs(after[1] - before[1]).min() > 1e-7
 
 
-def test_positions_are_all_that_tells_places_apart(x64):
-    """A constant latent gives other numbers in each patch; with the tokens moved about, only what the places say."""
+def test_positional_embeddings_distinguish_the_patches(x64):
+    """A constant latent gives different outputs in all patches."""
     module, t = DiT(**SMALL), jnp.array([0.5])
     z_t = jnp.ones((1, 4, 6, 5))
     patches = to_patches(applied(module, drawn(module, z_t, t))(z_t, t), 2)[0]
@@ -192,8 +192,8 @@ def test_positions_are_all_that_tells_places_apart(x64):
     assert (distances + np.eye(6)).min() > 1e-4
 
 
-def test_positions_are_those_of_any_larger_latent_and_know_offsets(x64):
-    """Their products depend on how far apart two places are, along rows and along columns, and on nothing else."""
+def test_positional_embeddings_do_not_depend_on_the_latent_size_and_encode_offsets(x64):
+    """The product of two of them depends only on the differences of rows and of columns."""
     large, small = (np.asarray(positions(*sides, 16)).reshape(*sides, 16) for sides in ((5, 7), (3, 4)))
     np.testing.assert_array_equal(large[:3, :4], small)
     product = lambda left, right: large[left] @ large[right]
@@ -204,7 +204,7 @@ def test_positions_are_those_of_any_larger_latent_and_know_offsets(x64):
 
 
 @pytest.mark.parametrize("patch", [1, 2, 3])
-def test_patches_are_squares_row_by_row_and_back(patch):
+def test_patches_are_squares_in_row_major_order_and_invertible(patch):
     (maps,) = normal((2, 2 * patch, 4 * patch, 3))
     tokens = to_patches(maps, patch)
     square = maps[1, patch : 2 * patch, 2 * patch : 3 * patch]
@@ -252,12 +252,12 @@ def config(*fields, others=()):
     return load_config(CONFIG, [*(f"--config.score.{field}" for field in (*TINY, *fields)), *others])
 
 
-def test_any_model_may_train_it():
-    """With the quick run's optimiser: gates open, and the loss falls, on images each of one grey."""
-    asked = config()
-    asked.compute.remat = True
-    model = build_model(asked)
-    stage = bare_stages(asked, model)[-1]
+def test_dit_trains_as_the_score_network_of_a_config():
+    """With the optimiser of the quick run, the gates open and the loss falls on images of constant grey."""
+    cfg = config()
+    cfg.compute.remat = True
+    model = build_model(cfg)
+    stage = bare_stages(cfg, model)[-1]
     state = stage.first_state(jax.jit(model.init)(jax.random.key(0)), jax.random.key(2))
     step = jax.jit(make_step(stage.loss, stage.optimiser, stage.average))
     grey = Batch(jnp.linspace(-1.0, 1.0, 64)[:, None, None, None] * jnp.ones((8, 8, 1)))
@@ -268,8 +268,8 @@ def test_any_model_may_train_it():
     assert np.any(state.params["score_net"]["block_0"]["adapt"]["kernel"])
 
 
-def test_a_config_may_attend_to_what_there_is():
-    """To the token of a label, but not to nothing."""
+def test_cross_attention_in_a_config_needs_tokens():
+    """The token of a label is enough; without conditioning the config is refused."""
     params = jax.eval_shape(
         build_model(config("cross_attention=True", others=LABELS)).init, jax.random.key(0)
     )
@@ -278,7 +278,7 @@ def test_a_config_may_attend_to_what_there_is():
         build_model(config("cross_attention=True"))
 
 
-def test_a_config_whose_patches_do_not_fit():
+def test_a_config_whose_patches_do_not_fit_is_refused():
     with pytest.raises(
         ConfigError, match=r"config.score: a latent of shape \(8, 8, 1\): patch=3 does not divide"
     ):

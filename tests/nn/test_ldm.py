@@ -1,4 +1,4 @@
-"""The published sizes; timesteps from times, exactly; numbers that cannot be."""
+"""Published sizes of the LDM denoiser; exact timesteps from times; invalid settings."""
 
 import functools
 
@@ -21,7 +21,7 @@ def published(out_channels, channels, channel_mult, attention, **settings):
     return LDMUNet(out_channels, channels, channel_mult, 2, attention, **settings)
 
 
-# By model: the denoiser, the channels that it is given, and millions of parameters.
+# By model: the denoiser, its input channels, and millions of parameters.
 WIDE = (1, 2, 3, 4)
 PUBLISHED = {
     "celebahq": (published(3, 224, WIDE, (8, 4, 2), head_width=32), 3, 274.1),
@@ -53,7 +53,7 @@ def inputs_of(module, channels, side=16):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_parameters(name):
-    """To the digit that is known: inpainting's 387,245,827 were rounded twice."""
+    """To the published digit; the 387,245,827 of inpainting were rounded twice."""
     module, channels, millions = PUBLISHED[name]
     init = functools.partial(module.init, deterministic=True)
     shapes = jax.eval_shape(init, jax.random.key(0), *inputs_of(module, channels))
@@ -61,7 +61,7 @@ def test_published_parameters(name):
 
 
 def test_deep_networks_are_numbered_as_published():
-    """Four levels of two blocks, attention not on the smallest maps: 686 tensors."""
+    """Four levels of two blocks, without attention at the lowest resolution, have 686 tensors."""
     module, channels, _ = PUBLISHED["text"]
     names = {entry.official for entry in ldm_unet_table(module, channels)[0]}
     assert len(names) == 686
@@ -74,7 +74,7 @@ def test_deep_networks_are_numbered_as_published():
 
 
 @pytest.mark.parametrize("steps", [4, 1000, 1024, 4000])
-def test_the_times_of_timesteps_are_whole_steps(steps, precision):
+def test_times_of_timesteps_convert_to_integer_steps(steps, precision):
     index = np.arange(steps + 1)
     np.testing.assert_array_equal(in_steps(jnp.asarray(index, precision) / steps, steps), index)
     assert jax.grad(in_steps)(jnp.asarray(0.25), steps) == steps
@@ -120,19 +120,19 @@ def test_inputs_that_do_not_fit_are_named(side, context_width, given, message):
 LDM_SCORE = ("name=ldm", "channels=32", "channel_mult=(1, 2)", "blocks=1", "attention=(2,)", "heads=2")
 
 
-def test_any_model_may_have_it_for_a_score():
-    """By name in a config; like every score network it begins as the known part of the prediction alone."""
+def test_ldm_is_a_score_network_of_any_config():
+    """It is chosen by name; freshly initialised, the prediction is its fixed part, as for every score network."""
     path = str(tiny.ROOT / "configs" / "sgm_digits.py")
     model = build_model(load_config(path, [f"--config.score.{field}" for field in LDM_SCORE]))
     params = jax.jit(model.init)(jax.random.key(0))
     assert params["score_net"]["down_0_0"]["kernel"].shape[-1] == 32
     z_t = jax.random.normal(jax.random.key(1), (2, *model.latent_shape))
     t = jnp.array([0.1, 0.9])
-    known = 0.0 if model.fixed_part is None else model.fixed_part(model.process, z_t, t)
-    np.testing.assert_array_equal(model.eps_net(params)(z_t, t), jnp.broadcast_to(known, z_t.shape))
+    fixed = 0.0 if model.fixed_part is None else model.fixed_part(model.process, z_t, t)
+    np.testing.assert_array_equal(model.eps_net(params)(z_t, t), jnp.broadcast_to(fixed, z_t.shape))
 
 
-def test_a_config_cannot_ask_for_a_context():
+def test_a_config_cannot_set_the_context_width():
     path = str(tiny.ROOT / "configs" / "sgm_digits.py")
     with pytest.raises(ConfigError, match=r"config\.score\.context_width does not exist"):
         load_config(path, [f"--config.score.{field}" for field in (*LDM_SCORE, "context_width=8")])

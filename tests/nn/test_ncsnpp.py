@@ -1,4 +1,4 @@
-"""The published sizes, to the parameter; resampling that keeps constants and ramps; samples that do not mix."""
+"""Published sizes of NCSN++, to the parameter; FIR resampling; independence of samples; the MLP."""
 
 import functools
 
@@ -49,15 +49,15 @@ def test_published_parameters_and_operations(name):
 
 @pytest.mark.parametrize("name", ["cld_celeba_paper", "cld_celeba_post_paper"])
 def test_published_operations_by_cost_analysis(name):
-    """Where sides are large enough for padding, which XLA does not count, to matter little."""
+    """At resolutions where padding, which XLA does not count, is a small share."""
     published = NETWORKS[name]
     forward = functools.partial(published.module.apply, deterministic=True)
     assert flops(forward, *shapes_of(published)) / 1e9 == pytest.approx(published.gflop, rel=0.02)
 
 
 @pytest.mark.parametrize("kernel", [KERNEL, (1.0, 1.0), (1.0, 4.0, 6.0, 6.0, 4.0, 1.0)])
-def test_fir_up_then_down_keeps_constants_and_ramps(x64, kernel):
-    """Unit gain, and no shift by part of a pixel, away from the border, beyond which lie zeros."""
+def test_fir_up_then_down_preserves_constants_and_ramps(x64, kernel):
+    """The gain is one and there is no subpixel shift, away from the zero padding at the border."""
     rows, columns = jnp.meshgrid(jnp.arange(16.0), jnp.arange(16.0), indexing="ij")
     h = jnp.stack([jnp.full((16, 16), 3.0), 2.0 * rows - columns], axis=-1)[None]
     up = fir_upsample(h, kernel)
@@ -67,11 +67,11 @@ def test_fir_up_then_down_keeps_constants_and_ramps(x64, kernel):
     np.testing.assert_allclose(up[:, 8:-8, 8:-8, 0], 3.0, rtol=1e-13)
 
 
-def test_fir_doubling_is_a_convolution_of_the_pixels_with_zeros_between(x64):
+def test_fir_upsampling_is_a_convolution_of_the_zero_interleaved_pixels(x64):
     h = jax.random.normal(jax.random.key(0), (6, 6))
     spread = np.zeros((12, 12))
     spread[::2, ::2] = h
-    kernel = (1.0, 2.0, 4.0, 1.0)  # not symmetric: direction counts
+    kernel = (1.0, 2.0, 4.0, 1.0)  # not symmetric, to test the direction
     taps = 4.0 * np.outer(kernel, kernel) / np.sum(kernel) ** 2
     expected = scipy.signal.convolve2d(np.pad(spread, ((2, 1), (2, 1))), taps, mode="valid")
     np.testing.assert_allclose(fir_upsample(h[None, :, :, None], kernel)[0, :, :, 0], expected, rtol=1e-12)
@@ -85,7 +85,7 @@ def test_fir_down_is_the_adjoint_of_up(x64):
 
 
 def drawn(module, *shapes):
-    """Variables of a network whose last layers are not zero, drawn without compiling its `init`."""
+    """Draws variables of a network, with non-zero last layers, without compiling its `init`."""
     init = functools.partial(module.init, deterministic=True)
     expected = jax.eval_shape(init, jax.random.key(0), *(jnp.zeros(shape) for shape in shapes))
     rng = np.random.default_rng(0)
@@ -96,7 +96,7 @@ def drawn(module, *shapes):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_time_and_every_position_reach_their_sample_alone(x64, variant):
+def test_time_and_every_position_affect_only_their_sample(x64, variant):
     module = NCSNpp(**TINY | VARIANTS[variant])
     z_t, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 4)), jnp.array([0.2, 0.9])
     variables = drawn(module, z_t.shape, t.shape)
@@ -111,8 +111,8 @@ SMALLEST = NCSNpp(**TINY | VARIANTS["cld"] | {"channel_mult": (1,)})
 INPUT = (jnp.linspace(-2.0, 2.0, 256).reshape(1, 8, 8, 4), jnp.array([0.5]))
 
 
-def test_a_fresh_network_predicts_zero():
-    """So the mixed score starts at its Gaussian part."""
+def test_a_fresh_network_predicts_almost_zero():
+    """The mixed score therefore starts at its Gaussian part."""
     init = jax.jit(functools.partial(SMALLEST.init_with_output, deterministic=True))
     eps, _ = init(jax.random.key(1), *INPUT)
     assert 0.0 < np.abs(eps).max() < 1e-3
@@ -127,7 +127,7 @@ def test_fourier_frequencies_are_constants_with_a_default():
     assert drawn(SMALLEST, (1, 8, 8, 4), (1,)).keys() == {"params", "constants"}
 
 
-def test_dropout_is_on_exactly_with_a_key():
+def test_dropout_depends_on_its_key():
     network = Network(SMALLEST)
     params = drawn(SMALLEST, (1, 8, 8, 4), (1,))["params"]
     apply = jax.jit(lambda key: network.apply(params, *INPUT, dropout_key=key))
@@ -143,12 +143,12 @@ def test_dropout_is_on_exactly_with_a_key():
         ({"input_pyramid": "residual", "fir": None}, "needs fir"),
     ],
 )
-def test_settings_that_do_not_exist(settings, message):
+def test_invalid_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         NCSNpp(**TINY | settings)
 
 
-def test_sides_that_cannot_be_halved():
+def test_maps_that_cannot_be_halved_are_refused():
     module = NCSNpp(**TINY)
     with pytest.raises(ValueError, match=r"\(7, 7, 4\): 2 levels need sides divisible by 2"):
         jax.eval_shape(
@@ -166,8 +166,8 @@ def test_mlp_without_hidden_layers_is_affine_in_state_and_time(x64):
     )
 
 
-def test_mlp_sees_octaves_of_log_time():
-    """A turn of the slowest is 8 * 2 pi in log t; below 1e-6 nothing changes, and zero is no hole."""
+def test_mlp_time_features_are_octaves_of_log_time():
+    """The slowest have period 8 * 2 pi in log t; below 1e-6 they are almost constant, and finite at zero."""
     t = jnp.array([1.0, np.exp(-4.0 * np.pi), 1e-9, 0.0])
     features = log_time_features(t, 3)
     assert features.shape == (4, 6)

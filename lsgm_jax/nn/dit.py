@@ -69,6 +69,8 @@ class DiT(nn.Module):
     @nn.nowrap
     def refuse(self, shape: tuple[int, ...]) -> str | None:
         """Returns why the network cannot take latents of this shape (height, width, channels), or None if it can."""
+        if len(shape) != 3:
+            return f"this network is for maps (height, width, channels), not for latents of shape {shape}"
         if any(size % self.patch for size in shape[:2]):
             return f"a latent of shape {shape}: patch={self.patch} does not divide its sides"
         return None

@@ -41,6 +41,8 @@ def refuse_halving(shape: tuple[int, ...], levels: int) -> str | None:
         shape: height, width and channels of the maps.
         levels: number of levels, each of half the height and width of the one before.
     """
+    if len(shape) != 3:
+        return f"this network is for maps (height, width, channels), not for latents of shape {shape}"
     factor = 2 ** (levels - 1)
     if any(size % factor for size in shape[:2]):
         return (
@@ -67,15 +69,21 @@ class UNet(nn.Module):
     """
 
     out_channels: int
-    channels: tuple[int, ...]
-    blocks: int
-    attention: tuple[int, ...]
-    dropout: float
+    channels: tuple[int, ...] = (64, 64)
+    blocks: int = 1
+    attention: tuple[int, ...] = (4,)
+    dropout: float = 0.1
     embedding_scale: float = 1000.0
 
     @nn.nowrap
     def refuse(self, shape: tuple[int, ...]) -> str | None:
         """Returns why the network cannot take latents of this shape (height, width, channels), or None if it can."""
+        if not self.channels or min(self.channels) < 1:
+            return f"channels={self.channels}: give one positive width per resolution"
+        if self.blocks < 1:
+            return f"blocks={self.blocks}: give at least one block per resolution"
+        if not 0.0 <= self.dropout < 1.0:
+            return f"dropout={self.dropout}: a probability below 1 is needed"
         return refuse_halving(shape, len(self.channels))
 
     @nn.compact

@@ -69,7 +69,7 @@ def compile_sampling(
 
 
 def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:
-    """Returns one figure: the samples `x`, samples of the first stage's VAE, and the test split, where there are any."""
+    """Returns one figure: the samples `x`, samples of the VAE, and the test split, where there are any."""
     panels = {}
     if run.has_vae_stage:
         vae_params, _ = run.best(run.model.stages[0])

@@ -157,7 +157,7 @@ def test_maps_that_cannot_be_halved_are_refused():
 
 
 def test_mlp_without_hidden_layers_is_affine_in_state_and_time(x64):
-    module, key = MLP(out_features=2, hidden=()), jax.random.key(0)
+    module, key = MLP(out_channels=2, hidden=()), jax.random.key(0)
     z_t, t = jax.random.normal(key, (3, 4)), jnp.array([0.1, 0.5, 0.9])
     variables = module.init(key, z_t, t, deterministic=True)
     middle = module.apply(variables, z_t[:1] / 2 + z_t[1:2] / 2, t[:1] / 2 + t[1:2] / 2, deterministic=True)

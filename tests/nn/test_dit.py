@@ -17,7 +17,7 @@ from lsgm_jax.training.recipes.plan import bare_stages
 from lsgm_jax.training.step import make_step
 from tests import tiny
 
-# Width, depth, heads; millions of parameters and billions of multiply-adds on a 32 x 32 x 4 latent, patches of side 2.
+# Width, depth, heads; millions of parameters and billions of multiply-adds on a 32 x 32 x 4 latent, patches of 2 x 2.
 PUBLISHED = {
     "S": (384, 12, 6, 33, 6.06),
     "B": (768, 12, 12, 130, 23.01),

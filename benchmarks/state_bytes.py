@@ -9,10 +9,10 @@ value 1 is an even sharding; the excess is arrays that are too small or of odd s
 """
 
 import jax
-
 from lsgm_jax.config.build_models import build_model
-from lsgm_jax.config.load import load_config
 from lsgm_jax.training.recipes.plan import bare_stages
+
+from lsgm_jax.config.load import load_config
 from lsgm_jax.training.sharding import Sharded, bytes_per_device
 from lsgm_jax.training.state import TrainState
 

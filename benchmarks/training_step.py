@@ -15,15 +15,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.section import build
+from lsgm_jax.training.recipes.plan import bare_stages
 from tqdm import tqdm
 
-from lsgm_jax.config.build_models import build_model
 from lsgm_jax.config.load import load_config
 from lsgm_jax.config.registry import Config
-from lsgm_jax.config.section import build
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.devices import place
-from lsgm_jax.training.recipes.plan import bare_stages
 from lsgm_jax.training.step import make_step, scan_steps
 
 TURNS = 5

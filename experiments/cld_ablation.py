@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from lsgm_jax.config.build_running import build_sampler
 
 from experiments.toys import COUNT, KEY, SIZES, distances, held_out, trial
 from experiments.trials import (
@@ -29,7 +30,6 @@ from experiments.trials import (
     summary,
     write_table,
 )
-from lsgm_jax.config.build_running import build_sampler
 from lsgm_jax.sampling.run import Run, compile_draw
 
 TOY = "gaussians"

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from lsgm_jax.config.build_running import build_sampler
 from tqdm import tqdm
 
 from experiments.toys import (
@@ -39,7 +40,6 @@ from experiments.trials import (
     thousandths,
     write_table,
 )
-from lsgm_jax.config.build_running import build_sampler
 from lsgm_jax.config.load import override
 from lsgm_jax.data.points import DISTRIBUTIONS
 from lsgm_jax.sampling.run import Run, compile_draw

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.config.section import build
 from tqdm import tqdm
 
 from experiments.exact_score import exact_draw
@@ -30,9 +32,7 @@ from experiments.trials import (
     thousandths,
     write_table,
 )
-from lsgm_jax.config.build_running import build_sampler
 from lsgm_jax.config.load import override
-from lsgm_jax.config.section import build
 from lsgm_jax.data.points import DISTRIBUTIONS, Distribution
 from lsgm_jax.evaluation.fid import sliced_wasserstein
 from lsgm_jax.sampling.run import compile_draw

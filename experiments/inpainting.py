@@ -19,16 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from lsgm_jax.config.build_running import build_sampler
 from lsgm_jax.config.section import build
+
+from lsgm_jax.conditioning.images import Inpainting, rectangles, reduced
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.evaluation import plots
 from lsgm_jax.files import replacing
 from lsgm_jax.models.ldm import LDM
-from lsgm_jax.conditioning.images import Inpainting
-from lsgm_jax.conditioning.images import rectangles
-from lsgm_jax.conditioning.images import reduced
 from lsgm_jax.sampling.inpaint import inpaint, upscale
 from lsgm_jax.sampling.run import Run
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from lsgm_jax.config.build_models import build_model
 
 from experiments.trials import (
     SIZES,
@@ -28,7 +29,6 @@ from experiments.trials import (
     summary,
     write_table,
 )
-from lsgm_jax.config.build_models import build_model
 from lsgm_jax.config.registry import Config
 from lsgm_jax.evaluation.model_size import flops
 from lsgm_jax.models.lsgm import LSGM

@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.config.section import build
 
 from experiments.toys import PROCESSES, SIZES, trial
 from experiments.trials import (
@@ -28,8 +30,6 @@ from experiments.trials import (
     run_trial,
     write_table,
 )
-from lsgm_jax.config.build_running import build_sampler
-from lsgm_jax.config.section import build
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.points import DISTRIBUTIONS
 from lsgm_jax.evaluation.estimators import estimate, evaluate_images

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from lsgm_jax.config.section import build
 
 from experiments.trials import Row, Setup, Trial, load, run_trial
-from lsgm_jax.config.section import build
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.evaluation.fid import energy_distance, sliced_wasserstein
 from lsgm_jax.nn.network import Params

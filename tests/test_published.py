@@ -5,10 +5,8 @@ import pathlib
 import jax
 import pytest
 
-from lsgm_jax.config.build_autoencoders import build_adversarial_training
-from lsgm_jax.config.build_models import build_lsgm, build_model
+from lsgm_jax.config.factory import Sections, experiment
 from lsgm_jax.config.load import differences, load_config
-from lsgm_jax.config.section import build
 from lsgm_jax.evaluation.model_size import count_parameters
 from lsgm_jax.nn.network import trainable
 from lsgm_jax.objectives.bound import Batch
@@ -78,7 +76,7 @@ LSGM_CLD = {
     [name if name == "lsgm_mnist.py" else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED],
 )
 def test_published_configs_have_the_published_size(config):
-    model = build_lsgm(load_config(str(CONFIGS / config), []))
+    model = experiment(load_config(str(CONFIGS / config), [])).model
     params = trainable(jax.eval_shape(model.init, jax.random.key(0)))
     counts = (
         count_parameters(params["vae"]),
@@ -90,7 +88,7 @@ def test_published_configs_have_the_published_size(config):
 @pytest.mark.parametrize("config", [pytest.param(name, marks=pytest.mark.slow) for name in CLD])
 def test_published_cld_configs_have_the_published_size(config):
     """Of what is trained; the Fourier frequencies of CIFAR-10's network are not."""
-    params = jax.eval_shape(build_model(load_config(str(CONFIGS / config), [])).init, jax.random.key(0))
+    params = jax.eval_shape(experiment(load_config(str(CONFIGS / config), [])).model.init, jax.random.key(0))
     assert count_parameters(trainable(params)) == CLD[config]
 
 
@@ -107,7 +105,7 @@ def millions(params):
     "variant", [name if name == "upscaling" else pytest.param(name, marks=pytest.mark.slow) for name in LDM]
 )
 def test_published_priors_of_latents_have_the_published_size(variant):
-    params = jax.eval_shape(build_model(ldm(variant)).init, jax.random.key(0))
+    params = jax.eval_shape(experiment(ldm(variant)).model.init, jax.random.key(0))
     conditioner = params.get("conditioner", {})
     sizes = (millions(params["score_net"]), millions(params["first_stage"]), millions(conditioner))
     assert LDM[variant][:3] == sizes
@@ -120,7 +118,7 @@ def test_published_priors_of_latents_learn_at_the_published_rate(variant):
     """What the authors' code makes of a base rate, the batch and a schedule."""
     config = ldm(variant)
     optimiser, published = config.optimiser, LDM[variant][3]
-    rate = build("optimiser", config).schedule(config.train.steps)
+    rate = Sections(config)("optimiser").schedule(config.train.steps)
     # Schedules are float32.
     at = lambda step: pytest.approx(float(rate(step)), rel=1e-5, abs=1e-6 * optimiser.learning_rate)
     if variant == "inpainting":  # multiples of a base rate
@@ -136,7 +134,7 @@ def test_published_priors_of_latents_learn_at_the_published_rate(variant):
 @pytest.mark.parametrize("variant", LDM_FIRST_STAGES)
 def test_published_first_stages_have_the_published_size_and_rate(variant):
     config, (size, batch) = ldm(variant), LDM_FIRST_STAGES[variant]
-    params = jax.eval_shape(build_model(config).first_stage.init, jax.random.key(0))
+    params = jax.eval_shape(experiment(config).model.first_stage.init, jax.random.key(0))
     assert size == millions(params)
     assert config.first_stage.learning_rate == pytest.approx(4.5e-6 * batch)
     assert config.data.batch_size == batch
@@ -147,9 +145,9 @@ def test_published_first_stages_have_the_published_size_and_rate(variant):
 )
 def test_quick_variants_of_latent_diffusion_trace_through_all_stages(variant):
     config = ldm(f"{variant},quick")
-    model = build_model(config)
+    model = experiment(config).model
     key = jax.eval_shape(lambda: jax.random.key(0))
-    training = build_adversarial_training(config, model.first_stage)
+    training = experiment(config).training.adversarial
     x = jax.ShapeDtypeStruct((2, *model.data_shape), "float32")
     step = lambda p, x, k: training.loss(p, Batch(x), k, 0)[0]
     assert jax.eval_shape(step, jax.eval_shape(training.init, key), x, key).shape == ()
@@ -169,7 +167,7 @@ def test_every_config_builds_and_has_a_quick_variant(config):
     """The quick one has the same model at other sizes, and trains for at most a hundred steps."""
     published = load_config(str(CONFIGS / config), [])
     quick = load_config(str(CONFIGS / config) + (",quick" if ":" in config else ":quick"), [])
-    assert type(build_model(published)) is type(build_model(quick))
+    assert type(experiment(published).model) is type(experiment(quick).model)
     assert quick.train.steps <= 100 < published.train.steps
     for section in ("process", "density", "objective", "solver", "steps", "sampling"):
         assert quick[section].to_dict() == published[section].to_dict()
@@ -184,12 +182,12 @@ def test_lsgm_cld_differs_in_its_process_alone(config, origin):
     changed = {text.split("=")[0] for text in differences(origin, config)}
     assert {"process.name", "objective.mixed_score"} <= changed
     assert all(key.startswith(("process.", "objective.mixed_score")) for key in changed)
-    assert build_lsgm(config).fixed_part is gaussian_eps
+    assert experiment(config).model.prior.fixed_part is gaussian_eps
 
 
 @pytest.mark.parametrize("config", ["cld_cifar10.py:quick", "cld_celebahq256.py:post_paper,quick"])
 def test_quick_variants_of_cld_trace_through_loss_and_sample(config):
-    model = build_model(load_config(str(CONFIGS / config), []))
+    model = experiment(load_config(str(CONFIGS / config), [])).model
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(model.init, key)
     x = jax.ShapeDtypeStruct((2, *model.data_shape), "float32")
@@ -202,7 +200,7 @@ def test_quick_variants_of_cld_trace_through_loss_and_sample(config):
 @pytest.mark.parametrize("config", QUICK)
 def test_quick_variants_trace_through_loss_and_sample(config):
     """Shapes alone: NVAE, its statistics, the prior on its smallest scale, and samples back through the decoder."""
-    model = build_lsgm(load_config(str(CONFIGS / config), []))
+    model = experiment(load_config(str(CONFIGS / config), [])).model
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(model.init, key)
     x = jax.ShapeDtypeStruct((2, *model.vae.image_shape), "float32")

@@ -11,7 +11,7 @@ import pytest
 
 from lsgm_jax.cli import main as cli
 from lsgm_jax.cli import parser as command_line
-from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.objectives.time_densities import Optimal
 from lsgm_jax.objectives.weightings import likelihood
@@ -57,7 +57,7 @@ def test_commands_parse(command):
     if (
         overrides and config and (ROOT / config[1]).exists()
     ):  # a how-to may name a config that the reader writes
-        build_model(load_config(str(ROOT / config[1]), overrides))
+        experiment(load_config(str(ROOT / config[1]), overrides))
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)

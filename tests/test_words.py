@@ -21,7 +21,7 @@ FORBIDDEN = {
     r"\b[Ss]queez(es|ed|ing)\b|\b[Ss]queeze\b(?!-and|\"|=|\()|\bprices?\b": "quantize, sample, regularization_loss",
     r"\broll[ _-]?calls?\b|\bcall(s|ed)? in\b": "rendezvous",
     r"\bon (its|their|the) way\b": "sampling trajectories",
-    r"\bpictures? completed\b|\bcompletions?\b|\bcompletes? (an? )?(images?|pictures?)\b": "inpainting, super-resolution",
+    r"\bpictures? completed\b|\bcompletions?\b|\bcompletes? (an? )?(images?|pictures?)\b": "inpainting",
     r"\b(is|are) worth\b|\bsamples' worth\b": "sample quality metrics",
     r"\b[Ss]coring\b|\b[Ss]cored\b|\bscorers?\b|\bScorer\b|score_table|score_images": "likelihood evaluation",
     r"\bKept\b|\bkept=": "evaluation cache",

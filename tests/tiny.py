@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.config.build_models import build_lsgm, build_model
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.objectives.bound import Batch
-from lsgm_jax.training.recipes.plan import bare_stages
+from lsgm_jax.training.recipes.recipe import Data
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "digits.py") + ":quick"
@@ -28,7 +28,7 @@ def config(data_dir, *overrides):
 
 
 def model(*overrides):
-    return build_lsgm(load_config(CONFIG, [*OVERRIDES, *overrides]))
+    return experiment(load_config(CONFIG, [*OVERRIDES, *overrides])).model
 
 
 def batch(count=16, seed=0):
@@ -46,8 +46,14 @@ def assert_trees_equal(left, right):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), left, right)
 
 
+def bare_stages(config):
+    """The stages of a config without any data: to be measured, not to be run."""
+    planned = experiment(config)
+    return planned.training.stages(Data.without(planned.model.data_shape))
+
+
 def training_state(config):
     """The shapes of what the last stage of a config trains."""
-    model, key = build_model(config), jax.random.key(0)
-    stage = bare_stages(config, model)[-1]
+    model, key = experiment(config).model, jax.random.key(0)
+    stage = bare_stages(config)[-1]
     return jax.eval_shape(stage.first_state, jax.eval_shape(model.init, key), key)

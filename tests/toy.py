@@ -8,15 +8,16 @@ import numpy as np
 from flax import linen as nn
 
 from lsgm_jax.arrays import Times, expand, mean_over_devices, sum_per_sample
-from lsgm_jax.autoencoders.backbones import Latent, Pass
+from lsgm_jax.autoencoders.backbones import Pass
 from lsgm_jax.autoencoders.gaussian import Gaussian
 from lsgm_jax.autoencoders.likelihoods import Bernoulli
 from lsgm_jax.models.lsgm import LSGM
+from lsgm_jax.models.score_model import ScoreModel
 from lsgm_jax.models.vae import VAE
 from lsgm_jax.nn.layers import Maps
 from lsgm_jax.nn.network import Network
 from lsgm_jax.nn.penalised import Penalised
-from lsgm_jax.objectives.bound import Batch
+from lsgm_jax.objectives.bound import Batch, Latent
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.time_densities import Uniform
 from lsgm_jax.objectives.weightings import unweighted
@@ -87,13 +88,15 @@ def lsgm(inactive_kl=0.0, **objective):
         backbone=Linear(),
         likelihood=Bernoulli(),
     )
-    return LSGM(
-        vae=vae,
+    prior = ScoreModel(
+        shape=vae.latent_shape,
         process=VP(),
-        score_net=Network(Score()),
+        net=Network(Score()),
         objective=Objective(**fields),
+        mixing_logit_init=-3.0,
         inactive_kl=inactive_kl,
     )
+    return LSGM(vae=vae, prior=prior)
 
 
 class Samples:

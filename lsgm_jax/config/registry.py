@@ -172,13 +172,19 @@ MATCHINGS: dict[str, Callable[[CLD], CLD] | None] = {"hybrid": None, "plain": kn
 
 def optimal(*, weighting: str = "likelihood", t_min: float = 0.01) -> Optimal:
     """Returns `Optimal` for a name of `WEIGHTINGS`."""
-    return Optimal(weighting=resolve(WEIGHTINGS, weighting, "density.weighting"), t_min=t_min)
+    return Optimal(weighting=_weighting(weighting), t_min=t_min)
 
 
 def defensive(*, weighting: str = "likelihood", t_min: float = 0.01, uniform_share: float = 0.1) -> Defensive:
     """Returns `Defensive` for a name of `WEIGHTINGS`."""
-    found = resolve(WEIGHTINGS, weighting, "density.weighting")
-    return Defensive(weighting=found, t_min=t_min, uniform_share=uniform_share)
+    return Defensive(weighting=_weighting(weighting), t_min=t_min, uniform_share=uniform_share)
+
+
+def _weighting(name: str) -> Weighting:
+    try:
+        return resolve(WEIGHTINGS, name, "weighting")
+    except ConfigError as error:  # the section's name is added where it is built
+        raise ValueError(str(error).removeprefix("config.")) from error
 
 
 def shared() -> None:

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from lsgm_jax.cli import main as cli
-from lsgm_jax.config.build_running import build_sampler
+from lsgm_jax.evaluation import plots
 from lsgm_jax.sampling.inpaint import upscale
 from lsgm_jax.sampling.run import Run
 from tests import on_one_machine, tiny
-from tests.test_cli import one_line
+from tests.cli.test_main import one_line
 
 CONFIG = str(tiny.ROOT / "configs" / "ldm_digits.py") + ":quick"
 SMALL = [
@@ -111,7 +111,7 @@ def test_unasked_every_class_gets_as_many(labelled):
 def test_what_lies_between_samples_has_a_label_in_every_row(labelled, monkeypatch):
     """Which changes the images of its row alone: before they are rounded, for four steps have not taught much."""
     drawn = []
-    monkeypatch.setattr(pictures, "grid", lambda x, *_: drawn.append(x) or np.zeros((1, 1, 3), np.uint8))
+    monkeypatch.setattr(plots, "grid", lambda x, *_: drawn.append(x) or np.zeros((1, 1, 3), np.uint8))
     for label in ("3", "3,4"):
         arguments = ["interpolate", f"--workdir={labelled}", "--steps=3", "--pairs=2", "--points=3"]
         assert cli.main([*arguments, f"--label={label}"]) == 0
@@ -180,9 +180,9 @@ def test_small_pictures_become_large(labelled, data_dir, files, tmp_path):
     assert cli.main(["upscale", f"--workdir={tmp_path}", *given]) == 0
     assert np.asarray(Image.open(tmp_path / "here_0.png")).shape == (8, 8, 3)
     run = Run.open(tmp_path, ["--config.steps.steps=3"])
-    (params, _), sampler = run.best(), build_sampler(run.config)
+    params, _ = run.best()
     small = np.stack([np.full((4, 4, 1), level, np.float32) for level in (-1.0, 1.0)])
-    dark, light = (upscale(run, params, sampler, x[None], jax.random.key(0))[0] for x in small)
+    dark, light = (upscale(run, params, x[None], jax.random.key(0))[0] for x in small)
     assert np.any(dark != light)  # the noise is the same
 
 

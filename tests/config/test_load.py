@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lsgm_jax.config.build_models import build_lsgm
-from lsgm_jax.config.build_running import build_optimiser, build_sampler
+from lsgm_jax.config.factory import Sections, experiment
 from lsgm_jax.config.load import differences, load_config, override, read_config, save_config
-from lsgm_jax.config.registry import MODELS
-from lsgm_jax.config.section import build
+from lsgm_jax.config.registry import LIKELIHOODS
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.weightings import unweighted
@@ -75,18 +73,8 @@ from tests.tiny import CONFIG, model
     ],
 )
 def test_mistakes_get_one_line(override, message):
-
-    def use():
-        config = load_config(CONFIG, [override])
-        build_lsgm(config)
-        build("train", config)
-        build_sampler(config)
-        build_optimiser(config, "joint")
-        for section in ("divergence", "eval", "joint_kl", "joint_vae_penalty"):
-            build(section, config)
-
     with pytest.raises(ConfigError, match=message) as error:
-        use()
+        experiment(load_config(CONFIG, [override]))
     assert "\n" not in str(error.value)
 
 
@@ -141,14 +129,14 @@ def test_another_name_resets_its_section():
         "sigma2_max": 0.99,
         "sigma2_0": None,
     }
-    assert build("process", config).sigma2_max == 0.99
+    assert Sections(config)("process").sigma2_max == 0.99
 
 
 def test_a_number_that_may_be_left_out_can_be_set():
     config = load_config(CONFIG, ["--config.process.name=cld", "--config.process.friction=1.5"])
-    assert build("process", config).friction == 1.5
+    assert Sections(config)("process").friction == 1.5
     config = load_config(CONFIG, ["--config.process.name=cld"])
-    assert build("process", config).friction is None
+    assert Sections(config)("process").friction is None
 
 
 @pytest.mark.parametrize(
@@ -171,35 +159,35 @@ def test_a_learning_rate_may_start_and_end_where_one_wants():
         **dict(name="adam", learning_rate=1e-4, final=1e-5, warmup=100, start=1e-6, decay_steps=500),
         **dict(clip=50.0, b1=0.5, b2=0.999, eps=1e-8),
     }
-    build_optimiser(config, "joint")
+    experiment(config)
     with pytest.raises(
         ConfigError, match=r"config\.joint_prior: decay_steps=50: give more than the warmup=100"
     ):
-        build_optimiser(load_config(CONFIG, ["--config.joint_prior.decay_steps=50"]), "joint")
+        experiment(load_config(CONFIG, ["--config.joint_prior.decay_steps=50"]))
 
 
 def test_a_density_names_its_weighting():
     config = load_config(CONFIG, ["--config.density.name=optimal", "--config.density.weighting=unweighted"])
-    assert build_lsgm(config).objective.density.weighting is unweighted
+    assert experiment(config).model.prior.objective.density.weighting is unweighted
     config = load_config(CONFIG, ["--config.density.name=optimal", "--config.density.weighting=unweigted"])
     with pytest.raises(ConfigError, match=r"density: .*'unweigted' is none of .*did you mean 'unweighted'"):
-        build_lsgm(config)
+        experiment(config)
     other = ["--config.encoder_density.name=optimal", "--config.encoder_density.weighting=unweigted"]
     with pytest.raises(ConfigError, match=r"config\.encoder_density: weighting='unweigted'"):
-        build_lsgm(load_config(CONFIG, other))
+        experiment(load_config(CONFIG, other))
 
 
 def test_runs_from_before_a_section_existed_still_load(tmp_path):
     tree = load_config(CONFIG, []).to_dict()
     del tree["encoder_density"]
     (tmp_path / "config.json").write_text(json.dumps(tree))
-    assert build_lsgm(read_config(tmp_path / "config.json")).objective.encoder_density is None
+    assert experiment(read_config(tmp_path / "config.json")).model.prior.objective.encoder_density is None
 
 
 def test_solver_steps_can_be_set():
     """A number of steps has no default, but takes an override as if it had one."""
     config = load_config(CONFIG, ["--config.steps.name=quadratic", "--config.steps.steps=20"])
-    assert build_sampler(config).steps == Quadratic(steps=20)
+    assert experiment(config).sampler.steps == Quadratic(steps=20)
     with pytest.raises(ConfigError, match="steps=few: give int"):
         load_config(CONFIG, ["--config.steps.name=quadratic", "--config.steps.steps=few"])
 
@@ -228,7 +216,7 @@ def test_a_damaged_config_is_named(tmp_path):
         read_config(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("name", MODELS["lsgm"]["likelihood"])
+@pytest.mark.parametrize("name", LIKELIHOODS)
 def test_every_likelihood_fits_a_model(name):
     """The decoder emits as many features as the likelihood reads."""
     levels = 2 if "bernoulli" in name else 32
@@ -244,4 +232,4 @@ def test_every_likelihood_fits_a_model(name):
 def test_a_border_must_leave_pixels():
     overrides = ["likelihood.name=cropped_bernoulli", "likelihood.border=4", "data.levels=2"]
     with pytest.raises(ConfigError, match=r"config\.likelihood: border=4 leaves nothing of 8 x 8 pixels"):
-        build_lsgm(load_config(CONFIG, [f"--config.{override}" for override in overrides]))
+        experiment(load_config(CONFIG, [f"--config.{override}" for override in overrides]))

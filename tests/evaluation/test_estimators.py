@@ -13,8 +13,6 @@ from lsgm_jax.evaluation import plots, report
 from lsgm_jax.evaluation.estimators import bits_per_dimension, estimate, evaluate_images, importance_bound
 from lsgm_jax.evaluation.model_size import count_parameters, describe, flops, multiply_add_flops
 from lsgm_jax.objectives.bound import Batch
-from lsgm_jax.training.recipes.parts import Data
-from lsgm_jax.training.recipes.plan import make_stages
 from tests import tiny
 
 
@@ -82,7 +80,7 @@ def test_flops_of_a_matrix_product():
 def test_description_counts_the_parameters_of_the_model():
     config = load_config(tiny.CONFIG, tiny.OVERRIDES)
     model = tiny.model()
-    stage = make_stages(config, model, Data(None, Batch(np.zeros((0, *model.data_shape)))))[-1]
+    stage = tiny.bare_stages(config)[-1]
     described = describe(model, stage, batch_size=16)
     params = jax.jit(model.init)(jax.random.key(0))
     assert described["parameters"]["autoencoder"] == count_parameters(params["vae"])

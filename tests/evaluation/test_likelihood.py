@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from lsgm_jax.cli import main as cli
-from lsgm_jax.config.build_models import build_lsgm
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.evaluation import sample_quality
-from lsgm_jax.sampling.run import claim
 from lsgm_jax.training.checkpoint import Checkpoints
+from lsgm_jax.training.train import claim
 from tests import on_one_machine, tiny
 
 FEW = [
@@ -32,7 +32,7 @@ def fresh(tmp_path_factory, data_dir):
     """A run, with the parameters that it begins with: nothing is trained here."""
     workdir = tmp_path_factory.mktemp("run")
     config = tiny.config(data_dir)
-    params = jax.jit(build_lsgm(config).init)(jax.random.key(0))
+    params = jax.jit(experiment(config).model.init)(jax.random.key(0))
     claim(workdir, config)
     for stage, part in (("vae", params["vae"]), ("joint", params)):
         with Checkpoints(workdir / "checkpoints" / stage) as checkpoints:
@@ -162,7 +162,7 @@ def test_mistakes_are_one_line(fresh, arguments, message, capsys):
 
 
 def test_points_of_the_plane_have_no_features(tmp_path, capsys):
-    from lsgm_jax.config import load_config
+    from lsgm_jax.config.load import load_config
 
     config = load_config(str(tiny.ROOT / "configs" / "cld_toy.py"), [])
     claim(tmp_path, config)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from lsgm_jax.cli import main as cli
-from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.data.points import PointSpec
@@ -47,7 +47,7 @@ def convert(path, workdir, file, fields, *more):
 @pytest.fixture(scope="module")
 def lsgm():
     """Returns a model, two draws of its parameters, and the official state dicts of both."""
-    model = build_model(load_config(LSGM_FILE, LSGM_FIELDS))
+    model = experiment(load_config(LSGM_FILE, LSGM_FIELDS)).model
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rng = np.random.default_rng(0)
     draw = lambda leaf: rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32)
@@ -59,7 +59,7 @@ def lsgm():
 
 def official(model, params):
     vae = {"params": params["vae"]["net"], **params["vae"]["state"]}
-    dae = ncsnpp_state({"params": params["score_net"]}, model.score_net.module, model.latent_shape)
+    dae = ncsnpp_state({"params": params["score_net"]}, model.prior.net.module, model.latent_shape)
     dae["mixing_logit"] = np.asarray(params["mixing_logit"]).reshape(1, -1, 1, 1)
     return nvae_state(vae, model.vae.backbone.net), dae
 

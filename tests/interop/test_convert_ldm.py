@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from lsgm_jax.cli import main as cli
-from lsgm_jax.config.build_autoencoders import build_adversarial_training
-from lsgm_jax.config.build_models import build_model
+from lsgm_jax.conditioning.labels import Labels
+from lsgm_jax.conditioning.text import Texts
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, discriminator_state, first_stage_state
 from lsgm_jax.interop.ldm_text import text_encoder_state
 from lsgm_jax.interop.ldm_unet import ldm_unet_state
-from lsgm_jax.conditioning.labels import Labels
-from lsgm_jax.conditioning.text import Texts
 from lsgm_jax.sampling.run import Run
 from tests.interop.write_torch import write_zip
 from tests.tiny import ROOT, assert_trees_equal
@@ -56,7 +55,7 @@ def first_stage_of(model, params):
 
 def denoiser_of(model, params):
     channels = params["down_0_0"]["kernel"].shape[2]
-    return ldm_unet_state({"params": params}, model.prior.score_net.module, channels)
+    return ldm_unet_state({"params": params}, model.prior.net.module, channels)
 
 
 def conditioner_of(model, params):
@@ -75,7 +74,7 @@ def below(prefix, state):
 
 def official(config, params, average=None):
     """Returns the state dict that Lightning would store, with the other entries of such files."""
-    model = build_model(config)
+    model = experiment(config).model
     other = {
         "loss.logvar": np.zeros((), np.float32),
         "loss.discriminator.main.0.bias": np.ones(4, np.float32),
@@ -88,7 +87,7 @@ def official(config, params, average=None):
         state = {name: np.asarray(tensor) for name, tensor in state.items()}
     state |= below("first_stage_model.", first_stage_of(model, params["first_stage"]) | other)
     state |= below("cond_stage_model.", conditioner_of(model, params.get("conditioner")))
-    return state | {"betas": np.asarray(model.process.betas, np.float32)}
+    return state | {"betas": np.asarray(model.prior.process.betas, np.float32)}
 
 
 def written(path, state):
@@ -99,7 +98,7 @@ def written(path, state):
 def guided():
     """Returns the config of a class-conditional model, two draws of its parameters, and their state dict."""
     config = tiny("imagenet256_guided", *CLASSES)
-    shapes = jax.eval_shape(build_model(config).init, jax.random.key(0))
+    shapes = jax.eval_shape(experiment(config).model.init, jax.random.key(0))
     last, average = drawn(shapes, 0), drawn(shapes, 1)
     for params in (last, average):
         params["scale"] = np.float32(1.0)
@@ -154,7 +153,7 @@ def test_a_text_conditional_model_needs_its_vocabulary(tmp_path, capsys):
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     fields = [*WORDS, f"--config.conditioning.pieces={len(words)}"]
     config = tiny("text2img", *fields)
-    params = drawn(jax.eval_shape(build_model(config).init, jax.random.key(0)), 0)
+    params = drawn(jax.eval_shape(experiment(config).model.init, jax.random.key(0)), 0)
     params["scale"] = np.float32(0.18215)
     written(tmp_path / "model.ckpt", official(config, params))
     assert convert(tmp_path / "model.ckpt", tmp_path / "run", "text2img", *fields) == 2
@@ -164,7 +163,7 @@ def test_a_text_conditional_model_needs_its_vocabulary(tmp_path, capsys):
     assert convert(tmp_path / "model.ckpt", tmp_path / "run", "text2img", *fields) == 0
     run = Run.open(tmp_path / "run")
     assert_trees_equal(run.best()[0], params)
-    pieces = run.conditions.ask(run.model, 1, prompt="A dog")(np.arange(1))
+    pieces = run.conditions.request(1, prompt="A dog")(np.arange(1))
     np.testing.assert_array_equal(pieces, [[2, 5, 6, 3, 0, 0]])
 
 
@@ -172,7 +171,7 @@ def test_a_text_conditional_model_needs_its_vocabulary(tmp_path, capsys):
 def test_models_of_inpainting_and_super_resolution_become_runs(tmp_path, capsys, variant):
     """The file of inpainting has the first stage twice; two different ones are refused."""
     config = tiny(variant)
-    params = drawn(jax.eval_shape(build_model(config).init, jax.random.key(0)), 0)
+    params = drawn(jax.eval_shape(experiment(config).model.init, jax.random.key(0)), 0)
     params["scale"] = np.float32(1.0)
     state = official(config, params)
     copy = {name.replace("first_stage_model", "cond_stage_model"): t for name, t in state.items()}
@@ -192,8 +191,8 @@ def test_models_of_inpainting_and_super_resolution_become_runs(tmp_path, capsys,
 @pytest.mark.parametrize("variant", ["kl-f8", "vq-f4-noattn"])
 def test_a_first_stage_becomes_the_first_stage_of_a_run(tmp_path, capsys, variant, with_discriminator):
     config = tiny(variant)
-    model = build_model(config)
-    training = build_adversarial_training(config, model.first_stage)
+    model = experiment(config).model
+    training = experiment(config).training.adversarial
     params = drawn(jax.eval_shape(training.init, jax.random.key(0)), 0)
     opponent = params["discriminator"]
     state = first_stage_of(model, params["first_stage"]) | {"loss.logvar": np.zeros((), np.float32)}

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from lsgm_jax.autoencoders.perceptual import LPIPS
-from lsgm_jax.config.build_autoencoders import build_adversarial_training
-from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.errors import ConfigError, ConversionError
 from lsgm_jax.interop.ldm_autoencoder import lpips_state
 from lsgm_jax.interop.lpips_file import read_lpips
 from lsgm_jax.interop.tables import as_float32
-from lsgm_jax.training.recipes.plan import bare_stages
+from tests import tiny
 from tests.interop.write_torch import write_legacy, write_zip
 from tests.tiny import ROOT, assert_trees_equal
 
@@ -99,7 +98,7 @@ def test_missing_weights_are_named(weights, tmp_path):
 
 def training_of(*fields):
     config = load_config(f"{ROOT}/configs/ldm.py:kl-f8,quick", list(fields))
-    return config, build_adversarial_training(config, build_model(config).first_stage)
+    return config, experiment(config).training.adversarial
 
 
 def test_the_error_of_a_first_stage_includes_the_distance(weights, lpips_file):
@@ -124,7 +123,7 @@ def test_training_without_weights_warns(capsys):
     for fields, warnings in (((), 1), (("--config.perceptual.weight=0.0",), 0)):
         config, training = training_of(*fields)
         assert training.perceptual is None
-        bare_stages(config, build_model(config))[0].adapt({})
+        tiny.bare_stages(config)[0].adapt({})
         said = capsys.readouterr().err
         assert said.count("no perceptual weights, config.perceptual.weights") == warnings
         assert len(said.splitlines()) == warnings
@@ -133,6 +132,6 @@ def test_training_without_weights_warns(capsys):
 def test_a_missing_file_is_an_error_of_the_config(tmp_path):
     """It is raised only when the weights are needed: sampling of the trained run does without them."""
     config, training = training_of(f"--config.perceptual.weights={tmp_path}/none.pth")
-    bare_stages(config, build_model(config))[0].adapt({})
+    tiny.bare_stages(config)[0].adapt({})
     with pytest.raises(ConfigError, match=r"config.perceptual.weights: .*none.pth: cannot be read"):
         training.error(jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 32, 32, 3)))

@@ -10,10 +10,10 @@ from flax import linen as nn
 from scipy import stats
 
 from lsgm_jax.conditioning.images import ConcatMaps
-from lsgm_jax.conditioning.protocol import Context
 from lsgm_jax.conditioning.labels import Labels
+from lsgm_jax.conditioning.protocol import Context, encode_condition
 from lsgm_jax.conditioning.text import Texts
-from lsgm_jax.conditioning.protocol import encode_condition
+from lsgm_jax.models.score_model import ScoreModel
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.nn.network import Network
 from lsgm_jax.objectives.bound import Batch
@@ -46,13 +46,14 @@ class Exact(nn.Module):
 
 def model(dropout=0.0):
     labels = Labels(classes=len(MEANS) - 1, width=DIMS, dropout=dropout)
-    return SGM(
-        data_shape=(DIMS,),
+    prior = ScoreModel(
+        shape=(DIMS,),
         process=PROCESS,
-        score_net=Network(Exact()),
+        net=Network(Exact()),
         objective=Objective(prior_weighting=unweighted, density=Uniform(t_min=1e-3)),
         conditioning=labels,
     )
+    return SGM(prior=prior)
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,10 @@ from flax import linen as nn
 from lsgm_jax.autoencoders.bottlenecks import CodebookBottleneck, GaussianBottleneck
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.quantiser import Quantiser
-from lsgm_jax.conditioning.images import ConcatMaps
+from lsgm_jax.conditioning.images import ConcatMaps, Inpainting, Masked, Upscaling, rectangles
 from lsgm_jax.models.first_stage import AdversarialTraining, FirstStage, psnr
 from lsgm_jax.models.ldm import LDM
-from lsgm_jax.models.sgm import SGM
-from lsgm_jax.conditioning.images import Inpainting
-from lsgm_jax.conditioning.images import Masked
-from lsgm_jax.conditioning.images import Upscaling
-from lsgm_jax.conditioning.images import rectangles
+from lsgm_jax.models.score_model import ScoreModel
 from lsgm_jax.nn.network import Network, StatefulNetwork
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.elbo import Objective
@@ -182,10 +178,10 @@ def latent_model(scale=0.0, task=None, dropout=0.0):
     beside = (
         {} if task is None else {"conditioning": ConcatMaps(shape=(*shape[:2], task.channels(LATENT, 1)))}
     )
-    prior = SGM(
-        data_shape=shape,
+    prior = ScoreModel(
+        shape=shape,
         process=VP(),
-        score_net=Network(Score()),
+        net=Network(Score()),
         objective=Objective(prior_weighting=unweighted, density=Uniform(t_min=1e-3)),
         **beside,
     )
@@ -212,7 +208,9 @@ def test_the_scale_makes_latents_of_unit_deviation_and_is_undone():
     np.testing.assert_allclose(np.std(z, ddof=1), 1.0, rtol=1e-5)
     unscaled = model.first_stage.encode(params["first_stage"], X, KEY)
     np.testing.assert_allclose(
-        model.images(params, z), model.first_stage.decode(params["first_stage"], unscaled), atol=1e-5
+        model.decode_latents(params, z, KEY),
+        model.first_stage.decode(params["first_stage"], unscaled),
+        atol=1e-5,
     )
     given = latent_model(scale=0.18215)
     params = given.adopt_scale(given.init(jax.random.key(1)), X, KEY)

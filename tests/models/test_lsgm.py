@@ -82,8 +82,8 @@ def test_a_fixed_part_needs_no_share_of_the_normal_prediction(logit):
         Phase(*jax.random.normal(jax.random.key(1), (2, 3, *model.latent_shape))),
         jnp.array([0.01, 0.2, 1.0]),
     )
-    exact = gaussian_eps(model.process, z_t, t)
-    np.testing.assert_allclose(model.eps_net(params)(z_t, t), exact, rtol=1e-6)
+    exact = gaussian_eps(model.prior.process, z_t, t)
+    np.testing.assert_allclose(model.prior.eps_net(params)(z_t, t), exact, rtol=1e-6)
 
 
 def test_a_fixed_part_of_the_velocity_needs_one():
@@ -125,7 +125,7 @@ def test_loss_metrics_are_the_bound(model, params, bound):
     quiet = tiny.model(
         "--config.autoencoder.dropout=0.0", "--config.score.dropout=0.0", "--config.density.t_min=1e-5"
     )
-    quiet = dataclasses.replace(quiet, process=model.process)
+    quiet = dataclasses.replace(quiet, prior=dataclasses.replace(quiet.prior, process=model.prior.process))
     loss = jax.jit(quiet.loss)
     keys = jax.random.split(jax.random.key(3), 48)
     from_loss = np.array([loss(params, batch, key)[1].metrics["nelbo"] for key in keys])

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.nvae import NVAE
-from lsgm_jax.config.build_models import build_lsgm
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import complete, differences, load_config
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.nn.dit import DiT
@@ -23,7 +23,7 @@ from lsgm_jax.nn.mlp import MLP
 from lsgm_jax.nn.ncsnpp import NCSNpp
 from lsgm_jax.nn.network import Compute, Network, StatefulNetwork, trainable
 from lsgm_jax.nn.unet import UNet
-from lsgm_jax.sampling.run import MAY_CHANGE
+from lsgm_jax.training.train import MAY_CHANGE
 from tests import tiny
 
 BFLOAT16 = Compute(dtype="bfloat16")
@@ -319,20 +319,20 @@ def test_training_in_bfloat16_learns():
 
 def test_the_config_says_how_to_compute():
     config = load_config(tiny.CONFIG, ["--config.compute.dtype=bfloat16", "--config.compute.remat=True"])
-    model = build_lsgm(config)
+    model = experiment(config).model
     asked = Compute(dtype="bfloat16", remat=True)
-    assert model.score_net.compute == model.vae.backbone.encoder.compute == asked
+    assert model.prior.net.compute == model.vae.backbone.encoder.compute == asked
     assert model.vae.backbone.decoder.compute == asked
     nvae = load_config(
         str(tiny.ROOT / "configs" / "lsgm_mnist.py") + ":small", ["--config.compute.remat=True"]
     )
-    assert build_lsgm(nvae).vae.backbone.compute == Compute(remat=True)
+    assert experiment(nvae).model.vae.backbone.compute == Compute(remat=True)
 
 
 def test_a_dtype_that_does_not_exist():
     config = load_config(tiny.CONFIG, ["--config.compute.dtype=float16"])
     with pytest.raises(ConfigError, match=r"config.compute: dtype='float16' is none of float32, bfloat16"):
-        build_lsgm(config)
+        experiment(config)
 
 
 def test_runs_from_before_the_section_existed_go_on_in_any_precision():

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import Phase
-from lsgm_jax.config.build_models import build_model
-from lsgm_jax.config.build_running import build_optimiser
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.objectives.bound import Batch
@@ -29,13 +28,13 @@ SAMPLER = Sampler(steps=Adaptive(rtol=1e-4, atol=1e-4), t_min=1e-4)
 
 
 def toy(*overrides):
-    return build_model(load_config(TOY, list(overrides)))
+    return experiment(load_config(TOY, list(overrides))).model
 
 
 def fourier():
     """CLD on tiny images, with the Fourier features of the published network."""
     tiny = ["--config.data.image_shape=(8,8,3)", "--config.score.channel_mult=(1,)"]
-    return build_model(load_config(str(ROOT / "configs" / "cld_cifar10.py") + ":quick", tiny))
+    return experiment(load_config(str(ROOT / "configs" / "cld_cifar10.py") + ":quick", tiny)).model
 
 
 def silent(model):
@@ -72,8 +71,8 @@ def test_the_mixed_score_is_the_published_one():
     model = toy()
     z_t = Phase(jnp.ones((3, 2)), jnp.array([[1.0, -2.0]] * 3))
     t = jnp.array([0.01, 0.3, 1.0])
-    eps_hat = model.eps_net(silent(model))(z_t, t)
-    np.testing.assert_array_equal(eps_hat, velocity_eps(model.process, z_t, t))
+    eps_hat = model.prior.eps_net(silent(model))(z_t, t)
+    np.testing.assert_array_equal(eps_hat, velocity_eps(model.prior.process, z_t, t))
     assert np.all(np.asarray(eps_hat * z_t.v) > 0.0)
 
 
@@ -96,8 +95,8 @@ def test_matching_decides_about_training_and_not_about_samples(matching):
     model = toy(f"--config.objective.matching={matching}", "--config.objective.mixed_score=gaussian")
     params, x = silent(model), jax.random.normal(jax.random.key(1), (64, 2))
     z_t, t = Phase(x, -x), jnp.linspace(1e-3, 1.0, 64)
-    exact = gaussian_eps(model.process, z_t, t)
-    np.testing.assert_array_equal(model.eps_net(params)(z_t, t), exact)
+    exact = gaussian_eps(model.prior.process, z_t, t)
+    np.testing.assert_array_equal(model.prior.eps_net(params)(z_t, t), exact)
     loss = lambda params: model.loss(params, Batch(x), jax.random.key(2))[0]
     assert np.isfinite(jax.jit(jax.grad(loss))(params)["score_net"]["Dense_0"]["kernel"]).all()
 
@@ -113,7 +112,8 @@ def test_the_error_of_the_data_is_that_of_the_noise_under_its_weighting(norm, pr
     loss, aux = jax.jit(model.loss)(params, Batch(x), jax.random.key(2))
     size = np.abs(np.asarray(x)) ** (1 if norm == "l1" else 2)
     np.testing.assert_allclose(loss, size.sum(axis=-1).mean(), rtol=1e-4)
-    squared = dataclasses.replace(model, objective=dataclasses.replace(model.objective, norm=l2))
+    objective = dataclasses.replace(model.prior.objective, norm=l2)
+    squared = dataclasses.replace(model, prior=dataclasses.replace(model.prior, objective=objective))
     of_squares = jax.jit(squared.loss)(params, Batch(x), jax.random.key(2))[1]
     jax.tree.map(
         np.testing.assert_array_equal, aux.metrics, of_squares.metrics
@@ -184,7 +184,7 @@ def test_training_moves_the_network_but_not_its_frequencies():
     params = jax.jit(model.init)(jax.random.key(0))
     frequencies = params["score_net"]["state"]["constants"]["FourierFeatures_0"]["frequencies"]
     config = load_config(TOY, ["--config.optimiser.weight_decay=0.1"])
-    optimiser = build_optimiser(config, "score")
+    optimiser = experiment(config).training.optimiser
     step = jax.jit(make_step(tiny.at_full_kl(model.loss), optimiser, EMA(0.9)))
     state = create_state(params, optimiser)
     batch = Batch(jax.random.uniform(jax.random.key(1), (4, 8, 8, 3), minval=-1.0))
@@ -204,7 +204,7 @@ def test_frequencies_are_the_ones_given():
     model = fourier()
     params = jax.tree.map(lambda leaf: leaf + 0.05, jax.jit(model.init)(jax.random.key(0)))
     z_t, t = Phase(*jnp.ones((2, 1, 8, 8, 3))), jnp.array([0.5])
-    apply = jax.jit(lambda params: model.eps_net(params)(z_t, t))
+    apply = jax.jit(lambda params: model.prior.eps_net(params)(z_t, t))
     other = jax.tree.map(lambda leaf: leaf, params)
     other["score_net"]["state"] = jax.tree.map(lambda leaf: leaf + 1.0, other["score_net"]["state"])
     assert not np.allclose(apply(params), apply(other))

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.evaluation.model_size import count_parameters, multiply_add_flops
 from lsgm_jax.nn.dit import DiT, DiTBlock, from_patches, positions, to_patches
 from lsgm_jax.objectives.bound import Batch
-from lsgm_jax.training.recipes.plan import bare_stages
 from lsgm_jax.training.step import make_step
 from tests import tiny
+from tests.tiny import bare_stages
 
 # Width, depth, heads; millions of parameters and billions of multiply-adds on a 32 x 32 x 4 latent, patches of 2 x 2.
 PUBLISHED = {
@@ -256,8 +256,8 @@ def test_dit_trains_as_the_score_network_of_a_config():
     """With the optimiser of the quick run, the gates open and the loss falls on images of constant grey."""
     cfg = config()
     cfg.compute.remat = True
-    model = build_model(cfg)
-    stage = bare_stages(cfg, model)[-1]
+    model = experiment(cfg).model
+    stage = bare_stages(cfg)[-1]
     state = stage.first_state(jax.jit(model.init)(jax.random.key(0)), jax.random.key(2))
     step = jax.jit(make_step(stage.loss, stage.optimiser, stage.ema))
     grey = Batch(jnp.linspace(-1.0, 1.0, 64)[:, None, None, None] * jnp.ones((8, 8, 1)))
@@ -271,15 +271,15 @@ def test_dit_trains_as_the_score_network_of_a_config():
 def test_cross_attention_in_a_config_needs_tokens():
     """The token of a label is enough; without conditioning the config is refused."""
     params = jax.eval_shape(
-        build_model(config("cross_attention=True", others=LABELS)).init, jax.random.key(0)
+        experiment(config("cross_attention=True", others=LABELS)).model.init, jax.random.key(0)
     )
     assert "attend_context" in params["score_net"]["block_1"]
     with pytest.raises(ConfigError, match=r"cross_attention=True needs tokens .*conditioning\.name='none'"):
-        build_model(config("cross_attention=True"))
+        experiment(config("cross_attention=True"))
 
 
 def test_a_config_whose_patches_do_not_fit_is_refused():
     with pytest.raises(
         ConfigError, match=r"config.score: a latent of shape \(8, 8, 1\): patch=3 does not divide"
     ):
-        build_model(config("patch=3"))
+        experiment(config("patch=3"))

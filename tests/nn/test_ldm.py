@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lsgm_jax.arrays import in_steps
-from lsgm_jax.config.build_models import build_model
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.evaluation.model_size import count_parameters
@@ -123,13 +123,13 @@ LDM_SCORE = ("name=ldm", "channels=32", "channel_mult=(1, 2)", "blocks=1", "atte
 def test_ldm_is_a_score_network_of_any_config():
     """It is chosen by name; freshly initialised, the prediction is its fixed part, as for every score network."""
     path = str(tiny.ROOT / "configs" / "sgm_digits.py")
-    model = build_model(load_config(path, [f"--config.score.{field}" for field in LDM_SCORE]))
+    model = experiment(load_config(path, [f"--config.score.{field}" for field in LDM_SCORE])).model
     params = jax.jit(model.init)(jax.random.key(0))
     assert params["score_net"]["down_0_0"]["kernel"].shape[-1] == 32
     z_t = jax.random.normal(jax.random.key(1), (2, *model.latent_shape))
     t = jnp.array([0.1, 0.9])
-    fixed = 0.0 if model.fixed_part is None else model.fixed_part(model.process, z_t, t)
-    np.testing.assert_array_equal(model.eps_net(params)(z_t, t), jnp.broadcast_to(fixed, z_t.shape))
+    fixed = 0.0 if model.prior.fixed_part is None else model.prior.fixed_part(model.prior.process, z_t, t)
+    np.testing.assert_array_equal(model.prior.eps_net(params)(z_t, t), jnp.broadcast_to(fixed, z_t.shape))
 
 
 def test_a_config_cannot_set_the_context_width():

@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lsgm_jax.arrays import as_state, coordinates, expand, sum_per_sample
+from lsgm_jax.arrays import coordinates, expand, sum_per_sample
 from lsgm_jax.objectives import time_densities, weightings
-from lsgm_jax.objectives.elbo import Draw, Objective, denoise, denoise_separately, gaussian_bound
+from lsgm_jax.objectives.bound import Encoded, Latent
+from lsgm_jax.objectives.control_variate import Draw, gaussian_bound
+from lsgm_jax.objectives.elbo import (
+    Objective,
+    dsm_loss,
+    joint_dsm_loss,
+    joint_dsm_loss_separate_t,
+    sample_draw,
+)
+from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.score_matching import l1
 from lsgm_jax.processes import linear
 from tests.process_examples import MAIN
@@ -36,6 +45,18 @@ def parameters():
     return theta, jax.random.normal(keys[3], (5, 3)), jax.random.normal(keys[4], (8, 5)), keys[5]
 
 
+def encoder_alone(phi):
+    """An autoencoder of x @ phi that has no other term in the bound: the joint loss is then that of the prior."""
+
+    def autoencode(x):
+        z_0, none = x @ phi, jnp.zeros((len(x), 0))
+        zero = jnp.zeros_like(z_0)
+        latent = Latent(z_0, zero, zero, none, none, jnp.zeros(len(x)))
+        return Encoded(latent, jnp.zeros(len(x)), {}, {})
+
+    return autoencode
+
+
 def weighted_error(process, weight, density, draw):
     """Mean over the batch of weight / density |eps - eps_hat|^2, as a function of both parameters."""
 
@@ -53,11 +74,12 @@ def test_one_backward_pass_equals_two(x64, process, weighting):
     theta, phi, x, key = parameters()
     density, kl = time_densities.Uniform(t_min=0.01), 0.7
     objective = Objective(prior_weighting=weighting, density=density, control_variate=False)
-    draw = Draw(jnp.linspace(0.02, 0.98, 8), linear.unit_noise(process, key, (8, 3)))
+    draw = sample_draw(density, objective.spread, process, key, x @ phi)
 
     def one_pass(phi, theta):
         eps_net = lambda z_t, t: two_layer_net(theta, z_t, t)
-        return denoise(objective, process, eps_net, x @ phi, draw, kl).loss.mean()
+        encoder = encoder_alone(phi)
+        return joint_dsm_loss(objective, process, encoder, eps_net, x, key, KLWeight(kl)).loss.mean()
 
     encoder_loss = weighted_error(process, weightings.likelihood, density, draw)
     prior_loss = weighted_error(process, weighting, density, draw)
@@ -81,16 +103,19 @@ def test_separate_samples_reach_their_own_parameters(x64, process, control_varia
         encoder_density=time_densities.Optimal(t_min=0.01),
         control_variate=control_variate,
     )
-    prior_draw = Draw(jnp.linspace(0.02, 0.98, 8), linear.unit_noise(process, keys[0], (8, 3)))
-    encoder_draw = Draw(jnp.linspace(0.9, 0.05, 8), linear.unit_noise(process, keys[1], (8, 3)))
+    prior_draw, encoder_draw = (
+        sample_draw(density, objective.spread, process, k, x @ phi)
+        for density, k in zip((objective.density, objective.encoder_density), keys, strict=True)
+    )
 
     def loss(phi, theta):
         net = lambda theta: lambda z_t, t: two_layer_net(theta, z_t, t)
         frozen = net(jax.lax.stop_gradient(theta))
-        separate = denoise_separately(
-            objective, process, net(theta), frozen, x @ phi, prior_draw, encoder_draw
+        nets, kl = (net(theta), frozen), KLWeight(0.7)
+        joint = joint_dsm_loss_separate_t(
+            objective, process, encoder_alone(phi), nets, x, tuple(keys), kl, (1,)
         )
-        return (separate.prior_loss + 0.7 * sum_per_sample(separate.cross_entropy)).mean()
+        return joint.loss.mean()
 
     prior_loss = weighted_error(process, weightings.unweighted, objective.density, prior_draw)
     encoder_loss = weighted_error(process, weightings.likelihood, objective.encoder_density, encoder_draw)
@@ -146,7 +171,7 @@ def estimated_cross_entropy(objective, process, repeats=200):
         z_0 = posterior_draws(k_z)
         t = time_densities.sample_times(objective.density, process, k_t, len(z_0))
         draw = Draw(t, linear.unit_noise(process, k_eps, z_0.shape))
-        return denoise(objective, process, net, z_0, draw).cross_entropy.mean()
+        return dsm_loss(objective, process, net, z_0, draw).cross_entropy.mean()
 
     values = jax.lax.map(one, jax.random.split(jax.random.key(1), repeats))
     return values.mean(), values.std() / np.sqrt(repeats)
@@ -255,8 +280,8 @@ def test_control_variate_removes_most_of_the_noise(x64, process):
     controlled = dataclasses.replace(published, control_variate=True)
     t = time_densities.sample_times(density, process, keys[1], len(z_0))
     draw = Draw(t, linear.unit_noise(process, keys[2], z_0.shape))
-    plain = denoise(published, process, exact_net(process, 0.81), z_0, draw).cross_entropy
-    quiet = denoise(controlled, process, exact_net(process, 0.81), z_0, draw).cross_entropy
+    plain = dsm_loss(published, process, exact_net(process, 0.81), z_0, draw).cross_entropy
+    quiet = dsm_loss(controlled, process, exact_net(process, 0.81), z_0, draw).cross_entropy
     assert quiet.std() < 0.125 * plain.std()
 
 
@@ -271,12 +296,11 @@ def test_control_variate_changes_no_expected_gradient(x64, process):
     mean, logit = jnp.array([0.6, -0.4, 1.0]), jnp.zeros(3)
 
     def loss(objective, mean, logit, key):
-        k_z, k_t, k_eps = jax.random.split(key, 3)
+        k_z, k_draw = jax.random.split(key)
         z_0 = mean + 0.5 * jax.random.normal(k_z, (64, 3))
-        t = time_densities.sample_times(objective.density, process, k_t, 64)
-        draw = Draw(t, linear.unit_noise(process, k_eps, z_0.shape))
         net = lambda z_t, t: exact_net(process, 0.5)(z_t, t) * 2 * jax.nn.sigmoid(logit)
-        return denoise(objective, process, net, z_0, draw, 0.7).loss.mean()
+        joint = joint_dsm_loss(objective, process, encoder_alone(jnp.eye(3)), net, z_0, k_draw, KLWeight(0.7))
+        return joint.loss.mean()
 
     def gradients(objective):
         one = jax.jit(jax.grad(lambda mean, logit, key: loss(objective, mean, logit, key), argnums=(0, 1)))
@@ -294,17 +318,37 @@ def test_control_variate_changes_no_expected_gradient(x64, process):
 
 def test_value_of_the_loss_is_the_weighted_error(x64, process):
     """The gradient's scaling leaves no trace in the value."""
-    z_0 = jnp.ones((4, 3))
-    t = jnp.array([0.1, 0.3, 0.6, 0.9])
-    eps = as_state([jnp.full((4, 3), 0.5) for _ in process.prior_variance()])
+    z_0, key = jnp.ones((4, 3)), jax.random.key(5)
     objective = Objective(
         prior_weighting=weightings.reweighted,
         density=time_densities.Uniform(t_min=0.1),
         control_variate=False,
     )
-    matching = denoise(objective, process, lambda z_t, t: jnp.zeros_like(z_0), z_0, Draw(t, eps), 0.3)
-    w = 0.5 * process.diffusion(t) ** 2 * 0.9
-    np.testing.assert_allclose(matching.loss, w * 3 * 0.25, rtol=1e-12)
+    silent = lambda z_t, t: jnp.zeros_like(z_0)
+    joint = joint_dsm_loss(objective, process, encoder_alone(jnp.eye(3)), silent, z_0, key, KLWeight(0.3))
+    t, eps = sample_draw(objective.density, objective.spread, process, key, z_0)
+    exact = 0.5 * process.diffusion(t) ** 2 * 0.9 * jnp.sum(coordinates(eps)[-1] ** 2, axis=-1)
+    np.testing.assert_allclose(joint.loss, exact, rtol=1e-12)
+    np.testing.assert_allclose(joint.prior_loss, exact, rtol=1e-12)
+
+
+def test_the_joint_loss_has_every_term_of_the_bound(x64, process):
+    """Reconstruction, and beta times entropy and other latents, beside the prior's error: eq. 9, term by term."""
+    x, key, beta = jnp.ones((4, 3)), jax.random.key(6), 0.3
+    rows = jax.random.normal(jax.random.key(7), (6, 4))
+    entropy, other_entropy, other_cross_entropy = rows[0][:, None] * x, rows[1:3].T, rows[3:5].T
+
+    def autoencode(x):
+        latent = Latent(x, entropy, x, other_entropy, other_cross_entropy, rows[0])
+        return Encoded(latent, rows[5], {}, {})
+
+    objective = Objective(prior_weighting=weightings.likelihood, density=time_densities.Uniform(t_min=0.1))
+    net = lambda z_t, t: 0.5 * coordinates(z_t)[-1]
+    joint = joint_dsm_loss(objective, process, autoencode, net, x, key, KLWeight(beta))
+    alone = joint_dsm_loss(objective, process, encoder_alone(jnp.eye(3)), net, x, key, KLWeight(beta))
+    others = other_cross_entropy.sum(1) - entropy.sum(1) - other_entropy.sum(1)
+    np.testing.assert_allclose(joint.loss, alone.loss + rows[5] + beta * others, rtol=1e-12)
+    np.testing.assert_allclose(joint.cross_entropy, alone.cross_entropy, rtol=1e-12)
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -335,7 +379,7 @@ def test_nelbo_of_a_linear_vae_is_its_log_likelihood(x64, process, published):
         )
         reconstruction = -jax.scipy.stats.norm.logpdf(x, weight * z_0, noise).sum(-1)
         entropy = x.shape[-1] * 0.5 * (1 + jnp.log(2 * jnp.pi / precision))
-        cross_entropy = denoise(objective, process, net, z_0, draw).cross_entropy
+        cross_entropy = dsm_loss(objective, process, net, z_0, draw).cross_entropy
         exact_kl = exact_normal_kl(mean, 1 / precision, linear.data_variance(process))
         log_px = jax.scipy.stats.norm.logpdf(x, 0.0, scale).sum(-1)
         return (
@@ -391,12 +435,14 @@ def mean_gap(process, t_min, v, published):
 
 def test_an_encoder_takes_no_absolute_errors():
     """Neither one pass for both nor two: the bound, which the encoder minimises, is of squares."""
-    process, z_0 = MAIN["vp"], jnp.ones((2, 3))
+    process, x, key = MAIN["vp"], jnp.ones((2, 3)), jax.random.key(0)
     objective = Objective(prior_weighting=weightings.unweighted, density=time_densities.Uniform(), norm=l1)
-    draw, net = Draw(jnp.ones(2), z_0), lambda z_t, t: z_t
-    for match in (
-        lambda: denoise(objective, process, net, z_0, draw),
-        lambda: denoise_separately(objective, process, net, net, z_0, draw, draw),
+    encoder, net = encoder_alone(jnp.eye(3)), lambda z_t, t: z_t
+    for loss in (
+        lambda: joint_dsm_loss(objective, process, encoder, net, x, key),
+        lambda: joint_dsm_loss_separate_t(
+            objective, process, encoder, (net, net), x, (key, key), KLWeight(), (1,)
+        ),
     ):
         with pytest.raises(ValueError, match="norm=l1: an encoder needs its prior trained by l2"):
-            match()
+            loss()

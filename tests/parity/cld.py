@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from lsgm_jax.arrays import Phase, expand
-from lsgm_jax.models.sgm import SGM
+from lsgm_jax.models.score_model import ScoreModel
 from lsgm_jax.nn.network import Network
 from lsgm_jax.objectives import weightings
 from lsgm_jax.objectives.elbo import Objective
@@ -153,14 +153,14 @@ def check_loss_case(fixture, h, case, objective, mixed):
     affine = {name: fixture.input(f"param/{name}") for name in "Wbc"}
     loose = {"rtol": 1e-6, "atol": 1e-9, "single_atol": 2e-5}
     fixture.check(f"{case}/t", t, rtol=1e-12)
-    model = SGM(
-        data_shape=x.shape[1:],
+    model = ScoreModel(
+        shape=x.shape[1:],
         process=process,
-        score_net=Network(Affine()),
+        net=Network(Affine()),
         objective=Objective(prior_weighting=weightings.unweighted, density=Uniform(t_min=1e-5)),
         # Quirk: the velocity's variance in the mixed score is the hybrid kernel's, also under plain matching.
         fixed_part=velocity_eps if mixed else None,
-        start=start,
+        start=None if start is None else known_start,
     )
     eps_net = lambda w: model.eps_net({"score_net": {**affine, "W": w}})
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lsgm_jax.conditioning.labels import ClassEmbedding
 from lsgm_jax.conditioning.images import nearest
+from lsgm_jax.conditioning.labels import ClassEmbedding
 from lsgm_jax.interop.ldm_unet import ldm_unet_state, ldm_unet_variables
 from lsgm_jax.nn.ldm import LDMUNet
 from lsgm_jax.nn.ldm_layers import timestep_embedding

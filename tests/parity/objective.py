@@ -83,7 +83,7 @@ def take_step(fixture, case, vectors):
         return make_step(loss, keep, EMA(0.5))(state, Batch(x), key)
 
     x, number = channels_last(fixture.input("in/x")), jnp.asarray(case.h["global_step"])
-    state, metrics = step(case.params, case.average, vectors, x, number)
+    state, metrics = step(case.params, case.ema_params, vectors, x, number)
     return state.opt_state, metrics, state.memory[1]
 
 
@@ -144,19 +144,16 @@ def matched(parts):
 
 
 def cross_entropy(case, parts):
-    """Of z_0, per dimension; where passes are shared, ours is summed, and its constant is what is left of it."""
-    result = matched(parts)
-    if in_two_passes(case.h):
-        return result.cross_entropy
-    values = of_passes(case, parts)
-    weighed = expand(values["q/weight"], values["l2_term"]) * values["l2_term"]
+    """Of z_0, per dimension. Ours is summed; its constant is what the weighted errors leave of it."""
+    result, values = matched(parts), of_passes(case, parts)
+    weighed = expand(values["q/weight"], values["l2_term_q"]) * values["l2_term_q"]
     constant = result.cross_entropy - sum_per_sample(weighed)
     return weighed + expand(constant, weighed) / weighed[0].size
 
 
 def of_passes(case, parts):
     """Times, weights, the network's output and the squared errors of the prior's pass and of the encoder's."""
-    process, objective = case.model.process, case.model.objective
+    process, objective = case.model.prior.process, case.model.prior.objective
     roles = {
         "p": (objective.prior_weighting, objective.density),
         "q": (likelihood, objective.encoder_density or objective.density),

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.autoencoders.backbones import Hierarchical
-from lsgm_jax.config.section import build
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.interop.ncsnpp import mixing_logit, ncsnpp_table, ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables, table
 from lsgm_jax.models.lsgm import LSGM
+from lsgm_jax.models.score_model import ScoreModel
 from lsgm_jax.models.vae import VAE
 from lsgm_jax.nn.network import Network
 from lsgm_jax.objectives.bound import Batch
@@ -22,8 +23,7 @@ from lsgm_jax.objectives.regularisers import SingularVectors
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.vp import VP, GeometricVP
 from lsgm_jax.training.penalty import Penalty
-from lsgm_jax.training.recipes.parts import Data
-from lsgm_jax.training.recipes.plan import make_stages
+from lsgm_jax.training.recipes.recipe import Data
 from lsgm_jax.training.stage import Stage
 from tests import tiny
 from tests.parity.cld import channels_last
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
     Attributes:
         h: hyper-parameters.
-        average: parameters that the encoder meets.
+        ema_params: parameters that the encoder's loss uses.
         official: by the original's name of the network, its name of each parameter's path.
     """
 
@@ -51,7 +51,7 @@ class Case(NamedTuple):
     kl: KLSchedule
     prior_penalty: Penalty
     params: dict
-    average: dict
+    ema_params: dict
     official: dict[str, dict]
 
 
@@ -90,7 +90,8 @@ def read(fixture):
     nvae = nvae_module(h["vae"], vae_state)
     model = lsgm(h, nvae, channels_last(fixture.arrays["in/x"]).shape[1:])
     config = tiny.config("", *overrides(h))
-    (stage,) = (s for s in make_stages(config, model, Data([], Batch(np.zeros(())))) if s.name == "joint")
+    recipe = dataclasses.replace(experiment(config).training, model=model)
+    stage = recipe.stages(Data([], Batch(np.zeros(())), 1))[-1]
     variables = nvae_variables(vae_state, nvae, model.data_shape)
     vae = {"net": variables["params"], "state": {"batch_stats": variables["batch_stats"]}}
     params = {"vae": vae, **prior(model, state_dict(fixture, "dae"))}
@@ -98,13 +99,13 @@ def read(fixture):
     meets = h["update_q_ema"] and h["global_step"] > 0
     average = params | (prior(model, state_dict(fixture, "dae_ema")) if meets else {})
     as_ours = functools.partial(jnp.asarray, dtype=jnp.zeros(()).dtype)
-    entries = {"vae": table(nvae), "dae": ncsnpp_table(model.score_net.module, model.latent_shape)[0]}
+    entries = {"vae": table(nvae), "dae": ncsnpp_table(model.prior.net.module, model.latent_shape)[0]}
     return Case(
         h=h,
         model=model,
         stage=stage,
-        kl=build("joint_kl", config),
-        prior_penalty=build("joint_prior_penalty", config),
+        kl=recipe.kl,
+        prior_penalty=recipe.penalties["prior"],
         params=jax.tree.map(as_ours, params),
         ema_params=jax.tree.map(as_ours, average),
         official={
@@ -120,7 +121,7 @@ def state_dict(fixture, network):
 
 
 def prior(model, state):
-    variables = ncsnpp_variables(state, model.score_net.module, model.latent_shape)
+    variables = ncsnpp_variables(state, model.prior.net.module, model.latent_shape)
     return {"score_net": variables["params"], "mixing_logit": mixing_logit(state)}
 
 
@@ -137,14 +138,18 @@ def lsgm(h, nvae, image_shape):
             backbone=backbone,
             likelihood=published(h["vae"]["decoder_dist"], h["vae"]["num_x_bits"], padded),
         ),
-        process=lsgm_process(h["sde"]),
-        score_net=Network(lsgm_net(h["dae"])),
-        objective=Objective(
-            prior_weighting=published_weighting(h["iw_sample_p"]),
-            density=PublishedTimes(mode=h["iw_sample_p"], h=h["sde"]),
-            encoder_density=PublishedTimes(mode=encoder_mode, h=h["sde"]) if in_two_passes(h) else None,
-            encoder_uses_ema=h["update_q_ema"],
-            control_variate=False,
+        prior=ScoreModel(
+            shape=backbone.latent_shape,
+            process=lsgm_process(h["sde"]),
+            net=Network(lsgm_net(h["dae"])),
+            mixing_logit_init=-3.0,
+            objective=Objective(
+                prior_weighting=published_weighting(h["iw_sample_p"]),
+                density=PublishedTimes(mode=h["iw_sample_p"], h=h["sde"]),
+                encoder_density=PublishedTimes(mode=encoder_mode, h=h["sde"]) if in_two_passes(h) else None,
+                encoder_uses_ema=h["update_q_ema"],
+                control_variate=False,
+            ),
         ),
     )
 

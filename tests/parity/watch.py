@@ -22,14 +22,14 @@ def recorded(fixture, h, group_count):
     eps = iter([channels_last(fixture.input(f"in/diffusion_noise{who}")) for who in noises])
     rho_q = "in/rho_p" if h["iw_sample_q"] == SHARED else "in/rho_q"
     rho = iter([fixture.input("in/rho_p"), fixture.input(rho_q)])
-    real = lsgm.sample_draw
+    real = elbo.sample_draw
 
     def sample_draw(density, spread, *rest):
         return real(density, lambda key, batch, stratum: next(rho), *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "_normal", lambda key, shapes: groups)
-        patch.setattr(lsgm, "sample_draw", sample_draw)
+        patch.setattr(backbones, "_gaussian_noise", lambda key, shapes: groups)
+        patch.setattr(elbo, "sample_draw", sample_draw)
         patch.setattr(elbo, "unit_noise", lambda process, key, shape: next(eps))
         yield
 
@@ -37,9 +37,9 @@ def recorded(fixture, h, group_count):
 # What is noted down: by a name, the function and where the loss finds it.
 PARTS = {
     "encoded": (VAE, "autoencode"),
-    "draws": (lsgm, "sample_draw"),
-    "shared": (lsgm, "denoise"),
-    "separate": (lsgm, "denoise_separately"),
+    "draws": (elbo, "sample_draw"),
+    "shared": (lsgm, "joint_dsm_loss"),
+    "separate": (lsgm, "joint_dsm_loss_separate_t"),
     "net_eps": (Network, "apply"),
     "prior_errors": (score_matching, "prediction_error"),
     "errors": (elbo, "prediction_error"),

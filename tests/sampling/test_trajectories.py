@@ -8,7 +8,6 @@ from PIL import Image
 
 from lsgm_jax.arrays import coordinates
 from lsgm_jax.cli import main as cli
-from lsgm_jax.config.build_running import build_sampler
 from lsgm_jax.evaluation import trajectory_plots
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.ve import VE
@@ -59,13 +58,13 @@ def test_ways_end_in_what_the_model_samples(workdir):
     run = Run.open(
         workdir, ["--config.solver.name=Heun", "--config.steps.name=linear", "--config.steps.steps=4"]
     )
-    (params, _), sampler = run.best(), build_sampler(run.config)
+    (params, _), sampler = run.best(), run.experiment.sampler
     times = np.linspace(1.0, sampler.t_min, 5, dtype=np.float32)
     x, v = animate.follow(run, params, sampler, times, 7, seed=3)
     assert x.shape == v.shape == (5, 7, 2)
     (key,) = jax.random.split(jax.random.key(3), 1)
     np.testing.assert_allclose(x[-1], run.model.sample(params, key, 7, sampler)[0], rtol=1e-4, atol=1e-5)
-    noise = draw_noise(sampler, run.model.process, jax.random.split(key)[0], (7, 2))
+    noise = draw_noise(sampler, run.model.process(params), jax.random.split(key)[0], (7, 2))
     np.testing.assert_allclose(x[0], noise.x, rtol=1e-5)
     np.testing.assert_allclose(v[0], noise.v, rtol=1e-5)
 
@@ -75,7 +74,7 @@ def test_many_samples_are_solved_a_batch_at_a_time(workdir, monkeypatch):
     run = Run.open(
         workdir, ["--config.solver.name=Heun", "--config.steps.name=linear", "--config.steps.steps=2"]
     )
-    x, _ = animate.follow(run, run.best()[0], build_sampler(run.config), np.float32([1.0, 0.5]), 7, seed=0)
+    x, _ = animate.follow(run, run.best()[0], run.experiment.sampler, np.float32([1.0, 0.5]), 7, seed=0)
     assert x.shape == (2, 7, 2)
     assert len(np.unique(x[0, :, 0])) == 7  # no batch repeats another's noise
 
@@ -84,7 +83,7 @@ def test_images_of_an_lsgm_are_decoded_on_the_way(x64):
     model = toy.lsgm()
     params, key = model.init(jax.random.key(0)), jax.random.key(1)
     sampler = Sampler(method=METHODS["Heun"](), steps=Linear(steps=3), t_min=0.01)
-    z_1 = draw_noise(sampler, model.process, jax.random.key(2), (4, *model.latent_shape))
+    z_1 = draw_noise(sampler, model.process(params), jax.random.key(2), (4, *model.latent_shape))
     images, path = model.decode_path(params, z_1, key, sampler, jnp.asarray([1.0, 0.4, 0.01]))
     np.testing.assert_allclose(images[-1], model.decode(params, z_1, key, sampler)[0], rtol=1e-10)
     for index in (0, 1):

@@ -9,8 +9,9 @@ import pytest
 
 from lsgm_jax.cli import main as cli
 from lsgm_jax.errors import ConfigError
-from lsgm_jax.sampling import run
+from lsgm_jax.sampling.run import Run, holds_checkpoints
 from lsgm_jax.training import sharding
+from lsgm_jax.training import train as training
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import tiny
 
@@ -78,7 +79,7 @@ def test_an_absurd_learning_rate(tmp_path, capsys):
         "; with smaller learning rates the same command goes on from step 1, which is saved"
     )
     assert_all_finite(tmp_path)
-    assert run.Run.open(tmp_path).best()[1] == 1
+    assert Run.open(tmp_path).best()[1] == 1
     before, _ = saved(tmp_path)
 
     assert train(tmp_path, "optimiser.learning_rate=1e-3", "optimiser.final=1e-4") == 0
@@ -146,7 +147,7 @@ def test_training_stops_after_the_last_rollback(tmp_path, capsys, monkeypatch, b
     assert f"rolling back to {where}" in rollback
     assert f"training has diverged: 1 steps in a row to step {broken_at} of stage score" in message
     assert message.endswith(f"with smaller learning rates the same command {remedy}")
-    assert run.holds_checkpoints(tmp_path) == (saved_at is not None)
+    assert holds_checkpoints(tmp_path) == (saved_at is not None)
     if saved_at:
         assert saved(tmp_path)[1] == saved_at
         assert_all_finite(tmp_path)
@@ -156,10 +157,10 @@ def test_training_stops_after_the_last_rollback(tmp_path, capsys, monkeypatch, b
 def test_learning_rates_of_a_run_may_change(tmp_path, section):
     """Other fields of an optimiser may not."""
     (tmp_path / "checkpoints" / "vae" / "1").mkdir(parents=True)
-    run.claim(tmp_path, tiny.config(""))
+    training.claim(tmp_path, tiny.config(""))
     for field in ("learning_rate", "final"):
-        run.refuse_another_run(tmp_path, tiny.config("", f"--config.{section}.{field}=1e-6"))
+        training._refuse_another_run(tmp_path, tiny.config("", f"--config.{section}.{field}=1e-6"))
     with pytest.raises(
         ConfigError, match=rf"holds a run with {section}\.warmup=100, not 7: use the same config"
     ):
-        run.refuse_another_run(tmp_path, tiny.config("", f"--config.{section}.warmup=7"))
+        training._refuse_another_run(tmp_path, tiny.config("", f"--config.{section}.warmup=7"))

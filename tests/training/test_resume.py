@@ -11,7 +11,7 @@ import pytest
 
 from lsgm_jax.errors import CheckpointError
 from lsgm_jax.nn.penalised import penalised
-from lsgm_jax.sampling import run
+from lsgm_jax.sampling.run import Run
 from lsgm_jax.training import sharding
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import tiny
@@ -49,7 +49,7 @@ def train(workdir, data_dir, monkeypatch=None, die_at=None):
             return real(self, batches)
 
         monkeypatch.setattr(sharding.Sharded, "put", dying)
-    run.train(tiny.config(data_dir, *SHORT), workdir)
+    train(tiny.config(data_dir, *SHORT), workdir)
 
 
 def final_state(workdir):
@@ -109,7 +109,7 @@ def test_best_parameters_are_those_of_the_lowest_validation_nelbo(straight):
         for r in rows(straight)
         if r["split"] == "validation" and r["stage"] == "joint"
     }
-    opened = run.Run.open(straight)
+    opened = Run.open(straight)
     params, step = opened.best("joint")
     assert step == min(scores, key=scores.get)
     fresh = jax.eval_shape(opened.model.init, jax.random.key(0))
@@ -125,13 +125,13 @@ def test_a_damaged_checkpoint_is_named(straight, tmp_path):
         CheckpointError,
         match=r"checkpoints/joint/\d+ cannot be read, nor any other .*delete \S*joint to train",
     ):
-        run.Run.open(tmp_path / "damaged").best("joint")
+        Run.open(tmp_path / "damaged").best("joint")
 
 
 def test_a_missing_checkpoint_says_what_to_run(straight, tmp_path):
     (tmp_path / "config.json").write_text((straight / "config.json").read_text())
     with pytest.raises(CheckpointError, match="run  lsgm train"):
-        run.Run.open(tmp_path).best("joint")
+        Run.open(tmp_path).best("joint")
 
 
 def test_an_interrupted_save_is_ignored(straight, tmp_path, data_dir):

@@ -1,16 +1,18 @@
 """Each stage trains by the fields of its config."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.kl import KLWeight
 from lsgm_jax.objectives.time_densities import Optimal
 from lsgm_jax.processes.linear import gaussian_eps
-from lsgm_jax.training.recipes.parts import Data
-from lsgm_jax.training.recipes.plan import make_stages
+from lsgm_jax.training.recipes.recipe import Data
 from lsgm_jax.training.state import create_state
 from lsgm_jax.training.step import Context, make_step
 from tests import tiny, toy
@@ -22,8 +24,9 @@ KL = ("start=0.2", "end=0.6", "constant=10", "steps=20")
 def stages(*overrides, model=None, training=None):
     """Returns the stages by name; overrides come without "--config."."""
     config = tiny.config("", *(f"--config.{override}" for override in overrides))
-    images = Data(training or toy.Samples(), Batch(np.zeros((0,))))
-    return {stage.name: stage for stage in make_stages(config, model or toy.lsgm(), images)}
+    images = Data(training or toy.Samples(), Batch(np.zeros((0,))), config.data.batch_size)
+    recipe = dataclasses.replace(experiment(config).training, model=model or toy.lsgm())
+    return {stage.name: stage for stage in recipe.stages(images)}
 
 
 def fresh(model, seed=0):
@@ -256,14 +259,14 @@ def test_the_network_does_not_see_inactive_channels(partly_active):
         jax.random.normal(jax.random.key(4), (8, toy.SIDE, toy.SIDE, toy.CHANNELS)),
         jnp.linspace(0.1, 0.9, 8),
     )
-    predict = jax.jit(lambda params, z_t: model.eps_net(params)(z_t, t))
+    predict = jax.jit(lambda params, z_t: model.prior.eps_net(params)(z_t, t))
     shifted = z_t.at[..., 1].add(3.0)
     others = np.array([0, 2, 3])
     np.testing.assert_array_equal(predict(after, z_t)[..., others], predict(after, shifted)[..., others])
     assert not np.allclose(
         predict(before, z_t)[..., others], predict(before, shifted)[..., others], atol=1e-4
     )
-    fixed = gaussian_eps(model.process, z_t, t)
+    fixed = gaussian_eps(model.prior.process, z_t, t)
     np.testing.assert_allclose(predict(after, z_t)[..., 1], fixed[..., 1], atol=1e-5)
     silent = z_t.at[..., 1].set(0.0)
     np.testing.assert_array_equal(predict(after, z_t)[..., others], predict(before, silent)[..., others])

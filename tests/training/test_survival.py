@@ -14,7 +14,7 @@ import pytest
 from lsgm_jax.cli import main as cli
 from lsgm_jax.config.load import load_config
 from lsgm_jax.errors import CheckpointError
-from lsgm_jax.sampling import run
+from lsgm_jax.sampling.run import Run
 from lsgm_jax.training.checkpoint import Checkpoints
 from tests import tiny
 from tests.training.test_divergence import CONFIG, rows, saved
@@ -181,7 +181,7 @@ def test_an_unknown_format_is_refused(undisturbed, tmp_path):
     ):
         checkpoints.restore(tiny.training_state(load_config(CONFIG, [])))
     with pytest.raises(CheckpointError, match=r"score/120 has format 4, this version reads 1, 2, 3: use"):
-        run.Run.open(workdir).best()
+        Run.open(workdir).best()
 
 
 def test_a_full_disk(undisturbed, tmp_path):

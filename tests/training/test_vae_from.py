@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from lsgm_jax.cli import main as cli
-from lsgm_jax.config.build_models import build_lsgm
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import save_config
 from lsgm_jax.errors import ConfigError
-from lsgm_jax.sampling import run
+from lsgm_jax.sampling.run import Run
+from lsgm_jax.training import train as training
 from lsgm_jax.training.checkpoint import Checkpoints
+from lsgm_jax.training.train import train
 from tests import tiny
 from tests.training.test_resume import final_state
 
@@ -25,6 +27,11 @@ FROZEN = (
     "--config.joint_vae.weight_decay=0.5",
     "--config.objective.inactive_kl=1e-4",
 )
+
+
+def donated(config):
+    """What the first stage of a run finds."""
+    return training._donated(experiment(config), config)
 
 
 def save(workdir, stage, params):
@@ -45,7 +52,7 @@ def silenced(vae, channel=0):
 def donor(tmp_path_factory, data_dir):
     """A finished run whose stages have different VAEs, and its parameters."""
     workdir, config = tmp_path_factory.mktemp("donor"), tiny.config(data_dir)
-    params = jax.jit(build_lsgm(config).init)(jax.random.key(5))
+    params = jax.jit(experiment(config).model.init)(jax.random.key(5))
     params["vae"] = silenced(params["vae"])
     save_config(workdir / "config.json", config)
     save(workdir, "joint", params)
@@ -57,7 +64,7 @@ def donor(tmp_path_factory, data_dir):
 def frozen(tmp_path_factory, data_dir, donor):
     """A run that trains a prior for the donor's VAE, without its inactive channel."""
     workdir = tmp_path_factory.mktemp("frozen")
-    run.train(config(data_dir, donor), workdir)
+    train(config(data_dir, donor), workdir)
     return workdir
 
 
@@ -78,7 +85,7 @@ def test_the_vae_is_the_donors_and_the_prior_learns(frozen, donor):
 
 def test_the_inactive_channel_is_masked(frozen):
     """In the EMA parameters, which the other commands open."""
-    params, _ = run.Run.open(frozen).best()
+    params, _ = Run.open(frozen).best()
     np.testing.assert_array_equal(params["state"]["active"], [0, 1])
     assert params["mixing_logit"][0] < -14.0 < params["mixing_logit"][1]
 
@@ -87,7 +94,7 @@ def test_it_resumes(frozen, donor, data_dir, tmp_path):
     """Bit for bit: inactive channels are restored, not detected again."""
     shutil.copytree(frozen, tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "joint" / "4")
-    run.train(config(data_dir, donor), tmp_path / "again")
+    train(config(data_dir, donor), tmp_path / "again")
     tiny.assert_trees_equal(final_state(frozen), final_state(tmp_path / "again"))
 
 
@@ -111,7 +118,7 @@ def test_a_run_of_the_first_stage_alone_is_a_donor(donor, data_dir, tmp_path):
 
 
 def taken_from(workdir, data_dir):
-    return run._trained_before(tiny.config(data_dir, f"--config.train.vae_from={workdir}"))
+    return donated(tiny.config(data_dir, f"--config.train.vae_from={workdir}"))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +136,6 @@ def taken_from(workdir, data_dir):
 def test_another_vae_is_refused(donor, data_dir, tmp_path, override, message):
     """Before anything is written, and in one line."""
     with pytest.raises(ConfigError, match=message) as error:
-        run.train(config(data_dir, donor, f"--config.{override}"), tmp_path / "new")
+        train(config(data_dir, donor, f"--config.{override}"), tmp_path / "new")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "new").exists()

@@ -94,10 +94,8 @@ def resolve(table: dict[str, Any], name: str, key: str) -> Any:
     if name in table:
         return table[name]
     if ":" not in str(name):
-        near = did_you_mean(name, table)
-        raise ConfigError(
-            f'config.{key}={name!r} is none of {", ".join(table)}, and no import path "module:Name"{near}'
-        )
+        near = did_you_mean(name, table) or '; an import path is "module:Name"'
+        raise ConfigError(f"config.{key}={name!r} is none of {', '.join(table)}{near}")
     module_name, _, attribute = name.partition(":")
     try:
         found: Any = importlib.import_module(module_name)

@@ -58,11 +58,11 @@ from tests.tiny import CONFIG, model
         ("--config.divergence.probes=0", "config.divergence: probes=0"),
         (
             "--config.joint_kl.balanced=True",
-            "config.joint_kl.balanced=True needs times of the encoder's own: set config.encoder_density.name",
+            "config.joint_kl.balanced=True needs a separate t for the encoder: set config.encoder_density.name",
         ),
         (
             "--config.objective.encoder_uses_ema=True",
-            "encoder_uses_ema=True needs times of the encoder's own: set config.encoder_density.name",
+            "encoder_uses_ema=True needs a separate t for the encoder: set config.encoder_density.name",
         ),
         ("--config.objective.inactive_kl=-1.0", "inactive_kl=-1.0: give nats, or 0 to keep all channels"),
         ("--config.train.vae_steps=0", "config.train: vae_steps=0: give a positive number of steps"),

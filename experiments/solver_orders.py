@@ -29,7 +29,7 @@ from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.terms import Index
-from tests.solvers.exact import exact_eps, flow, moments
+from lsgm_jax.solvers.exact_gaussian import exact_eps, flow, moments
 
 T_MIN = 0.02
 PARTS = 2  # draws per step; no solver here takes more

@@ -21,7 +21,7 @@ from lsgm_jax.objectives.bound import Batch, Bound
 from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.processes.linear import Process
 from lsgm_jax.solvers.integrate import SavedTimes
-from lsgm_jax.solvers.path import Path
+from lsgm_jax.solvers.trajectory import Trajectory
 from lsgm_jax.solvers.sampler import Sampler, Solution
 
 FROZEN = ("first_stage", "scale")  # of the parameters
@@ -114,7 +114,7 @@ class LDM:
         sampler: Sampler,
         times: SavedTimes,
         condition: Condition = None,
-    ) -> tuple[Array, Path]:
+    ) -> tuple[Array, Trajectory]:
         """Images of the latents on the way, [times, batch, h, w, c]; the last are those of `decode`."""
         told = self._told(params, condition)
         positions, path = self.prior.decode_path(params, z_1, key, sampler, times, told)

@@ -48,7 +48,7 @@ from lsgm_jax.objectives.time_densities import Stratum, TimeDensity
 from lsgm_jax.processes.linear import Process, gaussian_eps, sample_prior
 from lsgm_jax.solvers.integrate import SavedTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
-from lsgm_jax.solvers.path import Path, trajectory_to_data
+from lsgm_jax.solvers.trajectory import Trajectory, trajectory_to_data
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
 
@@ -258,7 +258,7 @@ class LSGM:
         sampler: Sampler,
         times: SavedTimes,
         condition: Condition = None,
-    ) -> tuple[Array, Path]:
+    ) -> tuple[Array, Trajectory]:
         """Expected images of the latents on the way, [times, batch, h, w, c]; the last are those of `decode`."""
         k_solve, k_decoder = jax.random.split(key)
         eps_net = sampling_net(self, params, condition, z_1, sampler.guidance)

@@ -39,7 +39,7 @@ from lsgm_jax.processes.linear import Process, sample_prior
 from lsgm_jax.processes.predictions import Prediction, eps
 from lsgm_jax.solvers.integrate import SavedTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
-from lsgm_jax.solvers.path import Path, trajectory_to_data
+from lsgm_jax.solvers.trajectory import Trajectory, trajectory_to_data
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
 
@@ -174,7 +174,7 @@ class SGM:
         sampler: Sampler,
         times: SavedTimes,
         condition: Condition = None,
-    ) -> tuple[Array, Path]:
+    ) -> tuple[Array, Trajectory]:
         """Where the samples were on the way, [times, batch, ...]; the last are those of `decode`."""
         eps_net = sampling_net(self, params, condition, z_1, sampler.guidance)
         path = trajectory_to_data(sampler, self.process, eps_net, z_1, KeyedNoise(key), times)

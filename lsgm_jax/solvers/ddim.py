@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lsgm_jax.arrays import Latents
 from lsgm_jax.solvers.interval import Interval, between
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step, one_coordinate
-from lsgm_jax.solvers.terms import Clock, Reverse
+from lsgm_jax.solvers.terms import Time, Reverse
 
 
 class DDIM(ReverseSolver):
@@ -125,7 +125,7 @@ def _ddim(name: str, eta: float, temperature: float, clip: float | None) -> Meth
     )
 
 
-def _stochastic(interval: Interval, eta: float) -> tuple[Clock, Clock]:
+def _stochastic(interval: Interval, eta: float) -> tuple[Time, Time]:
     """Factor of eps_hat, in place of `Interval.fall`, and standard deviation of the noise (S6)."""
     mean, variance, _, sigma_s, _, sigma_t = interval
     rest = (mean * sigma_s) ** 2 + (1.0 - eta**2) * variance

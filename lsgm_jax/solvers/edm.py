@@ -8,7 +8,7 @@ from lsgm_jax.processes.linear import Process, log_snr
 from lsgm_jax.solvers.grids import time_of_log_snr
 from lsgm_jax.solvers.interval import between
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step, one_coordinate
-from lsgm_jax.solvers.terms import Clock, Reverse
+from lsgm_jax.solvers.terms import Time, Reverse
 
 MOST_CHURN = 2.0**0.5 - 1.0  # never more new noise than there is
 
@@ -34,7 +34,7 @@ class EDMHeun(ReverseSolver):
         end = problem.eps(interval.follow(z, eps_hat), step.s)
         return interval.follow(z, 0.5 * (eps_hat + end)), None
 
-    def _raised(self, process: Process, t: Clock) -> Clock:
+    def _raised(self, process: Process, t: Time) -> Time:
         """When sigma / alpha is larger by the share `churn`, and 1 at the latest."""
         present = log_snr(process, t)
         ratio = jnp.exp(-0.5 * present)

@@ -18,29 +18,29 @@ from lsgm_jax.arrays import Latents
 from lsgm_jax.processes.linear import Process
 from lsgm_jax.solvers.interval import Interval, between
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step, one_coordinate
-from lsgm_jax.solvers.terms import Clock, Index, Reverse
+from lsgm_jax.solvers.terms import Time, Index, Reverse
 
-Numbers = Sequence[Clock | float]
+Numbers = Sequence[Time]
 
 
 class History(NamedTuple):
     """Predictions of the steps before the present one, latest first, and how long those steps were."""
 
     values: tuple[Latents, ...]
-    lengths: tuple[Clock, ...]
+    lengths: tuple[Time, ...]
 
     @classmethod
     def empty(cls, like: Latents, size: int) -> "History":
         """Any finite numbers; the lengths are divided by."""
         return cls((jnp.zeros_like(like),) * size, (jnp.ones((), like.dtype),) * size)
 
-    def after(self, value: Latents, length: Clock) -> "History":
+    def after(self, value: Latents, length: Time) -> "History":
         """One step later."""
         if not self.values:
             return self
         return History((value, *self.values[:-1]), (length, *self.lengths[:-1]))
 
-    def nodes(self, length: Clock) -> list[Clock]:
+    def nodes(self, length: Time) -> list[Time]:
         """Thetas of the values, for a present step of that length."""
         return [-total / length for total in itertools.accumulate(self.lengths)]
 
@@ -191,7 +191,7 @@ def _integral(
     return total
 
 
-def _times(coefficients: Sequence[Clock], root: Clock | float) -> list[Clock]:
+def _times(coefficients: Sequence[Time], root: Time) -> list[Time]:
     """Coefficients of a polynomial, lowest first, after multiplication by theta - root."""
     zero = jnp.zeros_like(coefficients[0])
     shifted, scaled = [zero, *coefficients], [*(root * c for c in coefficients), zero]
@@ -205,7 +205,7 @@ _THETAS, _WEIGHTS = (
 )
 
 
-def _noise_moments(process: Process, step: Step, size: int) -> list[Clock]:
+def _noise_moments(process: Process, step: Step, size: int) -> list[Time]:
     """alpha_s times the integrals of theta^k d(sigma / alpha) from t to s (S7)."""
     dtype = step.t.dtype
     thetas, weights = jnp.asarray(_THETAS, dtype), jnp.asarray(_WEIGHTS, dtype)
@@ -218,7 +218,7 @@ def _noise_moments(process: Process, step: Step, size: int) -> list[Clock]:
     return [-whole.fall() / whole.mean, *higher]
 
 
-def _data_moments(h: Clock, size: int, linear: Bool[Array, ""]) -> list[Clock]:
+def _data_moments(h: Time, size: int, linear: Bool[Array, ""]) -> list[Time]:
     """H times the integrals of theta^k exp(-h (1 - theta)) over [0, 1] (S7).
 
     Where the polynomial is `linear` the authors' approximation of the first moment takes its place.

@@ -17,13 +17,13 @@ from lsgm_jax.arrays import Latents, Phase, State, Times, expand
 from lsgm_jax.processes.linear import Process, expected_data, kernel, perturb, whitened_signal
 from lsgm_jax.processes.matrices import Scalars, Vector
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step
-from lsgm_jax.solvers.terms import Clock, Reverse, times_like
+from lsgm_jax.solvers.terms import Time, Reverse, times_like
 
 
 class Estimate(NamedTuple):
     """The data as the network saw them at time t."""
 
-    t: Clock
+    t: Time
     data: Latents
 
 
@@ -78,7 +78,7 @@ def gddim(*, order: int = 2) -> Method:
     )
 
 
-def rotation(process: Process, s: Clock, t: Clock, nodes: Sequence[Clock]) -> tuple[Clock, list[Vector]]:
+def rotation(process: Process, s: Time, t: Time, nodes: Sequence[Time]) -> tuple[Time, list[Vector]]:
     """By what angle noise turns from t back to s < t, and what changes of the data add to it (S12, S13).
 
     Args:
@@ -110,7 +110,7 @@ _INNER = np.polynomial.legendre.legval(
 ).T @ np.linalg.inv(np.polynomial.legendre.legvander(_NODES, _COUNT - 1))
 
 
-def _quadrature(s: Clock, t: Clock) -> tuple[Scalars, Scalars, Scalars]:
+def _quadrature(s: Time, t: Time) -> tuple[Scalars, Scalars, Scalars]:
     """Times from s to t; their weights; and what makes of integrands with weights their integrals from s to each."""
     as_dtype = lambda values: jnp.asarray(values, jnp.result_type(t))
     low, high = jnp.sqrt(jnp.sqrt(s)), jnp.sqrt(jnp.sqrt(t))
@@ -125,7 +125,7 @@ def _position_noise(process: Process, z: Phase, data: Latents, t: Times) -> Late
     return (z.x - expand(signal[:, 0], z.x) * data) / expand(noise[:, 0, 0], z.x)
 
 
-def _turned(noise: Phase, angle: Clock) -> Phase:
+def _turned(noise: Phase, angle: Time) -> Phase:
     sine, cosine = jnp.sin(angle), jnp.cos(angle)
     return Phase(cosine * noise.x - sine * noise.v, sine * noise.x + cosine * noise.v)
 

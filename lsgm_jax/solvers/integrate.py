@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from lsgm_jax.solvers.grids import Nodes
 from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.nfe import Count, CountingController, EarlyRejections, evaluations
-from lsgm_jax.solvers.terms import Clock
+from lsgm_jax.solvers.terms import Time
 
 Tree = Any  # states, and what else is integrated, of a batch: [batch, ...] each
 SavedTimes = Float[Array, "kept"]
@@ -56,7 +56,7 @@ class Integral(NamedTuple):
 def _for_one_sample(term: diffrax.ODETerm) -> diffrax.ODETerm:
     """A term of batches for a single sample."""
 
-    def vector_field(t: Clock, y: Tree, args: Tree) -> Tree:
+    def vector_field(t: Time, y: Tree, args: Tree) -> Tree:
         batch = jax.tree.map(lambda v: v[None], (y, args))
         return jax.tree.map(lambda v: v[0], term.vf(t, *batch))
 
@@ -142,7 +142,7 @@ def integrate_on(
     return Integral(_last(saved["end"]), count, success, saved.get("kept"))
 
 
-def _saved(keep: SavedTimes | None, begin: Clock, end: Clock) -> dict[str, diffrax.SubSaveAt]:
+def _saved(keep: SavedTimes | None, begin: Time, end: Time) -> dict[str, diffrax.SubSaveAt]:
     """What diffrax is to save: the end, and the states at the times `keep`, which rounding may have put beyond it."""
     last = {"end": diffrax.SubSaveAt(t1=True)}
     if keep is None:

@@ -14,7 +14,7 @@ from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample, State, as_state, co
 from lsgm_jax.processes.linear import Process, add_auxiliary, prior_log_prob, probability_flow
 from lsgm_jax.solvers.integrate import Tree
 from lsgm_jax.solvers.sampler import Sampler, follow, require_ode
-from lsgm_jax.solvers.terms import Clock, by_rows, times_like
+from lsgm_jax.solvers.terms import Time, by_rows, times_like
 
 Vectors = Float[Array, "batch vectors *latent"]
 
@@ -63,14 +63,14 @@ class LogDensity(NamedTuple):
     success: Bool[Array, "batch"]
 
 
-def _with_divergence(process: Process, divergence: Divergence) -> Callable[[Clock, Tree, Tree], Tree]:
+def _with_divergence(process: Process, divergence: Divergence) -> Callable[[Time, Tree, Tree], Tree]:
     """The probability flow in t of (z, int div dt), given the vectors of the divergence and the noise prediction.
 
     The network moves the last coordinate alone, so its Jacobian in that one is all that has to be found (S2).
     """
     combine = jnp.sum if divergence.name == "exact" else jnp.mean
 
-    def vector_field(t: Clock, y: Tree, args: tuple[Vectors, EpsNet]) -> Tree:
+    def vector_field(t: Time, y: Tree, args: tuple[Vectors, EpsNet]) -> Tree:
         vectors, eps_net = args
         *others, last = coordinates(y[0])
         times = times_like(last, t)

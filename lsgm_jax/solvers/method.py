@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lsgm_jax.arrays import State
 from lsgm_jax.processes.linear import Process
-from lsgm_jax.solvers.terms import Clock, Index, Reverse
+from lsgm_jax.solvers.terms import Time, Index, Reverse
 
 Refusal = Callable[[Process], str | None]
 
@@ -56,8 +56,8 @@ class Step:
     """From t to s < t, step `index` of a fixed grid."""
 
     index: Index
-    t: Clock
-    s: Clock
+    t: Time
+    s: Time
 
 
 class ReverseSolver(diffrax.AbstractSolver):
@@ -78,15 +78,15 @@ class ReverseSolver(diffrax.AbstractSolver):
         """State and memory at `step.s`."""
         raise NotImplementedError
 
-    def init(self, terms: Any, t0: Clock, t1: Clock, y0: State, args: Any) -> tuple[Index, Any]:
+    def init(self, terms: Any, t0: Time, t1: Time, y0: State, args: Any) -> tuple[Index, Any]:
         """Number of the first step, and the memory."""
         return jnp.zeros((), jnp.int32), self.remember(_unwrapped(terms), y0)
 
     def step(
         self,
         terms: Any,
-        t0: Clock,
-        t1: Clock,
+        t0: Time,
+        t1: Time,
         y0: State,
         args: Any,
         solver_state: tuple[Index, Any],
@@ -97,7 +97,7 @@ class ReverseSolver(diffrax.AbstractSolver):
         y1, memory = self.advance(_unwrapped(terms), Step(index, 1.0 - t0, 1.0 - t1), y0, memory)
         return y1, None, {"y0": y0, "y1": y1}, (index + 1, memory), diffrax.RESULTS.successful
 
-    def func(self, terms: Any, t0: Clock, y0: State, args: Any) -> State:
+    def func(self, terms: Any, t0: Time, y0: State, args: Any) -> State:
         """The probability flow."""
         return terms.vf(t0, y0, args)
 

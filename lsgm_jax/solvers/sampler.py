@@ -38,7 +38,7 @@ from lsgm_jax.solvers.integrate import (
 from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.terms import (
-    Clock,
+    Time,
     Diffusion,
     GridPath,
     KeyedNoise,
@@ -187,7 +187,7 @@ def solve_to_noise(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key
     require_ode(sampler.method)
     start, _ = add_auxiliary(process, key, z_0, sampler.t_min)
 
-    def vector_field(t: Clock, z_t: State, eps_net: EpsNet) -> State:
+    def vector_field(t: Time, z_t: State, eps_net: EpsNet) -> State:
         times = times_like(z_t, t)
         return probability_flow(process, z_t, eps_net(z_t, times), times)
 

@@ -8,7 +8,7 @@ from lsgm_jax.arrays import Latents, Phase
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.linear import Process, move, score_of_eps
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step
-from lsgm_jax.solvers.terms import Clock, Problem, Reverse, times_like
+from lsgm_jax.solvers.terms import Time, Problem, Reverse, times_like
 
 
 class SSCS(ReverseSolver):
@@ -50,7 +50,7 @@ def sscs(*, order: int = 1) -> Method:
     )
 
 
-def half_step(process: Process, z: Phase, t: Clock, s: Clock, eps: Phase) -> Phase:
+def half_step(process: Process, z: Phase, t: Time, s: Time, eps: Phase) -> Phase:
     """From t back to s < t without the score, exactly: CLD itself, with the velocity mirrored (S10).
 
     Args:
@@ -60,19 +60,19 @@ def half_step(process: Process, z: Phase, t: Clock, s: Clock, eps: Phase) -> Pha
     return _mirror(cast(Phase, move(process, _mirror(z), s, t, _mirror(eps))))
 
 
-def euler_kick(problem: Problem, z: Phase, t: Clock, length: Clock) -> Phase:
+def euler_kick(problem: Problem, z: Phase, t: Time, length: Time) -> Phase:
     """What the score at time t does to the velocity during `length`, to first order (S10)."""
     return Phase(z.x, z.v + length * _force(problem, z, t))
 
 
-def heun_kick(problem: Problem, z: Phase, t: Clock, length: Clock) -> Phase:
+def heun_kick(problem: Problem, z: Phase, t: Time, length: Time) -> Phase:
     """The same to second order, in two evaluations (S11)."""
     force = _force(problem, z, t)
     again = _force(problem, Phase(z.x, z.v + length * force), t)
     return Phase(z.x, z.v + 0.5 * length * (force + again))
 
 
-def _force(problem: Problem, z: Phase, t: Clock) -> Latents:
+def _force(problem: Problem, z: Phase, t: Time) -> Latents:
     """g^2 (score + v / M): by how much the score differs from the prior's."""
     process = problem.process
     score = score_of_eps(process, problem.eps(z, t), times_like(z, t))

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from lsgm_jax.arrays import EpsNet, Key, Latents, State, as_state, coordinates
 from lsgm_jax.processes.linear import Process, probability_flow, reverse_drift
 
-Clock = Any  # a time as diffrax has it: a float or a scalar array
+Time = Any  # a time as diffrax has it: a float or a scalar array
 Index = Int[Array, ""]
 
 
@@ -53,7 +53,7 @@ class Problem:
     eps_net: EpsNet
     noise: Noise  # for solvers that draw some
 
-    def eps(self, z_t: State, t: Clock) -> Latents:
+    def eps(self, z_t: State, t: Time) -> Latents:
         """eps_hat at one time for the whole batch."""
         return self.eps_net(z_t, times_like(z_t, t))
 
@@ -73,10 +73,10 @@ def reverse_drift_term(problem: Problem) -> diffrax.ODETerm:
     return diffrax.ODETerm(_backward(problem, reverse_drift))
 
 
-def _backward(problem: Problem, rate: Callable[..., State]) -> Callable[[Clock, State, Any], State]:
+def _backward(problem: Problem, rate: Callable[..., State]) -> Callable[[Time, State, Any], State]:
     """dz/dtau for a given dz/dt; diffrax's `args` is the noise prediction, so that its rows go with the samples."""
 
-    def vector_field(tau: Clock, z_t: State, eps_net: EpsNet) -> State:
+    def vector_field(tau: Time, z_t: State, eps_net: EpsNet) -> State:
         t = times_like(z_t, 1.0 - tau)
         velocity = rate(problem.process, z_t, eps_net(z_t, t), t)
         return jax.tree.map(jnp.negative, velocity)
@@ -90,15 +90,15 @@ class Diffusion(diffrax.AbstractTerm):
     problem: Problem
     path: diffrax.AbstractBrownianPath
 
-    def vf(self, t: Clock, y: State, args: Any) -> Clock:
+    def vf(self, t: Time, y: State, args: Any) -> Time:
         """g; `t` is tau."""
         return self.problem.process.diffusion(1.0 - t)
 
-    def contr(self, t0: Clock, t1: Clock, **kwargs: Any) -> Any:
+    def contr(self, t0: Time, t1: Time, **kwargs: Any) -> Any:
         """Increment of the Brownian path, like the last coordinate."""
         return self.path.evaluate(t0, t1, **kwargs)
 
-    def prod(self, vf: Clock, control: Latents) -> State:
+    def prod(self, vf: Time, control: Latents) -> State:
         """G dw, and nothing for the coordinates that noise does not enter."""
         if len(self.problem.process.prior_variance()) == 1:
             return vf * control
@@ -119,7 +119,7 @@ class GridPath(diffrax.AbstractBrownianPath):
     t0: Any = -jnp.inf
     t1: Any = jnp.inf
 
-    def evaluate(self, t0: Clock, t1: Clock | None = None, left: bool = True, use_levy: bool = False) -> Any:
+    def evaluate(self, t0: Time, t1: Time | None = None, left: bool = True, use_levy: bool = False) -> Any:
         """The increment from t0 to t1, which have to be neighbours on the grid; with its area on request."""
         assert t1 is not None
         interval = jnp.searchsorted(self.taus, 0.5 * (t0 + t1)) - 1
@@ -139,7 +139,7 @@ def by_rows(eps_net: EpsNet) -> Partial:
     return eps_net if isinstance(eps_net, Partial) else Partial(eps_net)
 
 
-def times_like(z_t: State, t: Clock) -> Float[Array, "batch"]:
+def times_like(z_t: State, t: Time) -> Float[Array, "batch"]:
     """The time of every sample."""
     first = coordinates(z_t)[0]
     return jnp.full(len(first), t, first.dtype)

@@ -18,7 +18,7 @@ from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.sscs import half_step
 from lsgm_jax.solvers.terms import KeyedNoise
-from tests.solvers.exact import exact_eps, flow
+from lsgm_jax.solvers.exact_gaussian import exact_eps, flow
 
 PROCESSES = {"constant": CLD(), "linear": CLD(beta_min=0.1, beta_max=7.0, mass=0.5, v0_var_scale=0.2)}
 OWN = [("SSCS", 1), ("SSCS", 2), ("GDDIM", 1), ("GDDIM", 2), ("GDDIM", 3)]

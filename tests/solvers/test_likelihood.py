@@ -16,7 +16,7 @@ from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence, log_density
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler
-from tests.solvers.exact import MEAN, VARIANCE, exact_eps, moments
+from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, moments
 
 TIGHT = Sampler(steps=Adaptive(rtol=1e-8, atol=1e-8), t_min=1e-6)
 EXACT = Divergence(name="exact")

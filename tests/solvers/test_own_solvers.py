@@ -20,7 +20,7 @@ from lsgm_jax.solvers.masked import masked
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.terms import KeyedNoise
-from tests.solvers.exact import MEAN, VARIANCE, exact_eps, exact_map
+from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, exact_map
 
 PROCESSES = {
     "vp": VP(sigma2_0=0.01),

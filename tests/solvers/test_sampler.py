@@ -16,7 +16,7 @@ from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, sample, slerp, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
 from tests.process_examples import MAIN
-from tests.solvers.exact import MEAN, VARIANCE, exact_eps, exact_map, moments
+from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, exact_map, moments
 
 PROCESSES = {"vp": VP(), "geometric": GeometricVP()}
 ADAPTIVE = [name for name, make in METHODS.items() if make().adaptive]

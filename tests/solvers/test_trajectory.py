@@ -12,11 +12,11 @@ from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP
 from lsgm_jax.solvers.grids import Linear, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
-from lsgm_jax.solvers.path import trajectory_to_data
+from lsgm_jax.solvers.trajectory import trajectory_to_data
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.terms import KeyedNoise
-from tests.solvers.exact import exact_eps, exact_map, flow
+from lsgm_jax.solvers.exact_gaussian import exact_eps, exact_map, flow
 
 NOISE = KeyedNoise(jax.random.key(7))
 TIGHT = Adaptive(rtol=1e-8, atol=1e-8)

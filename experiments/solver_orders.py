@@ -24,12 +24,12 @@ from lsgm_jax.arrays import State, as_state, coordinates
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.linear import Process
 from lsgm_jax.processes.vp import VP
+from lsgm_jax.solvers.exact_gaussian import converged_flow, exact_eps, moments
 from lsgm_jax.solvers.grids import Grid, Linear, LogSNR, Quadratic
 from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.terms import Index
-from lsgm_jax.solvers.exact_gaussian import exact_eps, flow, moments
 
 T_MIN = 0.02
 PARTS = 2  # draws per step; no solver here takes more
@@ -168,7 +168,9 @@ def spread(process: Process) -> Float[Array, "rows coordinates"]:
 def flow_of_spread(process: Process, t_min: float) -> np.ndarray:
     """Where the probability flow carries them. It is affine, so these determine it for every start."""
     start = spread(process)
-    return np.asarray(flow(process, as_state(jnp.split(start, start.shape[1], axis=1)), t_min)[:, 0])
+    return np.asarray(
+        converged_flow(process, as_state(jnp.split(start, start.shape[1], axis=1)), t_min)[:, 0]
+    )
 
 
 def slope(build: Callable[[int], Method], setting: Setting) -> float:

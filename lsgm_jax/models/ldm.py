@@ -21,8 +21,8 @@ from lsgm_jax.objectives.bound import Batch, Bound
 from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.processes.linear import Process
 from lsgm_jax.solvers.integrate import SavedTimes
-from lsgm_jax.solvers.trajectory import Trajectory
 from lsgm_jax.solvers.sampler import Sampler, Solution
+from lsgm_jax.solvers.trajectory import Trajectory
 
 FROZEN = ("first_stage", "scale")  # of the parameters
 

@@ -48,9 +48,9 @@ from lsgm_jax.objectives.time_densities import Stratum, TimeDensity
 from lsgm_jax.processes.linear import Process, gaussian_eps, sample_prior
 from lsgm_jax.solvers.integrate import SavedTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
-from lsgm_jax.solvers.trajectory import Trajectory, trajectory_to_data
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
+from lsgm_jax.solvers.trajectory import Trajectory, trajectory_to_data
 
 PerChannel = Float[Array, "channels"]
 # The share of the network in the prediction of an inactive channel: 3e-7.

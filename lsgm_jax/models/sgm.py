@@ -39,9 +39,9 @@ from lsgm_jax.processes.linear import Process, sample_prior
 from lsgm_jax.processes.predictions import Prediction, eps
 from lsgm_jax.solvers.integrate import SavedTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, log_density
-from lsgm_jax.solvers.trajectory import Trajectory, trajectory_to_data
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
+from lsgm_jax.solvers.trajectory import Trajectory, trajectory_to_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

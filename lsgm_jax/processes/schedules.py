@@ -36,7 +36,7 @@ class LinearBeta:
     beta_max: Number = 20.0
 
     def beta(self, t: Scalars) -> Scalars:
-        """Returns the noise rate beta(t)."""
+        """Returns the noise rate."""
         return self.beta_min + (self.beta_max - self.beta_min) * t
 
     def int_beta(self, s: Scalars, t: Scalars) -> Scalars:
@@ -44,7 +44,7 @@ class LinearBeta:
         return (t - s) * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * (t + s))
 
     def time_of_int_beta(self, int_beta: Scalars) -> Scalars:
-        """Returns the time t at which the integral of beta from 0 to t is `int_beta`, in a form without cancellation."""
+        """Returns the time up to which the integral of beta from 0 is `int_beta`, in a form without cancellation."""
         slope = self.beta_max - self.beta_min
         return 2.0 * int_beta / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * int_beta))
 

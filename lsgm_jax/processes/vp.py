@@ -20,7 +20,7 @@ class VariancePreserving(abc.ABC):
 
     @abc.abstractmethod
     def beta(self, t: Scalars) -> Scalars:
-        """Returns the noise rate beta(t)."""
+        """Returns the noise rate."""
 
     @abc.abstractmethod
     def int_beta(self, s: Scalars, t: Scalars) -> Scalars:

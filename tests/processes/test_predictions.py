@@ -12,8 +12,8 @@ from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.discrete import discrete_vp
 from lsgm_jax.processes.predictions import PREDICTIONS
-from tests.process_examples import MAIN
 from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, moments
+from tests.process_examples import MAIN
 
 PROCESSES = {**MAIN, "chain": discrete_vp(steps=100, first=0.01, last=0.2)}
 PAIRS = [(name, kind) for name in PROCESSES for kind in PREDICTIONS if (name, kind) != ("cld", "v")]

@@ -13,12 +13,12 @@ from lsgm_jax.arrays import Phase, as_state, coordinates
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.vp import VP
+from lsgm_jax.solvers.exact_gaussian import converged_flow, exact_eps
 from lsgm_jax.solvers.grids import Linear, Quadratic
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.sscs import half_step
 from lsgm_jax.solvers.terms import KeyedNoise
-from lsgm_jax.solvers.exact_gaussian import exact_eps, flow
 
 PROCESSES = {"constant": CLD(), "linear": CLD(beta_min=0.1, beta_max=7.0, mass=0.5, v0_var_scale=0.2)}
 OWN = [("SSCS", 1), ("SSCS", 2), ("GDDIM", 1), ("GDDIM", 2), ("GDDIM", 3)]
@@ -81,7 +81,7 @@ def test_gddim_is_exact_for_data_at_a_point(x64, name, friction):
     process = dataclasses.replace(PROCESSES[name], friction=friction)
     point = {"eps_net": exact_eps(process, mean=0.7, variance=0.0)}
     z_1 = linear.sample_prior(process, jax.random.key(0), (5, 1))
-    exact = flow(process, z_1, T_MIN, **point)
+    exact = converged_flow(process, z_1, T_MIN, **point)
     for order, steps in ((1, 1), (3, 4)):
         found = solve(build("GDDIM", order, Linear(steps=steps)), process, z_1, **point).z_0
         np.testing.assert_allclose(found, exact, atol=1e-8)

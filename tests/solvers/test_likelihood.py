@@ -11,12 +11,12 @@ from lsgm_jax.arrays import coordinates, expand
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.vp import VP, GeometricVP
+from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, moments
 from lsgm_jax.solvers.grids import Quadratic
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence, log_density
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler
-from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, moments
 
 TIGHT = Sampler(steps=Adaptive(rtol=1e-8, atol=1e-8), t_min=1e-6)
 EXACT = Divergence(name="exact")

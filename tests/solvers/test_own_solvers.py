@@ -14,13 +14,13 @@ from lsgm_jax.processes.discrete import discrete_vp
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.solvers.edm import MOST_CHURN
+from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, exact_map
 from lsgm_jax.solvers.grids import Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.interval import between
 from lsgm_jax.solvers.masked import masked
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.terms import KeyedNoise
-from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, exact_map
 
 PROCESSES = {
     "vp": VP(sigma2_0=0.01),

@@ -9,6 +9,7 @@ import pytest
 from lsgm_jax.arrays import coordinates
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.vp import VP, GeometricVP
+from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, exact_map, moments
 from lsgm_jax.solvers.grids import Linear, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.method import Cost, Method
@@ -16,7 +17,6 @@ from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, sample, slerp, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
 from tests.process_examples import MAIN
-from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, exact_map, moments
 
 PROCESSES = {"vp": VP(), "geometric": GeometricVP()}
 ADAPTIVE = [name for name, make in METHODS.items() if make().adaptive]

@@ -1,11 +1,11 @@
-"""At which order every solver converges to the exact moments of Gaussian data.
+"""Measures the order at which every solver converges to the exact moments of Gaussian data.
 
 python -m experiments.solver_orders
 
-Exact noise prediction makes a solve affine in the prior's draw and in every draw of noise, so mean and variance of what
-it samples are found without sampling: one row of the batch has no noise at all, and every other row one unit draw.
-CLD's probability flow is compared state by state, because there moments alone can be right where states are not.
-Writes docs/solver_orders.md. Two minutes of CPU time.
+With the exact noise prediction, a solve is affine in the prior's draw and in every draw of noise. Mean and variance of
+the samples are therefore computed without sampling: one row of the batch has no noise, and every other row one unit
+draw. CLD's probability flow is compared state by state, because its moments can be right where its states are not.
+Writes docs/solver_orders.md. Takes two minutes of CPU time.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ PARTS = 2  # draws per step; no solver here takes more
 
 
 class Setting(NamedTuple):
-    """Where an order is measured: fine enough for it to show, and not so fine that rounding does."""
+    """The process and the steps for one measurement: fine enough for the order, coarse enough for float64 rounding."""
 
     process: VP | CLD
     grid: Callable[..., Grid]
@@ -44,7 +44,7 @@ class Setting(NamedTuple):
     t_min: float = T_MIN
 
     def label(self) -> str:
-        """In words."""
+        """Returns the setting in words."""
         least, most = self.process.beta_min, self.process.beta_max
         rates = f"{least:g}" if least == most else f"{least:g} to {most:g}"
         process, counts = type(self.process).__name__, ", ".join(map(str, self.counts))
@@ -58,7 +58,7 @@ SETTINGS = {
     "Dopri5": Setting(GENTLE, Linear, (16, 32, 64)),
     "PLMS": Setting(GENTLE, Quadratic, (32, 64, 128)),
     "Dopri8": Setting(GENTLE, Linear, (8, 16, 32)),
-    # The first steps of these are of lower order, which shows the less the more noise there is at t = 1.
+    # The first steps of these have a lower order, which matters less the more noise there is at t = 1.
     **{name: Setting(VP(), LogSNR, (80, 160, 320)) for name in ("DEIS", "DPMSolverPP", "UniPC")},
 }
 # CLD's last steps, where covariances vanish, are the hard ones: quadratic steps, and closer to the data.
@@ -81,21 +81,21 @@ class Case(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class UnitDraws:
-    """Noise of which every number is one in a row of the batch of its own, and zero in all others.
+    """Unit draws: every element of the noise is one in its own row of the batch, and zero in all other rows.
 
-    Before these rows come 1 + `size`, without noise; `size` is the number of coordinates of the state.
+    The first 1 + `size` rows have no noise; `size` is the number of coordinates of the state.
     """
 
     size: int = 1
 
     def draw(self, step: Index, part: int, like: State) -> State:
-        """Zeros, and a single one per coordinate."""
+        """Returns zeros with a single one per coordinate."""
         row = 1 + self.size * (1 + PARTS * step + part)
         return as_state([jnp.zeros_like(z).at[row + i].set(1.0) for i, z in enumerate(coordinates(like))])
 
 
 def cases() -> list[Case]:
-    """Every method for processes of one coordinate, in every order and with and without noise."""
+    """Returns a case for every method for processes of one coordinate, in every order, with and without noise."""
     variants: dict[str, list[tuple[str, Callable[[int], Method]]]] = {
         "DDIM": [("", lambda n: METHODS["DDIM"]()), ("eta=0.5", lambda n: METHODS["DDIM"](eta=0.5))],
         "EDMHeun": [
@@ -124,7 +124,7 @@ def _predictor(predictor: str) -> Method:
 
 
 def cld_cases(process: CLD) -> list[Case]:
-    """CLD's own methods in every order, and one each of diffrax's for the reverse SDE and the probability flow."""
+    """Returns cases for CLD's own methods in every order, and for one SDE and one ODE solver of diffrax."""
     orders = {"SSCS": (1, 2), "GDDIM": (1, 2, 3)}
     variants = [
         *((name, f"{name} order={k}", dict(order=k)) for name in orders for k in orders[name]),
@@ -141,7 +141,10 @@ def cld_cases(process: CLD) -> list[Case]:
 
 
 def error(method: Method, setting: Setting, steps: int) -> float:
-    """Largest error of mean and standard deviation, from the exact marginal at t = 1; for CLD's flow, of states."""
+    """Returns the larger error of mean and standard deviation, started at the exact marginal at t = 1.
+
+    For CLD's flow it is the largest error of a state.
+    """
     process, t_min = setting.process, setting.t_min
     start = spread(process)
     size = start.shape[1]
@@ -158,7 +161,7 @@ def error(method: Method, setting: Setting, steps: int) -> float:
 
 
 def spread(process: Process) -> Float[Array, "rows coordinates"]:
-    """The marginal at t = 1 as its mean, and the mean plus each column of the covariance's root."""
+    """Returns the mean of the marginal at t = 1, and the mean plus each column of the Cholesky factor."""
     mean, cov = moments(process, jnp.ones(()))
     root = jnp.linalg.cholesky(cov)
     return mean + jnp.concatenate([jnp.zeros_like(root[:1]), root.T])
@@ -166,7 +169,7 @@ def spread(process: Process) -> Float[Array, "rows coordinates"]:
 
 @functools.cache
 def flow_of_spread(process: Process, t_min: float) -> np.ndarray:
-    """Where the probability flow carries them. It is affine, so these determine it for every start."""
+    """Returns the probability flow from the rows of `spread`, which determine the affine flow from any state."""
     start = spread(process)
     return np.asarray(
         converged_flow(process, as_state(jnp.split(start, start.shape[1], axis=1)), t_min)[:, 0]
@@ -174,7 +177,7 @@ def flow_of_spread(process: Process, t_min: float) -> np.ndarray:
 
 
 def slope(build: Callable[[int], Method], setting: Setting) -> float:
-    """Order that shows in the errors for the setting's numbers of steps; needs float64."""
+    """Returns the order by a fit to the errors for the numbers of steps of the setting. Needs float64."""
     counts = setting.counts
     errors = [error(build(n), setting, n) for n in counts]
     return -float(np.polyfit(np.log(counts), np.log(errors), 1)[0])
@@ -205,7 +208,7 @@ tolerance of 1e-10, of three starts that determine the affine map. Errors of the
 
 
 def row(case: Case) -> str:
-    """A line of the table."""
+    """Returns a row of the table."""
     method = case.build(case.setting.counts[0])
     per_step, first, extra = method.cost
     evaluations = f"{per_step}" + (f" + {first + extra} once" if first + extra else "")

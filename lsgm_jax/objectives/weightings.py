@@ -1,8 +1,8 @@
 """Weightings lambda(t) of the squared error in noise space: LSGM Table 1, CLD section 3.1.
 
 A loss is E_t[lambda(t) / r(t) * |eps - eps_hat|^2] with t drawn from a density r of `time_densities.py`. Any function
-of (process, t) is a weighting. CLD's "reweighted v1" and "v2" are `reweighted` and `unweighted`: in terms of `sigma` and g
-the weightings of both papers agree (O3). `unweighted`, `x_0` and `v` give the plain squared errors of the
+of (process, t) is a weighting. CLD's "reweighted v1" and "v2" are `reweighted` and `unweighted`: in terms of `sigma`
+and g the weightings of both papers agree (O3). `unweighted`, `x_0` and `v` give the plain squared errors of the
 parameterisations in `predictions.py` (O16).
 """
 

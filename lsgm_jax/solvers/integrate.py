@@ -53,7 +53,7 @@ class Integral(NamedTuple):
     end: BatchTree
     evaluations: Count
     success: Bool[Array, "batch"]
-    saved: BatchTree | None  # [times, batch, ...] each; None without times to save
+    saved: BatchTree  # [times, batch, ...] each; None without times to save
 
 
 def _for_one_sample(term: diffrax.ODETerm) -> diffrax.ODETerm:

@@ -166,7 +166,7 @@ def solve_and_save(
     z_1: State,
     noise: Noise,
     keep: SavedTimes | None = None,
-) -> tuple[Solution, BatchTree | None]:
+) -> tuple[Solution, BatchTree]:
     """Integrates z_1 to the data as `solve_to_data` does, and saves states.
 
     Returns:

@@ -12,13 +12,14 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, as_state, coordinates
 from lsgm_jax.processes.linear import Process, probability_flow, reverse_drift
 
-Time = Scalar | float  # diffrax's `RealScalarLike`
+Time = Float[Array | np.ndarray, ""] | float | int  # diffrax's `RealScalarLike`
 Index = Int[Array, ""]
 
 
@@ -92,7 +93,7 @@ class Diffusion(diffrax.AbstractTerm):
 
     def vf(self, t: Time, y: State, args: Any) -> Scalar:
         """Returns g at the time tau = `t`."""
-        return self.problem.process.diffusion(1.0 - t)
+        return self.problem.process.diffusion(jnp.asarray(1.0 - t))
 
     def contr(self, t0: Time, t1: Time, **kwargs: Any) -> Any:
         """Returns the increment of the Brownian path, like the last coordinate."""

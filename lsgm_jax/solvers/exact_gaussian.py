@@ -50,7 +50,7 @@ def exact_eps(process: Process, mean: Number = MEAN, variance: Number = VARIANCE
 def exact_map(
     process: Process, z_1: Latents, t: Time, mean: Number = MEAN, variance: Number = VARIANCE
 ) -> Latents:
-    """Returns where the probability flow carries z_1 at time t, for a process of one coordinate.
+    """Returns z_t of the probability flow from z_1, in closed form, for a process of one coordinate.
 
     The flow maps the quantiles of one Gaussian marginal to those of another.
     """

@@ -95,9 +95,8 @@ class ReverseSolver(diffrax.AbstractSolver):
     ) -> tuple[State, None, dict[str, State], tuple[Index, Any], diffrax.RESULTS]:
         """Takes one step, by diffrax's interface."""
         index, memory = solver_state
-        y1, memory = self.advance(
-            _unwrapped(terms), Step(index, jnp.asarray(1.0 - t0), jnp.asarray(1.0 - t1)), y0, memory
-        )
+        step = Step(index, jnp.asarray(1.0 - t0), jnp.asarray(1.0 - t1))
+        y1, memory = self.advance(_unwrapped(terms), step, y0, memory)
         return y1, None, {"y0": y0, "y1": y1}, (index + 1, memory), diffrax.RESULTS.successful
 
     def func(self, terms: Any, t0: Time, y0: State, args: Any) -> State:

@@ -175,7 +175,7 @@ def solve_and_save(
     if (refusal := sampler.method.refuse(process)) is not None:
         raise ValueError(refusal)
     solved = _integrate(sampler, Problem(process, eps_net, noise), z_1, keep)
-    z_0, extra = _denoise(sampler, process, eps_net, solved.end)
+    z_0, extra = _denoising_step(sampler, process, eps_net, solved.end)
     batch, single = solved.evaluations
     mean = jnp.mean(single.astype(z_0.dtype))
     return Solution(z_0, batch + extra, mean + extra, jnp.asarray(extra), solved.success), solved.saved
@@ -250,7 +250,7 @@ def _last_time(sampler: Sampler) -> float:
     return sampler.steps.values[-1] if isinstance(sampler.steps, Times) else sampler.t_min
 
 
-def _denoise(sampler: Sampler, process: Process, eps_net: EpsNet, z_t: State) -> tuple[Latents, int]:
+def _denoising_step(sampler: Sampler, process: Process, eps_net: EpsNet, z_t: State) -> tuple[Latents, int]:
     """Returns the data for the state at t_min, and the number of evaluations."""
     x = coordinates(z_t)[0]
     if sampler.denoise == "none":

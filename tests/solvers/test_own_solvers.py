@@ -90,7 +90,7 @@ def test_ddim_draws_from_the_posterior_of_known_data(x64, process, eta):
     (alpha_s, sigma_s), (_, sigma_t) = (alpha_sigma(process, t) for t in (0.1, 0.8))
     np.testing.assert_allclose(slope**2 * sigma_t**2 + variance, sigma_s**2, rtol=1e-10)
     if eta == 1.0:
-        signal, noise = (float(m.squeeze()) for m in process.transition(jnp.asarray(0.1), jnp.asarray(0.8)))
+        signal, noise = (float(m[0, 0]) for m in process.transition(jnp.asarray(0.1), jnp.asarray(0.8)))
         precision = 1.0 / sigma_s**2 + signal**2 / noise**2
         posterior = (0.7 * alpha_s / sigma_s**2 + signal * 1.1 / noise**2) / precision
         np.testing.assert_allclose([mean, variance], [posterior, 1.0 / precision], rtol=1e-9)

@@ -1,11 +1,11 @@
-"""Measures the order of convergence of every solver on Gaussian data with exact moments.
+"""Measures the order at which every solver converges to the exact moments of Gaussian data.
 
 python -m experiments.solver_orders
 
-With the exact noise prediction a solve is affine in the initial noise and in the noise of every step. So the mean and
-variance of the samples are computed without sampling: one row of the batch has no noise, and every other row has a
-single unit draw. For CLD's probability flow the comparison is between states, because its moments can be right while
-states are wrong. Writes docs/solver_orders.md. Takes two minutes of CPU time.
+With the exact noise prediction, a solve is affine in the prior's draw and in every draw of noise. Mean and variance of
+the samples are therefore computed without sampling: one row of the batch has no noise, and every other row one unit
+draw. CLD's probability flow is compared state by state, because its moments can be right where its states are not.
+Writes docs/solver_orders.md. Takes two minutes of CPU time.
 """
 
 import dataclasses
@@ -24,19 +24,19 @@ from lsgm_jax.arrays import State, as_state, coordinates
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.linear import Process
 from lsgm_jax.processes.vp import VP
+from lsgm_jax.solvers.exact_gaussian import converged_flow, exact_eps, moments
 from lsgm_jax.solvers.grids import Grid, Linear, LogSNR, Quadratic
 from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.terms import Index
-from tests.solvers.exact import exact_eps, flow, moments
 
 T_MIN = 0.02
 PARTS = 2  # draws per step; no solver here takes more
 
 
 class Setting(NamedTuple):
-    """Process, grid and numbers of steps of a measurement: fine enough to show the order, above rounding errors."""
+    """The process and the steps for one measurement: fine enough for the order, coarse enough for float64 rounding."""
 
     process: VP | CLD
     grid: Callable[..., Grid]
@@ -44,7 +44,7 @@ class Setting(NamedTuple):
     t_min: float = T_MIN
 
     def label(self) -> str:
-        """Returns a description for the table."""
+        """Returns the setting in words."""
         least, most = self.process.beta_min, self.process.beta_max
         rates = f"{least:g}" if least == most else f"{least:g} to {most:g}"
         process, counts = type(self.process).__name__, ", ".join(map(str, self.counts))
@@ -58,7 +58,7 @@ SETTINGS = {
     "Dopri5": Setting(GENTLE, Linear, (16, 32, 64)),
     "PLMS": Setting(GENTLE, Quadratic, (32, 64, 128)),
     "Dopri8": Setting(GENTLE, Linear, (8, 16, 32)),
-    # The first steps of these have lower order, which matters less the more noise there is at t = 1.
+    # The first steps of these have a lower order, which matters less the more noise there is at t = 1.
     **{name: Setting(VP(), LogSNR, (80, 160, 320)) for name in ("DEIS", "DPMSolverPP", "UniPC")},
 }
 # CLD's covariances vanish in the last steps, which are the hard ones: a quadratic grid, closer to the data.
@@ -81,7 +81,7 @@ class Case(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class UnitDraws:
-    """Noise in which every element is one in its own row of the batch, and zero in all other rows.
+    """Unit draws: every element of the noise is one in its own row of the batch, and zero in all other rows.
 
     The first 1 + `size` rows have no noise; `size` is the number of coordinates of the state.
     """
@@ -95,7 +95,7 @@ class UnitDraws:
 
 
 def cases() -> list[Case]:
-    """Returns every method for processes of one coordinate, in every order, with and without noise."""
+    """Returns a case for every method for processes of one coordinate, in every order, with and without noise."""
     variants: dict[str, list[tuple[str, Callable[[int], Method]]]] = {
         "DDIM": [("", lambda n: METHODS["DDIM"]()), ("eta=0.5", lambda n: METHODS["DDIM"](eta=0.5))],
         "EDMHeun": [
@@ -124,7 +124,7 @@ def _predictor(predictor: str) -> Method:
 
 
 def cld_cases(process: CLD) -> list[Case]:
-    """Returns the methods for CLD in every order, and one of diffrax each for the reverse SDE and the flow."""
+    """Returns cases for CLD's own methods in every order, and for one SDE and one ODE solver of diffrax."""
     orders = {"SSCS": (1, 2), "GDDIM": (1, 2, 3)}
     variants = [
         *((name, f"{name} order={k}", dict(order=k)) for name in orders for k in orders[name]),
@@ -141,7 +141,10 @@ def cld_cases(process: CLD) -> list[Case]:
 
 
 def error(method: Method, setting: Setting, steps: int) -> float:
-    """Computes the larger error of mean and standard deviation from the exact marginal; for CLD's flow, of states."""
+    """Returns the larger error of mean and standard deviation, started at the exact marginal at t = 1.
+
+    For CLD's flow it is the largest error of a state.
+    """
     process, t_min = setting.process, setting.t_min
     start = spread(process)
     size = start.shape[1]
@@ -158,7 +161,7 @@ def error(method: Method, setting: Setting, steps: int) -> float:
 
 
 def spread(process: Process) -> Float[Array, "rows coordinates"]:
-    """Returns the mean of the marginal at t = 1, and the mean plus each column of the root of its covariance."""
+    """Returns the mean of the marginal at t = 1, and the mean plus each column of the Cholesky factor."""
     mean, cov = moments(process, jnp.ones(()))
     root = jnp.linalg.cholesky(cov)
     return mean + jnp.concatenate([jnp.zeros_like(root[:1]), root.T])
@@ -166,13 +169,15 @@ def spread(process: Process) -> Float[Array, "rows coordinates"]:
 
 @functools.cache
 def flow_of_spread(process: Process, t_min: float) -> np.ndarray:
-    """Computes the images of `spread` under the probability flow, which is affine and therefore determined by them."""
+    """Returns the probability flow from the rows of `spread`, which determine the affine flow from any state."""
     start = spread(process)
-    return np.asarray(flow(process, as_state(jnp.split(start, start.shape[1], axis=1)), t_min)[:, 0])
+    return np.asarray(
+        converged_flow(process, as_state(jnp.split(start, start.shape[1], axis=1)), t_min)[:, 0]
+    )
 
 
 def slope(build: Callable[[int], Method], setting: Setting) -> float:
-    """Fits the order of convergence to the errors at the numbers of steps of the setting; needs float64."""
+    """Returns the order by a fit to the errors for the numbers of steps of the setting. Needs float64."""
     counts = setting.counts
     errors = [error(build(n), setting, n) for n in counts]
     return -float(np.polyfit(np.log(counts), np.log(errors), 1)[0])
@@ -203,7 +208,7 @@ of 1e-10, over three initial states that determine the affine map. Errors of the
 
 
 def row(case: Case) -> str:
-    """Formats a line of the table."""
+    """Returns a row of the table."""
     method = case.build(case.setting.counts[0])
     per_step, first, extra = method.cost
     evaluations = f"{per_step}" + (f" + {first + extra} once" if first + extra else "")

@@ -1,7 +1,7 @@
-"""Array types and the few shape helpers that every other module shares.
+"""Array types and shape helpers that all modules share.
 
-Nothing here knows how many axes a latent has: the first axis counts samples, whatever follows belongs
-to one sample. Images, vectors and sequences therefore go through the same objectives and solvers.
+The first axis of an array is the batch; all other axes belong to one sample. No function here depends on their number,
+so images, vectors and sequences use the same objectives and solvers.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +17,10 @@ Latents = Float[Array, "batch *latent"]
 Times = Float[Array, "batch"]
 PerSample = Float[Array, "batch"]
 Scalar = Float[Array, ""]
+# Parameters: nested dictionaries of arrays, by part of the model and by module: {"vae": ..., "score_net": ...}.
+Params = PyTree
+# Conditions of a batch: arrays [batch, ...], such as labels or token ids. None for no condition.
+Condition = PyTree
 
 
 class Phase(NamedTuple):
@@ -27,18 +31,18 @@ class Phase(NamedTuple):
 
 
 State = Latents | Phase
-# (z_t, t) -> eps_hat, the noise of the last coordinate. If it is a pytree (`jax.tree_util.Partial`), its leaves have a
-# row per sample, which goes with the sample's row of z_t wherever a solver takes samples one by one.
+# (z_t, t) -> eps_hat, the predicted noise of the last coordinate. If it is a pytree (`jax.tree_util.Partial`), its
+# arrays have the batch as their first axis: a solver that is mapped over samples maps over them as well.
 EpsNet = Callable[[State, Times], Latents]
 
 
 def coordinates(state: State) -> tuple[Latents, ...]:
-    """One for a plain latent, (x, v) for a phase. Data is the first at time 0; noise enters the last."""
+    """Returns (z,) for a plain latent and (x, v) for a phase. The first is data at time 0; noise enters the last."""
     return tuple(jax.tree.leaves(state))
 
 
 def as_state(coordinates: Sequence[Latents]) -> State:
-    """Inverse of `coordinates`."""
+    """Returns the state with these coordinates: the inverse of `coordinates`."""
     return coordinates[0] if len(coordinates) == 1 else Phase(*coordinates)
 
 
@@ -53,7 +57,7 @@ def sum_per_sample(values: Latents) -> PerSample:
 
 
 def in_steps(t: Float[Array, "*times"], steps: int) -> Float[Array, "*times"]:
-    """Time in steps of 1 / `steps`, a whole number where it differs from one by no more than t's rounding."""
+    """Returns `steps * t`, rounded to an integer where it differs from one by rounding error alone."""
     position = steps * t
     node = jnp.round(position)
     near = jnp.abs(position - node) < 4.0 * steps * jnp.finfo(t.dtype).eps
@@ -61,7 +65,7 @@ def in_steps(t: Float[Array, "*times"], steps: int) -> Float[Array, "*times"]:
 
 
 def scale_gradient(state: State, factor: PerSample) -> State:
-    """Returns `state` unchanged; the gradient that flows back through it is multiplied by `factor` per sample.
+    """Returns `state` unchanged and multiplies its gradient by `factor`, per sample, in the backward pass.
 
     The difference below is exactly zero, so the value is exactly `state` for every finite factor.
     """
@@ -74,16 +78,16 @@ def scale_gradient(state: State, factor: PerSample) -> State:
 
 
 def device_axes() -> tuple[str, ...]:
-    """The axes of devices that each run this code on a part of the batch, as under `pmap`; none under `jit`."""
+    """Returns the names of the mesh axes over which this code is mapped, as under `pmap`; none under `jit`."""
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def mean_over_devices(tree: PyTree) -> PyTree:
-    """The mean over devices of what each has of its part of the batch; `tree` itself where they see the whole."""
+    """Returns the mean of `tree` over devices under `pmap`; `tree` itself under `jit`, which sees the global batch."""
     axes = device_axes()
     return jax.lax.pmean(tree, axes) if axes else tree
 
 
 def parts_of_batch() -> int:
-    """Into how many parts the batch is divided where this code runs: devices under `pmap`, otherwise one."""
+    """Returns the number of shards of the batch: that of the devices under `pmap`, otherwise one."""
     return jax.lax.axis_size(device_axes()) if device_axes() else 1

@@ -1,4 +1,4 @@
-"""The processes that theorems are tried on, one of them new: what a user's own process has to state."""
+"""The processes on which theorems are tested; `CosineVP` is an example of a user's own process."""
 
 import dataclasses
 

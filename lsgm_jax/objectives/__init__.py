@@ -1,1 +1,1 @@
-"""Weightings, time densities and bounds; pure functions that never see Flax."""
+"""Losses, weightings, time densities and bounds as pure functions, independent of Flax."""

@@ -1,10 +1,10 @@
-"""The losses of latent diffusion's first stages: reconstruction, a bottleneck's price, and a discriminator of patches.
+"""Losses of the first stages of latent diffusion: reconstruction, bottleneck regularisation, and patch discriminator.
 
     autoencoder:    R + w_b B - lambda s mean D(x_hat),        discriminator:    s loss(D(x), D(x_hat))
 
-R measures errors in absolute value and perceptually, B is the KL divergence to N(0, I) or the loss of the codebook,
-and s switches the adversarial loss on once R is small. At the decoder's last convolution, lambda makes the gradient of
-the adversarial loss as long as that of R, up to a weight (Esser et al. 2021, eq. 7).
+R is the sum of the absolute error and the perceptual distance, B is the KL divergence to N(0, I) or the codebook loss,
+and s switches the adversarial loss on at a given step. lambda scales the gradient of the adversarial loss at the
+decoder's last convolution to the norm of that of R, times a weight (Esser et al. 2021, eq. 7).
 """
 
 import dataclasses
@@ -23,17 +23,17 @@ GREATEST_WEIGHT = 1e4
 
 
 def hinge_loss(real: Logits, fake: Logits) -> Scalar:
-    """Of a discriminator; nothing pulls at logits beyond plus or minus one."""
+    """Returns the hinge loss of a discriminator, without gradient for correct logits beyond plus or minus one."""
     return 0.5 * (jnp.mean(jax.nn.relu(1.0 - real)) + jnp.mean(jax.nn.relu(1.0 + fake)))
 
 
 def softplus_loss(real: Logits, fake: Logits) -> Scalar:
-    """Of a discriminator that estimates the log odds of an image's being real, nats; the original's "vanilla"."""
+    """Returns the cross entropy of a discriminator of log odds, nats; "vanilla" in the original code."""
     return 0.5 * (jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake)))
 
 
 def generator_loss(fake: Logits) -> Scalar:
-    """The adversarial term of the autoencoder, -mean D(x_hat), whichever loss the discriminator has."""
+    """Returns the adversarial term of the autoencoder, -mean D(x_hat), for either loss of the discriminator."""
     return -jnp.mean(fake)
 
 
@@ -42,13 +42,13 @@ DISCRIMINATOR_LOSSES = {"hinge": hinge_loss, "softplus": softplus_loss}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GANLoss:
-    """When and how much the discriminator counts.
+    """The adversarial loss: its schedule, weights and type.
 
     Attributes:
-        start: the first step at which it does.
-        weight: lambda over the adaptive weight.
-        factor: of both players' terms.
-        loss: the discriminator's, "hinge" or "softplus".
+        start: first step with an adversarial loss.
+        weight: factor of the adaptive weight; lambda is their product.
+        factor: of the terms of both generator and discriminator.
+        loss: of the discriminator, "hinge" or "softplus".
 
     Raises:
         ValueError: for an unknown loss, or a negative number.
@@ -68,20 +68,25 @@ class GANLoss:
             )
 
     def switch(self, step: ArrayLike) -> Scalar:
-        """`factor` from the step `start` on, 0 before; steps count from 0."""
+        """Returns s: `factor` from step `start` on, 0 before; steps count from 0."""
         return jnp.where(jnp.asarray(step) < self.start, 0.0, self.factor)
 
     def discriminator(self, real: Logits, fake: Logits, step: ArrayLike) -> Scalar:
-        """The discriminator's loss."""
+        """Returns the loss of the discriminator at a step, for its logits of data and reconstructions."""
         return self.switch(step) * DISCRIMINATOR_LOSSES[self.loss](real, fake)
 
     def autoencoder(self, generator: Scalar, adaptive: Scalar, step: ArrayLike) -> Scalar:
-        """The autoencoder's term, of `generator_loss` and `adaptive_weight`."""
+        """Returns the adversarial term of the autoencoder at a step.
+
+        Args:
+            generator: `generator_loss`.
+            adaptive: `adaptive_weight`.
+        """
         return self.weight * adaptive * self.switch(step) * generator
 
 
 def adaptive_weight(reconstruction: Weights, generator: Weights) -> Scalar:
-    """The ratio of two gradients' lengths, at most 1e4, both of the whole batch; no gradient flows through it.
+    """Returns the ratio of the norms of two gradients of the global batch, at most 1e4, without gradient.
 
     Args:
         reconstruction: gradient of the reconstruction term with respect to the kernel of the decoder's last layer.
@@ -95,34 +100,34 @@ def adaptive_weight(reconstruction: Weights, generator: Weights) -> Scalar:
 def balance(
     reconstruction: Callable[[Weights], Scalar], generator: Callable[[Weights], Scalar], last: Weights
 ) -> Scalar:
-    """`adaptive_weight` of two terms as functions of the kernel of the decoder's last layer, `last`."""
+    """Returns the `adaptive_weight` of two terms, functions of the kernel `last` of the decoder's last layer."""
     return adaptive_weight(jax.grad(reconstruction)(last), jax.grad(generator)(last))
 
 
 def error(x: Images, x_hat: Images, perceptual: PerSample, perceptual_weight: float = 1.0) -> Images:
-    """|x - x_hat| + w_p p(x, x_hat) of every number; an image's perceptual distance counts at each of its numbers."""
+    """Returns |x - x_hat| + w_p p(x, x_hat) for every pixel value; the perceptual distance is added to each of them."""
     return jnp.abs(x - x_hat) + perceptual_weight * expand(perceptual, x)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KLFirstStage:
-    """Weights of the KL model; its reconstruction is summed over an image's numbers.
+    """The loss of the KL model, whose reconstruction is summed over the pixel values of an image.
 
     Attributes:
         kl_weight: of the divergence.
-        log_variance: s of the errors' density; published models leave it at 0.
+        log_variance: log-variance s of the reconstruction; 0 in published models.
     """
 
     kl_weight: float = 1e-6
     log_variance: float = 0.0
 
     def reconstruction(self, errors: Images) -> Scalar:
-        """Sum over an image, mean over the batch, of error / exp(s) + s."""
-        per_number = errors / jnp.exp(self.log_variance) + self.log_variance
-        return jnp.sum(per_number) / len(errors)
+        """Returns error / exp(s) + s, summed over an image and averaged over the batch."""
+        per_value = errors / jnp.exp(self.log_variance) + self.log_variance
+        return jnp.sum(per_value) / len(errors)
 
     def objective(self, reconstruction: Scalar, divergence: PerSample, adversarial: Scalar) -> Scalar:
-        """The autoencoder's loss.
+        """Returns the loss of the autoencoder.
 
         Args:
             divergence: KL(q || N(0, I)) of every image, nats.
@@ -133,18 +138,23 @@ class KLFirstStage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQFirstStage:
-    """Weights of the VQ model; its reconstruction is a mean over all numbers.
+    """The loss of the VQ model, whose reconstruction is averaged over all pixel values.
 
     Attributes:
-        codebook_weight: of the quantiser's loss.
+        codebook_weight: of the codebook loss.
     """
 
     codebook_weight: float = 1.0
 
     def reconstruction(self, errors: Images) -> Scalar:
-        """Mean over all numbers."""
+        """Returns the mean error over all pixel values."""
         return jnp.mean(errors)
 
     def objective(self, reconstruction: Scalar, codebook_loss: Scalar, adversarial: Scalar) -> Scalar:
-        """The autoencoder's loss; `codebook_loss` is `Quantised.loss`, `adversarial` is `GANLoss.autoencoder`."""
+        """Returns the loss of the autoencoder.
+
+        Args:
+            codebook_loss: the regularisation loss of the VQ bottleneck.
+            adversarial: `GANLoss.autoencoder`.
+        """
         return reconstruction + self.codebook_weight * codebook_loss + adversarial

@@ -1,4 +1,4 @@
-"""The KL term of a hierarchical encoder: its schedule and its balance over groups of latents (NVAE, LSGM appendix)."""
+"""The KL term of a hierarchical encoder: warm-up schedule, and balancing over groups (NVAE, LSGM appendix)."""
 
 import dataclasses
 from typing import NamedTuple
@@ -15,11 +15,11 @@ Coefficients = Float[Array, "groups"]
 
 
 class KLWeight(NamedTuple):
-    """How the loss of one step weighs KL(q || p).
+    """The weight of KL(q || p) in the loss of one step.
 
     Attributes:
-        coefficient: of the whole.
-        balanced: whether groups are weighed by what they hold as well, while the coefficient is below one.
+        coefficient: of the total KL.
+        balanced: whether groups are also weighed by their KL (KL balancing) while the coefficient is below one.
     """
 
     coefficient: float | Scalar = 1.0
@@ -28,10 +28,13 @@ class KLWeight(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KLSchedule:
-    """The KL coefficient over a stage: `start` for `constant` steps, then linear to `end` over the next `steps`.
+    """KL warm-up: the coefficient is `start` for `constant` steps, then linear to `end` over the next `steps`.
 
     Attributes:
         balanced: see `KLWeight`.
+
+    Raises:
+        ValueError: for a negative coefficient or number of steps.
     """
 
     start: float = 0.7
@@ -47,16 +50,18 @@ class KLSchedule:
             raise ValueError(f"constant={self.constant}, steps={self.steps}: give numbers of steps")
 
     def __call__(self, step: ArrayLike) -> KLWeight:
-        """At a step, the first of which is 0."""
+        """Returns the weight at a step; steps count from 0."""
         progress = (jnp.asarray(step) - self.constant) / max(self.steps, 1)
         value = self.start + (self.end - self.start) * jnp.clip(progress, 0.0, 1.0)
         return KLWeight(value, self.balanced)
 
 
 def weigh(divergence: PerGroup, kl: KLWeight, groups_per_scale: tuple[int, ...]) -> PerSample:
-    """The divergences of all groups, weighed and summed, nats.
+    """Returns the weighed sum of the divergences of all groups, nats per sample.
 
     Args:
+        divergence: KL divergence of every sample and group, nats.
+        kl: weight of the step.
         groups_per_scale: see `relative_sizes`.
     """
     coefficient = jnp.asarray(kl.coefficient, divergence.dtype)
@@ -67,10 +72,10 @@ def weigh(divergence: PerGroup, kl: KLWeight, groups_per_scale: tuple[int, ...])
 
 
 def sum_per_group(values: Latents, groups: int) -> PerGroup:
-    """Sums over each of `groups` equal shares of the channels, the last axis, and over all axes between.
+    """Sums over groups of channels (the last axis, in `groups` equal parts), and over all axes between.
 
     Raises:
-        ValueError: if the channels cannot be divided so.
+        ValueError: if the number of channels is not a multiple of `groups`.
     """
     if values.shape[-1] % groups:
         raise ValueError(f"{values.shape[-1]} channels cannot be divided into {groups} groups")
@@ -79,21 +84,21 @@ def sum_per_group(values: Latents, groups: int) -> PerGroup:
 
 
 def balance(kl: PerGroup, sizes: Coefficients) -> Coefficients:
-    """Coefficients with mean one that weigh a group by what it holds, per unit of `sizes`; no gradient.
+    """Returns coefficients of the groups, with mean one and proportional to KL / size, without gradient.
 
-    A group that holds little is penalised little, so that none is emptied while the KL coefficient grows.
+    A group with a small KL gets a small penalty, so that no posterior collapses during warm-up.
 
     Args:
         kl: KL divergence of every image and group, nats.
-        sizes: what a group is expected to hold; see `relative_sizes`.
+        sizes: see `relative_sizes`.
     """
     mean = mean_over_devices(jnp.mean(jnp.abs(jax.lax.stop_gradient(kl)), axis=0))
-    held = (mean + 0.01) / sizes
-    return held / jnp.mean(held)
+    per_size = (mean + 0.01) / sizes
+    return per_size / jnp.mean(per_size)
 
 
 def relative_sizes(groups_per_scale: tuple[int, ...]) -> Coefficients:
-    """Pixels of each group's scale over the scale's number of groups, the least being one.
+    """Returns the pixels of a group's scale divided by the number of groups of the scale, relative to the smallest.
 
     Args:
         groups_per_scale: from the smallest scale to the largest, each twice as wide as the one before.

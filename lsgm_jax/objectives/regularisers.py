@@ -1,10 +1,10 @@
-"""Penalties on weights that keep NVAE and the score network smooth (NVAE section 3.2, LSGM appendix).
+"""Penalties on the weights of NVAE and the score network, for smoothness (NVAE section 3.2, LSGM appendix).
 
     spectral = sum over convolutions of u^T W v,        scale = sum over normalisation layers of max |scale|
 
-W is a convolution's effective kernel as a matrix, output channels by all else; u and v approach its leading singular
-vectors by power iteration, are carried from step to step, and take no gradient. The sum is of the largest singular
-values themselves, not of their squares.
+W is the effective kernel of a convolution as a matrix [output channels, rest]. u and v are estimates of its leading
+singular vectors by power iteration; they are kept between steps and have no gradient. The sum is over the largest
+singular values, not over their squares.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from lsgm_jax.arrays import Key, Scalar
 
 Kernel = Float[Array, "*window inputs outputs"]
-Matrix = Float[Array, "_ _"]  # output channels, everything else; of another size in every layer
+Matrix = Float[Array, "_ _"]  # [output channels, rest], of a different size in every layer
 Stack = Float[Array, "layers outputs rest"]
 
 
@@ -29,15 +29,15 @@ class SingularVectors(NamedTuple):
 
 
 def as_matrix(kernel: Kernel) -> Matrix:
-    """A convolution's kernel [..., in, out] as a matrix [out, rest]."""
+    """Returns the kernel [..., in, out] of a convolution as a matrix [out, rest]."""
     return kernel.reshape(-1, kernel.shape[-1]).T
 
 
 def first_vectors(key: Key, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, SingularVectors]:
-    """Random directions; the first penalty should take more iterations than the later ones (LSGM: 40, then 4).
+    """Draws random initial vectors. The first penalty should take more iterations (LSGM: 40) than later ones (4).
 
     Args:
-        shapes: of the matrices.
+        shapes: of the matrices, by name.
     """
     keys = jax.random.split(key, len(shapes))
     return {name: _random_vectors(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
@@ -48,10 +48,10 @@ def spectral_penalty(
     vectors: Mapping[str, SingularVectors],
     iterations: int | Int[Array, ""],
 ) -> tuple[Scalar, dict[str, SingularVectors]]:
-    """Sum of the largest singular values, and the vectors after `iterations` more steps of power iteration.
+    """Returns the sum of the largest singular values, and the vectors after `iterations` steps of power iteration.
 
-    Matrices of one shape are iterated on together: the published networks have hundreds, of a few shapes. A traced
-    number of iterations lets one compiled step take more of them at first.
+    Matrices of equal shape are stacked: the published networks have hundreds of matrices of a few shapes. With a traced
+    number of iterations, one compiled step can take more of them at first.
     """
     total, moved = jnp.zeros(()), {}
     for names in _by_shape(matrices):
@@ -64,7 +64,7 @@ def spectral_penalty(
 
 
 def scale_penalty(scales: Iterable[Float[Array, "_"]]) -> Scalar:
-    """Sum over normalisation layers of the largest absolute scale."""
+    """Returns the sum over normalisation layers of the largest absolute scale."""
     return sum((jnp.max(jnp.abs(scale)) for scale in scales), start=jnp.zeros(()))
 
 
@@ -92,5 +92,5 @@ def _power_iteration(
 
 
 def _unit(x: Float[Array, "... size"]) -> Float[Array, "... size"]:
-    """Normalised, unless it is shorter than 1e-3: a dead layer keeps a finite direction."""
+    """Returns x / |x|, with |x| at least 1e-3, so that it is finite for a layer of zeros."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-3)

@@ -1,8 +1,8 @@
 """Densities r(t) on [t_min, 1] from which training times are drawn.
 
-Each is a quantile function with its density, so the loss weight is the plain ratio lambda(t) / r(t). A batch of
-times is drawn by sending uniform numbers through the quantile: independent ones, or numbers that are spread evenly
-over [0, 1), which leaves every single time with density r and takes noise from the average.
+Each is a quantile function with its density, so the loss weight is the ratio lambda(t) / r(t). A batch of times is the
+quantile of uniform numbers: independent ones, or numbers that are spread evenly over [0, 1). Every time then still has
+density r, and the mean over the batch has a smaller variance.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from lsgm_jax.processes.linear import Process
 
 @runtime_checkable
 class TimeDensity(Protocol):
-    """A probability density on [t_min, 1], by the length of time, or as `Timesteps` by a measure of its own."""
+    """A probability density on [t_min, 1], with respect to the Lebesgue measure, or for `Timesteps` to another."""
 
     @property
     def t_min(self) -> float:
-        """Smallest time that can be drawn."""
+        """The smallest time that can be drawn."""
         ...
 
     def quantile(self, process: Process, u: Times) -> Times:
@@ -32,12 +32,12 @@ class TimeDensity(Protocol):
         ...
 
     def density(self, process: Process, t: Times) -> Times:
-        """r(t), integrating to one over [t_min, 1]."""
+        """Returns r(t), which integrates to one over [t_min, 1]."""
         ...
 
 
 class Stratum(NamedTuple):
-    """The share [draw / draws, (draw + 1) / draws) of [0, 1) that one of several repeated draws takes."""
+    """The stratum [draw / draws, (draw + 1) / draws) of [0, 1) for one of several repeated draws."""
 
     draw: int | Scalar = 0
     draws: int | Scalar = 1
@@ -47,19 +47,19 @@ Spread = Callable[[Key, int, Stratum], Times]
 
 
 def independent(key: Key, batch: int, stratum: Stratum = Stratum()) -> Times:
-    """`batch` independent uniform numbers in `stratum`."""
+    """Draws `batch` independent uniform numbers in `stratum`."""
     return (stratum.draw + jax.random.uniform(key, (batch,))) / stratum.draws
 
 
 def stratified(key: Key, batch: int, stratum: Stratum = Stratum()) -> Times:
-    """`batch` uniform numbers in `stratum`, one in each of `batch` equal cells of it, in random order."""
+    """Draws `batch` uniform numbers in `stratum`, one in each of `batch` equal cells, in random order."""
     k_offset, k_order = jax.random.split(key)
     offsets = jax.random.uniform(k_offset, (batch,))
     return _one_per_cell(k_order, batch, offsets, stratum)
 
 
 def equidistant(key: Key, batch: int, stratum: Stratum = Stratum()) -> Times:
-    """`batch` uniform numbers at equal distances, in random order: VDM's "antithetic" times."""
+    """Draws `batch` uniform numbers at equal distances, in random order: VDM's "antithetic" times."""
     k_offset, k_order = jax.random.split(key)
     offsets = jnp.full(batch, jax.random.uniform(k_offset))
     return _one_per_cell(k_order, batch, offsets, stratum)
@@ -78,14 +78,19 @@ def sample_times(
     stratum: Stratum = Stratum(),
     spread: Spread = stratified,
 ) -> Times:
-    """Draws `batch` times from the density, spread over the batch and over repeated draws."""
+    """Draws `batch` times from the density.
+
+    Args:
+        stratum: part of [0, 1) for this draw, if a batch is drawn repeatedly.
+        spread: the joint distribution of the uniform numbers of a batch.
+    """
     t = density.quantile(process, spread(key, batch, stratum))
-    return jnp.clip(t, density.t_min, 1.0)  # the quantiles overshoot by rounding
+    return jnp.clip(t, density.t_min, 1.0)  # quantiles exceed the ends by rounding errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """r(t) = 1 / (1 - t_min)."""
+    """The uniform density r(t) = 1 / (1 - t_min)."""
 
     t_min: float = 0.01
 
@@ -93,20 +98,20 @@ class Uniform:
         _check_t_min(self.t_min)
 
     def quantile(self, process: Process, u: Times) -> Times:
-        """Linear in u."""
+        """Returns times that are linear in u."""
         return TimeUniform(self.t_min).quantile(u)
 
     def density(self, process: Process, t: Times) -> Times:
-        """Constant."""
+        """Returns the constant density."""
         return TimeUniform(self.t_min).density(t)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimal:
-    """The density of least variance for a weighting, if data are Gaussian and the score is exact (O5).
+    """The density that minimises the variance for a weighting, if data are Gaussian and the score is exact (O5).
 
     LSGM's r_ll, r_re and r_un are `Optimal` for `likelihood`, `reweighted` and `unweighted`. It exists for every
-    weighting and every process; `proposals.py` holds the closed forms and the table for the rest.
+    weighting and every process; see `proposals.py` for the closed forms, and the table for all other pairs.
     """
 
     weighting: Weighting = likelihood
@@ -116,22 +121,25 @@ class Optimal:
         _check_t_min(self.t_min)
 
     def quantile(self, process: Process, u: Times) -> Times:
-        """Inverse of the distribution function."""
+        """Returns the inverse of the distribution function at u."""
         return proposal(self.weighting, process, self.t_min).quantile(u)
 
     def density(self, process: Process, t: Times) -> Times:
-        """Proportional to lambda(t) e(t)."""
+        """Returns the density, proportional to lambda(t) e(t)."""
         return proposal(self.weighting, process, self.t_min).density(t)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Defensive:
-    """Mostly `Optimal`, a share `Uniform`: near-optimal and not heavy-tailed.
+    """A mixture of `Optimal` and `Uniform`: defensive importance sampling (Hesterberg 1995; O8).
 
-    The optimal density presumes an error that vanishes as t -> 1. A trained network's does not, while
-    w_ll / r_ll grows in proportion to 1 / (1 - sigma^2), by a factor of 2e4 for the usual VPSDE: times that are
-    almost never drawn decide the loss. The uniform share bounds the ratio by lambda / share (defensive importance
-    sampling, Hesterberg 1995; O8). For the geometric VPSDE both parts are the same.
+    The optimal density assumes an error that vanishes as t -> 1. The error of a trained network does not vanish, while
+    w_ll / r_ll grows in proportion to 1 / (1 - sigma^2), by a factor of 2e4 for the usual VPSDE: times that are almost
+    never drawn dominate the loss. The uniform component bounds the ratio by lambda / share. For the geometric VPSDE
+    both components are equal.
+
+    Attributes:
+        uniform_share: weight of the uniform component.
     """
 
     weighting: Weighting = likelihood
@@ -144,14 +152,14 @@ class Defensive:
             raise ValueError(f"uniform_share={self.uniform_share}: a share lies between 0 and 1")
 
     def quantile(self, process: Process, u: Times) -> Times:
-        """`u` below the share drives the uniform part and u above it the other: a map from uniform u to times."""
+        """Maps u below the share by the quantile of the uniform component, and u above it by that of the other."""
         optimal, uniform = self._parts()
         share = self.uniform_share
         rest = jnp.maximum(u - share, 0.0) / (1.0 - share)
         return jnp.where(u < share, uniform.quantile(process, u / share), optimal.quantile(process, rest))
 
     def density(self, process: Process, t: Times) -> Times:
-        """The mixture of the two densities."""
+        """Returns the density of the mixture."""
         optimal, uniform = self._parts()
         share = self.uniform_share
         return share * uniform.density(process, t) + (1.0 - share) * optimal.density(process, t)
@@ -162,11 +170,11 @@ class Defensive:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timesteps:
-    """The nodes t = 1/steps, 2/steps, ..., 1, equally likely: DDPM's timesteps 0 to steps - 1.
+    """The uniform distribution on t = 1/steps, 2/steps, ..., 1: DDPM's timesteps 0 to steps - 1.
 
-    Its density is one by the measure that puts 1/steps on every node, by which integrals over time are sums. So a loss
-    is the mean over timesteps of its weighted error, and the sum of a bound's integrand bounds nothing: scoring draws
-    its times from [1/steps, 1] all the same, and asks the network between its nodes (O17).
+    Its density is one with respect to the measure of mass 1/steps at every node, so a loss is the mean over timesteps
+    of the weighted error. The sum over nodes of the integrand of a bound is no bound: likelihood evaluation therefore
+    draws times from the interval [1/steps, 1], and evaluates the network between nodes (O17).
 
     Raises:
         ValueError: for fewer than two steps.
@@ -180,15 +188,15 @@ class Timesteps:
 
     @property
     def t_min(self) -> float:
-        """The first node."""
+        """The first node, 1/steps."""
         return 1.0 / self.steps
 
     def quantile(self, process: Process, u: Times) -> Times:
-        """The node at the end of the step that u falls in."""
+        """Returns the node at the end of the step that contains u."""
         return jnp.minimum(jnp.floor(u * self.steps) + 1.0, self.steps) / self.steps
 
     def density(self, process: Process, t: Times) -> Times:
-        """One."""
+        """Returns one."""
         return jnp.ones_like(t)
 
 

@@ -1,1 +1,1 @@
-"""z_0 -> z_t: forward processes. No networks here."""
+"""Forward processes z_0 -> z_t, their schedules, and the meaning of network outputs."""

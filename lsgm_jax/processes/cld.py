@@ -1,10 +1,10 @@
-"""Critically-damped Langevin diffusion (Dockhorn, Vahdat, Kreis 2022): noise enters the velocity alone.
+"""Critically-damped Langevin diffusion (Dockhorn, Vahdat, Kreis 2022), where noise enters the velocity alone.
 
     dx = beta v / M dt,      dv = -beta (x + Gamma v / M) dt + sqrt(2 Gamma beta) dw                    (D12)
 
 With velocity in units of sqrt(M), time tau = int beta / sqrt(M) and zeta = Gamma / (2 sqrt(M)), this is the damped
-oscillator x'' + 2 zeta x' + x = noise, critically damped for zeta = 1. In y = 2 zeta tau and gap = 1 / zeta^2 its mean
-and covariance have forms that do not cancel up to strong damping (D13).
+oscillator x'' + 2 zeta x' + x = noise, critically damped for zeta = 1. Written in y = 2 zeta tau and gap = 1 / zeta^2,
+its mean and covariance have forms without cancellation, also for strong damping (D13).
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from lsgm_jax.processes.schedules import LinearBeta, require
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLD(LinearBeta):
-    """CLD. State: `Phase(x, v)`; data is x, and v starts as N(0, v0_var_scale * mass).
+    """CLD on the state `Phase(x, v)`: x is the data at time 0, and v starts as N(0, v0_var_scale * mass).
 
     Attributes:
         mass: M.
         friction: Gamma; None for critical damping, 2 sqrt(mass).
-        v0_var_scale: gamma. At 0 the velocity is known at the start: the kernel of plain denoising score matching.
+        v0_var_scale: gamma. 0 gives the kernel of plain denoising score matching, for a known initial velocity.
 
     Raises:
         ValueError: unless all are positive (v0_var_scale may be 0) and beta_min <= beta_max.
@@ -52,20 +52,20 @@ class CLD(LinearBeta):
         )
 
     def damping(self) -> Number:
-        """Gamma."""
+        """Returns the friction Gamma."""
         return 2.0 * self.mass**0.5 if self.friction is None else self.friction
 
     def drift(self, t: Scalars) -> Matrix:
-        """F of (D12)."""
+        """Returns F (D12)."""
         beta = self.beta(t)
         return as_matrix([[jnp.zeros_like(t), beta / self.mass], [-beta, -self.damping() / self.mass * beta]])
 
     def diffusion(self, t: Scalars) -> Scalars:
-        """sqrt(2 Gamma beta), into the velocity."""
+        """Returns g = sqrt(2 Gamma beta), the rate of the noise of the velocity."""
         return jnp.sqrt(2.0 * self.damping() * self.beta(t))
 
     def transition(self, s: Scalars, t: Scalars) -> Transition:
-        """Mean and noise of the damped oscillator (D13)."""
+        """Returns mean map and noise of the damped oscillator from s to t (D13)."""
         root = self.mass**0.5
         zeta = 0.5 * self.damping() / root
         y = self.damping() / self.mass * self.int_beta(s, t)
@@ -78,18 +78,18 @@ class CLD(LinearBeta):
         )
 
     def initial_variance(self) -> tuple[Number, Number]:
-        """The position is data; the velocity has variance gamma M."""
+        """Returns 0 for the position, which is data, and gamma M for the velocity."""
         return (0.0, self.v0_var_scale * self.mass)
 
     def prior_variance(self) -> tuple[Number, Number]:
-        """The stationary distribution: x ~ N(0, 1), v ~ N(0, M)."""
+        """Returns the variances of the stationary distribution: x ~ N(0, 1), v ~ N(0, M)."""
         return (1.0, self.mass)
 
 
 def velocity_eps(process: Process, z_t: Phase, t: Times) -> Latents:
-    """Best noise prediction from the velocity alone for data at the origin, L_vv v / S_vv.
+    """Returns L_vv v / S_vv: the best noise prediction from the velocity alone, for data at the origin.
 
-    The fixed part of CLD's mixed score, to which the network's output is added (CLD section 3.2; D3).
+    CLD's mixed score adds the network's output to this fixed part (CLD section 3.2; D3).
     """
     noise = kernel(process, t).noise
     scale = noise[:, 1, 1] / (noise[:, 1, 0] ** 2 + noise[:, 1, 1] ** 2)
@@ -100,7 +100,7 @@ Rows = tuple[tuple[Scalars, Scalars], tuple[Scalars, Scalars]]
 
 
 def _oscillator(zeta: Number, y: Scalars) -> tuple[Rows, Rows]:
-    """Mean map and Cholesky factor at tau = y / (2 zeta) of x' = v, v' = -x - 2 zeta v + 2 sqrt(zeta) dw/dtau."""
+    """Returns mean map and Cholesky factor of x' = v, v' = -x - 2 zeta v + 2 sqrt(zeta) dw/dtau, at y = 2 zeta tau."""
     tau, gap = y / (2.0 * zeta), 1.0 / zeta**2
     sine, cosine, slowed = _damped(y, gap)
     mean = ((cosine + 0.5 * y * sine, tau * sine), (-tau * sine, slowed))
@@ -115,13 +115,13 @@ def _oscillator(zeta: Number, y: Scalars) -> tuple[Rows, Rows]:
 
 
 def _damped(y: Scalars, gap: Number) -> tuple[Scalars, Scalars, Scalars]:
-    """exp(-y/2) times sinh(h) / h, cosh(h) and cosh(h) - (y/2) sinh(h) / h, for h^2 = (1 - gap) y^2 / 4.
+    """Returns exp(-y/2) times sinh(h) / h, cosh(h) and cosh(h) - (y/2) sinh(h) / h, for h^2 = (1 - gap) y^2 / 4.
 
-    The hyperbolic functions are circular where h^2 < 0, below critical damping.
+    Below critical damping h^2 < 0, and the hyperbolic functions become circular.
     """
     q = (1.0 - gap) * y**2  # (2 h)^2
     near, above, decay = jnp.abs(q) < 1.0, q > 0.0, jnp.exp(-0.5 * y)
-    x = jnp.sqrt(jnp.where(near, 1.0, jnp.abs(q)))  # no root of zero: its slope is infinite
+    x = jnp.sqrt(jnp.where(near, 1.0, jnp.abs(q)))  # avoids the root of zero, whose gradient is infinite
 
     series = decay * _even_series(0.25 * q, 1), decay * _even_series(0.25 * q, 0)
     slow = jnp.exp(-0.5 * gap * y**2 / (y + x))  # exp((x - y) / 2) without the difference
@@ -136,9 +136,9 @@ def _damped(y: Scalars, gap: Number) -> tuple[Scalars, Scalars, Scalars]:
 
 
 def _position_variance(y: Scalars, gap: Number, sine: Scalars, cosine: Scalars) -> Scalars:
-    """(1 - e^-y - y sine cosine - y^2 sine^2 / 2) / (gap y^3): the variance of x over y^3 / zeta^2 (D13).
+    """Returns (1 - e^-y - y sine cosine - y^2 sine^2 / 2) / (gap y^3), the variance of x over y^3 / zeta^2 (D13).
 
-    A power series without cancellation where the difference would lose its digits.
+    A power series replaces the formula where its difference would cancel.
     """
     r = 1.0 - gap
     near = jnp.maximum(1.0, jnp.abs(r)) * y**2 < 4.0
@@ -153,11 +153,11 @@ def _position_variance(y: Scalars, gap: Number, sine: Scalars, cosine: Scalars) 
 
 
 def _even_series(q: Scalars, shift: int) -> Scalars:
-    """Sum over m of q^m / (2 m + shift)!: cosh(x) for shift 0, sinh(x) / x for shift 1, where q = x^2 is small."""
+    """Returns the sum of q^m / (2 m + shift)! for small q = x^2: cosh(x) for shift 0, sinh(x) / x for shift 1."""
     return sum((q**m * (1 / math.factorial(2 * m + shift)) for m in range(1, 9)), start=jnp.ones_like(q))
 
 
 def _share_entered(y: Scalars) -> Scalars:
-    """(1 - e^-y) / y, 1 at y = 0."""
+    """Returns (1 - e^-y) / y, and 1 at y = 0."""
     safe = jnp.where(y == 0.0, 1.0, y)
     return jnp.where(y == 0.0, 1.0, -jnp.expm1(-safe) / safe)

@@ -1,4 +1,4 @@
-"""Variance-preserving diffusion in T steps, as DDPM and LDM have it, as a process in continuous time."""
+"""The discrete-time diffusion of DDPM and LDM as a variance-preserving process in continuous time."""
 
 import dataclasses
 import functools
@@ -15,16 +15,16 @@ from lsgm_jax.processes.vp import VariancePreserving
 @functools.partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("betas",))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscreteVP(VariancePreserving):
-    """DDPM's chain of T transitions (Ho et al. 2020), int_beta interpolated linearly between its nodes (D16).
+    """DDPM's Markov chain of T transitions (Ho et al. 2020), with int_beta linear between its nodes (D16).
 
-    t = 0 is the data and t = (i + 1) / T the chain's timestep i, counted from 0. Times are taken to be a node if they
-    differ from it by rounding, so transitions between nodes are those of the chain.
+    t = 0 is the data, and t = (i + 1) / T is the chain's timestep i, counted from 0. A time that differs from a node by
+    rounding error is that node, so transitions between nodes equal those of the chain.
 
     Attributes:
-        betas: variances of the transitions.
+        betas: variances of the transitions, [T].
 
     Raises:
-        ValueError: unless there are betas, all between 0 and 1.
+        ValueError: if betas is empty, or one is not between 0 and 1.
     """
 
     betas: tuple[float, ...]
@@ -34,26 +34,26 @@ class DiscreteVP(VariancePreserving):
             raise ValueError(f"betas={self.betas[:3]}...: give at least one, each between 0 and 1")
 
     def beta(self, t: Scalars) -> Scalars:
-        """Noise rate: T times the step's -log(1 - beta), constant within a step; at a node that of the step before."""
+        """Returns the noise rate, -T log(1 - beta_i) within step i; at a node that of the step before it."""
         index = jnp.clip(jnp.ceil(self._position(t)).astype(int) - 1, 0, len(self.betas) - 1)
         return len(self.betas) * self._losses(t)[index]
 
     def int_beta(self, s: Scalars, t: Scalars) -> Scalars:
-        """Integral of beta from s to t: every step counts by the part of it that lies between, so nothing cancels."""
+        """Returns the integral of beta from s to t, summed over the part of each step in between: nothing cancels."""
         steps = jnp.arange(len(self.betas), dtype=t.dtype)
         passed = lambda time: jnp.clip(self._position(time)[..., None] - steps, 0.0, 1.0)
         return jnp.sum(self._losses(t) * (passed(t) - passed(s)), axis=-1)
 
     def start(self) -> float:
-        """No variance at time 0."""
+        """Returns 0: no noise is added to the data at time 0."""
         return 0.0
 
     def _losses(self, like: Scalars) -> Scalars:
-        """int_beta over each step, [T]."""
+        """Returns the integral of beta over each step, [T]."""
         return jnp.asarray(-np.log1p(-np.asarray(self.betas)), like.dtype)
 
     def _position(self, t: Scalars) -> Scalars:
-        """Time in steps, exact at the nodes."""
+        """Returns T t, exact at the nodes."""
         return in_steps(t, len(self.betas))
 
 
@@ -65,15 +65,19 @@ def discrete_vp(
     last: float = 0.0195,
     offset: float = 0.008,
 ) -> DiscreteVP:
-    """The chain of a published schedule, by the names that LDM gives them, of which two mislead.
+    """Builds the chain of a published schedule.
+
+    The names are LDM's. Two of them mislead: LDM calls betas "linear" whose square roots are linear.
 
     Args:
         schedule: "linear" (`root_linear_betas`), "sqrt_linear" (`linear_betas`), "sqrt" (`root_betas`), or "cosine".
-        first, last: of all but "cosine": the variances between which its rule leads; under "sqrt" their squares.
-        offset: of "cosine" alone.
+        steps: number of transitions T.
+        first: variance of the first transition; its square for "sqrt"; unused for "cosine".
+        last: variance of the last transition; its square for "sqrt"; unused for "cosine".
+        offset: used for "cosine" alone.
 
     Raises:
-        ValueError: if there is no such schedule, or its numbers make no variances.
+        ValueError: if the schedule is unknown, or its variances are not between 0 and 1.
     """
     schedules = {
         "linear": lambda: root_linear_betas(steps, first, last),
@@ -93,27 +97,30 @@ def discrete_vp(
 
 
 def root_linear_betas(steps: int, first: float, last: float) -> tuple[float, ...]:
-    """Squares of equally spaced roots, which LDM calls "linear" (Rombach et al. 2022)."""
+    """Returns variances with equally spaced square roots, LDM's "linear" (Rombach et al. 2022)."""
     return tuple((np.linspace(first**0.5, last**0.5, steps) ** 2).tolist())
 
 
 def linear_betas(steps: int, first: float, last: float) -> tuple[float, ...]:
-    """Equally spaced variances (Ho et al. 2020), which LDM calls "sqrt_linear"."""
+    """Returns equally spaced variances (Ho et al. 2020), LDM's "sqrt_linear"."""
     return tuple(np.linspace(first, last, steps).tolist())
 
 
 def root_betas(steps: int, first: float, last: float) -> tuple[float, ...]:
-    """Roots of equally spaced numbers: LDM's "sqrt"."""
+    """Returns the square roots of equally spaced values, LDM's "sqrt"."""
     return tuple(np.sqrt(np.linspace(first, last, steps)).tolist())
 
 
 def cosine_betas(steps: int, offset: float) -> tuple[float, ...]:
-    """What keeps alpha^2 at cos^2((t + offset) / (1 + offset) pi / 2), to 0.999 at most (Nichol and Dhariwal 2021)."""
+    """Returns the betas, at most 0.999, of the cosine schedule (Nichol and Dhariwal 2021).
+
+    alpha^2 is proportional to cos^2((t + offset) / (1 + offset) pi / 2).
+    """
     angle = 0.5 * np.pi * (np.linspace(0.0, 1.0, steps + 1) + offset) / (1.0 + offset)
     return betas_of_alphas_cumprod(np.cos(angle[1:]) ** 2 / np.cos(angle[0]) ** 2, most=0.999)
 
 
 def betas_of_alphas_cumprod(alphas_cumprod: np.ndarray, most: float = 1.0) -> tuple[float, ...]:
-    """The transitions' variances, each at most `most`, from the products of what they leave, [T]."""
+    """Returns the variances of the transitions, each at most `most`, from the cumulative products of 1 - beta, [T]."""
     betas = 1.0 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])
     return tuple(np.minimum(betas, most).tolist())

@@ -1,14 +1,14 @@
-"""A forward process is a linear SDE; everything that follows from that is written here once.
+"""The forward process as a linear SDE: its protocol, and all functions that follow from linearity.
 
     dz = F(t) z dt + g(t) e_k dw,      z_t | z_s ~ N(A(s, t) z_s, L L^T),      t in [0, 1].           (D1)
 
-Every latent dimension has k coordinates. Most processes have one, and z is a plain array; critically-damped
-Langevin diffusion has two, and z is a `Phase(x, v)`. Data is the first coordinate at t = 0, noise enters the
-last (e_k), and t = 1 is noise. A process states F, g, the transition and two variances; the kernel that perturbs
-data, scores, the reverse SDE, the probability-flow ODE and all that training needs are consequences.
+Every latent dimension has k coordinates. Most processes have one, and z is a plain array; critically-damped Langevin
+diffusion has two, and z is a `Phase(x, v)`. Data is the first coordinate at t = 0, noise enters the last (e_k), and
+t = 1 is noise. A process defines F, g, the transition and two variances. The functions below derive the perturbation
+kernel, scores, the reverse SDE and the probability-flow ODE from them.
 
-Matrices are k x k, also for k = 1. L is a lower Cholesky factor, so L_kk, here `sigma`, is the standard deviation
-of the last coordinate given the others. Numbers in brackets refer to docs/derivations.md.
+Matrices are k x k, also for k = 1. L is a lower Cholesky factor, so L_kk, here `sigma`, is the standard deviation of
+the last coordinate given the others. Labels in parentheses refer to docs/derivations.md.
 """
 
 import functools
@@ -51,12 +51,12 @@ class Transition(NamedTuple):
 
 
 def one_by_one(mean: Scalars, variance: Scalars) -> Transition:
-    """The transition of a process with one coordinate."""
+    """Returns the transition of a process with one coordinate."""
     return Transition(as_matrix([[mean]]), as_matrix([[jnp.sqrt(variance)]]))
 
 
 class Kernel(NamedTuple):
-    """z_t | z_0 ~ N(signal z_0, noise noise^T), the variance at time 0 included."""
+    """z_t | z_0 ~ N(signal z_0, noise noise^T), including the initial variance."""
 
     signal: Vector
     noise: Matrix  # lower triangular
@@ -64,34 +64,34 @@ class Kernel(NamedTuple):
 
 @runtime_checkable
 class Process(Protocol):
-    """A linear SDE on [0, 1]. Methods are elementwise in times and right to float32 rounding from t = 1e-5."""
+    """A linear SDE on [0, 1]. Methods are elementwise in times, and accurate to float32 rounding from t = 1e-5 on."""
 
     def drift(self, t: Scalars) -> Matrix:
-        """F(t), which multiplies z in the drift."""
+        """Returns F(t), the matrix of the drift F z."""
         ...
 
     def diffusion(self, t: Scalars) -> Scalars:
-        """g(t), the rate at which noise enters the last coordinate."""
+        """Returns g(t), the diffusion coefficient of the last coordinate."""
         ...
 
     def transition(self, s: Scalars, t: Scalars) -> Transition:
-        """From time s to t >= s."""
+        """Returns the transition from time s to t >= s."""
         ...
 
     def initial_variance(self) -> tuple[Number, ...]:
-        """Variance that the coordinates are given at time 0, around (z_0, 0, ...)."""
+        """Returns the variance of each coordinate at time 0, around (z_0, 0, ...)."""
         ...
 
     def prior_variance(self) -> tuple[Number, ...]:
-        """Variance of the Gaussian prior that replaces the distribution of z_1, per coordinate."""
+        """Returns the variance of each coordinate under the Gaussian prior p(z_1)."""
         ...
 
 
-# The kernel and what describes it
+# The perturbation kernel
 
 
 def kernel(process: Process, t: Scalars) -> Kernel:
-    """The transition from data at time 0, over whose initial variance it averages (D1)."""
+    """Returns the kernel of z_t given the data z_0, averaged over the initial variance (D1)."""
     mean, noise = process.transition(jnp.zeros_like(t), t)
     for index, initial in enumerate(process.initial_variance()):
         noise = add_noise(noise, mean[..., :, index] * jnp.sqrt(initial))
@@ -99,34 +99,34 @@ def kernel(process: Process, t: Scalars) -> Kernel:
 
 
 def sigma(process: Process, t: Scalars) -> Scalars:
-    """L_kk: the standard deviation of the last coordinate of z_t given z_0 and the other coordinates."""
+    """Returns L_kk, the standard deviation of the last coordinate of z_t given z_0 and the other coordinates."""
     return kernel(process, t).noise[..., -1, -1]
 
 
 def data_variance(process: Process) -> Number:
-    """Variance of Gaussian data that, with the variance added at time 0, starts at variance one."""
+    """Returns 1 minus the initial variance: Gaussian data of this variance start at variance one."""
     return 1.0 - process.initial_variance()[0]
 
 
 def whitened_signal(process: Process, t: Scalars) -> Vector:
-    """L^-1 a for the kernel's signal a: what one unit of data is worth in units of noise (D6)."""
+    """Returns L^-1 a for the signal a of the kernel: one unit of data in units of the noise (D6)."""
     signal, noise = kernel(process, t)
     return solve_lower(noise, signal)
 
 
 def log_snr(process: Process, t: Scalars) -> Scalars:
-    """Log of |L^-1 a|^2, the precision with which z_t determines z_0; 2 log(alpha / sigma) if k = 1 (D6)."""
+    """Returns the log signal-to-noise ratio, log |L^-1 a|^2; 2 log(alpha / sigma) if k = 1 (D6)."""
     return jnp.log(jnp.sum(whitened_signal(process, t) ** 2, axis=-1))
 
 
 def noise_entropy(process: Process, t: Scalars) -> Scalars:
-    """Entropy of z_t given z_0 per latent dimension, nats: k (1 + log 2 pi) / 2 + log det L (D7)."""
+    """Returns the entropy of z_t given z_0 per latent dimension, nats: k (1 + log 2 pi) / 2 + log det L (D7)."""
     diagonal = jnp.diagonal(kernel(process, t).noise, axis1=-2, axis2=-1)
     return jnp.sum(0.5 * (1.0 + jnp.log(2.0 * jnp.pi)) + jnp.log(diagonal), axis=-1)
 
 
 def auxiliary_entropy(process: Process) -> Scalars:
-    """Entropy at time 0 of the coordinates that are not data, per latent dimension, nats; 0 if k = 1 (D7)."""
+    """Returns the entropy at time 0 of all coordinates but the data, nats per latent dimension; 0 if k = 1 (D7)."""
     variances = jnp.asarray(process.initial_variance()[1:])
     return jnp.sum(0.5 * (1.0 + jnp.log(2.0 * jnp.pi * variances)))
 
@@ -135,53 +135,58 @@ def auxiliary_entropy(process: Process) -> Scalars:
 
 
 def perturb(process: Process, z_0: Latents, t: Times, eps: State) -> State:
-    """z_t = a z_0 + L eps (D1)."""
+    """Returns z_t = a z_0 + L eps (D1)."""
     signal, noise = kernel(process, t)
     noises = coordinates(matvec(noise, eps))
     return as_state([expand(signal[:, i], z_0) * z_0 + noises[i] for i in range(len(noises))])
 
 
 def move(process: Process, z_s: State, s: Times, t: Times, eps: State) -> State:
-    """z_t = A z_s + L eps: a draw from the transition between any two times (D1)."""
+    """Returns z_t = A z_s + L eps, a sample of the transition from s to t for unit noise eps (D1)."""
     mean, noise = process.transition(s, t)
     return jax.tree.map(jnp.add, matvec(mean, z_s), matvec(noise, eps))
 
 
 def score_of_eps(process: Process, eps_hat: Latents, t: Times) -> Latents:
-    """Gradient of log p_t in the last coordinate, -eps_hat / L_kk (D2)."""
+    """Returns the score in the last coordinate, -eps_hat / L_kk (D2)."""
     return -eps_hat / expand(sigma(process, t), eps_hat)
 
 
-def gaussian_eps(process: Process, z_t: State, t: Times) -> Latents:
-    """Best noise prediction if z_0 were Gaussian with `data_variance` (D3)."""
+def gaussian_eps(process: Process, z_t: State, t: Times, variance: Number | None = None) -> Latents:
+    """Returns the exact noise prediction for data z_0 ~ N(0, variance) (D3).
+
+    Args:
+        variance: of the data, at least 0; None for `data_variance`.
+    """
     signal, noise = kernel(process, t)
-    marginal = add_noise(noise, signal * jnp.sqrt(data_variance(process)))
+    variance = data_variance(process) if variance is None else variance
+    marginal = add_noise(noise, signal * jnp.sqrt(variance))
     *_, last = solve_lower_state(marginal, z_t)
     return expand(noise[:, -1, -1] / marginal[:, -1, -1], last) * last
 
 
 def expected_data(process: Process, z_t: State, eps_hat: Latents, t: Times) -> Latents:
-    """The estimate of z_0 that goes with the prediction of the last coordinate's noise (D15)."""
+    """Returns the estimate of z_0 for a prediction of the noise of the last coordinate (D15)."""
     last = solve_lower_state(kernel(process, t).noise, z_t)[-1]
     return (last - eps_hat) / expand(whitened_signal(process, t)[:, -1], last)
 
 
 def gaussian_error(process: Process, t: Scalars) -> Scalars:
-    """Mean squared error of `gaussian_eps` per dimension if z_0 is what it presumes (D3)."""
+    """Returns the mean squared error per dimension of `gaussian_eps` on Gaussian data of `data_variance` (D3)."""
     whitened = whitened_signal(process, t) * jnp.sqrt(data_variance(process))
     return whitened[..., -1] ** 2 / (1.0 + jnp.sum(whitened**2, axis=-1))
 
 
-# Going back
+# Reverse-time dynamics
 
 
 def reverse_drift(process: Process, z_t: State, eps_hat: Latents, t: Times) -> State:
-    """Drift of the reverse-time SDE, F z - g^2 e_k score, for dt < 0 (D4)."""
+    """Returns the drift of the reverse-time SDE, F z - g^2 e_k score, for dt < 0 (D4)."""
     return _score_drift(process, z_t, eps_hat, t, 1.0)
 
 
 def probability_flow(process: Process, z_t: State, eps_hat: Latents, t: Times) -> State:
-    """dz/dt of the ODE with the marginals of the SDE, F z - g^2 e_k score / 2 (D5)."""
+    """Returns dz/dt of the probability-flow ODE, F z - g^2 e_k score / 2 (D5)."""
     return _score_drift(process, z_t, eps_hat, t, 0.5)
 
 
@@ -191,32 +196,32 @@ def _score_drift(process: Process, z_t: State, eps_hat: Latents, t: Times, share
     return as_state([*others, last + expand(rate, last) * eps_hat])
 
 
-# Ends
+# Prior and initial state
 
 
 def unit_noise(process: Process, key: Key, shape: tuple[int, ...]) -> State:
-    """Standard Gaussian numbers for every coordinate of a latent of `shape`."""
+    """Draws standard Gaussian noise for every coordinate of latents of `shape` [batch, ...]."""
     draws = jax.random.normal(key, (len(process.prior_variance()), *shape))
     return as_state([draws[index] for index in range(len(draws))])
 
 
 def sample_prior(process: Process, key: Key, shape: tuple[int, ...]) -> State:
-    """Draws z_1."""
+    """Draws z_1 from the prior, for latents of `shape` [batch, ...]."""
     noises = coordinates(unit_noise(process, key, shape))
     variances = process.prior_variance()
     return as_state([jnp.sqrt(variance) * eps for variance, eps in zip(variances, noises, strict=True)])
 
 
 def prior_log_prob(process: Process, z_1: State) -> PerSample:
-    """Log density of the prior at z_1, nats, summed over the latent and its coordinates."""
+    """Returns log p(z_1) under the prior, nats, summed over dimensions and coordinates."""
     return _gaussian_log_prob(coordinates(z_1), process.prior_variance())
 
 
 def add_auxiliary(process: Process, key: Key, z_0: Latents, t: float) -> tuple[State, PerSample]:
-    """Draws the coordinates that are not data with the variance that they have at time t given z_0 (S4).
+    """Draws all coordinates but the data, with their variance at time t given z_0 (S4).
 
     Returns:
-        The whole state, with z_0 as its first coordinate, and the log density of the others, nats.
+        The state, with z_0 as its first coordinate, and the log density of the other coordinates, nats.
     """
     noise = kernel(process, jnp.asarray(t, z_0.dtype)).noise
     variances = [jnp.sum(row**2) for row in noise[1:]]

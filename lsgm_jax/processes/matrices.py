@@ -1,6 +1,6 @@
-"""Algebra of k x k matrices that act on the coordinates of a state, for k of one or two.
+"""Algebra of k x k matrices that act on the coordinates of a state, for k = 1 or 2.
 
-Everything is unrolled over k and elementwise otherwise, so XLA fuses it with what surrounds it.
+The functions are unrolled over k and elementwise otherwise, so XLA fuses them with the code around them.
 """
 
 import functools
@@ -18,12 +18,12 @@ PerSampleMatrix = Float[Array, "batch k k"]
 
 
 def as_matrix(rows: Sequence[Sequence[Scalars]]) -> Matrix:
-    """Stacks entries that depend on time, [...] each, to matrices [..., k, k]."""
+    """Stacks entries [...] to matrices [..., k, k]."""
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def matvec(matrix: PerSampleMatrix, state: State) -> State:
-    """Multiplies the coordinates of every latent dimension by its sample's matrix."""
+    """Multiplies the coordinates of every latent dimension by the matrix of its sample."""
     values = coordinates(state)
 
     def row(i: int) -> Latents:
@@ -34,19 +34,19 @@ def matvec(matrix: PerSampleMatrix, state: State) -> State:
 
 
 def solve_lower(lower: Matrix, vector: Vector) -> Vector:
-    """lower^-1 vector."""
+    """Returns lower^-1 vector."""
     values = [vector[..., i] for i in range(vector.shape[-1])]
     return jnp.stack(_substitute(lambda i, j: lower[..., i, j], values), axis=-1)
 
 
 def solve_lower_state(lower: PerSampleMatrix, state: State) -> tuple[Latents, ...]:
-    """lower^-1 applied to the coordinates of every latent dimension."""
+    """Returns lower^-1 applied to the coordinates of every latent dimension."""
     values = coordinates(state)
     return tuple(_substitute(lambda i, j: expand(lower[:, i, j], values[0]), values))
 
 
 def _substitute(entry: Callable[[int, int], Array], values: Sequence[Array]) -> list[Array]:
-    """Forward substitution."""
+    """Solves a lower triangular system by forward substitution."""
     solved: list[Array] = []
     for i, value in enumerate(values):
         known = sum(entry(i, j) * earlier for j, earlier in enumerate(solved))
@@ -55,7 +55,7 @@ def _substitute(entry: Callable[[int, int], Array], values: Sequence[Array]) -> 
 
 
 def add_noise(lower: Matrix, vector: Vector) -> Matrix:
-    """Cholesky factor of L L^T + b b^T by rotations, which keep the digits of L where b is much larger (D8)."""
+    """Returns the Cholesky factor of L L^T + b b^T, by rotations that stay accurate where b is much larger (D8)."""
     size = lower.shape[-1]
     columns = [[lower[..., i, j] for i in range(size)] for j in range(size)]
     rest = [vector[..., i] for i in range(size)]

@@ -1,4 +1,4 @@
-"""How fast noise enters: the linear and the geometric schedule that several processes share."""
+"""Noise schedules that several processes share: linear beta and geometric variance."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,12 +10,16 @@ from lsgm_jax.processes.matrices import Scalars
 
 
 def is_concrete(process: object) -> bool:
-    """Whether the numbers are known now, not traced."""
+    """Returns whether all fields are Python numbers, not traced arrays."""
     return all(isinstance(value, (int, float, type(None))) for value in vars(process).values())
 
 
 def require(process: object, condition: str, holds: Callable[[], bool | Scalars]) -> None:
-    """Refuses numbers that make no process. Traced ones, with which JAX rebuilds a process, pass unchecked.
+    """Checks the fields of a process. Traced fields, with which JAX rebuilds a process, pass unchecked.
+
+    Args:
+        condition: the condition in words, for the message.
+        holds: returns whether it holds.
 
     Raises:
         ValueError: if the condition does not hold; names it and the process.
@@ -26,21 +30,21 @@ def require(process: object, condition: str, holds: Callable[[], bool | Scalars]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearBeta:
-    """beta(t) = beta_min + (beta_max - beta_min) t."""
+    """The linear schedule beta(t) = beta_min + (beta_max - beta_min) t."""
 
     beta_min: Number = 0.1
     beta_max: Number = 20.0
 
     def beta(self, t: Scalars) -> Scalars:
-        """Noise rate."""
+        """Returns the noise rate."""
         return self.beta_min + (self.beta_max - self.beta_min) * t
 
     def int_beta(self, s: Scalars, t: Scalars) -> Scalars:
-        """Integral of beta from s to t."""
+        """Returns the integral of beta from s to t."""
         return (t - s) * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * (t + s))
 
     def time_of_int_beta(self, int_beta: Scalars) -> Scalars:
-        """When the integral from 0 reaches `int_beta`: the root of a quadratic in the form that does not cancel."""
+        """Returns the time up to which the integral of beta from 0 is `int_beta`, in a form without cancellation."""
         slope = self.beta_max - self.beta_min
         return 2.0 * int_beta / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * int_beta))
 
@@ -50,7 +54,7 @@ class GeometricVariance:
     """A variance that grows geometrically, sigma2_min (sigma2_max / sigma2_min)^t.
 
     Attributes:
-        sigma2_0: the variance at time 0; None for `sigma2_min`. It shifts the curve by their difference.
+        sigma2_0: the variance at time 0; None for `sigma2_min`. It shifts the curve by sigma2_0 - sigma2_min.
     """
 
     sigma2_min: Number
@@ -58,27 +62,28 @@ class GeometricVariance:
     sigma2_0: Number | None = None
 
     def ratio(self) -> Number:
-        """sigma2_max / sigma2_min."""
+        """Returns sigma2_max / sigma2_min."""
         return self.sigma2_max / self.sigma2_min
 
     def log_ratio(self) -> Scalars:
-        """Slope of the logarithm of the curve."""
+        """Returns the derivative of the log of the curve."""
         return jnp.log(self.ratio())
 
     def curve(self, t: Scalars) -> Scalars:
-        """The geometric curve. A power keeps a digit more in float32 than exp(t log ratio)."""
+        """Returns the geometric curve, as a power: one digit more accurate in float32 than exp(t log ratio)."""
         return self.sigma2_min * jnp.power(self.ratio(), t)
 
     def growth(self, s: Scalars, t: Scalars) -> Scalars:
-        """curve(t) - curve(s), without cancellation for near times."""
+        """Returns curve(t) - curve(s), without cancellation where s and t are close."""
         near = jnp.expm1(self.log_ratio() * (t - s))
         far = jnp.power(self.ratio(), t - s) - 1.0
         return self.curve(s) * jnp.where(near < 1.0, near, far)
 
     def start(self) -> Number:
-        """The variance at time 0."""
+        """Returns the variance at time 0."""
         return self.sigma2_min if self.sigma2_0 is None else self.sigma2_0
 
-    def time_of_variance(self, variance: Scalars) -> Scalars:
-        """T at which the shifted curve takes this value."""
-        return jnp.log((variance + (self.sigma2_min - self.start())) / self.sigma2_min) / self.log_ratio()
+    def time_of_log_variance(self, log_variance: Scalars) -> Scalars:
+        """Returns the time at which the log of the shifted curve is `log_variance`."""
+        shifted = jnp.exp(log_variance) + (self.sigma2_min - self.start())
+        return jnp.log(shifted / self.sigma2_min) / self.log_ratio()

@@ -1,4 +1,4 @@
-"""The variance-exploding process: dz = g dw. The data stays, the noise grows over it."""
+"""The variance-exploding process dz = g dw: the signal stays, and the variance of the noise grows."""
 
 import dataclasses
 
@@ -30,25 +30,21 @@ class VE(GeometricVariance):
         )
 
     def drift(self, t: Scalars) -> Matrix:
-        """F = 0."""
+        """Returns F = 0."""
         return as_matrix([[jnp.zeros_like(t)]])
 
     def diffusion(self, t: Scalars) -> Scalars:
-        """Square root of the variance's slope."""
+        """Returns g, the square root of the derivative of the variance."""
         return jnp.sqrt(self.log_ratio() * self.curve(t))
 
     def transition(self, s: Scalars, t: Scalars) -> Transition:
-        """Mean 1 and variance as much as the curve has grown."""
+        """Returns mean 1 and the growth of the variance from s to t."""
         return one_by_one(jnp.ones_like(t), self.growth(s, t))
 
     def initial_variance(self) -> tuple[Number]:
-        """That of `start`."""
+        """Returns the variance at time 0."""
         return (self.start(),)
 
     def prior_variance(self) -> tuple[Number]:
-        """That of z_1 for Gaussian data of variance 1 - sigma2_0, which an encoder comes close to."""
+        """Returns the variance of z_1 for Gaussian data of variance 1 - sigma2_0, close to that of an encoder's."""
         return (1.0 + self.sigma2_max - self.sigma2_min,)
-
-    def time_of_log_variance(self, log_variance: Scalars) -> Scalars:
-        """Inverse of the log variance."""
-        return self.time_of_variance(jnp.exp(log_variance))

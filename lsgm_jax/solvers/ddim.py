@@ -1,4 +1,4 @@
-"""DDIM, ancestral sampling and PLMS: steps that take the predicted noise to be the noise (S5, S6)."""
+"""DDIM, ancestral sampling and PLMS, whose steps take the predicted noise to be constant (S5, S6)."""
 
 import functools
 
@@ -6,21 +6,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Latents
+from lsgm_jax.arrays import Latents, Scalar
 from lsgm_jax.solvers.interval import Interval, between
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step, one_coordinate
-from lsgm_jax.solvers.terms import Clock, Reverse
+from lsgm_jax.solvers.terms import Reverse
 
 
 class DDIM(ReverseSolver):
-    """A draw from q(z_s | z_t, z_0) with z_0 as predicted, with less noise or none (S6)."""
+    """Samples q(z_s | z_t, z_0) with the predicted z_0, with a share of its noise or none (S6)."""
 
     eta: float = eqx.field(static=True)
     temperature: float = eqx.field(static=True)
     clip: float | None = eqx.field(static=True)
 
     def advance(self, term: Reverse, step: Step, z: Latents, memory: None) -> tuple[Latents, None]:
-        """One evaluation, and one draw of noise unless eta is 0."""
+        """Takes one evaluation, and draws noise unless eta is 0."""
         interval = between(term.problem.process, step.s, step.t)
         eps_hat = _clipped(interval, z, term.problem.eps(z, step.t), self.clip)
         if self.eta == 0.0:
@@ -31,16 +31,16 @@ class DDIM(ReverseSolver):
 
 
 class PLMS(ReverseSolver):
-    """DDIM with a combination of the last four predictions, as if steps were equal (Liu et al. 2022)."""
+    """DDIM with a combination of the last four predictions, by the weights of equal steps (Liu et al. 2022)."""
 
     def remember(self, term: Reverse, z: Latents) -> tuple[Latents, ...]:
-        """The three predictions before the present one, latest first."""
+        """Returns zeros for the three previous predictions, latest first."""
         return (jnp.zeros_like(z),) * 3
 
     def advance(
         self, term: Reverse, step: Step, z: Latents, memory: tuple[Latents, ...]
     ) -> tuple[Latents, tuple[Latents, ...]]:
-        """One evaluation; two in the first step, which averages those at its two ends."""
+        """Takes one evaluation; two in the first step, which averages the predictions at its two ends."""
         problem, interval = term.problem, between(term.problem.process, step.s, step.t)
         predictions = (problem.eps(z, step.t), *memory)
 
@@ -57,7 +57,7 @@ class PLMS(ReverseSolver):
         return interval.follow(z, eps_hat), predictions[:-1]
 
 
-# By the number of predictions that are remembered: 1, 2, 3.
+# Weights for 1, 2 and 3 previous predictions, the present one first.
 _ADAMS_BASHFORTH = (
     (3 / 2, -1 / 2, 0.0, 0.0),
     (23 / 12, -16 / 12, 5 / 12, 0.0),
@@ -69,9 +69,9 @@ def ddim(*, eta: float = 0.0, temperature: float = 1.0, clip: float | None = Non
     """DDIM (Song, Meng and Ermon 2021, eq. 12), for any process of one coordinate.
 
     Args:
-        eta: noise in each step, as a share of that of ancestral sampling; 0 is deterministic.
-        temperature: factor of that noise. Any but 1 (with eta > 0) samples another distribution.
-        clip: largest absolute value of predicted data, which is clipped to it before use; None leaves it alone.
+        eta: noise of each step as a share of that of ancestral sampling; 0 is deterministic.
+        temperature: factor of that noise. Any value but 1 (with eta > 0) samples another distribution.
+        clip: predicted data are clipped to [-clip, clip]; None for no clipping.
 
     Raises:
         ValueError: if eta is not in [0, 1], or temperature or clip is not positive.
@@ -86,7 +86,7 @@ def ancestral(*, temperature: float = 1.0, clip: float | None = None) -> Method:
 
     Args:
         temperature: factor of the noise of each step.
-        clip: largest absolute value of predicted data, which is clipped to it before use; None leaves it alone.
+        clip: predicted data are clipped to [-clip, clip]; None for no clipping.
 
     Raises:
         ValueError: if temperature or clip is not positive.
@@ -95,9 +95,9 @@ def ancestral(*, temperature: float = 1.0, clip: float | None = None) -> Method:
 
 
 def plms() -> Method:
-    """Pseudo linear multistep sampling as LDM has it: one evaluation more than steps.
+    """Pseudo linear multistep sampling as in LDM (Liu et al. 2022). It takes one evaluation more than steps.
 
-    The combinations are those of Adams-Bashforth for equal steps. Steps of sigma / alpha are not equal, hence order 2.
+    The weights are those of Adams-Bashforth for equal steps. Steps of sigma / alpha are not equal, hence order 2.
     """
     return Method(
         name="PLMS",
@@ -125,17 +125,17 @@ def _ddim(name: str, eta: float, temperature: float, clip: float | None) -> Meth
     )
 
 
-def _stochastic(interval: Interval, eta: float) -> tuple[Clock, Clock]:
-    """Factor of eps_hat, in place of `Interval.fall`, and standard deviation of the noise (S6)."""
+def _stochastic(interval: Interval, eta: float) -> tuple[Scalar, Scalar]:
+    """Returns the factor of eps_hat, in place of `Interval.fall`, and the standard deviation of the noise (S6)."""
     mean, variance, _, sigma_s, _, sigma_t = interval
     rest = (mean * sigma_s) ** 2 + (1.0 - eta**2) * variance
-    kept = sigma_s * jnp.sqrt(rest) / sigma_t
+    old = sigma_s * jnp.sqrt(rest) / sigma_t
     new = eta * sigma_s / sigma_t * jnp.sqrt(variance)
-    return (variance + (mean * new) ** 2) / (sigma_t + mean * kept), new
+    return (variance + (mean * new) ** 2) / (sigma_t + mean * old), new
 
 
 def _clipped(interval: Interval, z_t: Latents, eps_hat: Latents, clip: float | None) -> Latents:
-    """The noise that goes with the clipped data: eps_hat itself, to the last digit, where nothing was clipped."""
+    """Returns the noise for the clipped data; exactly eps_hat where nothing is clipped."""
     if clip is None:
         return eps_hat
     data = interval.data(z_t, eps_hat)

@@ -1,20 +1,20 @@
-"""Heun's method in sigma / alpha with renewed noise (Karras et al. 2022)."""
+"""Heun's method in sigma / alpha with churn (Karras et al. 2022)."""
 
 import equinox as eqx
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Latents
+from lsgm_jax.arrays import Latents, Scalar
 from lsgm_jax.processes.linear import Process, log_snr
 from lsgm_jax.solvers.grids import time_of_log_snr
 from lsgm_jax.solvers.interval import between
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step, one_coordinate
-from lsgm_jax.solvers.terms import Clock, Reverse
+from lsgm_jax.solvers.terms import Reverse
 
-MOST_CHURN = 2.0**0.5 - 1.0  # never more new noise than there is
+MOST_CHURN = 2.0**0.5 - 1.0  # at most as much new noise as there is
 
 
 class EDMHeun(ReverseSolver):
-    """A step up in noise by chance, then one of Heun's down (S9)."""
+    """Adds noise (churn), then takes a step of Heun's method to the lower noise level (S9)."""
 
     churn: float = eqx.field(static=True)
     least: float = eqx.field(static=True)
@@ -22,7 +22,7 @@ class EDMHeun(ReverseSolver):
     inflation: float = eqx.field(static=True)
 
     def advance(self, term: Reverse, step: Step, z: Latents, memory: None) -> tuple[Latents, None]:
-        """Two evaluations, at both ends of the step down."""
+        """Takes two evaluations, at both ends of Heun's step."""
         problem, t = term.problem, step.t
         if self.churn > 0.0:
             t = self._raised(problem.process, step.t)
@@ -34,8 +34,8 @@ class EDMHeun(ReverseSolver):
         end = problem.eps(interval.follow(z, eps_hat), step.s)
         return interval.follow(z, 0.5 * (eps_hat + end)), None
 
-    def _raised(self, process: Process, t: Clock) -> Clock:
-        """When sigma / alpha is larger by the share `churn`, and 1 at the latest."""
+    def _raised(self, process: Process, t: Scalar) -> Scalar:
+        """Returns the time at which sigma / alpha is larger by the factor 1 + churn; at most 1."""
         present = log_snr(process, t)
         ratio = jnp.exp(-0.5 * present)
         raised = time_of_log_snr(process, present - 2.0 * jnp.log1p(self.churn))
@@ -46,14 +46,15 @@ class EDMHeun(ReverseSolver):
 def edm_heun(
     *, churn: float = 0.0, least: float = 0.0, most: float = float("inf"), inflation: float = 1.0
 ) -> Method:
-    """Karras et al. 2022, Algorithm 2, for any process of one coordinate; sigma there is sigma / alpha here.
+    """EDM's sampler (Karras et al. 2022, Algorithm 2) for any process of one coordinate; its sigma is sigma / alpha.
 
-    The last step has two evaluations like all others; it ends at a positive time, as a rule, and not at noise zero.
+    Every step takes two evaluations, the last one included: it usually ends at a positive time, not at zero noise.
 
     Args:
-        churn: share by which each step first raises sigma / alpha: S_churn over the number of steps.
-        least, most: S_tmin and S_tmax, between which sigma / alpha has to be for that.
-        inflation: S_noise, factor of the noise that is added.
+        churn: relative increase of sigma / alpha at the start of each step, S_churn over the number of steps.
+        least: S_tmin; there is no churn below this sigma / alpha.
+        most: S_tmax; there is no churn above this sigma / alpha.
+        inflation: S_noise, factor of the noise that churn adds.
 
     Raises:
         ValueError: if churn is not in [0, sqrt(2) - 1], or least exceeds most.

@@ -1,8 +1,9 @@
-"""Exponential multistep methods: what is linear in the flow is solved exactly, predictions are extrapolated (S7, S8).
+"""Exponential multistep methods: DEIS, DPM-Solver++ and UniPC (S7, S8).
 
-Predictions at the last few times are interpolated by a polynomial in theta, which is 0 at t and 1 at s. All methods are
-the same sum over Newton's divided differences, and differ in what is predicted, in the variable that theta is linear
-in, and in the moments: integrals of theta^k against the kernel that the exact solution has.
+The linear part of the probability flow is solved exactly, and predictions are extrapolated. A polynomial in theta,
+which is 0 at t and 1 at s, interpolates the predictions at the last few times. All methods are the same sum over
+Newton's divided differences. They differ in the predicted quantity, in the variable in which theta is linear, and in
+the moments: the integrals of theta^k against the kernel of the exact solution.
 """
 
 import itertools
@@ -14,48 +15,52 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from lsgm_jax.arrays import Latents
+from lsgm_jax.arrays import Latents, Scalar
 from lsgm_jax.processes.linear import Process
 from lsgm_jax.solvers.interval import Interval, between
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step, one_coordinate
-from lsgm_jax.solvers.terms import Clock, Index, Reverse
+from lsgm_jax.solvers.terms import Index, Reverse
 
-Numbers = Sequence[Clock | float]
+Nodes = Sequence[Scalar | float]
 
 
 class History(NamedTuple):
-    """Predictions of the steps before the present one, latest first, and how long those steps were."""
+    """Predictions of the previous steps, latest first, and the lengths of those steps."""
 
     values: tuple[Latents, ...]
-    lengths: tuple[Clock, ...]
+    lengths: tuple[Scalar, ...]
 
     @classmethod
     def empty(cls, like: Latents, size: int) -> "History":
-        """Any finite numbers; the lengths are divided by."""
+        """Returns placeholders: zeros as values, and ones as lengths, because they are divided by."""
         return cls((jnp.zeros_like(like),) * size, (jnp.ones((), like.dtype),) * size)
 
-    def after(self, value: Latents, length: Clock) -> "History":
-        """One step later."""
+    def after(self, value: Latents, length: Scalar) -> "History":
+        """Returns the history after a step with this prediction and length."""
         if not self.values:
             return self
         return History((value, *self.values[:-1]), (length, *self.lengths[:-1]))
 
-    def nodes(self, length: Clock) -> list[Clock]:
-        """Thetas of the values, for a present step of that length."""
+    def nodes(self, length: Scalar) -> list[Scalar]:
+        """Returns theta at each value, for a present step of this length."""
         return [-total / length for total in itertools.accumulate(self.lengths)]
 
 
-class DEIS(ReverseSolver):
-    """Exponential Adams-Bashforth in noise prediction, with theta linear in the root of time (S7)."""
+class AdamsBashforth(ReverseSolver):
+    """Base of the methods that combine the present prediction with previous ones."""
 
-    steps: int = eqx.field(static=True)  # how many predictions it combines
+    steps: int = eqx.field(static=True)  # number of predictions in the combination
 
     def remember(self, term: Reverse, z: Latents) -> History:
-        """No predictions yet."""
+        """Returns an empty history."""
         return History.empty(z, self.steps - 1)
 
+
+class DEIS(AdamsBashforth):
+    """Exponential Adams-Bashforth in noise prediction, with theta linear in the root of time (S7)."""
+
     def advance(self, term: Reverse, step: Step, z: Latents, memory: History) -> tuple[Latents, History]:
-        """One evaluation."""
+        """Takes one evaluation."""
         process, eps_hat = term.problem.process, term.problem.eps(z, step.t)
         interval = between(process, step.s, step.t)
         length = jnp.sqrt(step.t) - jnp.sqrt(step.s)
@@ -66,17 +71,11 @@ class DEIS(ReverseSolver):
         return z / interval.mean + rise, memory.after(eps_hat, length)
 
 
-class DPMSolverPP(ReverseSolver):
-    """Exponential Adams-Bashforth in data prediction, with theta linear in the log of signal to noise (S7)."""
-
-    steps: int = eqx.field(static=True)  # how many predictions it combines
-
-    def remember(self, term: Reverse, z: Latents) -> History:
-        """No predictions yet."""
-        return History.empty(z, self.steps - 1)
+class DPMSolverPP(AdamsBashforth):
+    """Exponential Adams-Bashforth in data prediction, with theta linear in the log signal-to-noise ratio (S7)."""
 
     def advance(self, term: Reverse, step: Step, z: Latents, memory: History) -> tuple[Latents, History]:
-        """One evaluation."""
+        """Takes one evaluation."""
         interval = between(term.problem.process, step.s, step.t)
         data = interval.data(z, term.problem.eps(z, step.t))
         z_s = _extrapolated(interval, z, data, memory, step.index)
@@ -84,7 +83,7 @@ class DPMSolverPP(ReverseSolver):
 
 
 class Predicted(NamedTuple):
-    """The last step of UniPC, which is repeated once the prediction at its end is known."""
+    """The previous step of UniPC, which is repeated with the prediction at its end."""
 
     start: Latents
     interval: Interval
@@ -92,17 +91,19 @@ class Predicted(NamedTuple):
 
 
 class UniPC(ReverseSolver):
-    """DPMSolverPP whose every step but the last is corrected by the evaluation that begins the next one (S8)."""
+    """DPMSolverPP with a corrector: the first evaluation of a step corrects the step before it (S8)."""
 
-    steps: int = eqx.field(static=True)  # how many predictions the predictor combines, the corrector one more
+    steps: int = eqx.field(
+        static=True
+    )  # predictions in the combination of the predictor; one more in the corrector's
 
     def remember(self, term: Reverse, z: Latents) -> Predicted:
-        """Any finite numbers."""
+        """Returns placeholders, finite and positive."""
         one = jnp.ones((), z.dtype)
         return Predicted(z, Interval(*(one,) * len(Interval._fields)), History.empty(z, self.steps))
 
     def advance(self, term: Reverse, step: Step, z: Latents, memory: Predicted) -> tuple[Latents, Predicted]:
-        """One evaluation, at the state that was predicted."""
+        """Takes one evaluation, at the predicted state."""
         interval = between(term.problem.process, step.s, step.t)
         data = interval.data(z, term.problem.eps(z, step.t))
         z = jnp.where(step.index == 0, z, _corrected(memory, data, step.index))
@@ -112,46 +113,46 @@ class UniPC(ReverseSolver):
 
 
 def deis(*, order: int = 3) -> Method:
-    """DEIS of the multistep kind (Zhang and Chen 2023). Order 1 is DDIM.
+    """Multistep DEIS (Zhang and Chen 2023). Order 1 is DDIM.
 
-    The first steps are of lower order for want of earlier predictions. The first one is Euler's, so that the error of
-    order 3 falls quadratically in the end; by how little eps_hat changes while there is hardly any signal, late.
+    The first steps have a lower order, because there are no previous predictions. The first one is Euler's, so for very
+    many steps the error of order 3 falls quadratically. This shows late, because eps_hat hardly changes near t = 1.
 
     Args:
-        order: predictions that a step combines, 1 to 3.
+        order: number of predictions in a step, 1 to 3.
 
     Raises:
-        ValueError: if order is none of these.
+        ValueError: if order is not 1, 2 or 3.
     """
     return _method("DEIS", DEIS, order, (1, 2, 3), order)
 
 
 def dpm_solver_pp(*, order: int = 2) -> Method:
-    """DPM-Solver++ of the multistep kind (Lu et al. 2022b, Algorithm 2, "2M"; "3M" for order 3). Order 1 is DDIM.
+    """Multistep DPM-Solver++ (Lu et al. 2022b, Algorithm 2, "2M"; "3M" for order 3). Order 1 is DDIM.
 
-    It extrapolates in the logarithm of the signal-to-noise ratio: give it steps that are about equal in that (`LogSNR`,
-    `EDM`). The first steps are of lower order, as those of `deis`, and so is a step to no noise at all.
+    It extrapolates in the log signal-to-noise ratio, so use steps that are about equal in it (`LogSNR`, `EDM`). The
+    first steps have a lower order, as for `deis`, and so has a step to zero noise.
 
     Args:
-        order: predictions that a step combines, 1 to 3.
+        order: number of predictions in a step, 1 to 3.
 
     Raises:
-        ValueError: if order is none of these.
+        ValueError: if order is not 1, 2 or 3.
     """
     return _method("DPMSolverPP", DPMSolverPP, order, (1, 2, 3), order)
 
 
 def unipc(*, order: int = 3) -> Method:
-    """UniPC in data prediction, with B(h) = expm1(h) (Zhao et al. 2023, "bh2"). One evaluation per step, no more.
+    """UniPC in data prediction, with B(h) = expm1(h) (Zhao et al. 2023, "bh2"), at one evaluation per step.
 
-    The state that ends the last step is predicted, not corrected. The corrector adds one to the order at which errors
-    fall. Give it steps like those for `dpm_solver_pp`.
+    The corrector raises the order of convergence by one. The last step is not corrected. Use the same steps as for
+    `dpm_solver_pp`.
 
     Args:
-        order: predictions that the predictor combines, 2 or 3.
+        order: number of predictions in a step of the predictor, 2 or 3.
 
     Raises:
-        ValueError: if order is none of these.
+        ValueError: if order is not 2 or 3.
     """
     return _method("UniPC", UniPC, order, (2, 3), order + 1)
 
@@ -172,14 +173,14 @@ def _method(
 
 
 def _known(index: Index, size: int) -> list[Bool[Array, ""]]:
-    """Whether the present prediction, the one before it, ... have been made when step `index` begins."""
+    """Returns whether the present prediction, the one before it, ... exist in step `index`."""
     return [index >= age for age in range(size)]
 
 
 def _integral(
-    moments: Numbers, nodes: Numbers, values: Sequence[Latents], known: Sequence[Bool[Array, ""]]
+    moments: Sequence[Scalar], nodes: Nodes, values: Sequence[Latents], known: Sequence[Bool[Array, ""]]
 ) -> Latents:
-    """Sum of moments of the polynomial through the first of the values that are known (S7)."""
+    """Returns the integral of the polynomial through the known values, as a sum of moments (S7)."""
     differences, newton = list(values), [jnp.ones_like(moments[0])]
     total = moments[0] * values[0]
     for degree in range(1, len(values)):
@@ -191,22 +192,22 @@ def _integral(
     return total
 
 
-def _times(coefficients: Sequence[Clock], root: Clock | float) -> list[Clock]:
-    """Coefficients of a polynomial, lowest first, after multiplication by theta - root."""
+def _times(coefficients: Sequence[Scalar], root: Scalar | float) -> list[Scalar]:
+    """Multiplies a polynomial by theta - root; coefficients are in order of increasing degree."""
     zero = jnp.zeros_like(coefficients[0])
     shifted, scaled = [zero, *coefficients], [*(root * c for c in coefficients), zero]
     return [a - b for a, b in zip(shifted, scaled, strict=True)]
 
 
-# Gauss and Legendre's rule on [0, 1]. Eight nodes are exact to rounding for exp(h theta) up to h = 6.
+# Gauss-Legendre quadrature on [0, 1]. Eight nodes are exact to rounding for exp(h theta) up to h = 6.
 _THETAS, _WEIGHTS = (
     (np.polynomial.legendre.leggauss(8)[0] + 1.0) / 2.0,
     np.polynomial.legendre.leggauss(8)[1] / 2.0,
 )
 
 
-def _noise_moments(process: Process, step: Step, size: int) -> list[Clock]:
-    """alpha_s times the integrals of theta^k d(sigma / alpha) from t to s (S7)."""
+def _noise_moments(process: Process, step: Step, size: int) -> list[Scalar]:
+    """Returns alpha_s times the integrals of theta^k d(sigma / alpha) from t to s (S7)."""
     dtype = step.t.dtype
     thetas, weights = jnp.asarray(_THETAS, dtype), jnp.asarray(_WEIGHTS, dtype)
     root_t, root_s = jnp.sqrt(step.t), jnp.sqrt(step.s)
@@ -218,12 +219,13 @@ def _noise_moments(process: Process, step: Step, size: int) -> list[Clock]:
     return [-whole.fall() / whole.mean, *higher]
 
 
-def _data_moments(h: Clock, size: int, linear: Bool[Array, ""]) -> list[Clock]:
-    """H times the integrals of theta^k exp(-h (1 - theta)) over [0, 1] (S7).
+def _data_moments(h: Scalar, known: Sequence[Bool[Array, ""]]) -> list[Scalar]:
+    """Returns h times the integrals of theta^k exp(-h (1 - theta)) over [0, 1] (S7).
 
-    Where the polynomial is `linear` the authors' approximation of the first moment takes its place.
+    Where the polynomial is linear, with no more than two known values, the first moment is the authors' approximation.
     """
-    dtype = h.dtype
+    size, dtype = len(known), h.dtype
+    linear = ~known[2] if size > 2 else jnp.asarray(True)
     thetas, weights = jnp.asarray(_THETAS, dtype), jnp.asarray(_WEIGHTS, dtype)
     short = jnp.minimum(h, 1.0)
     kernel = weights * short * jnp.exp(-short * (1.0 - thetas))
@@ -237,28 +239,26 @@ def _data_moments(h: Clock, size: int, linear: Bool[Array, ""]) -> list[Clock]:
 
 
 def _exact_part(interval: Interval, z_t: Latents) -> Latents:
-    """sigma_s / sigma_t z_t."""
+    """Returns sigma_s / sigma_t z_t, the part of z_s without the prediction."""
     return interval.sigma_s / interval.sigma_t * z_t
 
 
 def _extrapolated(interval: Interval, z_t: Latents, data: Latents, earlier: History, index: Index) -> Latents:
-    """The state at s from the prediction at t and earlier ones; from the former alone if s is without noise."""
-    size = 1 + len(earlier.values)
+    """Returns z_s from the prediction at t and earlier ones; from the prediction at t alone if s has no noise."""
     h = interval.log_snr_gain()
-    known = [ready & jnp.isfinite(h) for ready in _known(index, size)]
-    moments = _data_moments(h, size, ~known[2] if size > 2 else jnp.asarray(True))
+    known = [ready & jnp.isfinite(h) for ready in _known(index, 1 + len(earlier.values))]
+    moments = _data_moments(h, known)
     nodes = [0.0, *earlier.nodes(jnp.where(jnp.isfinite(h), h, 1.0))]
     rise = _integral(moments, nodes, [data, *earlier.values], known)
     return _exact_part(interval, z_t) + interval.alpha_s * rise
 
 
 def _corrected(past: Predicted, data: Latents, index: Index) -> Latents:
-    """The state at the end of a past step, with the prediction there taken in."""
+    """Returns the state at the end of a past step, corrected by the prediction there."""
     start, *earlier = past.history.values
     h = past.interval.log_snr_gain()
-    size = 2 + len(earlier)
-    known = [jnp.asarray(True)] * 2 + _known(index, size)[2:]
-    moments = _data_moments(h, size, ~known[2] if size > 2 else jnp.asarray(True))
+    known = [jnp.asarray(True)] * 2 + _known(index, 2 + len(earlier))[2:]
+    moments = _data_moments(h, known)
     older = [-total / h for total in itertools.accumulate(past.history.lengths[1:])]
     rise = _integral(moments, [0.0, 1.0, *older], [start, data, *earlier], known)
     return _exact_part(past.interval, past.start) + past.interval.alpha_s * rise

@@ -1,4 +1,4 @@
-"""Where a solver stands between noise and data: times from 1 down to t_min."""
+"""Time grids of fixed steps, from 1 down to t_min."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -16,15 +16,15 @@ Index = Int[Array, ""]
 
 @runtime_checkable
 class Grid(Protocol):
-    """Fixed steps."""
+    """A rule that places a fixed number of steps."""
 
     @property
     def steps(self) -> int:
-        """Their number."""
+        """The number of steps."""
         ...
 
     def times(self, process: Process, t_min: float) -> Nodes:
-        """Decreasing from 1 to t_min, [steps + 1]."""
+        """Returns decreasing times from 1 to t_min, [steps + 1]."""
         ...
 
 
@@ -38,7 +38,7 @@ class Linear:
         _require_positive(self.steps)
 
     def times(self, process: Process, t_min: float) -> Nodes:
-        """Decreasing from 1 to t_min."""
+        """Returns decreasing times from 1 to t_min."""
         return jnp.linspace(1.0, t_min, self.steps + 1)
 
 
@@ -52,13 +52,13 @@ class Quadratic:
         _require_positive(self.steps)
 
     def times(self, process: Process, t_min: float) -> Nodes:
-        """Decreasing from 1 to t_min."""
+        """Returns decreasing times from 1 to t_min."""
         return t_min + (1.0 - t_min) * jnp.linspace(1.0, 0.0, self.steps + 1) ** 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogSNR:
-    """Equal steps of the logarithm of the signal-to-noise ratio (Lu et al. 2022)."""
+    """Equal steps of the log signal-to-noise ratio (Lu et al. 2022)."""
 
     steps: int
 
@@ -66,7 +66,7 @@ class LogSNR:
         _require_positive(self.steps)
 
     def times(self, process: Process, t_min: float) -> Nodes:
-        """Decreasing from 1 to t_min."""
+        """Returns decreasing times from 1 to t_min."""
         first, last = _log_snr_at(process, 1.0), _log_snr_at(process, t_min)
         inner = time_of_log_snr(process, jnp.linspace(first, last, self.steps + 1)[1:-1])
         return _between(inner, t_min)
@@ -74,10 +74,10 @@ class LogSNR:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EDM:
-    """Equal steps of the noise-to-signal ratio's root (Karras et al. 2022, eq. 5).
+    """Equal steps of (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5).
 
     Attributes:
-        rho: the ratio is raised to 1 / rho; the larger, the more steps near the data.
+        rho: a larger value places more steps near the data.
     """
 
     steps: int
@@ -89,7 +89,7 @@ class EDM:
             raise ValueError(f"rho={self.rho}: give a number of at least 1")
 
     def times(self, process: Process, t_min: float) -> Nodes:
-        """Decreasing from 1 to t_min."""
+        """Returns decreasing times from 1 to t_min."""
         first, last = (jnp.exp(-0.5 * _log_snr_at(process, t) / self.rho) for t in (1.0, t_min))
         inner = jnp.linspace(first, last, self.steps + 1)[1:-1]
         return _between(time_of_log_snr(process, -2.0 * self.rho * jnp.log(inner)), t_min)
@@ -97,7 +97,7 @@ class EDM:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Times:
-    """Any times, decreasing; the solver starts at the first and stops at the last, whatever t_min is."""
+    """Given decreasing times. The solver starts at the first and stops at the last; t_min is ignored."""
 
     values: tuple[float, ...]
 
@@ -108,16 +108,16 @@ class Times:
 
     @property
     def steps(self) -> int:
-        """One less than times."""
+        """The number of steps, one less than that of times."""
         return len(self.values) - 1
 
     def times(self, process: Process, t_min: float) -> Nodes:
-        """As given."""
+        """Returns the given times."""
         return jnp.asarray(self.values)
 
 
 def time_of_log_snr(process: Process, value: Scalars) -> Scalars:
-    """Inverse of `log_snr`, which decreases with time, by bisection of log t between 1e-12 and 1."""
+    """Returns the time of a given `log_snr`, which decreases with time, by bisection of log t from 1e-12 to 1."""
 
     def halve(_: Index, ends: tuple[Scalars, Scalars]) -> tuple[Scalars, Scalars]:
         low, high = ends
@@ -135,7 +135,7 @@ def _log_snr_at(process: Process, t: float) -> Float[Array, ""]:
 
 
 def _between(inner: Float[Array, "inner"], t_min: float) -> Nodes:
-    """With both ends exact."""
+    """Adds both ends, exactly 1 and t_min."""
     one = jnp.ones(1, inner.dtype)
     return jnp.concatenate([one, inner, t_min * one])
 

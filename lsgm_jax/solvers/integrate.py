@@ -1,33 +1,36 @@
-"""One call of diffrax: fixed steps, or adaptive ones per sample, per batch, or by the hardest sample."""
+"""Integration by diffrax, with fixed steps, or with adaptive steps per sample or per batch."""
 
 import dataclasses
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from lsgm_jax.solvers.grids import Nodes
 from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.nfe import Count, CountingController, EarlyRejections, evaluations
-from lsgm_jax.solvers.terms import Clock
+from lsgm_jax.solvers.terms import Time
 
-Tree = Any  # states, and what else is integrated, of a batch: [batch, ...] each
-SavedTimes = Float[Array, "kept"]
+# The integrated variables (a state; for likelihoods a state and the integral of the divergence), or the arguments of a
+# vector field: arrays [batch, ...] each.
+BatchTree = PyTree[Array]
+SavedTimes = Float[Array, "saved"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """Steps chosen by the solver's error estimate.
+    """Adaptive steps, by the error estimate of the solver.
 
     Attributes:
-        rtol, atol: tolerances.
-        per: whose error chooses. "sample": each sample has steps of its own, as many as it needs; the network still
-            runs on the whole batch, as often as the hardest sample needs. "batch": one step for all, by the mean square
-            error over everything, as the originals have it; a hard sample can hide. "hardest": one step for all, by the
-            sample with the largest error.
-        max_steps: attempted steps after which a solve is given up as failed.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        per: the error that sets the step size. "sample": each sample has its own steps; the network still runs on the
+            full batch, as often as the slowest sample needs. "batch": one step size for all, by the mean square error
+            over the batch, as in the original code; a sample with a large error can go unnoticed. "hardest": one step
+            size for all, by the largest error of a sample.
+        max_steps: maximum number of attempted steps; a solve that needs more fails.
     """
 
     rtol: float = 1e-5
@@ -45,18 +48,18 @@ class Adaptive:
 
 
 class Integral(NamedTuple):
-    """Where a solve ended, what it cost, and what was kept on the way."""
+    """Result of a solve: the final values, the number of evaluations, and the values at the saved times."""
 
-    end: Tree
+    end: BatchTree
     evaluations: Count
     success: Bool[Array, "batch"]
-    kept: Tree  # [times, batch, ...] each; None if nothing was to be kept
+    saved: BatchTree  # [times, batch, ...] each; None without times to save
 
 
 def _for_one_sample(term: diffrax.ODETerm) -> diffrax.ODETerm:
-    """A term of batches for a single sample."""
+    """Returns the term of a single sample for a term of batches."""
 
-    def vector_field(t: Clock, y: Tree, args: Tree) -> Tree:
+    def vector_field(t: Time, y: BatchTree, args: BatchTree) -> BatchTree:
         batch = jax.tree.map(lambda v: v[None], (y, args))
         return jax.tree.map(lambda v: v[0], term.vf(t, *batch))
 
@@ -67,25 +70,25 @@ def integrate_adaptively(
     method: Method,
     steps: Adaptive,
     term: diffrax.ODETerm,
-    start: Tree,
+    start: BatchTree,
     begin: float,
     end: float,
-    args: Tree = None,
+    args: BatchTree = None,
     keep: SavedTimes | None = None,
 ) -> Integral:
     """Integrates `term` from `begin` to `end` > `begin`.
 
     Args:
-        start: state of the batch.
-        args: what the term takes beside it, [batch, ...] each.
-        keep: increasing times whose states are kept, by the solver's interpolation; they change no step. What a solve
-            that failed did not reach is infinite.
+        start: initial values of the batch.
+        args: arguments of the vector field, [batch, ...] each.
+        keep: increasing times at which values are saved, by the interpolation of the solver. They do not change the
+            steps. Values at times that a failed solve did not reach are infinite.
     """
     dtype = jax.tree.leaves(start)[0].dtype
     norm = _hardest if steps.per == "hardest" else _rms
     controller = CountingController(rtol=steps.rtol, atol=steps.atol, norm=norm)
 
-    def solve(term: diffrax.ODETerm, start: Tree, args: Tree) -> diffrax.Solution:
+    def solve(term: diffrax.ODETerm, start: BatchTree, args: BatchTree) -> diffrax.Solution:
         return diffrax.diffeqsolve(
             term,
             method.scheme,
@@ -97,29 +100,38 @@ def integrate_adaptively(
             stepsize_controller=controller,
             max_steps=steps.max_steps,
             throw=False,
-            saveat=diffrax.SaveAt(subs=_saved(keep, begin, end), controller_state=True),
+            saveat=diffrax.SaveAt(subs=_save_at(keep, begin, end), controller_state=True),
         )
 
     if steps.per == "sample":
         solution = jax.vmap(lambda start, args: solve(_for_one_sample(term), start, args))(start, args)
-        saved = cast(dict[str, Tree], solution.ys)
-        final = jax.tree.map(lambda path: path[:, -1], saved["end"])
-        kept = jax.tree.map(lambda path: jnp.swapaxes(path, 0, 1), saved.get("kept"))
+        values = cast(dict[str, BatchTree], solution.ys)
+        final = jax.tree.map(lambda path: path[:, -1], values["end"])
+        saved = jax.tree.map(lambda path: jnp.swapaxes(path, 0, 1), values.get("saved"))
     else:
         solution = solve(term, start, args)
-        saved = cast(dict[str, Tree], solution.ys)
-        final, kept = _last(saved["end"]), saved.get("kept")
+        values = cast(dict[str, BatchTree], solution.ys)
+        final, saved = _last(values["end"]), values.get("saved")
     batch = len(jax.tree.leaves(start)[0])
     early = cast(EarlyRejections, solution.controller_state).early
     each = (jnp.broadcast_to(count, (batch,)) for count in (solution.stats["num_steps"], early))
     success = jnp.broadcast_to(solution.result == diffrax.RESULTS.successful, (batch,))
-    return Integral(final, evaluations(method.cost, *each), success, kept)
+    return Integral(final, evaluations(method.cost, *each), success, saved)
 
 
 def integrate_on(
-    method: Method, nodes: Nodes, terms: Any, start: Tree, args: Tree = None, keep: SavedTimes | None = None
+    method: Method,
+    nodes: Nodes,
+    terms: diffrax.AbstractTerm,
+    start: BatchTree,
+    args: BatchTree = None,
+    keep: SavedTimes | None = None,
 ) -> Integral:
-    """Integrates `terms` over the increasing times `nodes`, whatever the error; `keep` as in `integrate_adaptively`."""
+    """Integrates `terms` with fixed steps between the increasing times `nodes`.
+
+    Args:
+        start, args, keep: as for `integrate_adaptively`.
+    """
     dtype = jax.tree.leaves(start)[0].dtype
     nodes, steps = nodes.astype(dtype), len(nodes) - 1
     solution = diffrax.diffeqsolve(
@@ -133,35 +145,35 @@ def integrate_on(
         stepsize_controller=diffrax.StepTo(nodes),
         max_steps=steps,
         throw=False,
-        saveat=diffrax.SaveAt(subs=_saved(keep, nodes[0], nodes[-1])),
+        saveat=diffrax.SaveAt(subs=_save_at(keep, nodes[0], nodes[-1])),
     )
     batch = len(jax.tree.leaves(start)[0])
     count = evaluations(method.cost, jnp.full(batch, steps), jnp.zeros(batch, jnp.int32))
     success = jnp.broadcast_to(solution.result == diffrax.RESULTS.successful, (batch,))
-    saved = cast(dict[str, Tree], solution.ys)
-    return Integral(_last(saved["end"]), count, success, saved.get("kept"))
+    values = cast(dict[str, BatchTree], solution.ys)
+    return Integral(_last(values["end"]), count, success, values.get("saved"))
 
 
-def _saved(keep: SavedTimes | None, begin: Clock, end: Clock) -> dict[str, diffrax.SubSaveAt]:
-    """What diffrax is to save: the end, and the states at the times `keep`, which rounding may have put beyond it."""
+def _save_at(keep: SavedTimes | None, begin: Time, end: Time) -> dict[str, diffrax.SubSaveAt]:
+    """Returns what diffrax saves: the end, and values at the times `keep`, clipped because rounding can exceed it."""
     last = {"end": diffrax.SubSaveAt(t1=True)}
     if keep is None:
         return last
-    return last | {"kept": diffrax.SubSaveAt(ts=jnp.clip(keep, begin, end))}
+    return last | {"saved": diffrax.SubSaveAt(ts=jnp.clip(keep, begin, end))}
 
 
-def _last(path: Tree) -> Tree:
+def _last(path: BatchTree) -> BatchTree:
     return jax.tree.map(lambda states: states[-1], path)
 
 
-def _rms(error: Tree) -> Float[Array, ""]:
-    """Root mean square over samples and dimensions."""
+def _rms(error: BatchTree) -> Float[Array, ""]:
+    """Returns the root mean square over samples and dimensions."""
     leaves = jax.tree.leaves(error)
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in leaves) / sum(leaf.size for leaf in leaves))
 
 
-def _hardest(error: Tree) -> Float[Array, ""]:
-    """The largest root mean square of a sample."""
+def _hardest(error: BatchTree) -> Float[Array, ""]:
+    """Returns the largest root mean square of a sample."""
     leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(error)]
     dims = sum(leaf.shape[1] for leaf in leaves)
     return jnp.sqrt(jnp.max(sum(jnp.sum(leaf**2, axis=1) for leaf in leaves) / dims))

@@ -1,4 +1,4 @@
-"""log p(z_0) by the instantaneous change of variables along the probability-flow ODE (S2, S3)."""
+"""Log-likelihood log p(z_0) by the instantaneous change of variables along the probability-flow ODE (S2, S3)."""
 
 import dataclasses
 import math
@@ -12,22 +12,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample, State, as_state, coordinates, sum_per_sample
 from lsgm_jax.processes.linear import Process, add_auxiliary, prior_log_prob, probability_flow
-from lsgm_jax.solvers.integrate import Tree
 from lsgm_jax.solvers.sampler import Sampler, follow, require_ode
-from lsgm_jax.solvers.terms import Clock, by_rows, times_like
+from lsgm_jax.solvers.terms import Time, by_rows, times_like
 
 Vectors = Float[Array, "batch vectors *latent"]
+FlowState = tuple[State, PerSample]  # z_t, and the integral of the divergence up to t
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """How the divergence of the flow is found.
+    """Estimator of the divergence of the flow.
 
     Attributes:
-        name: "rademacher" or "gaussian": Hutchinson's estimate with that many `probes` per sample, which stay fixed
-            during the solve, so that the solver integrates a smooth function; or "exact": one product with the Jacobian
-            per dimension.
-        probes: vectors per sample.
+        name: "rademacher" or "gaussian" for Hutchinson's estimator, whose probes are fixed during a solve, so that the
+            solver integrates a smooth function; "exact" for one Jacobian-vector product per dimension.
+        probes: number of probes per sample, for Hutchinson's estimator.
     """
 
     name: str = "rademacher"
@@ -40,7 +39,7 @@ class Divergence:
             raise ValueError(f"probes={self.probes}: give a positive number")
 
     def vectors(self, key: Key, like: Latents) -> Vectors:
-        """Vectors v with mean v v^T = I, times their number for the exact divergence."""
+        """Returns probes v, whose mean of v v^T is I; for the exact divergence the unit vectors, whose sum is I."""
         batch, *shape = like.shape
         if self.name == "exact":
             size = math.prod(shape)
@@ -55,22 +54,26 @@ RADEMACHER = Divergence()
 
 
 class LogDensity(NamedTuple):
-    """log p(z_0), nats, and what it cost."""
+    """log p(z_0), nats, and the cost of its computation."""
 
     log_prob: PerSample
     nfe: Int[Array, ""]  # evaluations of the network on the batch
-    products: Int[Array, ""]  # of a vector with its Jacobian, on the batch: the cost beside those evaluations
+    products: Int[
+        Array, ""
+    ]  # Jacobian-vector products of the network on the batch, besides those evaluations
     success: Bool[Array, "batch"]
 
 
-def _with_divergence(process: Process, divergence: Divergence) -> Callable[[Clock, Tree, Tree], Tree]:
-    """The probability flow in t of (z, int div dt), given the vectors of the divergence and the noise prediction.
+def _with_divergence(
+    process: Process, divergence: Divergence
+) -> Callable[[Time, FlowState, tuple[Vectors, EpsNet]], FlowState]:
+    """Returns the vector field of (z, int div dt); its arguments are the probes and the noise prediction.
 
-    The network moves the last coordinate alone, so its Jacobian in that one is all that has to be found (S2).
+    The network enters the last coordinate alone, so only its Jacobian in that coordinate is needed (S2).
     """
     combine = jnp.sum if divergence.name == "exact" else jnp.mean
 
-    def vector_field(t: Clock, y: Tree, args: tuple[Vectors, EpsNet]) -> Tree:
+    def vector_field(t: Time, y: FlowState, args: tuple[Vectors, EpsNet]) -> FlowState:
         vectors, eps_net = args
         *others, last = coordinates(y[0])
         times = times_like(last, t)
@@ -80,7 +83,7 @@ def _with_divergence(process: Process, divergence: Divergence) -> Callable[[Cloc
             return probability_flow(process, z, eps_net(z, times), times)
 
         velocity, push_forward = jax.linearize(flow, last)
-        # One product for the whole batch per vector: samples do not see each other.
+        # One product serves the full batch, because samples do not depend on each other.
         along = lambda v: sum_per_sample(v * coordinates(push_forward(v))[-1])
         of_others = jnp.trace(process.drift(times)[:, :-1, :-1], axis1=1, axis2=2)
         return velocity, last[0].size * of_others + combine(jax.vmap(along, in_axes=1)(vectors), axis=0)
@@ -96,12 +99,15 @@ def log_density(
     z_0: Latents,
     divergence: Divergence = RADEMACHER,
 ) -> LogDensity:
-    """Density of z_0: log prior(z_1) + int div dt along the probability-flow ODE from t_min to 1 (S3).
+    """Returns log p(z_0) = log prior(z_1) + int div dt along the probability-flow ODE from t_min to 1, nats (S3).
 
-    A process with a velocity draws one and subtracts its log density: the mean over draws is a lower bound (S4).
+    For a process with a velocity, a velocity is drawn and its log density is subtracted: the mean over draws is a lower
+    bound (S4).
 
     Args:
-        sampler: its solver, which has to be one of ODEs, and its steps.
+        sampler: its solver, which must integrate ODEs, its steps and t_min.
+        key: of the probes and the velocity.
+        z_0: data [batch, ...].
 
     Raises:
         ValueError: if the solver does not integrate ODEs.

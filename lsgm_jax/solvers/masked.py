@@ -1,4 +1,4 @@
-"""Filling in: a solver that is told a part of the data (Lugmayr et al. 2022; Rombach et al. 2022, as "mask")."""
+"""Inpainting: a solver for which a part of the data is known (Lugmayr et al. 2022; "mask" in Rombach et al. 2022)."""
 
 import dataclasses
 from typing import Any
@@ -11,22 +11,22 @@ from lsgm_jax.processes.linear import perturb
 from lsgm_jax.solvers.method import Method, ReverseSolver, Step
 from lsgm_jax.solvers.terms import Reverse, times_like
 
-PART = 1 << 20  # of a step's noise: beyond what solvers draw for themselves
+PART = 1 << 20  # index of the noise within a step, larger than those that the solvers use
 
 
 class Masked(ReverseSolver):
-    """Another solver, before whose steps the known part is replaced by the known data with fresh noise."""
+    """Wraps a solver: before each step, the known part of the state is replaced by the perturbed known data."""
 
     solver: ReverseSolver
     keep: Float[Array, "..."]
     known: Latents
 
     def remember(self, term: Reverse, z: Any) -> Any:
-        """The memory of the solver."""
+        """Returns the memory of the wrapped solver."""
         return self.solver.remember(term, z)
 
     def advance(self, term: Reverse, step: Step, z: Any, memory: Any) -> tuple[Any, Any]:
-        """A step of the solver from the blended state."""
+        """Takes a step of the wrapped solver from the blended state."""
         noise = term.problem.noise.draw(step.index, PART, z)
         diffused = perturb(term.problem.process, self.known, times_like(z, step.t), noise)
         blended = jax.tree.map(lambda new, old: self.keep * new + (1.0 - self.keep) * old, diffused, z)
@@ -34,18 +34,18 @@ class Masked(ReverseSolver):
 
 
 def masked(method: Method, keep: Float[Array, "..."], known: Latents) -> Method:
-    """The method, told the part of the data that `keep` marks. The last state is not blended, as LDM has it.
+    """Returns the method for inpainting, given the known data. The last state is not blended, as in LDM.
 
     Args:
-        keep: 1 where the data is known, 0 where it is to be filled in; broadcasts against the latents [batch, ...].
-        known: latents [batch, ...]; of no effect where `keep` is 0.
+        keep: 1 where the data are known, 0 where they are sampled; broadcasts against the latents [batch, ...].
+        known: latents [batch, ...]; without effect where `keep` is 0.
 
     Raises:
-        ValueError: for a method that does not step in the times of the process, such as diffrax's own.
+        ValueError: for a method that does not step in the times of the process, such as the solvers of diffrax.
     """
     if not isinstance(method.scheme, ReverseSolver):
         raise ValueError(
-            f"solver {method.name!r} cannot be told a part of the data: use one that steps in the times of the "
+            f"solver {method.name!r} cannot keep a known part of the data: use one that steps in the times of the "
             "process, such as --solver=DDIM --steps=50"
         )
     return dataclasses.replace(method, scheme=Masked(method.scheme, keep, known), stochastic=True)

@@ -1,4 +1,4 @@
-"""A diffrax solver and what has to be known about it to sample with it, and the base of our own."""
+"""`Method`, a diffrax solver with its properties, and `ReverseSolver`, the base of the solvers of this package."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,38 +7,39 @@ from typing import Any, ClassVar, NamedTuple
 import diffrax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import State
+from lsgm_jax.arrays import Scalar, State
 from lsgm_jax.processes.linear import Process
-from lsgm_jax.solvers.terms import Clock, Index, Reverse
+from lsgm_jax.solvers.terms import Index, Reverse, Time
 
 Refusal = Callable[[Process], str | None]
 
 
 class Cost(NamedTuple):
-    """Evaluations of the network.
+    """Number of network evaluations.
 
-    FSAL methods reuse the last stage of an accepted step as the first of the next. They pay one evaluation extra at
-    the start, and again after every rejection that comes before the first acceptance, when there is nothing to reuse.
+    FSAL methods reuse the last stage of an accepted step as the first of the next. They take one more evaluation at the
+    start, and after every rejection before the first accepted step, when there is no stage to reuse.
     """
 
-    per_step: int  # of every attempted step
-    first: int = 0  # what FSAL methods pay while no step has been accepted yet
-    extra: int = 0  # once per solve, whatever happens; may be negative
+    per_step: int  # per attempted step
+    first: int = 0  # of FSAL methods, per attempted step while none has been accepted
+    extra: int = 0  # once per solve; may be negative
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """A diffrax solver, ready for use.
+    """A diffrax solver and its properties.
 
     Attributes:
-        scheme: the solver. Of our own, it takes a `Reverse` term.
-        dynamics: what it integrates: the probability-flow "ode", the reverse "sde" as drift and diffusion, or its "own"
-            use of noise prediction and noise.
-        order: in the length of the steps, of the moments for stochastic ones: what tests hold it to.
-        cost: evaluations of the network.
-        adaptive: whether it has an error estimate to choose steps by.
-        stochastic: whether it draws noise on the way, so that z_1 does not determine where it ends.
-        refuse: why it cannot integrate a process, and what can; None if it can.
+        name: its name in messages and tables.
+        scheme: the solver. A `ReverseSolver` takes a `Reverse` term.
+        dynamics: "ode" if it integrates the probability flow, "sde" if it integrates the reverse SDE as drift and
+            diffusion, "own" if it uses noise prediction and noise in its own way.
+        order: order of convergence in the step size; the weak order for stochastic solvers. Tests measure it.
+        cost: number of network evaluations.
+        adaptive: whether it has an error estimate, for adaptive steps.
+        stochastic: whether it draws noise, so that z_1 does not determine z_0.
+        refuse: returns why it cannot integrate a process and which solver can; None if it can.
     """
 
     name: str
@@ -53,62 +54,63 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """From t to s < t, step `index` of a fixed grid."""
+    """Step `index` of a fixed grid, from t to s < t."""
 
     index: Index
-    t: Clock
-    s: Clock
+    t: Scalar
+    s: Scalar
 
 
 class ReverseSolver(diffrax.AbstractSolver):
-    """Base of our own solvers: one step in the times of the process, and what is remembered between steps.
+    """Base of the solvers of this package, which step in the times of the process.
 
-    A subclass gives `advance`, and `remember` if it has a memory. Its fields are its settings. States are `Any` here
-    because some are for plain latents alone, and some for phases.
+    A subclass implements `advance`, and `remember` if it has a memory between steps. Its fields are its settings.
+    States are `Any` here, because some subclasses take plain latents alone, and others take phases.
     """
 
     term_structure: ClassVar = Reverse
     interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
 
     def remember(self, term: Reverse, z: Any) -> Any:
-        """The memory before the first step: arrays of fixed shapes."""
+        """Returns the memory before the first step: arrays of fixed shapes."""
         return None
 
     def advance(self, term: Reverse, step: Step, z: Any, memory: Any) -> tuple[Any, Any]:
-        """State and memory at `step.s`."""
+        """Returns state and memory at `step.s`."""
         raise NotImplementedError
 
-    def init(self, terms: Any, t0: Clock, t1: Clock, y0: State, args: Any) -> tuple[Index, Any]:
-        """Number of the first step, and the memory."""
+    def init(self, terms: Any, t0: Time, t1: Time, y0: State, args: Any) -> tuple[Index, Any]:
+        """Returns the index of the first step, and the memory."""
         return jnp.zeros((), jnp.int32), self.remember(_unwrapped(terms), y0)
 
     def step(
         self,
         terms: Any,
-        t0: Clock,
-        t1: Clock,
+        t0: Time,
+        t1: Time,
         y0: State,
         args: Any,
         solver_state: tuple[Index, Any],
         made_jump: Any,
     ) -> tuple[State, None, dict[str, State], tuple[Index, Any], diffrax.RESULTS]:
-        """One step, in diffrax's words."""
+        """Takes one step, by diffrax's interface."""
         index, memory = solver_state
-        y1, memory = self.advance(_unwrapped(terms), Step(index, 1.0 - t0, 1.0 - t1), y0, memory)
+        step = Step(index, jnp.asarray(1.0 - t0), jnp.asarray(1.0 - t1))
+        y1, memory = self.advance(_unwrapped(terms), step, y0, memory)
         return y1, None, {"y0": y0, "y1": y1}, (index + 1, memory), diffrax.RESULTS.successful
 
-    def func(self, terms: Any, t0: Clock, y0: State, args: Any) -> State:
-        """The probability flow."""
+    def func(self, terms: Any, t0: Time, y0: State, args: Any) -> State:
+        """Returns the vector field of the probability flow."""
         return terms.vf(t0, y0, args)
 
 
 def _unwrapped(terms: Any) -> Reverse:
-    """The term itself; diffrax hands it on inside another that knows the direction of time, which is always forward."""
+    """Returns the term itself, which diffrax wraps in another for the direction of time, here always forward."""
     return terms.term
 
 
 def one_coordinate(name: str) -> Refusal:
-    """Refuses processes with a velocity."""
+    """Returns the `refuse` of a solver for processes of one coordinate: it refuses processes with a velocity."""
 
     def refuse(process: Process) -> str | None:
         if len(process.prior_variance()) == 1:

@@ -1,4 +1,4 @@
-"""How often a solve evaluated the network, exactly; diffrax reports steps, not evaluations."""
+"""Exact numbers of network evaluations (NFE) of a solve; diffrax reports steps, not evaluations."""
 
 from typing import Any, NamedTuple
 
@@ -18,10 +18,10 @@ class EarlyRejections(NamedTuple):
 
 
 class CountingController(diffrax.PIDController):
-    """Step sizes by error, and a count of the rejections before the first accepted step."""
+    """A PID controller that also counts the rejections before the first accepted step."""
 
     def init(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Starts controller and count."""
+        """Initialises controller and count."""
         end_of_step, inner = super().init(*args, **kwargs)
         return end_of_step, EarlyRejections(inner, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
@@ -36,7 +36,7 @@ class CountingController(diffrax.PIDController):
         error_order: Any,
         controller_state: Any,
     ) -> tuple[Any, ...]:
-        """Decides, and counts what was rejected."""
+        """Accepts or rejects the step, and counts early rejections."""
         state = controller_state
         keep, next_t0, next_t1, made_jump, inner, result = super().adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state.inner
@@ -47,16 +47,16 @@ class CountingController(diffrax.PIDController):
 
 
 class Count(NamedTuple):
-    """Evaluations of a batch of vmapped solves."""
+    """Numbers of network evaluations of a batch of vmapped solves."""
 
-    batch: Int[Array, ""]  # calls of the network on the whole batch
-    single: Int[Array, "batch"]  # calls that each sample alone would have needed
+    batch: Int[Array, ""]  # evaluations on the batch
+    single: Int[Array, "batch"]  # evaluations that each sample needs alone
 
 
 def evaluations(cost: Cost, num_steps: Int[Array, "batch"], early: Int[Array, "batch"]) -> Count:
-    """Counts from attempted steps and early rejections per sample.
+    """Returns the numbers of evaluations for the attempted steps and the early rejections of each sample.
 
-    The batch runs in lockstep: as many steps as its slowest sample, and the extra evaluation as long as any
+    The batch runs in lockstep: it takes as many steps as its slowest sample, and the extra evaluation as long as any
     sample has no accepted step.
     """
     batch = cost.per_step * jnp.max(num_steps) + cost.first * (1 + jnp.max(early)) + cost.extra

@@ -1,4 +1,4 @@
-"""Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps that repair the marginal (S9)."""
+"""Predictor-corrector sampling: a step of the reverse SDE, then Langevin steps that correct the marginal (S9)."""
 
 from typing import Literal
 
@@ -15,14 +15,14 @@ Predictor = Literal["reverse_diffusion", "ancestral"]
 
 
 class PredictorCorrector(ReverseSolver):
-    """Part 0 of a step's noise is the predictor's, part j the j-th correction's."""
+    """A step of the predictor with noise of part 0, then corrections with noise of parts 1, 2, ..."""
 
     predictor: Predictor = eqx.field(static=True)
     corrections: int = eqx.field(static=True)
     snr: float = eqx.field(static=True)
 
     def advance(self, term: Reverse, step: Step, z: Latents, memory: None) -> tuple[Latents, None]:
-        """One evaluation at t, and one at s for every correction."""
+        """Takes one evaluation at t, and one at s for every correction."""
         problem, interval = term.problem, between(term.problem.process, step.s, step.t)
         draw = lambda part: problem.noise.draw(step.index, part, z)
         z = _predict(self.predictor, interval, z, problem.eps(z, step.t), draw(0))
@@ -31,7 +31,7 @@ class PredictorCorrector(ReverseSolver):
         return z, None
 
     def _correct(self, interval: Interval, z_s: Latents, eps_hat: Latents, noise: Latents) -> Latents:
-        """Z + c score + sqrt(2 c) noise with c = 2 mean^2 (snr |noise| / |score|)^2, score = -eps_hat / sigma_s."""
+        """Returns z + c score + sqrt(2 c) noise, c = 2 mean^2 (snr |noise| / |score|)^2, score = -eps_hat / sigma_s."""
         ratio = self.snr * _norms(noise, z_s) / _norms(eps_hat, z_s)
         size = interval.mean * ratio
         return z_s + 2.0 * interval.sigma_s * size * (noise - size * eps_hat)
@@ -40,14 +40,14 @@ class PredictorCorrector(ReverseSolver):
 def predictor_corrector(
     *, predictor: Predictor = "reverse_diffusion", corrections: int = 1, snr: float = 0.16
 ) -> Method:
-    """Song et al. 2021, Algorithms 4 and 5, with the norms of each sample by itself in place of their means.
+    """Predictor-corrector sampling (Song et al. 2021, Algorithms 4 and 5), with norms per sample, not batch means.
 
-    Order 1 without corrections. With them the distribution does not converge to that of the data with the number of
-    steps: the size of the Langevin steps depends on `snr` alone (order 0).
+    The order is 1 without corrections. With corrections it is 0: the size of the Langevin steps depends on `snr` alone,
+    so the samples do not converge to the data with the number of steps.
 
     Args:
         predictor: "reverse_diffusion" or "ancestral".
-        corrections: Langevin steps after each step of the predictor.
+        corrections: number of Langevin steps after each step of the predictor.
         snr: signal-to-noise ratio of the Langevin steps.
 
     Raises:

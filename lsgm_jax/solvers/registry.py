@@ -1,7 +1,7 @@
-"""Solvers by name: diffrax's own, and ours. Anything else that diffrax can do goes in as a `Method` of one's own.
+"""Solvers by name: those of diffrax and of this package. Wrap any other diffrax solver in a `Method` to use it.
 
-Not here, because they are of no use on these problems: ReversibleHeun explodes, ItoMilstein takes memory with the cube
-of the batch.
+Two solvers of diffrax are missing on purpose: ReversibleHeun diverges on these problems, and the memory of ItoMilstein
+grows with the cube of the batch size.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from lsgm_jax.solvers.method import Cost, Method
 from lsgm_jax.solvers.predictor_corrector import predictor_corrector
 from lsgm_jax.solvers.sscs import sscs
 
-# Name, solver, order, cost, whether it estimates its error.
+# Name: solver, order, cost, whether it has an error estimate.
 _ODE = {
     "Euler": (diffrax.Euler, 1, Cost(1), False),
     "Heun": (diffrax.Heun, 2, Cost(2), True),
@@ -29,7 +29,7 @@ _ODE = {
 }
 
 
-# Of the reverse SDE, whose noise does not depend on the state: Ito's and Stratonovich's integral agree.
+# Solvers of the reverse SDE. Its noise does not depend on the state, so the Ito and Stratonovich integrals agree.
 _SDE = {
     "EulerMaruyama": (diffrax.Euler, 1, Cost(1)),
     "StochasticHeun": (diffrax.Heun, 2, Cost(2)),

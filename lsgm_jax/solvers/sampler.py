@@ -1,4 +1,4 @@
-"""From noise to data: any solver, on any process, by one call of diffrax."""
+"""Sampling from noise to data with any solver, on any process."""
 
 import dataclasses
 from typing import NamedTuple
@@ -29,22 +29,22 @@ from lsgm_jax.processes.linear import (
 from lsgm_jax.solvers.grids import Grid, Times
 from lsgm_jax.solvers.integrate import (
     Adaptive,
+    BatchTree,
     Integral,
     SavedTimes,
-    Tree,
     integrate_adaptively,
     integrate_on,
 )
 from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.terms import (
-    Clock,
     Diffusion,
     GridPath,
     KeyedNoise,
     Noise,
     Problem,
     Reverse,
+    Time,
     by_rows,
     reverse_drift_term,
     times_like,
@@ -55,17 +55,19 @@ TSIT5, ADAPTIVE = METHODS["Tsit5"](), Adaptive()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A solver, its steps, and how it starts and ends.
+    """A solver, its steps, and the settings of the first and the last step.
 
     Attributes:
-        t_min: where the integration towards the data stops.
-        denoise: what follows: "none"; "euler", a step of the reverse SDE's drift to t = 0 (CLD-SGM's); or "mean", the
-            expected data given the last state. Either takes one more evaluation.
-        temperature: factor of the noise that sampling starts from.
-        guidance: how much conditions are exaggerated (see `guide`); 1 for not at all, 0 to leave them aside.
+        method: the solver.
+        steps: `Adaptive`, or a grid of fixed steps.
+        t_min: time at which the integration towards the data stops.
+        denoise: the denoising step after it: "none"; "euler", a step of the reverse SDE's drift to t = 0 (CLD-SGM); or
+            "mean", the expected data given the last state. The latter two take one more evaluation.
+        temperature: factor of the prior noise z_1.
+        guidance: scale of classifier-free guidance (see `guide`); 1 for no guidance, 0 for unconditional samples.
 
     Raises:
-        ValueError: for adaptive steps of a solver without error estimate, or a bad number.
+        ValueError: for adaptive steps of a solver without error estimate, or a number out of range.
     """
 
     method: Method = TSIT5
@@ -91,17 +93,17 @@ class Sampler:
 
 
 class Solution(NamedTuple):
-    """Latents at time 0 and what they cost."""
+    """Latents at time 0, and the number of network evaluations (NFE)."""
 
     z_0: Latents
-    nfe: Int[Array, ""]  # evaluations of the network on the batch: rejected steps and denoising included
-    nfe_mean: Float[Array, ""]  # mean over samples of what each alone would have needed
-    nfe_denoise: Int[Array, ""]  # those of `nfe` that the denoising step made
+    nfe: Int[Array, ""]  # evaluations on the batch, including rejected steps and denoising
+    nfe_mean: Float[Array, ""]  # mean over samples of the evaluations that each needs alone
+    nfe_denoise: Int[Array, ""]  # evaluations of the denoising step, a part of `nfe`
     success: Bool[Array, "batch"]
 
 
 def draw_noise(sampler: Sampler, process: Process, key: Key, shape: tuple[int, ...]) -> State:
-    """z_1 from the prior, at the sampler's temperature.
+    """Draws z_1 from the prior, scaled by the sampler's temperature.
 
     Args:
         shape: [batch, ...] of the latents.
@@ -111,16 +113,16 @@ def draw_noise(sampler: Sampler, process: Process, key: Key, shape: tuple[int, .
 
 
 def slerp(a: State, b: State, share: PerSample) -> State:
-    """Noise between `a` and `b` on the great circle through each pair of samples, whose norm noise keeps.
+    """Interpolates noise spherically, along the great circle through each pair of samples.
 
     Args:
-        share: 0 for a, 1 for b.
+        share: position between them, 0 for a and 1 for b.
     """
 
     def between(a: Latents, b: Latents) -> Latents:
         cosine = sum_per_sample(a * b) / jnp.sqrt(sum_per_sample(a**2) * sum_per_sample(b**2))
         angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
-        # Parallel noise has no circle to follow; the line is its limit.
+        # Parallel vectors define no circle; the straight line is the limit.
         line = jnp.sin(angle) < 1e-6
         safe = jnp.where(line, 1.0, angle)
         weights = (
@@ -133,7 +135,7 @@ def slerp(a: State, b: State, share: PerSample) -> State:
 
 
 def sample(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key, shape: tuple[int, ...]) -> Solution:
-    """Draws z_1 from the prior and carries it to the data.
+    """Draws z_1 from the prior and integrates it to the data.
 
     Args:
         eps_net: noise prediction (z_t [batch, ...], t [batch]) -> [batch, ...].
@@ -145,38 +147,42 @@ def sample(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key, shape:
 
 
 def solve_to_data(sampler: Sampler, process: Process, eps_net: EpsNet, z_1: State, noise: Noise) -> Solution:
-    """Carries z_1 to the data.
+    """Integrates z_1 to the data.
 
     Args:
-        noise: of the solvers that draw some, for every step.
+        noise: the noise of every step, for stochastic solvers.
 
     Raises:
-        ValueError: if the solver cannot integrate the process; names what can.
+        ValueError: if the solver cannot integrate the process; names solvers that can.
     """
-    solution, _ = carry_to_data(sampler, process, eps_net, z_1, noise)
+    solution, _ = solve_and_save(sampler, process, eps_net, z_1, noise)
     return solution
 
 
-def carry_to_data(
+def solve_and_save(
     sampler: Sampler,
     process: Process,
     eps_net: EpsNet,
     z_1: State,
     noise: Noise,
     keep: SavedTimes | None = None,
-) -> tuple[Solution, Tree]:
-    """As `solve_to_data`, and the states at the decreasing times `keep`, [times, batch, ...]; None without them."""
+) -> tuple[Solution, BatchTree]:
+    """Integrates z_1 to the data as `solve_to_data` does, and saves states.
+
+    Returns:
+        The solution, and the states [times, batch, ...] at the decreasing times `keep`; None without `keep`.
+    """
     if (refusal := sampler.method.refuse(process)) is not None:
         raise ValueError(refusal)
     solved = _integrate(sampler, Problem(process, eps_net, noise), z_1, keep)
-    z_0, extra = _denoise(sampler, process, eps_net, solved.end)
+    z_0, extra = _denoising_step(sampler, process, eps_net, solved.end)
     batch, single = solved.evaluations
     mean = jnp.mean(single.astype(z_0.dtype))
-    return Solution(z_0, batch + extra, mean + extra, jnp.asarray(extra), solved.success), solved.kept
+    return Solution(z_0, batch + extra, mean + extra, jnp.asarray(extra), solved.success), solved.saved
 
 
 def solve_to_noise(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key, z_0: Latents) -> State:
-    """The z_1 that the probability flow carries to z_0: its code. `solve_to_data` with an ODE solver is the way back.
+    """Encodes z_0 as noise: integrates the probability flow from z_0 to z_1. `solve_to_data` is the inverse.
 
     Args:
         key: of the velocity, for processes that have one; positions alone do not determine z_1.
@@ -187,7 +193,7 @@ def solve_to_noise(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key
     require_ode(sampler.method)
     start, _ = add_auxiliary(process, key, z_0, sampler.t_min)
 
-    def vector_field(t: Clock, z_t: State, eps_net: EpsNet) -> State:
+    def vector_field(t: Time, z_t: State, eps_net: EpsNet) -> State:
         times = times_like(z_t, t)
         return probability_flow(process, z_t, eps_net(z_t, times), times)
 
@@ -195,9 +201,15 @@ def solve_to_noise(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key
 
 
 def follow(
-    sampler: Sampler, process: Process, term: diffrax.ODETerm, start: Tree, args: Tree = None
+    sampler: Sampler, process: Process, term: diffrax.ODETerm, start: BatchTree, args: BatchTree = None
 ) -> Integral:
-    """Integrates an ODE in t from the data, at t_min, to the noise, at 1."""
+    """Integrates an ODE in t from the data at t_min to the noise at 1.
+
+    Args:
+        term: vector field (t, y, args).
+        start: values at t_min, [batch, ...] each.
+        args: arguments of the vector field, [batch, ...] each.
+    """
     method, steps = sampler.method, sampler.steps
     if isinstance(steps, Adaptive):
         return integrate_adaptively(method, steps, term, start, sampler.t_min, 1.0, args)
@@ -205,10 +217,10 @@ def follow(
 
 
 def require_ode(method: Method) -> None:
-    """Refuses anything but a solver of ODEs.
+    """Checks that the method integrates ODEs.
 
     Raises:
-        ValueError: if it is not one; names one that is.
+        ValueError: if it does not; names a method that does.
     """
     if method.dynamics != "ode":
         raise ValueError(
@@ -238,8 +250,8 @@ def _last_time(sampler: Sampler) -> float:
     return sampler.steps.values[-1] if isinstance(sampler.steps, Times) else sampler.t_min
 
 
-def _denoise(sampler: Sampler, process: Process, eps_net: EpsNet, z_t: State) -> tuple[Latents, int]:
-    """The data for the state at t_min, and the evaluations that it takes."""
+def _denoising_step(sampler: Sampler, process: Process, eps_net: EpsNet, z_t: State) -> tuple[Latents, int]:
+    """Returns the data for the state at t_min, and the number of evaluations."""
     x = coordinates(z_t)[0]
     if sampler.denoise == "none":
         return x, 0

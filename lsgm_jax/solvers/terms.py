@@ -1,7 +1,7 @@
-"""What diffrax integrates: the ways back from noise to data, in tau = 1 - t, which increases.
+"""The terms that diffrax integrates: reverse dynamics from noise to data, in the increasing time tau = 1 - t.
 
-Time never runs backward: some stochastic solvers of diffrax are silently wrong with negative steps. States are whole
-batches, and the network is called on the whole batch.
+tau increases because some stochastic solvers of diffrax are silently wrong with negative steps. States are batches, and
+the network is evaluated on the full batch.
 """
 
 import dataclasses
@@ -12,33 +12,34 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from lsgm_jax.arrays import EpsNet, Key, Latents, State, as_state, coordinates
+from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, as_state, coordinates
 from lsgm_jax.processes.linear import Process, probability_flow, reverse_drift
 
-Clock = Any  # a time as diffrax has it: a float or a scalar array
+Time = Float[Array | np.ndarray, ""] | float | int  # diffrax's `RealScalarLike`
 Index = Int[Array, ""]
 
 
 @runtime_checkable
 class Noise(Protocol):
-    """Unit noise for every step of a fixed grid."""
+    """Source of unit noise for every step of a fixed grid."""
 
     def draw(self, step: Index, part: int, like: Any) -> Any:
-        """Standard Gaussian numbers like the state `like`; the same for the same step and part."""
+        """Returns standard Gaussian noise like the state `like`, the same for equal step and part."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class KeyedNoise:
-    """Noise from a key: step and part are folded in."""
+    """Noise from a key, into which step and part are folded."""
 
     key: Key
 
     def draw(self, step: Index, part: int, like: State) -> State:
-        """Standard Gaussian numbers like `like`."""
+        """Returns standard Gaussian noise like `like`."""
         k_part = jax.random.fold_in(jax.random.fold_in(self.key, step), part)
         values = coordinates(like)
         keys = jax.random.split(k_part, len(values))
@@ -47,19 +48,19 @@ class KeyedNoise:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """What is to be solved. Not a pytree: diffrax hands it on as it is, tracers included."""
+    """A sampling problem. It is no pytree: diffrax passes it on unchanged, including its tracers."""
 
     process: Process
     eps_net: EpsNet
-    noise: Noise  # for solvers that draw some
+    noise: Noise  # for stochastic solvers
 
-    def eps(self, z_t: State, t: Clock) -> Latents:
-        """eps_hat at one time for the whole batch."""
+    def eps(self, z_t: State, t: Time) -> Latents:
+        """Returns eps_hat of the batch at one time."""
         return self.eps_net(z_t, times_like(z_t, t))
 
 
 class Reverse(diffrax.ODETerm):
-    """The way back for our own solvers, which look at the problem; for diffrax's ODE solvers, the probability flow."""
+    """The term of ODE solvers, the probability flow, and of the `ReverseSolver`s, which use its `problem`."""
 
     problem: Problem
 
@@ -69,14 +70,14 @@ class Reverse(diffrax.ODETerm):
 
 
 def reverse_drift_term(problem: Problem) -> diffrax.ODETerm:
-    """The drift of the reverse SDE (D4)."""
+    """Returns the drift of the reverse SDE as a term (D4)."""
     return diffrax.ODETerm(_backward(problem, reverse_drift))
 
 
-def _backward(problem: Problem, rate: Callable[..., State]) -> Callable[[Clock, State, Any], State]:
-    """dz/dtau for a given dz/dt; diffrax's `args` is the noise prediction, so that its rows go with the samples."""
+def _backward(problem: Problem, rate: Callable[..., State]) -> Callable[[Time, State, Any], State]:
+    """Returns dz/dtau for a given dz/dt. diffrax's `args` is the noise prediction, which vmap maps over samples."""
 
-    def vector_field(tau: Clock, z_t: State, eps_net: EpsNet) -> State:
+    def vector_field(tau: Time, z_t: State, eps_net: EpsNet) -> State:
         t = times_like(z_t, 1.0 - tau)
         velocity = rate(problem.process, z_t, eps_net(z_t, t), t)
         return jax.tree.map(jnp.negative, velocity)
@@ -85,31 +86,31 @@ def _backward(problem: Problem, rate: Callable[..., State]) -> Callable[[Clock, 
 
 
 class Diffusion(diffrax.AbstractTerm):
-    """The noise of the reverse SDE, g dw on the last coordinate."""
+    """The noise of the reverse SDE, g dw in the last coordinate."""
 
     problem: Problem
     path: diffrax.AbstractBrownianPath
 
-    def vf(self, t: Clock, y: State, args: Any) -> Clock:
-        """g; `t` is tau."""
-        return self.problem.process.diffusion(1.0 - t)
+    def vf(self, t: Time, y: State, args: Any) -> Scalar:
+        """Returns g at the time tau = `t`."""
+        return self.problem.process.diffusion(jnp.asarray(1.0 - t))
 
-    def contr(self, t0: Clock, t1: Clock, **kwargs: Any) -> Any:
-        """Increment of the Brownian path, like the last coordinate."""
+    def contr(self, t0: Time, t1: Time, **kwargs: Any) -> Any:
+        """Returns the increment of the Brownian path, like the last coordinate."""
         return self.path.evaluate(t0, t1, **kwargs)
 
-    def prod(self, vf: Clock, control: Latents) -> State:
-        """G dw, and nothing for the coordinates that noise does not enter."""
+    def prod(self, vf: Scalar, control: Latents) -> State:
+        """Returns g dw for the last coordinate, and zero for the others."""
         if len(self.problem.process.prior_variance()) == 1:
             return vf * control
         return as_state([jnp.zeros_like(control), vf * control])
 
 
 class GridPath(diffrax.AbstractBrownianPath):
-    """Brownian increments over the intervals of a grid, each drawn by the interval's index.
+    """Brownian increments over the intervals of a grid, each drawn by the index of its interval.
 
-    As fast as `UnsafeBrownianPath`, but the same number whatever rounding does to the times. It knows no increments
-    over parts of an interval, so it is for fixed grids only.
+    It is as fast as `UnsafeBrownianPath`, and independent of rounding errors of the times. It has no increments over
+    parts of an interval, so it is for fixed grids only.
     """
 
     taus: Float[Array, "nodes"]
@@ -119,8 +120,8 @@ class GridPath(diffrax.AbstractBrownianPath):
     t0: Any = -jnp.inf
     t1: Any = jnp.inf
 
-    def evaluate(self, t0: Clock, t1: Clock | None = None, left: bool = True, use_levy: bool = False) -> Any:
-        """The increment from t0 to t1, which have to be neighbours on the grid; with its area on request."""
+    def evaluate(self, t0: Time, t1: Time | None = None, left: bool = True, use_levy: bool = False) -> Any:
+        """Returns the increment from t0 to t1, neighbours on the grid, and its Levy area if `use_levy`."""
         assert t1 is not None
         interval = jnp.searchsorted(self.taus, 0.5 * (t0 + t1)) - 1
         dt, like = t1 - t0, jnp.zeros(self.like.shape, self.like.dtype)
@@ -132,14 +133,14 @@ class GridPath(diffrax.AbstractBrownianPath):
 
 
 def by_rows(eps_net: EpsNet) -> Partial:
-    """The noise prediction as a pytree, whose leaves, if any, have a row per sample: an argument of diffrax's terms.
+    """Returns the noise prediction as a pytree, an argument of diffrax's terms; its arrays, if any, are [batch, ...].
 
-    A closure's arrays would stay those of the whole batch where a solve is mapped over its samples.
+    Arrays in a closure would not be mapped where a solve is mapped over samples.
     """
     return eps_net if isinstance(eps_net, Partial) else Partial(eps_net)
 
 
-def times_like(z_t: State, t: Clock) -> Float[Array, "batch"]:
-    """The time of every sample."""
+def times_like(z_t: State, t: Time) -> Float[Array, "batch"]:
+    """Returns the time t for every sample, [batch]."""
     first = coordinates(z_t)[0]
     return jnp.full(len(first), t, first.dtype)

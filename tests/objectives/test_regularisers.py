@@ -1,4 +1,4 @@
-"""Weight penalties: the power iteration finds singular values, and its gradient is theirs."""
+"""Weight penalties: power iteration finds the singular values, and its gradient is theirs."""
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +30,15 @@ def test_penalty_is_the_sum_of_the_largest_singular_values(x64):
         np.testing.assert_allclose(abs(vectors[name].v @ vt[0]), 1.0, rtol=1e-8)
 
 
-def test_carried_vectors_go_on_where_they_were(x64):
-    """Ten times four iterations are forty."""
+def test_power_iteration_resumes_from_returned_vectors(x64):
+    """Ten times four iterations equal forty."""
     weights = matrices()
-    start = carried = regularisers.first_vectors(jax.random.key(1), shapes(weights))
+    start = vectors = regularisers.first_vectors(jax.random.key(1), shapes(weights))
     for _ in range(10):
-        penalty, carried = regularisers.spectral_penalty(weights, carried, 4)
+        penalty, vectors = regularisers.spectral_penalty(weights, vectors, 4)
     at_once, forty = regularisers.spectral_penalty(weights, start, 40)
     np.testing.assert_allclose(penalty, at_once, rtol=1e-12)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), carried, forty)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), vectors, forty)
 
 
 def test_gradient_of_a_singular_value_is_the_outer_product(x64):
@@ -50,7 +50,7 @@ def test_gradient_of_a_singular_value_is_the_outer_product(x64):
         np.testing.assert_allclose(gradient[name], np.outer(u[:, 0], vt[0]), atol=1e-7)
 
 
-def test_a_kernel_is_a_matrix_of_its_outputs():
+def test_a_kernel_is_a_matrix_with_a_row_per_output():
     """The singular values of a 1x1 convolution are those of the map between channels."""
     kernel = jax.random.normal(jax.random.key(2), (1, 1, 4, 6))
     matrix = regularisers.as_matrix(kernel)

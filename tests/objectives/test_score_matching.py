@@ -1,4 +1,4 @@
-"""Score matching: hybrid and plain agree on the minimiser, and plain is the noisier target."""
+"""Score matching: hybrid and plain have the same minimiser, and the plain target has a larger variance."""
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +45,9 @@ def test_the_exact_score_is_the_minimiser(x64, name, time):
 
 @pytest.mark.parametrize("time", [0.05, 0.5])
 def test_hybrid_and_plain_score_matching_have_the_same_score(x64, time):
-    """Least squares of the velocity score on the state: both targets give that of the marginal (CLD section 3.1).
+    """Least squares of the velocity score on the state gives the score of the marginal (CLD section 3.1).
 
-    Plain score matching knows the initial velocity, so its target scatters more about the same mean.
+    Plain score matching conditions on the initial velocity, so its target has a larger variance around the same mean.
     """
     process, t = CLD(), jnp.full(COUNT, time)
     z_0, unit_v, eps = draws(process)
@@ -72,8 +72,8 @@ def test_hybrid_and_plain_score_matching_have_the_same_score(x64, time):
     assert noise_of_hybrid < noise_of_plain
 
 
-def test_plain_score_matching_weighs_its_own_kernel(x64):
-    """Its loss is the weighted error of the noise that `known_start` perturbs with."""
+def test_plain_score_matching_uses_the_kernel_of_known_start(x64):
+    """Its loss is the weighted error of the noise of the process `known_start`."""
     process, count = CLD(), 64
     keys = jax.random.split(jax.random.key(1), 3)
     z_0 = Phase(jax.random.normal(keys[0], (count, 2)), 0.1 * jax.random.normal(keys[1], (count, 2)))
@@ -88,7 +88,7 @@ def test_plain_score_matching_weighs_its_own_kernel(x64):
 
 
 def test_hybrid_and_plain_matching_estimate_the_same_cross_entropy(x64):
-    """Whatever the network says, and with either's constant: only what is known at time 0 differs (O12)."""
+    """For any network, and with the constant of either: they differ in the condition at time 0 alone (O12)."""
     process, start, count = CLD(), known_start(CLD()), 200_000
     objective = Objective(
         prior_weighting=weightings.likelihood, density=Defensive(t_min=1e-3), control_variate=False
@@ -101,4 +101,4 @@ def test_hybrid_and_plain_matching_estimate_the_same_cross_entropy(x64):
     error = np.sqrt((hybrid.var() + plain.var()) / count)
     assert abs(hybrid.mean() - plain.mean()) < 4.0 * error
     constants = [linear.noise_entropy(kernel, jnp.asarray(1e-3)) for kernel in (process, start)]
-    assert constants[0] - constants[1] > 20.0 * error  # so that taking the one for the other would show
+    assert constants[0] - constants[1] > 20.0 * error  # the test would detect the wrong constant

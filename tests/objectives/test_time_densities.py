@@ -1,4 +1,4 @@
-"""Time densities: they integrate to one, their samples follow them, and every weighting x density agrees."""
+"""Time densities: they integrate to one, samples follow them, and all densities give the same weighted integral."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ T_MIN = 1e-3
 
 
 def squared_growth(process, t):
-    """A weighting that no paper has."""
+    """A custom weighting."""
     return 0.1 + t**2
 
 
@@ -44,12 +44,12 @@ CLOSED = [
 
 
 def grid(t_min=T_MIN, count=200_001):
-    """Nodes that are dense where the densities are steep."""
+    """Nodes, dense where the densities are steep."""
     return jnp.exp(jnp.linspace(jnp.log(t_min), 0.0, count))
 
 
 def test_the_papers_closed_forms_are_used():
-    """Log-variance uniform, variance uniform, the erf form; the rest of the pairs has a table."""
+    """Uniform log variance, uniform variance, and the erf form; all other pairs have a table."""
     closed = {(process, weighting) for process, weighting in CLOSED if process in MAIN}
     assert closed == {
         *((process, "rescaled") for process in MAIN),
@@ -67,7 +67,7 @@ def test_density_integrates_to_one(x64, process, density):
 
 @pytest.mark.parametrize(("process", "density"), ALL_PAIRS)
 def test_samples_follow_the_density(x64, process, density):
-    """Shares of a dense regular grid of u that land in an interval equal the density's integral over it."""
+    """The fraction of a dense regular grid of u that maps into an interval is the integral of the density over it."""
     process, density = MAIN[process], DENSITIES[density]
     drawn = density.quantile(process, (jnp.arange(400_000) + 0.5) / 400_000)
     t = grid()
@@ -90,7 +90,7 @@ def test_quantile_slope_is_the_inverse_density(x64, process, weighting):
 
 @pytest.mark.parametrize(("process", "weighting"), CLOSED)
 def test_closed_form_is_the_optimal_density(x64, process, weighting):
-    """Proportional to lambda e: the ratio of the weighted error to the density is constant."""
+    """It is proportional to lambda e: the ratio of the weighted error to the density is constant."""
     process, t = PROCESSES[process], jnp.linspace(T_MIN, 1.0, 100)
     proposal = proposals.closed_form(WEIGHTINGS[weighting], process, T_MIN)
     ratio = WEIGHTINGS[weighting](process, t) * linear.gaussian_error(process, t) / proposal.density(t)
@@ -108,9 +108,9 @@ def test_table_agrees_with_the_closed_form(x64, process, weighting):
 
 @functools.lru_cache(maxsize=1)
 def integrands(name):
-    """What does not depend on the weighting: times from each density, their error over the density, and the grid's.
+    """Times from each density, the error over the density there, and the error on the grid, for any weighting.
 
-    The error is shaped like a denoising error, but is not the Gaussian one.
+    The error is similar to a denoising error, but not the Gaussian one.
     """
     process, u = MAIN[name], jax.random.uniform(jax.random.key(0), (200_000,))
     error = lambda t: linear.gaussian_error(process, t) * (1.0 + 0.5 * jnp.sin(5.0 * t))
@@ -122,7 +122,7 @@ def integrands(name):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("process", MAIN)
 def test_every_density_estimates_the_same_integral(x64, process, weighting):
-    """E[lambda / r * f] is the integral of lambda f, within four standard errors, for an f that no density knows."""
+    """E[lambda / r * f] is the integral of lambda f, within four standard errors, for an f that is optimal for none."""
     draws, ratios, error = integrands(process)
     process, weight, t = MAIN[process], WEIGHTINGS[weighting], grid()
     exact = jnp.trapezoid(weight(process, t) * error, t)
@@ -140,9 +140,9 @@ def densities_on(name, count):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("process", MAIN)
 def test_optimal_density_has_the_least_variance(x64, process, weighting):
-    """Importance sampling wins for Gaussian data and the exact score, by quadrature over time.
+    """For Gaussian data and the exact score, by quadrature over time.
 
-    The squared error of one dimension is e times a chi-square number, so its second moment is proportional to e^2.
+    The squared error of one dimension is e times a chi-square variable, so its second moment is proportional to e^2.
     """
     densities, t = densities_on(process, count=20_001), grid(count=20_001)
     process, weight = MAIN[process], WEIGHTINGS[weighting]
@@ -172,7 +172,7 @@ def test_defensive_refuses_a_share_outside_the_unit_interval():
     "spread", [time_densities.stratified, time_densities.equidistant, time_densities.independent]
 )
 def test_timesteps_are_the_nodes_equally_often(precision, spread):
-    """Also where u rounds to 1; no time is between nodes, which noise prediction is trained at alone."""
+    """Also where u rounds to 1; no time is between nodes, because noise prediction is trained at nodes alone."""
     density, process = time_densities.Timesteps(steps=1000), MAIN["vp"]
     u = jnp.concatenate([(jnp.arange(4000) + 0.5) / 4000, jnp.asarray([0.0, 1.0 - 6e-8, 1.0])])
     steps = np.asarray(density.quantile(process, u)) * 1000
@@ -186,7 +186,7 @@ def test_timesteps_are_the_nodes_equally_often(precision, spread):
 
 
 def test_losses_over_timesteps_are_means_over_the_nodes(x64):
-    """The density is that by which sums of 1 / steps are integrals; for many steps they are those over time."""
+    """They are sums of mass 1 / steps, and converge to the integral over time for many steps."""
     process, weight = MAIN["vp"], weightings.reweighted
     for steps in (10, 1000):
         density, nodes = time_densities.Timesteps(steps=steps), jnp.arange(1, steps + 1) / steps
@@ -203,7 +203,7 @@ def test_timesteps_are_at_least_two():
 
 
 def test_constant_beta_has_no_error_function(x64):
-    """Its 1 - sigma^2 is an exponential; the table takes over where the closed form has no slope to divide by."""
+    """Its 1 - sigma^2 is an exponential; the table replaces the closed form, which divides by beta_max - beta_min."""
     process = VP(beta_min=3.0, beta_max=3.0)
     density = time_densities.Optimal(weighting=weightings.unweighted, t_min=0.01)
     t = jnp.linspace(0.01, 1.0, 9)
@@ -212,7 +212,7 @@ def test_constant_beta_has_no_error_function(x64):
 
 
 def test_processes_may_be_traced():
-    """A learned schedule draws its times inside the step."""
+    """For a learned schedule, times are drawn inside the training step."""
     density = time_densities.Optimal(weighting=weightings.likelihood)
     draw = jax.jit(lambda process, u: density.quantile(process, u))
     u = jnp.linspace(0.0, 0.99, 5)
@@ -241,8 +241,8 @@ def test_spread_numbers_are_each_uniform(spread):
     assert distance < 1.95 / np.sqrt(len(first))
 
 
-def test_spreading_takes_noise_from_the_average(x64):
-    """Of a smooth function of u: independent numbers are the worst, by orders of magnitude."""
+def test_spreading_reduces_the_variance_of_the_mean(x64):
+    """For a smooth function of u, compared to independent numbers."""
     keys = jax.random.split(jax.random.key(5), 2000)
 
     def spread_of_mean(spread):
@@ -261,7 +261,7 @@ def test_spreading_takes_noise_from_the_average(x64):
     ids=[*MAIN, "vp_40", "geometric_start"],
 )
 @pytest.mark.parametrize("density", DENSITIES)
-def test_float32_densities_and_quantiles_keep_their_digits(process, density):
+def test_densities_and_quantiles_are_accurate_in_float32(process, density):
     """Also near t = 1, where 2 f + g^2 / sigma^2 cancels and log sigma^2 rounds to 0."""
     density = DENSITIES[density]
     u = np.concatenate([np.linspace(0, 1, 1001)[:-1], 1 - np.geomspace(1e-3, 1e-2, 50)]).astype(np.float32)
@@ -271,7 +271,7 @@ def test_float32_densities_and_quantiles_keep_their_digits(process, density):
         exact_t = np.asarray(density.quantile(process, jnp.asarray(u, jnp.float64)))
         exact_r = np.asarray(density.density(process, jnp.asarray(t, jnp.float64)))
     np.testing.assert_allclose(single_r, exact_r, rtol=2e-5)
-    # A time is as right as u lets it be, which has 6e-8.
+    # The accuracy of a time is limited by that of u, 6e-8.
     np.testing.assert_allclose(single_t, exact_t, rtol=2e-5, atol=2e-6 + 2e-7 / exact_r.min())
     last = density.quantile(process, jnp.asarray(1 - np.geomspace(6e-8, 1e-3, 100), jnp.float32))
     assert jnp.isfinite(last).all()
@@ -288,8 +288,8 @@ def test_weightings_of_the_two_papers_agree():
     )
 
 
-def test_rescaled_makes_all_times_alike(x64):
-    """For a variance-preserving process it is the paper's 1 / (2 (1 - sigma^2))."""
+def test_rescaled_is_the_weighting_of_the_paper(x64):
+    """1 / (2 (1 - sigma^2)) for a variance-preserving process."""
     t = jnp.linspace(0.01, 0.9, 20)
     for process in (VP(), VP(sigma2_0=0.01), dataclasses.replace(GeometricVP(), sigma2_0=1e-3)):
         exact = 0.5 / (1.0 - linear.sigma(process, t) ** 2)

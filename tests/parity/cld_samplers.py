@@ -9,6 +9,7 @@ import numpy as np
 
 from lsgm_jax.arrays import Phase
 from lsgm_jax.processes import linear
+from lsgm_jax.solvers.exact_gaussian import exact_eps
 from lsgm_jax.solvers.grids import Linear, Quadratic
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.registry import METHODS
@@ -16,7 +17,6 @@ from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.sscs import euler_kick, half_step
 from lsgm_jax.solvers.terms import Problem
 from tests.parity.cld import PublishedCLD, cld_process
-from tests.solvers.exact import exact_eps
 
 GRIDS = {"linear": Linear, "quadratic": Quadratic}
 DENOISED = {"denoised": 1, "not_denoised": 0}  # the step of denoising is one of n

@@ -19,9 +19,9 @@ PROCESS = DiscreteVP(betas=tuple(BETAS.tolist()))
 
 
 def test_transitions_between_nodes_are_those_of_the_chain(precision):
-    """Also the shortest ones in float32, and from times that rounding has moved."""
+    """Also the shortest ones in float32, and for times with rounding errors."""
     t = jnp.arange(1, STEPS + 1) / STEPS
-    t = 1.0 - (1.0 - t)  # what solvers do to times
+    t = 1.0 - (1.0 - t)  # as solvers compute times
     mean, noise = PROCESS.transition(jnp.concatenate([jnp.zeros(1), t[:-1]]), t)
     np.testing.assert_allclose(noise[:, 0, 0] ** 2, BETAS, rtol=1e-6)
     np.testing.assert_allclose(mean[:, 0, 0], np.sqrt(1.0 - BETAS), rtol=1e-6)
@@ -42,7 +42,7 @@ def test_the_rate_is_the_slope_of_its_integral(x64):
     np.testing.assert_allclose(PROCESS.beta(node), -STEPS * np.log1p(-BETAS[[249, 499]]), rtol=1e-12)
 
 
-def test_betas_from_what_they_leave():
+def test_betas_from_alphas_cumprod():
     np.testing.assert_allclose(betas_of_alphas_cumprod(np.cumprod(1.0 - BETAS)), BETAS, rtol=1e-9)
     assert BETAS[[0, -1]] == pytest.approx([0.0015, 0.0195])
     np.testing.assert_allclose(np.diff(np.sqrt(BETAS), n=2), 0.0, atol=1e-15)
@@ -59,8 +59,8 @@ def test_bad_betas_are_refused(betas):
         DiscreteVP(betas=betas)
 
 
-def test_schedules_follow_the_rule_that_they_stand_for():
-    """Despite their names: equal steps of the root, of the variance itself, and of its square."""
+def test_each_schedule_is_linear_in_the_right_power_of_beta():
+    """Despite their names: linear are the square root, the variance itself, and its square."""
     for schedule, power in (("linear", 0.5), ("sqrt_linear", 1.0), ("sqrt", 2.0)):
         betas = np.asarray(discrete_vp(schedule=schedule, steps=100, first=1e-4, last=0.04).betas)
         np.testing.assert_allclose(np.diff(betas**power, n=2), 0.0, atol=1e-15)
@@ -69,7 +69,7 @@ def test_schedules_follow_the_rule_that_they_stand_for():
 
 
 def test_the_cosine_schedule_keeps_the_cosine(x64):
-    """alpha^2 is the square of a cosine until the last transition, which may not lose everything."""
+    """alpha^2 is the square of a cosine except after the last transition, whose beta is clipped."""
     process, t = discrete_vp(schedule="cosine", steps=500, offset=0.01), jnp.arange(1, 500) / 500
     signal = linear.kernel(process, t).signal[:, 0]
     np.testing.assert_allclose(

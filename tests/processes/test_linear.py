@@ -1,4 +1,4 @@
-"""Theorems of the linear SDE: every process obeys its own moment equations, exactly and in float32."""
+"""Theorems of the linear SDE: every process satisfies its moment equations, exactly and in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def test_mean_obeys_the_drift(x64, process):
 
 
 def test_variance_obeys_the_lyapunov_equation(x64, process):
-    """S' = F S + S F^T + G G^T, to rounding of the terms that it sums."""
+    """S' = F S + S F^T + G G^T, up to rounding of its terms."""
     t = times()
     drift, cov = process.drift(t), kernel_covariance(process, t)
     slope = derivative(lambda t: kernel_covariance(process, t), t)
@@ -61,7 +61,7 @@ def test_variance_obeys_the_lyapunov_equation(x64, process):
     assert (abs(slope - sum(terms)) <= 1e-9 * size).all()
 
 
-def test_data_and_what_is_added_at_time_zero(x64, process):
+def test_the_kernel_at_time_zero_is_the_data_with_the_initial_variance(x64, process):
     signal, noise = linear.kernel(process, jnp.zeros(()))
     np.testing.assert_allclose(signal, jnp.eye(len(signal))[0], atol=1e-14)
     np.testing.assert_allclose(
@@ -77,11 +77,11 @@ def test_transitions_compose(x64, process, s):
     zero = jnp.zeros_like(t)
     first, second, direct = (process.transition(*ends) for ends in ((zero, s), (s, t), (zero, t)))
     np.testing.assert_allclose(second.mean @ first.mean, direct.mean, rtol=1e-10, atol=1e-13)
-    carried = second.mean @ covariance(first.noise) @ second.mean.mT + covariance(second.noise)
-    np.testing.assert_allclose(carried, covariance(direct.noise), rtol=1e-10, atol=1e-14)
+    composed = second.mean @ covariance(first.noise) @ second.mean.mT + covariance(second.noise)
+    np.testing.assert_allclose(composed, covariance(direct.noise), rtol=1e-10, atol=1e-14)
 
 
-def test_transition_of_no_time_is_none(precision, process):
+def test_a_transition_of_length_zero_is_the_identity(precision, process):
     t = jnp.asarray([1e-5, 0.2, 1.0])
     mean, noise = process.transition(t, t)
     np.testing.assert_allclose(mean, jnp.broadcast_to(jnp.eye(mean.shape[-1]), mean.shape), atol=1e-7)
@@ -90,7 +90,7 @@ def test_transition_of_no_time_is_none(precision, process):
 
 @pytest.mark.parametrize("name", ["vp", "geometric", "vp_initial_variance", "cosine"])
 def test_variance_is_preserved(x64, name):
-    """Data of the variance that the process presumes keeps it, the variance added at time 0 included."""
+    """Data of `data_variance` plus the initial variance keep variance one."""
     process, t = PROCESSES[name], times()
     signal, noise = linear.kernel(process, t)
     total = linear.data_variance(process) * signal[:, 0] ** 2 + noise[:, 0, 0] ** 2
@@ -99,7 +99,7 @@ def test_variance_is_preserved(x64, name):
 
 @pytest.mark.parametrize("process", [p for n, p in PROCESSES.items() if n.startswith("cld")], ids=str)
 def test_cld_is_the_matrix_exponential(x64, process):
-    """Mean map from scipy's matrix exponential; the stationary covariance less what of it the mean map keeps."""
+    """The mean map is scipy's matrix exponential A, and the covariance is P - A P A^T for the stationary P."""
     stationary = np.diag([1.0, process.mass])
     for t in jnp.asarray([1e-3, 0.1, 0.7, 1.0]):
         generator = process.drift(t) / process.beta(t) * process.int_beta(jnp.zeros(()), t)
@@ -110,8 +110,8 @@ def test_cld_is_the_matrix_exponential(x64, process):
         np.testing.assert_allclose(covariance(transition.noise), cov, rtol=1e-10, atol=1e-14)
 
 
-def test_cld_forgets(x64):
-    """After a long time the state is distributed as the prior, whatever the damping."""
+def test_cld_converges_to_its_prior(x64):
+    """After a long time the state has the distribution of the prior, for any damping."""
     for friction in (None, 0.3, 4.0):
         process = CLD(beta_min=60.0, beta_max=60.0, friction=friction)
         signal, noise = linear.kernel(process, jnp.ones(()))
@@ -132,7 +132,7 @@ def test_time_of_log_variance_inverts(x64, process):
 
 
 def quantities(process, t):
-    """Everything that training and sampling read of a process, as numbers to which a relative error applies."""
+    """All quantities of a process that training and sampling use, as values with a meaningful relative error."""
     zero = jnp.zeros_like(t)
     signal, noise = linear.kernel(process, t)
     return {
@@ -143,17 +143,17 @@ def quantities(process, t):
         "signal": signal,
         "noise": noise,
         "snr": jnp.exp(0.5 * linear.log_snr(process, t)),
-        "normal error": linear.gaussian_error(process, t),
+        "gaussian error": linear.gaussian_error(process, t),
     }
 
 
 @pytest.mark.parametrize(
     "name", ["vp", "vp_initial_variance", "geometric", "sub_vp", "ve", "cld", "cld_linear_beta"]
 )
-def test_float32_is_right_to_rounding(name):
-    """No epsilon, no float64: 1e-6 from t = 1e-5 to 1, relative to the entry, or for a matrix to its row.
+def test_float32_is_accurate_to_rounding(name):
+    """The error is at most 1e-6 from t = 1e-5 to 1, relative to the entry, or for a matrix to its row.
 
-    The rows of CLD change sign, and a zero has no relative error.
+    Entries of CLD change sign, and there is no relative error at zero.
     """
     process, t = PROCESSES[name], np.asarray(times(), np.float32)
     single = quantities(process, jnp.asarray(t))
@@ -167,8 +167,8 @@ def test_float32_is_right_to_rounding(name):
         assert (error <= 1e-6 * scale).all(), what
 
 
-def test_float32_velocity_noise_keeps_its_digits():
-    """L_vv, by which scores are divided, is small next to the row's other entry at small times."""
+def test_float32_velocity_noise_is_accurate():
+    """L_vv, the denominator of the score, is much smaller than the other entry of its row at small times."""
     t = np.geomspace(1e-5, 1.0, 200).astype(np.float32)
     for name in ("cld", "cld_linear_beta"):
         single = np.asarray(linear.sigma(PROCESSES[name], jnp.asarray(t)), np.float64)
@@ -177,8 +177,8 @@ def test_float32_velocity_noise_keeps_its_digits():
         np.testing.assert_allclose(single, exact, rtol=1e-6)
 
 
-def test_moments_of_drawn_paths(x64, process):
-    """`perturb` has the kernel's moments, and `move` carries a state from there to the kernel of a later time."""
+def test_moments_of_samples(x64, process):
+    """`perturb` has the moments of the kernel, and `move` then has those of the kernel at a later time."""
     keys, count = jax.random.split(jax.random.key(0), 2), 100_000
     z_0 = jnp.full((count, 1), 1.5)
     s, t = jnp.full(count, 0.2), jnp.full(count, 0.5)
@@ -198,8 +198,8 @@ def marginal_covariance(process, t):
     return covariance(noise) + linear.data_variance(process) * jnp.outer(signal, signal)
 
 
-def test_normal_eps_is_the_score_of_normal_data(x64, process):
-    """The marginal's score in the last coordinate comes from automatic differentiation of its density."""
+def test_gaussian_eps_is_the_score_of_gaussian_data(x64, process):
+    """The score of the marginal in the last coordinate is the automatic derivative of its log density."""
     for t in (0.01, 0.2, 0.9):
         cov = marginal_covariance(process, jnp.asarray(t))
         z_t = jnp.asarray([[0.3, -1.2], [2.0, 0.4]])[:, : len(cov)]
@@ -213,8 +213,8 @@ def test_normal_eps_is_the_score_of_normal_data(x64, process):
         np.testing.assert_allclose(score, exact, rtol=1e-10)
 
 
-def test_normal_error_is_the_error_of_normal_eps(x64, process):
-    """Over draws of data and noise; relative error of a mean of squares is sqrt(2 / count)."""
+def test_gaussian_error_is_the_error_of_gaussian_eps(x64, process):
+    """Over draws of data and noise; the relative error of a mean of squares is sqrt(2 / count)."""
     keys, count = jax.random.split(jax.random.key(1)), 100_000
     z_0 = jnp.sqrt(linear.data_variance(process)) * jax.random.normal(keys[0], (count, 1))
     eps = linear.unit_noise(process, keys[1], z_0.shape)
@@ -233,8 +233,8 @@ def test_velocity_eps_is_the_score_of_the_velocity_for_data_at_the_origin(x64):
     np.testing.assert_allclose(score, -z_t.v / s_vv, rtol=1e-12)
 
 
-def test_snr_is_the_information_about_the_data(x64, process):
-    """Fisher information a^T S^-1 a, with the inverse of the whole covariance."""
+def test_snr_is_the_fisher_information_about_the_data(x64, process):
+    """It is a^T S^-1 a, with the inverse of the full covariance."""
     t = jnp.asarray([1e-3, 0.1, 0.5])
     signal, noise = linear.kernel(process, t)
     exact = jnp.einsum("ti,tij,tj->t", signal, jnp.linalg.inv(covariance(noise)), signal)
@@ -253,8 +253,8 @@ def test_reverse_sde_and_ode_differ_by_half_the_score(x64, process):
             np.testing.assert_array_equal(before, after)
 
 
-def test_probability_flow_carries_the_marginals_of_normal_data(x64, process):
-    """The covariance of the flow's linear map, C' = M C + C M^T, is that of the SDE (no solver involved)."""
+def test_probability_flow_has_the_marginals_of_gaussian_data(x64, process):
+    """The covariance under the linear flow, C' = M C + C M^T, is that of the SDE (without a solver)."""
     t = jnp.asarray([0.03, 0.4, 0.9])
     for time in t:
         cov, size = marginal_covariance(process, time), process.drift(time).shape[-1]
@@ -274,7 +274,7 @@ def test_noise_entropy_is_the_entropy_of_the_kernel(x64, process):
     np.testing.assert_allclose(linear.noise_entropy(process, t), exact, rtol=1e-9)
 
 
-def test_prior_is_what_is_sampled(x64, process):
+def test_samples_of_the_prior_have_its_density(x64, process):
     z_1 = coordinates(linear.sample_prior(process, jax.random.key(2), (50_000, 2)))
     variances = process.prior_variance()
     for drawn, variance in zip(z_1, variances, strict=True):
@@ -287,15 +287,15 @@ def test_prior_is_what_is_sampled(x64, process):
 
 
 def test_prior_is_the_marginal_at_the_end(x64, process):
-    """Up to what is left of the data: the process has forgotten it, or nearly."""
+    """Up to the signal that remains at t = 1."""
     end = marginal_covariance(process, jnp.ones(()))
     prior = jnp.diag(jnp.asarray(process.prior_variance()))
     left = jnp.exp(linear.log_snr(process, jnp.ones(())))
     assert (abs(end - prior) <= (2.0 * jnp.sqrt(left) + 1e-12) * jnp.trace(prior)).all()
 
 
-def test_what_is_added_to_data_is_normal(x64, process):
-    """With the variance of time 0 there, and later with that of the kernel."""
+def test_auxiliary_coordinates_are_gaussian(x64, process):
+    """They have the initial variance at time 0, and the variance of the kernel later."""
     z_0 = jnp.ones((4, 3))
     for t in (0.0, 0.3):
         state, log_prob = linear.add_auxiliary(process, jax.random.key(0), z_0, t)
@@ -313,7 +313,7 @@ def test_what_is_added_to_data_is_normal(x64, process):
     "process", [VP(), GeometricVP(), SubVP(), VE(), CLD()], ids=lambda p: type(p).__name__
 )
 def test_a_process_may_be_traced(process):
-    """Its numbers can be learned: gradients reach them, and nothing is checked that is not known."""
+    """Its fields can be learned: they have gradients, and traced values are not checked."""
 
     def objective(process):
         return linear.log_snr(process, jnp.asarray(0.3)) + linear.sigma(process, jnp.asarray(0.7))
@@ -337,6 +337,6 @@ def test_a_process_may_be_traced(process):
         (CLD, {"v0_var_scale": -0.1}),
     ],
 )
-def test_impossible_numbers_are_refused(make, bad):
+def test_fields_out_of_range_are_refused(make, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         make(**bad)

@@ -1,4 +1,4 @@
-"""Noise, data and v are one prediction in three units: conversions, losses and minimisers agree."""
+"""Noise, data and v are equivalent parameterisations: conversions, losses and minimisers agree."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.discrete import discrete_vp
 from lsgm_jax.processes.predictions import PREDICTIONS
+from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, moments
 from tests.process_examples import MAIN
-from tests.solvers.exact import MEAN, VARIANCE, exact_eps, moments
 
 PROCESSES = {**MAIN, "chain": discrete_vp(steps=100, first=0.01, last=0.2)}
 PAIRS = [(name, kind) for name in PROCESSES for kind in PREDICTIONS if (name, kind) != ("cld", "v")]
@@ -21,7 +21,7 @@ OWN_WEIGHTING = {"eps": "unweighted", "x_0": "x_0", "v": "v"}
 
 
 def target(process, kind, z_0, eps, t):
-    """What a network is asked for, given data and noise of the last coordinate."""
+    """The target of the network, given data and noise of the last coordinate."""
     if kind == "v":
         signal, noise = linear.kernel(process, t)
         return expand(signal[:, 0], z_0) * eps - expand(noise[:, 0, 0], z_0) * z_0
@@ -68,8 +68,8 @@ def test_the_prediction_of_data_is_the_inverse_of_the_expected_data(x64, name):
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_conversions_keep_float32_s_digits(name, kind):
-    """From t = 1e-3 on, to rounding of what is subtracted: data near z_t are worth many times the noise between."""
+def test_conversions_are_accurate_in_float32(name, kind):
+    """From t = 1e-3 on, up to rounding of the data in units of the noise, which is large for small t."""
     process, t = PROCESSES[name], np.geomspace(1e-3, 1.0, 40).astype(np.float32)
     with jax.enable_x64(True):
         long = jnp.asarray(t, jnp.float64)
@@ -77,18 +77,18 @@ def test_conversions_keep_float32_s_digits(name, kind):
         noise = as_state([eps + i for i in range(len(process.prior_variance()))])
         z_t = linear.perturb(process, z_0, long, noise)
         output = target(process, kind, z_0, coordinates(noise)[-1], long)
-        worth = np.abs(linear.whitened_signal(process, long)[:, -1])[:, None] * np.abs(z_0)
+        data_in_noise_units = np.abs(linear.whitened_signal(process, long)[:, -1])[:, None] * np.abs(z_0)
     single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (z_t, output))
     eps_hat = PREDICTIONS[kind](process, single[0], jnp.asarray(t), single[1])
     assert eps_hat.dtype == jnp.float32
-    lost = worth if kind == "x_0" else 0.0
-    assert (np.abs(np.asarray(eps_hat) - np.asarray(coordinates(noise)[-1])) <= 2e-6 * (3.0 + lost)).all()
+    size = data_in_noise_units if kind == "x_0" else 0.0
+    assert (np.abs(np.asarray(eps_hat) - np.asarray(coordinates(noise)[-1])) <= 2e-6 * (3.0 + size)).all()
 
 
 @pytest.mark.parametrize("norm", [l1, l2])
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_a_weighting_is_the_error_of_the_kind_that_it_is_named_after(x64, name, kind, norm):
-    """Value and gradient: what is computed in the noise equals the plain norm of target - output."""
+def test_a_weighting_gives_the_error_of_the_parameterisation_in_its_name(x64, name, kind, norm):
+    """Value and gradient of the loss on the noise equal those of the plain norm of target - output."""
     process, t = PROCESSES[name], jnp.linspace(0.02, 1.0, 10)
     z_0, output = (jax.random.normal(jax.random.key(seed), (10, 3)) for seed in (0, 1))
     eps = linear.unit_noise(process, jax.random.key(2), (10, 3))
@@ -114,9 +114,9 @@ def test_a_weighting_is_the_error_of_the_kind_that_it_is_named_after(x64, name, 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_every_kind_has_its_exact_predictor_as_optimum(x64, name, kind):
-    """Of affine networks, whose losses are quadratic: the gradient vanishes there, whatever the weighting.
+    """The loss of an affine network is quadratic: its gradient vanishes there, for any weighting.
 
-    Quadrature over data and noise is exact for polynomials of this order.
+    Quadrature over data and noise is exact for polynomials of this degree.
     """
     process, time = PROCESSES[name], jnp.asarray(0.3)
     nodes, shares = np.polynomial.hermite_e.hermegauss(3)

@@ -1,4 +1,4 @@
-"""The solvers of CLD: orders on Gaussian data, where every step is affine, and exactness where it is claimed."""
+"""The solvers of CLD: orders on Gaussian data, where every step is affine, and cases with exact steps."""
 
 import dataclasses
 
@@ -13,12 +13,12 @@ from lsgm_jax.arrays import Phase, as_state, coordinates
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.vp import VP
+from lsgm_jax.solvers.exact_gaussian import converged_flow, exact_eps
 from lsgm_jax.solvers.grids import Linear, Quadratic
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.sscs import half_step
 from lsgm_jax.solvers.terms import KeyedNoise
-from tests.solvers.exact import exact_eps, flow
 
 PROCESSES = {"constant": CLD(), "linear": CLD(beta_min=0.1, beta_max=7.0, mass=0.5, v0_var_scale=0.2)}
 OWN = [("SSCS", 1), ("SSCS", 2), ("GDDIM", 1), ("GDDIM", 2), ("GDDIM", 3)]
@@ -33,11 +33,11 @@ def process(request):
 class Recorded:
     """The same noise in any precision."""
 
-    numbers: np.ndarray  # [steps, parts, coordinates, ...]
+    values: np.ndarray  # [steps, parts, coordinates, ...]
 
     def draw(self, step, part, like):
-        numbers = jnp.asarray(self.numbers, coordinates(like)[0].dtype)
-        return as_state(list(numbers[step, part]))
+        values = jnp.asarray(self.values, coordinates(like)[0].dtype)
+        return as_state(list(values[step, part]))
 
 
 def build(name, order, grid):
@@ -52,13 +52,13 @@ def solve(sampler, process, z_1, noise=None, eps_net=None):
 
 @pytest.mark.parametrize("case", cld_cases(CLD()), ids=lambda case: case.label)
 def test_errors_fall_at_the_order_of_the_method(x64, process, case):
-    """The two smaller numbers of steps are enough here; docs/solver_orders.md has them all."""
+    """For the two smaller numbers of steps; docs/solver_orders.md has all of them."""
     setting = case.setting._replace(process=process, counts=case.setting.counts[:2])
     assert abs(slope(case.build, setting) - case.build(setting.counts[0]).order) < 0.25
 
 
-def test_half_steps_leave_the_prior_as_it_is(x64, process):
-    """They are the reverse SDE for data that is the prior; and two short ones make a long one."""
+def test_half_steps_preserve_the_prior(x64, process):
+    """They solve the reverse SDE of data with the prior's distribution, and two short ones compose to a long one."""
     half = lambda t, s: jax.jit(lambda z, eps: half_step(process, z, jnp.asarray(t), jnp.asarray(s), eps))
     unit, none = jnp.eye(4)[:, :2], jnp.zeros((4, 2))
     units, nothing = Phase(unit[:, :1], unit[:, 1:]), Phase(none[:, :1], none[:, 1:])
@@ -77,33 +77,33 @@ def test_half_steps_leave_the_prior_as_it_is(x64, process):
 
 @pytest.mark.parametrize(("name", "friction"), [("constant", None), ("linear", 3.0), ("linear", 0.7)])
 def test_gddim_is_exact_for_data_at_a_point(x64, name, friction):
-    """In one step, and in several, for which a step has to end with the right velocity."""
+    """In one step, and in several, which also need the right velocity at the end of each step."""
     process = dataclasses.replace(PROCESSES[name], friction=friction)
     point = {"eps_net": exact_eps(process, mean=0.7, variance=0.0)}
     z_1 = linear.sample_prior(process, jax.random.key(0), (5, 1))
-    exact = flow(process, z_1, T_MIN, **point)
+    exact = converged_flow(process, z_1, T_MIN, **point)
     for order, steps in ((1, 1), (3, 4)):
         found = solve(build("GDDIM", order, Linear(steps=steps)), process, z_1, **point).z_0
         np.testing.assert_allclose(found, exact, atol=1e-8)
 
 
 @pytest.mark.parametrize(("name", "order"), OWN)
-def test_float32_keeps_up_with_float64(name, order):
-    """The last steps are short, where covariances as differences would have no digits left."""
-    numbers = np.random.default_rng(0).normal(size=(200, 2, 2, 16, 1)).astype(np.float32)
+def test_float32_agrees_with_float64(name, order):
+    """Also in the short last steps, where covariances as differences would cancel."""
+    values = np.random.default_rng(0).normal(size=(200, 2, 2, 16, 1)).astype(np.float32)
     found = []
     for double in (False, True):
         with jax.enable_x64(double):
             dtype = jnp.float64 if double else jnp.float32
-            z_1 = Phase(jnp.asarray(numbers[0, 0, 0], dtype), 0.5 * jnp.asarray(numbers[1, 0, 0], dtype))
+            z_1 = Phase(jnp.asarray(values[0, 0, 0], dtype), 0.5 * jnp.asarray(values[1, 0, 0], dtype))
             sampler = build(name, order, Quadratic(steps=200))
-            found.append(np.asarray(solve(sampler, CLD(), z_1, Recorded(numbers)).z_0))
+            found.append(np.asarray(solve(sampler, CLD(), z_1, Recorded(values)).z_0))
     assert [z_0.dtype for z_0 in found] == [np.float32, np.float64]
     np.testing.assert_allclose(*found, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "order"), OWN)
-def test_nfe_is_what_a_counter_counts(name, order):
+def test_nfe_equals_the_counted_evaluations(name, order):
     calls, process = [], CLD()
     net = exact_eps(process)
 

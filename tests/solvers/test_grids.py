@@ -1,4 +1,4 @@
-"""Time grids: they start at 1, end at t_min, and their steps are equal in what they are named for."""
+"""Time grids: they start at 1, end at t_min, and have equal steps in their variable."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ GRIDS = {
 
 @pytest.mark.parametrize("process", MAIN)
 @pytest.mark.parametrize("name", GRIDS)
-def test_steps_are_equal_in_what_they_are_named_for(precision, name, process):
+def test_steps_are_equal_in_the_variable_of_the_grid(precision, name, process):
     grid, clock = GRIDS[name]
     times = grid.times(MAIN[process], 1e-3)
     assert len(times) == grid.steps + 1
@@ -30,12 +30,12 @@ def test_steps_are_equal_in_what_they_are_named_for(precision, name, process):
 
 
 @pytest.mark.parametrize("process", MAIN)
-def test_the_time_of_a_ratio_is_its_inverse(x64, process):
+def test_time_of_log_snr_is_the_inverse_of_log_snr(x64, process):
     t = jnp.array([1e-5, 1e-3, 0.2, 0.9])
     np.testing.assert_allclose(time_of_log_snr(MAIN[process], log_snr(MAIN[process], t)), t, rtol=1e-9)
 
 
-def test_given_times_are_taken_as_they_are():
+def test_given_times_are_unchanged():
     values = (0.9, 0.5, 0.1)
     np.testing.assert_allclose(Times(values=values).times(MAIN["vp"], 1e-3), values)
     assert Times(values=values).steps == 2

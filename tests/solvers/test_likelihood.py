@@ -1,4 +1,4 @@
-"""Log-densities along the probability flow, against densities that are known."""
+"""Log densities along the probability flow, against known densities."""
 
 import dataclasses
 
@@ -11,19 +11,19 @@ from lsgm_jax.arrays import coordinates, expand
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.vp import VP, GeometricVP
+from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, moments
 from lsgm_jax.solvers.grids import Quadratic
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence, log_density
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler
-from tests.solvers.exact import MEAN, VARIANCE, exact_eps, moments
 
 TIGHT = Sampler(steps=Adaptive(rtol=1e-8, atol=1e-8), t_min=1e-6)
 EXACT = Divergence(name="exact")
 
 
 @pytest.mark.parametrize("process", [VP(), GeometricVP()], ids=["vp", "geometric"])
-def test_the_density_of_normal_data_is_exact(x64, process):
+def test_the_density_of_gaussian_data_is_exact(x64, process):
     """One dimension: a Rademacher probe gives the exact divergence, so the estimate is the Gaussian's log-density."""
     z_0 = jnp.array([[1.5], [0.2], [3.0]])
     density = jax.jit(lambda z: log_density(TIGHT, process, exact_eps(process), jax.random.key(3), z))(z_0)
@@ -72,14 +72,14 @@ def mixture_eps(process):
     return predict
 
 
-# So that what is left of the data at t = 1 does not matter at 1e-4: the prior stands in for it.
+# Long processes, so that replacing the marginal at t = 1 by the prior costs less than 1e-4.
 LONG = {"vp": VP(beta_max=40.0), "cld": CLD(beta_min=8.0, beta_max=8.0)}
 POINTS = np.array([[1.0, -0.5], [-0.6, 0.4], [0.2, 0.1], [-1.5, 1.0]])
 
 
 @pytest.mark.parametrize("name", LONG)
 def test_the_density_of_a_mixture_is_exact(x64, name):
-    """To 1e-4 nats with the exact divergence; CLD's velocity is drawn, and drops out for the exact score."""
+    """To 1e-4 nats with the exact divergence; CLD's random velocity cancels for the exact score."""
     process = LONG[name]
     sampler = dataclasses.replace(TIGHT, t_min=1e-7)
     run = jax.jit(lambda z: log_density(sampler, process, mixture_eps(process), jax.random.key(1), z, EXACT))
@@ -90,8 +90,8 @@ def test_the_density_of_a_mixture_is_exact(x64, name):
     assert density.products == density.nfe * POINTS.shape[1]
 
 
-def test_what_the_drift_couples_adds_no_noise(x64):
-    """With CLD and Gaussian data the flow couples position and velocity, and dimensions not: one probe is exact."""
+def test_one_probe_is_exact_if_dimensions_are_independent(x64):
+    """For CLD and Gaussian data the flow couples position and velocity, but not dimensions."""
     process, key, point = CLD(), jax.random.key(1), jnp.asarray(POINTS)
     net = lambda z_t, t: linear.gaussian_eps(process, z_t, t)
     sampler = Sampler(method=METHODS["Heun"](), steps=Quadratic(steps=20), t_min=1e-3)
@@ -101,8 +101,8 @@ def test_what_the_drift_couples_adds_no_noise(x64):
 
 @pytest.mark.parametrize("name", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("process", ["vp", "cld"])
-def test_hutchinsons_estimate_scatters_around_it(x64, process, name):
-    """Within three standard errors over 400 draws of the probes; the velocities of a key are the same for both."""
+def test_hutchinsons_estimator_is_unbiased(x64, process, name):
+    """Within three standard errors over 400 draws of the probes, with the same velocities for both divergences."""
     chosen = LONG[process]
     sampler = Sampler(method=METHODS["Heun"](), steps=Quadratic(steps=60), t_min=1e-4)
     point = jnp.tile(POINTS[2], (400, 1))
@@ -118,8 +118,8 @@ def test_hutchinsons_estimate_scatters_around_it(x64, process, name):
     assert abs(error.mean()) < 3.0 * error.std() / np.sqrt(400)
 
 
-def test_probes_are_fixed_and_more_of_them_are_better(x64):
-    """The variance falls as one over their number; the same key gives the same estimate."""
+def test_the_variance_is_inverse_to_the_number_of_probes(x64):
+    """And equal keys give equal estimates."""
     process = VP()
     coupling = jnp.array([[0.2, 0.5], [0.5, 0.2]])
     net = lambda z_t, t: linear.gaussian_eps(process, z_t, t) + 0.3 * jnp.tanh(z_t @ coupling)
@@ -137,7 +137,7 @@ def test_probes_are_fixed_and_more_of_them_are_better(x64):
     np.testing.assert_allclose(one.std() / sixteen.std(), 4.0, rtol=0.25)
 
 
-def test_a_likelihood_needs_a_solver_of_odes():
+def test_a_likelihood_needs_an_ode_solver():
     sampler = Sampler(method=METHODS["EulerMaruyama"](), steps=Quadratic(steps=5))
     with pytest.raises(ValueError, match=r"'EulerMaruyama' does not integrate ODEs: use .*'Tsit5'"):
         log_density(sampler, VP(), exact_eps(VP()), jax.random.key(0), jnp.asarray(POINTS))

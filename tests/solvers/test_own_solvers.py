@@ -1,4 +1,4 @@
-"""Our own solvers for processes of one coordinate: closed forms, identities, rounding, evaluations."""
+"""The solvers of this package for processes of one coordinate: closed forms, identities, rounding, NFE."""
 
 import itertools
 
@@ -14,13 +14,13 @@ from lsgm_jax.processes.discrete import discrete_vp
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.solvers.edm import MOST_CHURN
+from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, exact_map
 from lsgm_jax.solvers.grids import Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.interval import between
 from lsgm_jax.solvers.masked import masked
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.terms import KeyedNoise
-from tests.solvers.exact import MEAN, VARIANCE, exact_eps, exact_map
 
 PROCESSES = {
     "vp": VP(sigma2_0=0.01),
@@ -56,13 +56,8 @@ def alpha_sigma(process, t):
 
 
 def point_eps(process, point):
-    """Noise prediction of data that is a single point."""
-
-    def predict(z_t, t):
-        signal, noise = linear.kernel(process, t)
-        return (z_t - signal * point) / noise[:, 0]
-
-    return predict
+    """Noise prediction of data that are a single point."""
+    return exact_eps(process, mean=point, variance=0.0)
 
 
 def test_order_one_is_ddim(x64, process):
@@ -74,7 +69,7 @@ def test_order_one_is_ddim(x64, process):
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_one_step_is_exact_for_data_at_a_point(x64, process, name):
-    """Neither the noise nor the data changes along the flow, so nothing is left to approximate."""
+    """Noise and data are constant along the flow."""
     end = solve(METHODS[name](), process, Times(values=(0.8, 0.1)), start(), point_eps(process, 0.7))
     (alpha_s, sigma_s), (alpha_t, sigma_t) = (alpha_sigma(process, t) for t in (0.1, 0.8))
     np.testing.assert_allclose(end, 0.7 * alpha_s + sigma_s / sigma_t * (start() - 0.7 * alpha_t), rtol=1e-10)
@@ -82,7 +77,7 @@ def test_one_step_is_exact_for_data_at_a_point(x64, process, name):
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_ddim_draws_from_the_posterior_of_known_data(x64, process, eta):
-    """With eta = 1 mean and variance are those of Bayes' rule; with any eta the marginal at s is the kernel's."""
+    """With eta = 1, mean and variance are those of Bayes' rule; with any eta, the marginal at s is the kernel."""
     end = solve(
         METHODS["DDIM"](eta=eta),
         process,
@@ -95,13 +90,13 @@ def test_ddim_draws_from_the_posterior_of_known_data(x64, process, eta):
     (alpha_s, sigma_s), (_, sigma_t) = (alpha_sigma(process, t) for t in (0.1, 0.8))
     np.testing.assert_allclose(slope**2 * sigma_t**2 + variance, sigma_s**2, rtol=1e-10)
     if eta == 1.0:
-        signal, noise = (float(m.squeeze()) for m in process.transition(jnp.asarray(0.1), jnp.asarray(0.8)))
+        signal, noise = (float(m[0, 0]) for m in process.transition(jnp.asarray(0.1), jnp.asarray(0.8)))
         precision = 1.0 / sigma_s**2 + signal**2 / noise**2
         posterior = (0.7 * alpha_s / sigma_s**2 + signal * 1.1 / noise**2) / precision
         np.testing.assert_allclose([mean, variance], [posterior, 1.0 / precision], rtol=1e-9)
 
 
-def test_ancestral_is_ddim_with_all_noise_and_the_predictor_of_that_name():
+def test_ancestral_is_ddim_with_eta_one_and_the_ancestral_predictor():
     ours = solve(METHODS["Ancestral"](), VP(), Linear(steps=5), start())
     for other in (
         METHODS["DDIM"](eta=1.0),
@@ -125,8 +120,8 @@ class Silence:
 
 
 @pytest.mark.parametrize("name", ["DDIM", "Ancestral"])
-def test_clipped_data_stays_inside(name):
-    """Without noise left the last state is the predicted data itself; a bound that nothing reaches changes nothing."""
+def test_clipped_data_stay_within_the_bound(name):
+    """At zero noise the last state is the predicted data; a bound above all values has no effect."""
     grid = Times(values=(1.0, 0.5, 0.0))
     free, wide, clipped = (
         solve(METHODS[name](clip=clip), VP(), grid, 3.0 * start()) for clip in (None, 100.0, 1.2)
@@ -137,7 +132,7 @@ def test_clipped_data_stays_inside(name):
 
 
 def test_heun_of_edm_is_heun_in_the_noise_level(x64):
-    """On VE, where sigma / alpha is the standard deviation."""
+    """For VE, where sigma / alpha is the standard deviation."""
     process, times = VE(), (1.0, 0.7, 0.5, 0.2)
     z, eps_net = start(), exact_eps(process)
     for t, s in itertools.pairwise(times):
@@ -150,7 +145,7 @@ def test_heun_of_edm_is_heun_in_the_noise_level(x64):
     )
 
 
-def test_churn_happens_between_its_bounds_only(x64):
+def test_churn_is_limited_to_its_bounds(x64):
     process = VP()
     grid, ratio = Linear(steps=4), jnp.exp(-0.5 * linear.log_snr(process, jnp.asarray(0.5)))
     calm, everywhere, late, never = (
@@ -167,14 +162,14 @@ def test_churn_happens_between_its_bounds_only(x64):
     assert jnp.abs(late - everywhere).min() > 0
 
 
-def test_corrections_keep_the_spread_of_the_data():
-    """Two samples of 10000 dimensions. The second one's data prediction is off, which is no concern of the first."""
+def test_corrections_preserve_the_moments_of_the_data():
+    """For two samples of 10000 dimensions. A wrong prediction for the second one does not change the first."""
     process, shape = VP(), (2, 10_000)
     z_1 = linear.sample_prior(process, jax.random.key(1), shape)
     exact = exact_eps(process)
-    spoilt = lambda z_t, t: exact(z_t, t) * jnp.array([[1.0], [3.0]])
+    wrong = lambda z_t, t: exact(z_t, t) * jnp.array([[1.0], [3.0]])
     method = METHODS["PredictorCorrector"](corrections=2, snr=0.1)
-    ends = [solve(method, process, Linear(steps=60), z_1, eps_net, t_min=1e-3) for eps_net in (exact, spoilt)]
+    ends = [solve(method, process, Linear(steps=60), z_1, eps_net, t_min=1e-3) for eps_net in (exact, wrong)]
     np.testing.assert_allclose(ends[0][0].mean(), MEAN, atol=0.03)
     np.testing.assert_allclose(ends[0].std(axis=1), VARIANCE**0.5, rtol=0.04)
     np.testing.assert_allclose(ends[1][0], ends[0][0], rtol=1e-4, atol=1e-4)
@@ -182,25 +177,25 @@ def test_corrections_keep_the_spread_of_the_data():
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_intervals_keep_their_digits(name):
-    """In float32, also short ones, whose ends differ by less than rounding of what is computed from them."""
+def test_intervals_are_accurate_in_float32(name):
+    """Also short ones, for which differences of the kernels at both ends would cancel."""
     t = np.tile(np.float32([1e-4, 0.01, 0.3, 0.9, 1.0]), 3)
     s = t * np.repeat(np.float32([0.999, 0.99, 0.5]), 5)
 
-    def numbers():
+    def coefficients():
         interval = between(PROCESSES[name], jnp.asarray(s, float), jnp.asarray(t, float))
         return interval.fall() / interval.mean, interval.log_snr_gain()
 
-    single = numbers()
+    single = coefficients()
     with jax.enable_x64(True):
-        double = numbers()
-    # The chain's times are in steps, whose parts lose what a time has in digits before the point.
+        double = coefficients()
+    # The chain counts time in steps, and the fractional part of a step is less accurate than the time.
     np.testing.assert_allclose(single, double, rtol=1e-4 if "discrete" in name else 3e-6)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
-def test_float32_is_right_to_rounding(name):
-    """From t_min = 1e-4 with many short steps, where differences of kernels would have lost their digits."""
+def test_float32_is_accurate_to_rounding(name):
+    """Down to t_min = 1e-4 with many short steps, where differences of kernels would cancel."""
     grid = LogSNR(steps=60) if name in ("DPMSolverPP", "UniPC") else Quadratic(steps=60)
     single = solve(METHODS[name](), VP(), grid, start(), t_min=1e-4)
     assert single.dtype == jnp.float32
@@ -210,14 +205,14 @@ def test_float32_is_right_to_rounding(name):
 
 
 @pytest.mark.parametrize("name", ["DDIM", "Ancestral", "PLMS", "DEIS", "DPMSolverPP", "UniPC", "EDMHeun"])
-def test_no_noise_at_the_end_is_no_exception(name):
-    """sigma = 0 and an infinite signal-to-noise ratio at t = 0."""
+def test_a_step_to_zero_noise_is_finite(name):
+    """At t = 0, sigma = 0 and the signal-to-noise ratio is infinite."""
     grid = Times(values=(1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.01, 0.0))
     np.testing.assert_allclose(solve(METHODS[name](), VP(), grid, start()).std(), VARIANCE**0.5, rtol=1.0)
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_evaluations_are_what_a_counter_counts(name):
+def test_nfe_equals_the_counted_evaluations(name):
     process, calls = VP(), []
 
     def counting(z_t, t):
@@ -264,8 +259,8 @@ def test_bad_settings_are_refused(name, settings, message):
 
 
 @pytest.mark.parametrize("name", ["DDIM", "UniPC"])
-def test_what_is_kept_comes_out(name):
-    """The last step starts from the known data with little noise; what is not kept ends elsewhere."""
+def test_inpainting_preserves_the_known_data(name):
+    """The last step starts from the known data with little noise; the unknown part follows the data distribution."""
     known, keep = jnp.array([[3.0, 3.0]]), jnp.array([[1.0, 0.0]])
     method = masked(METHODS[name](), keep, known)
     end = solve(method, VP(), LogSNR(steps=30), jnp.zeros((1, 2)), t_min=1e-4)
@@ -273,13 +268,15 @@ def test_what_is_kept_comes_out(name):
     np.testing.assert_allclose(end[0, 1], MEAN, atol=0.1)
 
 
-def test_only_our_own_can_be_told_what_to_keep():
-    with pytest.raises(ValueError, match=r"'Tsit5' cannot be told a part of the data: use .*--solver=DDIM"):
+def test_inpainting_needs_a_reverse_solver():
+    with pytest.raises(
+        ValueError, match=r"'Tsit5' cannot keep a known part of the data: use .*--solver=DDIM"
+    ):
         masked(METHODS["Tsit5"](), jnp.ones(()), start())
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_the_map_is_found_on_every_process(x64, name):
+def test_deis_finds_the_exact_map_of_every_process(x64, name):
     process = PROCESSES[name]
     end = solve(METHODS["DEIS"](), process, LogSNR(steps=50), start(), t_min=0.02)
     np.testing.assert_allclose(end, exact_map(process, start(), 0.02), atol=5e-3)

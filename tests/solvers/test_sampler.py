@@ -1,4 +1,4 @@
-"""Solvers on Gaussian data, where the score and the map from noise to data are known."""
+"""Sampling of Gaussian data, for which the score and the map from noise to data are known."""
 
 import diffrax
 import jax
@@ -9,6 +9,7 @@ import pytest
 from lsgm_jax.arrays import coordinates
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.vp import VP, GeometricVP
+from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, exact_map, moments
 from lsgm_jax.solvers.grids import Linear, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.method import Cost, Method
@@ -16,7 +17,6 @@ from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, sample, slerp, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
 from tests.process_examples import MAIN
-from tests.solvers.exact import MEAN, VARIANCE, exact_eps, exact_map, moments
 
 PROCESSES = {"vp": VP(), "geometric": GeometricVP()}
 ADAPTIVE = [name for name, make in METHODS.items() if make().adaptive]
@@ -48,8 +48,8 @@ def test_adaptive_solvers_find_the_exact_map(x64, process, name):
 
 
 @pytest.mark.parametrize("name", MAIN)
-def test_every_process_carries_its_prior_to_the_data(x64, name):
-    """The flow is affine in z_1 = (x_1, v_1); its map turns the moments at t = 1 into those at t_min."""
+def test_the_flow_of_every_process_maps_moments_to_those_of_the_data(x64, name):
+    """The flow is affine in z_1 = (x_1, v_1), and maps the moments at t = 1 to those at t_min."""
     process, shape = MAIN[name], (6, 2)
     sampler = Sampler(steps=Adaptive(rtol=1e-8, atol=1e-8, max_steps=100_000), t_min=1e-4)
     z_1 = prior(process, shape)
@@ -69,11 +69,11 @@ def test_float32_finds_the_exact_map(process):
     np.testing.assert_allclose(solution.z_0, exact_map(process, z_1, 1e-5), atol=2e-4)
 
 
-# One step size for all
+# One step size for the batch
 
 
-def test_one_step_size_per_batch_agrees_and_the_hardest_sample_decides(x64):
-    """A sample far out is hidden in the mean of many easy ones, not in the maximum."""
+def test_one_step_size_by_the_largest_error_is_more_accurate_than_by_the_mean(x64):
+    """The error of a single outlier hardly changes the mean over many samples, but it is the maximum."""
     process = VP()
     z_1 = prior(process, (200, 2)).at[0].set(60.0)
     exact = exact_map(process, z_1, 1e-4)
@@ -91,7 +91,7 @@ def test_one_step_size_per_batch_agrees_and_the_hardest_sample_decides(x64):
 
 
 def count_calls(sampler, process):
-    """Evaluations of the network on the batch, counted by the network, and what the solution says."""
+    """The number of evaluations on the batch, counted by the network, and the solution."""
     calls, net = [], exact_eps(process)
 
     def counting(z_t, t):
@@ -106,8 +106,8 @@ def count_calls(sampler, process):
 
 @pytest.mark.parametrize("per", ["sample", "batch"])
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_nfe_of_adaptive_steps_is_what_a_counter_counts(name, per, process):
-    """The geometric process is stiff at t = 1: its first steps are rejected, where FSAL methods have to start over."""
+def test_nfe_of_adaptive_steps_equals_the_counted_evaluations(name, per, process):
+    """The geometric process is stiff at t = 1: its first steps are rejected, and FSAL methods evaluate again."""
     sampler = Sampler(method=METHODS[name](), steps=Adaptive(rtol=1e-4, atol=1e-4, per=per), denoise="mean")
     counted, solution = count_calls(sampler, process)
     assert counted == int(solution.nfe)
@@ -115,16 +115,13 @@ def test_nfe_of_adaptive_steps_is_what_a_counter_counts(name, per, process):
     assert int(solution.nfe_denoise) == 1
 
 
-# Ends
+# First and last step
 
 
-def test_the_last_step_takes_the_mean_of_the_data(x64):
-    """For data at a point every state knows the point; a step of the drift knows it up to t_min."""
+def test_the_mean_denoises_data_at_a_point_exactly(x64):
+    """The expected data are the point itself; a step of the drift is closer to it than no step."""
     process, point = VP(), 0.7
-
-    def net(z_t, t):
-        signal, noise = linear.kernel(process, t)
-        return (z_t - signal * point) / noise[:, 0]
+    net = exact_eps(process, mean=point, variance=0.0)
 
     def end(denoise):
         sampler = Sampler(
@@ -136,8 +133,8 @@ def test_the_last_step_takes_the_mean_of_the_data(x64):
     assert jnp.abs(end("euler") - point).max() < 0.5 * jnp.abs(end("none") - point).max()
 
 
-def test_temperature_scales_the_start(x64):
-    """The flow of centred Gaussian data is linear, so the samples are scaled, too."""
+def test_temperature_scales_the_samples_of_centred_data(x64):
+    """The flow of centred Gaussian data is linear."""
     process = VP()
     net = lambda z_t, t: linear.gaussian_eps(process, z_t, t)
     draw = lambda temperature: sample(
@@ -146,8 +143,8 @@ def test_temperature_scales_the_start(x64):
     np.testing.assert_allclose(draw(0.5).z_0, 0.5 * draw(1.0).z_0, rtol=1e-4)
 
 
-def test_stochastic_solvers_draw_by_the_index_of_the_step():
-    """The same key gives the same samples, in and out of jit; another key others."""
+def test_stochastic_samples_are_determined_by_the_key():
+    """In and out of jit; another key gives other samples."""
     process = VP()
     sampler = Sampler(method=METHODS["ShARK"](), steps=Quadratic(steps=10), t_min=1e-3)
     draw = lambda key: sample(sampler, process, exact_eps(process), key, (3, 2)).z_0
@@ -157,7 +154,7 @@ def test_stochastic_solvers_draw_by_the_index_of_the_step():
 
 
 def test_samples_have_the_moments_of_the_data():
-    """Over 4,000 samples, within five standard errors and what 100 steps leave."""
+    """Over 4,000 samples, within five standard errors and the error of the solver."""
     process = MAIN["cld"]
     sampler = Sampler(method=METHODS["EulerMaruyama"](), steps=Quadratic(steps=300), t_min=1e-3)
     z_0 = jax.jit(lambda key: sample(sampler, process, exact_eps(process), key, (4000, 1)).z_0)(
@@ -167,8 +164,8 @@ def test_samples_have_the_moments_of_the_data():
     assert abs(float(z_0.var()) - VARIANCE) < 5.0 * VARIANCE * np.sqrt(2.0 / 4000) + 0.01
 
 
-def test_gradients_pass_through_a_solve(x64):
-    """Of a sample with respect to the network's parameters: that of the exact map with respect to the data's mean."""
+def test_solves_are_differentiable(x64):
+    """The gradient of a sample with respect to the mean of the data equals the finite difference."""
     process, z_1 = VP(), jnp.array([[0.3], [-1.0]])
 
     def end(shift):
@@ -183,8 +180,8 @@ def test_gradients_pass_through_a_solve(x64):
     np.testing.assert_allclose(slope, numerical, rtol=1e-6)
 
 
-def test_any_solver_of_diffrax_goes_in(x64):
-    """As a method of one's own, with what it costs."""
+def test_any_diffrax_solver_can_be_a_method(x64):
+    """With its cost."""
     process, z_1 = VP(), prior(VP(), (3, 1))
     method = Method(
         name="Kvaerno5", scheme=diffrax.Kvaerno5(), dynamics="ode", order=5, cost=Cost(1), adaptive=True
@@ -196,7 +193,7 @@ def test_any_solver_of_diffrax_goes_in(x64):
 # Refusals
 
 
-def test_a_solve_that_runs_out_of_steps_says_so():
+def test_a_solve_beyond_max_steps_reports_failure():
     sampler = Sampler(steps=Adaptive(max_steps=3))
     assert not sample(sampler, VP(), exact_eps(VP()), jax.random.key(0), (4, 1)).success.any()
 
@@ -221,19 +218,19 @@ def test_bad_settings_are_refused(make, message):
     assert "\n" not in str(error.value)
 
 
-# Noise as a code
+# Encoding and interpolation
 
 
 @pytest.mark.parametrize("name", ["vp", "cld"])
-def test_the_way_to_the_noise_and_back_is_the_identity(x64, name):
+def test_encoding_and_sampling_is_the_identity(x64, name):
     process, z_0 = MAIN[name], jax.random.normal(jax.random.key(3), (5, 2)) * 0.5 + MEAN
     sampler = Sampler(steps=Adaptive(rtol=1e-9, atol=1e-9), t_min=1e-3)
     net = exact_eps(process)
-    there = jax.jit(lambda z_0: solve_to_noise(sampler, process, net, jax.random.key(4), z_0))(z_0)
-    np.testing.assert_allclose(solve(sampler, process, there).z_0, z_0, atol=1e-6)
+    code = jax.jit(lambda z_0: solve_to_noise(sampler, process, net, jax.random.key(4), z_0))(z_0)
+    np.testing.assert_allclose(solve(sampler, process, code).z_0, z_0, atol=1e-6)
 
 
-def test_the_great_circle_keeps_the_norm_and_ends_where_it_should(x64):
+def test_slerp_preserves_the_norm_and_reaches_both_ends(x64):
     a, b = (prior(VP(), (4, 3, 2), seed) for seed in (0, 1))
     norm = lambda z: np.linalg.norm(np.asarray(z).reshape(4, -1), axis=1)
     a, b = (z / norm(z)[:, None, None] for z in (a, b))

@@ -1,4 +1,4 @@
-"""The states on the way: they end where sampling ends, and pass where they should."""
+"""Sampling trajectories: they end at the samples, and agree with the exact flow in between."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP
+from lsgm_jax.solvers.exact_gaussian import converged_flow, exact_eps, exact_map
 from lsgm_jax.solvers.grids import Linear, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
-from lsgm_jax.solvers.path import trajectory_to_data
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.terms import KeyedNoise
-from tests.solvers.exact import exact_eps, exact_map, flow
+from lsgm_jax.solvers.trajectory import trajectory_to_data
 
 NOISE = KeyedNoise(jax.random.key(7))
 TIGHT = Adaptive(rtol=1e-8, atol=1e-8)
@@ -52,8 +52,8 @@ def solve(sampler, process, z_1):
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_a_path_begins_with_the_noise_and_ends_with_the_sample(x64, name, steps, process):
-    """At the price of sampling, whatever times are asked for, those between steps among them."""
+def test_a_trajectory_begins_with_the_noise_and_ends_with_the_sample(x64, name, steps, process):
+    """With the NFE of sampling, also for times between steps."""
     chosen, z_1 = sampler(name, steps), prior(process)
     path, sample = follow(chosen, process, z_1, jnp.linspace(1.0, 1e-2, 7)), solve(chosen, process, z_1)
     np.testing.assert_allclose(path.solution.z_0, sample.z_0, rtol=1e-12)
@@ -65,7 +65,7 @@ def test_a_path_begins_with_the_noise_and_ends_with_the_sample(x64, name, steps,
 
 
 @pytest.mark.parametrize("process", [VP(), VE()], ids=["vp", "ve"])
-def test_adaptive_paths_pass_through_the_quantiles(x64, process):
+def test_adaptive_trajectories_follow_the_exact_map(x64, process):
     """The flow of Gaussian data is known at every time, not only at the steps."""
     z_1, times = prior(process), jnp.asarray([1.0, 0.77, 0.4, 0.123, 0.02, 0.01])
     path = follow(sampler("Tsit5", TIGHT), process, z_1, times)
@@ -73,12 +73,12 @@ def test_adaptive_paths_pass_through_the_quantiles(x64, process):
         np.testing.assert_allclose(state, exact_map(process, z_1, t), atol=2e-6)
 
 
-def test_positions_and_velocities_pass_where_a_solve_of_its_own_ends(x64):
-    """And what is interpolated is a state, not two curves: it moves as the flow does there."""
+def test_states_of_cld_agree_with_a_solve_that_ends_there(x64):
+    """And the derivative of the interpolation is the vector field of the flow, for position and velocity."""
     process = CLD()
     z_1 = prior(process)
     near = follow(sampler("Dopri8", TIGHT), process, z_1, jnp.asarray([0.3 + 1e-4, 0.3, 0.3 - 1e-4])).states
-    np.testing.assert_allclose(near.x[1], flow(process, z_1, 0.3), atol=1e-6)
+    np.testing.assert_allclose(near.x[1], converged_flow(process, z_1, 0.3), atol=1e-6)
     z_t, t = jax.tree.map(lambda states: states[1], near), jnp.full(5, 0.3)
     slope = linear.probability_flow(process, z_t, exact_eps(process)(z_t, t), t)
     np.testing.assert_allclose((near.x[0] - near.x[2]) / 2e-4, slope.x, atol=1e-4)
@@ -86,8 +86,8 @@ def test_positions_and_velocities_pass_where_a_solve_of_its_own_ends(x64):
 
 
 @pytest.mark.parametrize("name", ["EulerMaruyama", "SSCS"])
-def test_at_a_step_a_path_is_where_a_shorter_grid_ends(x64, name):
-    """With the same noise; half way between two steps it is half way between their states."""
+def test_at_a_step_a_trajectory_equals_the_end_of_a_shorter_grid(x64, name):
+    """With the same noise. Between two steps the interpolation is linear."""
     process, values = CLD(), (1.0, 0.7, 0.4, 0.2, 0.05)
     z_1 = prior(process)
     times = jnp.asarray([0.7, 0.55, 0.4, 0.2])
@@ -107,8 +107,8 @@ def test_the_last_position_is_denoised_and_the_last_state_is_not(x64):
 
 
 @pytest.mark.parametrize("name", ["Heun", "Tsit5"])
-def test_what_is_kept_takes_no_evaluation(name):
-    """Interpolation lives on what the steps have evaluated."""
+def test_saved_states_take_no_evaluation(name):
+    """Interpolation uses the evaluations of the steps."""
     calls, process, chosen = [], VP(), sampler(name, Adaptive(rtol=1e-3, atol=1e-3))
     net = exact_eps(process)
 
@@ -123,7 +123,7 @@ def test_what_is_kept_takes_no_evaluation(name):
     assert len(calls) == int(solution.nfe)
 
 
-def test_a_path_that_fails_is_finite_as_far_as_it_came():
+def test_a_failed_trajectory_is_finite_up_to_the_failure():
     path = follow(sampler("Tsit5", Adaptive(max_steps=3)), VP(), prior(VP()), jnp.linspace(1.0, 1e-2, 5))
     assert not path.solution.success.any()
     assert jnp.isfinite(path.states[0]).all()

@@ -22,9 +22,8 @@ from experiments import (
     toys,
     trials,
 )
-from lsgm_jax.config.build_models import build_model
-from lsgm_jax.config.build_running import build_sampler
-from lsgm_jax.config.load import differences, override
+from lsgm_jax.config.factory import experiment
+from lsgm_jax.config.load import differences
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.points import DISTRIBUTIONS, PointSpec
 from lsgm_jax.processes.cld import CLD
@@ -50,17 +49,16 @@ def rows(values, key="nelbo"):
 
 @pytest.mark.parametrize("trial", [*TRIALS, *end_to_end.TRIALS], ids=lambda trial: trial.name)
 def test_trials_are_configs(trial):
-    config = trials.load(trials.SIZES["quick"], trial.fields)
-    model = build_model(config)
-    assert model.objective.control_variate == trial.fields.get("objective.control_variate", True)
-    build_sampler(config)
+    planned = experiment(trials.load(trials.SIZES["quick"], trial.fields))
+    expected = trial.fields.get("objective.control_variate", True)
+    assert planned.model.prior.objective.control_variate == expected
 
 
 @pytest.mark.parametrize("size", trials.SIZES)
 def test_every_size_has_a_config_in_latent_and_in_pixel_space(size):
     latent = trials.load(trials.SIZES[size], {})
     pixels = trials.load(latent_or_pixels.PIXELS[size], {})
-    assert build_model(latent).data_shape == build_model(pixels).data_shape
+    assert experiment(latent).model.data_shape == experiment(pixels).model.data_shape
 
 
 @pytest.mark.parametrize("size", trials.SIZES)
@@ -150,9 +148,9 @@ IN_THE_PLANE = [
     "trial", {trial.name: trial for trial in IN_THE_PLANE}.values(), ids=lambda trial: trial.name
 )
 def test_trials_in_the_plane_are_configs(trial):
-    model = build_model(trials.load(toys.SIZES["quick"], trial.fields))
-    assert (model.start is not None) == trial.name.startswith("plain")
-    assert model.objective.density.t_min == 1e-5
+    prior = experiment(trials.load(toys.SIZES["quick"], trial.fields)).model.prior
+    assert (prior.start is not None) == trial.name.startswith("plain")
+    assert prior.objective.density.t_min == 1e-5
 
 
 def test_trials_of_one_name_are_one_trial():
@@ -166,10 +164,10 @@ def test_trials_of_one_name_are_one_trial():
 def test_every_line_spends_its_budget(process, tmp_path):
     """The unused rest is less than the cost of a step; adaptive lines have tolerances instead."""
     config = trials.load(toys.SIZES["cpu"], toys.trial("gaussians", process).fields)
-    run = Run(tmp_path, config, build_model(config))
+    run = Run(tmp_path, config, experiment(config))
     for line in cld_toys.LINES[process]:
         for name, overrides in cld_toys.settings(run, line, (20, 51)):
-            sampler = build_sampler(override(config, overrides))
+            sampler = run.overridden(overrides).experiment.sampler
             if name.startswith("NFE"):
                 cost = sampler.method.cost
                 spent = cost.first + cost.extra + cost.per_step * sampler.steps.steps

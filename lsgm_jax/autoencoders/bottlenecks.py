@@ -119,7 +119,7 @@ class CodebookBottleneck:
 
     @property
     def features(self) -> int:
-        """As many as latent channels."""
+        """The number of latent channels."""
         return self.quantiser.width
 
     def init(self, key: Key) -> dict[str, Codebook]:

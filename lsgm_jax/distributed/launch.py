@@ -23,10 +23,8 @@ from lsgm_jax.jax_internals import coordination_client, detect_cluster
 __all__ = ["ClusterError", "Place", "agree", "barrier", "is_first", "join", "joined", "others_silent", "stop"]
 
 TIMEOUT = 300.0  # default, in seconds
-LEAST_HEARTBEAT, MOST_HEARTBEAT = (
-    10.0,
-    100.0,
-)  # seconds without a heartbeat until JAX considers a process dead
+# Seconds without a heartbeat until JAX considers a process dead.
+LEAST_HEARTBEAT, MOST_HEARTBEAT = 10.0, 100.0
 SECONDS_TO_JOIN = 60.0  # minimum for the start of JAX's runtime, after the rendezvous
 SECONDS_TO_ANSWER = 3.0  # for other processes, after an error
 

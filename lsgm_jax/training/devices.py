@@ -102,9 +102,8 @@ def place(mesh: Mesh, tree: Any) -> Any:
             return leaf
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.device_put(leaf, everywhere)
-        data = jax.device_put(
-            jax.random.key_data(leaf), everywhere
-        )  # device_put of keys fails across processes
+        # `device_put` of keys fails across processes.
+        data = jax.device_put(jax.random.key_data(leaf), everywhere)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
 
     return jax.tree.map(copy, tree)

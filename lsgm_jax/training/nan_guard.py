@@ -98,13 +98,13 @@ def keep_batch(folder: pathlib.Path, stage: str, call: Call, key: Key) -> pathli
     path = folder / f"{stage}-{call.last}.npz"
     folder.mkdir(exist_ok=True)
     k_step = jax.random.fold_in(key, call.last - 1)  # see `make_step`
-    given = [batch._asdict() for batch in call.batches]
-    known = {name: [batch[name] for batch in given] for name, rows in given[0].items() if rows is not None}
-    whole = {
-        name: np.concatenate([multihost_utils.process_allgather(part, tiled=True) for part in parts])
-        for name, parts in known.items()
+    fields = [batch._asdict() for batch in call.batches]
+    shares = {name: [batch[name] for batch in fields] for name, rows in fields[0].items() if rows is not None}
+    arrays = {
+        name: np.concatenate([multihost_utils.process_allgather(share, tiled=True) for share in of_steps])
+        for name, of_steps in shares.items()
     }
     with replacing(path) as partial, partial.open("wb") as file:
-        whole |= {"key": np.asarray(jax.random.key_data(k_step)), "step": np.asarray(call.last)}
-        np.savez_compressed(file, **whole)  # pyright: ignore[reportArgumentType]
+        arrays |= {"key": np.asarray(jax.random.key_data(k_step)), "step": np.asarray(call.last)}
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     return path

@@ -26,7 +26,7 @@ class Context(NamedTuple):
 
 
 class EMA(NamedTuple):
-    """The exponential moving average (EMA) of parameters.
+    """EMA of the parameters, their exponentially weighted average over steps.
 
     Attributes:
         decay: after the warm-up.

@@ -17,7 +17,7 @@ from lsgm_jax.training.recipes.plan import bare_stages
 from lsgm_jax.training.step import make_step
 from tests import tiny
 
-# Width, depth, heads; millions of parameters and billions of multiply-adds on a 32 x 32 x 4 latent, patches of side 2.
+# Width, depth, heads; millions of parameters and billions of multiply-adds on a 32 x 32 x 4 latent, patches of 2 x 2.
 PUBLISHED = {
     "S": (384, 12, 6, 33, 6.06),
     "B": (768, 12, 12, 130, 23.01),
@@ -259,7 +259,7 @@ def test_dit_trains_as_the_score_network_of_a_config():
     model = build_model(cfg)
     stage = bare_stages(cfg, model)[-1]
     state = stage.first_state(jax.jit(model.init)(jax.random.key(0)), jax.random.key(2))
-    step = jax.jit(make_step(stage.loss, stage.optimiser, stage.average))
+    step = jax.jit(make_step(stage.loss, stage.optimiser, stage.ema))
     grey = Batch(jnp.linspace(-1.0, 1.0, 64)[:, None, None, None] * jnp.ones((8, 8, 1)))
     loss, before = jax.jit(lambda p: model.loss(p, grey, jax.random.key(3))[0]), state.params
     for _ in range(60):

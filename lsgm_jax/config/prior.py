@@ -1,7 +1,7 @@
 """Sections of a config -> the score model of data or latents."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from lsgm_jax.processes.predictions import PREDICTIONS, Prediction, eps, require
 Spec = ObjectiveSpec | SGMObjectiveSpec
 
 
+@runtime_checkable
 class Make(Protocol):
     """Makes the object of a section, given the arguments that other sections decide; see `factory.Sections`."""
 

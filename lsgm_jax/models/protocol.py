@@ -41,6 +41,7 @@ class Autoencoder(Protocol):
         ...
 
 
+@runtime_checkable
 class Model(Protocol):
     """A score-based generative model: a `ScoreModel` on the data, or on the latents of an autoencoder.
 

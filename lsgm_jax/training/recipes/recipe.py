@@ -1,7 +1,7 @@
 """What a kind of model trains, stage by stage."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
@@ -50,6 +50,7 @@ class Donor(NamedTuple):
     of_whole: Callable[[Params], Params]
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """The training of one kind of model."""
 

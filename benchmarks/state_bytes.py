@@ -9,10 +9,10 @@ value 1 is an even sharding; the excess is arrays that are too small or of odd s
 """
 
 import jax
-from lsgm_jax.config.build_models import build_model
-from lsgm_jax.training.recipes.plan import bare_stages
 
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
+from lsgm_jax.training.recipes.recipe import Data
 from lsgm_jax.training.sharding import Sharded, bytes_per_device
 from lsgm_jax.training.state import TrainState
 
@@ -34,10 +34,9 @@ DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 def training_state(path: str) -> TrainState:
     """Returns the shapes of the training state in the last stage of a config."""
-    config = load_config(path, [])
-    model = build_model(config)
-    stage, key = bare_stages(config, model)[-1], jax.random.key(0)
-    return jax.eval_shape(stage.first_state, jax.eval_shape(model.init, key), key)
+    planned, key = experiment(load_config(path, [])), jax.random.key(0)
+    stage = planned.training.stages(Data.without(planned.model.data_shape))[-1]
+    return jax.eval_shape(stage.first_state, jax.eval_shape(planned.model.init, key), key)
 
 
 def main() -> None:

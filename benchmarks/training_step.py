@@ -15,15 +15,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from lsgm_jax.config.build_models import build_model
-from lsgm_jax.config.section import build
-from lsgm_jax.training.recipes.plan import bare_stages
 from tqdm import tqdm
 
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.config.registry import Config
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.devices import place
+from lsgm_jax.training.recipes.recipe import Data
 from lsgm_jax.training.step import make_step, scan_steps
 
 TURNS = 5
@@ -86,9 +85,10 @@ class Trial:
     """A compiled step with its state."""
 
     def __init__(self, config: Config):
-        model, train = build_model(config), build("train", config)
-        stage, launcher = bare_stages(config, model)[-1], build("parallel", config)
-        self.batch_size, self._per_call = config.data.batch_size, train.steps_per_call
+        planned = experiment(config)
+        model, launcher, train = planned.model, planned.parallel, planned.training.train
+        stage = planned.training.stages(Data.without(model.data_shape))[-1]
+        self.batch_size, self._per_call = planned.data.batch_size, train.steps_per_call
         key = place(launcher.mesh, jax.random.key(0))
         like = jax.eval_shape(lambda key: stage.first_state(model.init(key), key), key)
         begin = jax.jit(

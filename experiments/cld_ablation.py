@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from lsgm_jax.config.build_running import build_sampler
 
 from experiments.toys import COUNT, KEY, SIZES, distances, held_out, trial
 from experiments.trials import (
@@ -30,7 +29,8 @@ from experiments.trials import (
     summary,
     write_table,
 )
-from lsgm_jax.sampling.run import Run, compile_draw
+from lsgm_jax.sampling.run import Run
+from lsgm_jax.sampling.sample import compile_sampling
 
 TOY = "gaussians"
 MASSES, VARIANCES = (0.25, 1.0, 0.0625), (0.04, 1.0, 0.4)
@@ -90,9 +90,9 @@ def sample_distances(run: Run, options: argparse.Namespace, seed: int) -> dict[s
     """Computes the distance of samples to the test split in thousandths, by solver."""
     found, params = {}, run.best()[0]
     for name, (solver, steps) in SOLVERS.items():
-        chosen = ["--config.solver.name=" + solver, "--config.steps.name=quadratic"]
-        sampler = build_sampler(Run.open(run.workdir, [*chosen, f"--config.steps.steps={steps}"]).config)
-        x, _ = compile_draw(run, params, sampler, COUNT[options.size])[0](params, jax.random.key(seed))
+        fields = {"solver.name": solver, "steps.name": "quadratic", "steps.steps": steps}
+        chosen = run.overridden([f"--config.{key}={value}" for key, value in fields.items()])
+        x, _ = compile_sampling(chosen, params, COUNT[options.size])[0](params, jax.random.key(seed))
         found[name] = 1e3 * distances(np.asarray(x), held_out(options, TOY))[KEY]
     return found
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from lsgm_jax.config.build_running import build_sampler
 from tqdm import tqdm
 
 from experiments.toys import (
@@ -40,9 +39,9 @@ from experiments.trials import (
     thousandths,
     write_table,
 )
-from lsgm_jax.config.load import override
 from lsgm_jax.data.points import DISTRIBUTIONS
-from lsgm_jax.sampling.run import Run, compile_draw
+from lsgm_jax.sampling.run import Run
+from lsgm_jax.sampling.sample import compile_sampling
 
 BUDGETS = {"quick": (5, 10), "cpu": (20, 50, 150, 500), "gpu": (20, 50, 150, 500)}
 TOLERANCES = (1e-2, 1e-3, 1e-4)
@@ -88,7 +87,7 @@ def settings(run: Run, line: Line, budgets: Sequence[int]) -> list[tuple[str, li
         chosen.append("--config.steps.per=batch")
         both = "--config.steps.rtol={0} --config.steps.atol={0}"
         return [(f"tolerance {rtol:g}", [*chosen, *both.format(rtol).split()]) for rtol in TOLERANCES]
-    cost = build_sampler(override(run.config, [*chosen, "--config.steps.steps=1"])).method.cost
+    cost = run.overridden([*chosen, "--config.steps.steps=1"]).experiment.sampler.method.cost
     steps = {nfe: (nfe - cost.first - cost.extra) // cost.per_step for nfe in budgets}
     return [(f"NFE {nfe}", [*chosen, f"--config.steps.steps={count}"]) for nfe, count in steps.items()]
 
@@ -102,8 +101,7 @@ def measure(options: argparse.Namespace, process: str, rows: list[Row]) -> None:
         lacking = [where for where in params if (*where, process, name, setting) not in known]
         if not lacking:
             continue
-        sampler = build_sampler(override(one.config, overrides))
-        draw, _ = compile_draw(one, params[lacking[0]], sampler, COUNT[options.size])
+        draw, _ = compile_sampling(one.overridden(overrides), params[lacking[0]], COUNT[options.size])
         for toy, seed in lacking:
             x, solution = draw(params[toy, seed], jax.random.key(seed))
             found = {"nfe": int(solution.nfe), "failed": int((~solution.success).sum())}

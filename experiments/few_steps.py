@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from lsgm_jax.config.build_running import build_sampler
-from lsgm_jax.config.section import build
 from tqdm import tqdm
 
 from experiments.exact_score import exact_draw
@@ -32,10 +30,11 @@ from experiments.trials import (
     thousandths,
     write_table,
 )
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import override
 from lsgm_jax.data.points import DISTRIBUTIONS, Distribution
 from lsgm_jax.evaluation.fid import sliced_wasserstein
-from lsgm_jax.sampling.run import compile_draw
+from lsgm_jax.sampling.sample import compile_sampling
 
 # Process and solver, with the time grids to compare.
 SOLVERS = {
@@ -71,8 +70,7 @@ def measure(options: argparse.Namespace, process: str, rows: list[Row]) -> None:
         lacking = [where for where in params if (*where, line, nfe) not in known]
         if not lacking:
             continue
-        sampler = build_sampler(override(one.config, chosen))
-        draw, _ = compile_draw(one, params[lacking[0]], sampler, count)
+        draw, _ = compile_sampling(one.overridden(chosen), params[lacking[0]], count)
         for toy, seed in lacking:
             x, _ = draw(params[toy, seed], jax.random.key(seed))
             rows.append(make_row(toy, seed, line, nfe, np.asarray(x)))
@@ -85,8 +83,8 @@ def measure_exact(options: argparse.Namespace, process: str, rows: list[Row]) ->
     known = {(row["seed"], row["line"], row["nfe"]) for row in rows if row["toy"] == EXACT}
     for line, nfe, chosen in tqdm(jobs(process), desc=f"solvers of {process}, exact score"):
         lacking = [seed for seed in options.seeds if (seed, line, nfe) not in known]
-        sampler = build_sampler(override(config, chosen))
-        draw = exact_draw(build("process", config), sampler, COUNT[options.size])
+        planned = experiment(override(config, chosen))
+        draw = exact_draw(planned.model.prior.process, planned.sampler, COUNT[options.size])
         for seed in lacking:
             rows.append(make_row(EXACT, seed, line, nfe, np.asarray(draw(jax.random.key(seed)))))
         write_table(file_of(options, "csv"), rows)

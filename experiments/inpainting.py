@@ -19,14 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lsgm_jax.config.build_running import build_sampler
-from lsgm_jax.config.section import build
 
 from lsgm_jax.conditioning.images import Inpainting, rectangles, reduced
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.evaluation import plots
 from lsgm_jax.files import replacing
-from lsgm_jax.models.ldm import LDM
 from lsgm_jax.sampling.inpaint import inpaint, upscale
 from lsgm_jax.sampling.run import Run
 
@@ -62,29 +59,28 @@ def draw(restore: Callable[[slice, jax.Array], np.ndarray], count: int, draws: i
 
 def fill(run: Run, x: np.ndarray, mask: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Inpaints the images several times; returns [draws, images, ...]."""
-    params, sampler = run.best()[0], build_sampler(run.config)
-    restore = lambda rows, key: inpaint(run, params, sampler, x[rows], mask[rows], key)[0]
-    return draw(restore, len(x), draws, seed)
+    params, _ = run.best()
+    return draw(lambda rows, key: inpaint(run, params, x[rows], mask[rows], key)[0], len(x), draws, seed)
 
 
 def enlarge(run: Run, small: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Upscales the images several times; returns [draws, images, ...]."""
-    params, sampler = run.best()[0], build_sampler(run.config)
-    return draw(lambda rows, key: upscale(run, params, sampler, small[rows], key)[0], len(small), draws, seed)
+    params, _ = run.best()
+    return draw(lambda rows, key: upscale(run, params, small[rows], key)[0], len(small), draws, seed)
 
 
 def reconstruct(run: Run, x: np.ndarray) -> np.ndarray:
     """Reconstructs images by the first stage alone."""
-    model, (params, _) = run.model, run.best()
-    assert isinstance(model, LDM)
-    code = jax.jit(lambda x, key: model.first_stage.autoencode(params["first_stage"], x, key).x_hat)
+    first_stage, params = run.model.autoencoder, run.best()[0][run.model.stages[0]]
+    assert first_stage is not None
+    code = jax.jit(lambda x, key: first_stage.autoencode(params, x, key, train=False)[1])
     return in_batches(lambda rows: np.asarray(code(jnp.asarray(x[rows]), jax.random.key(0))), len(x))
 
 
 def holes(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """Evaluates inpainting; returns the rows of the table and the columns of the figure."""
     run = Run.open(options.inpainting)
-    x = whole_split(build("data", run.config), "test", limit=options.count)
+    x = whole_split(run.experiment.data, "test", limit=options.count)
     task = Inpainting()
     mask = np.asarray(
         rectangles(jax.random.key(options.seed), x.shape, task.rectangles, task.smallest, task.largest)
@@ -103,7 +99,7 @@ def holes(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[np.nd
 def large(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """Evaluates super-resolution, with the same results as `holes`."""
     run = Run.open(options.upscaling)
-    x = whole_split(build("data", run.config), "test", limit=options.count)
+    x = whole_split(run.experiment.data, "test", limit=options.count)
     height, width, _ = run.model.latent_shape
     small = np.asarray(reduced(jnp.asarray(x), height, width))
     bicubic = np.asarray(reduced(jnp.asarray(small), *x.shape[1:3]))

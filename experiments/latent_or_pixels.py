@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from lsgm_jax.config.build_models import build_model
 
 from experiments.trials import (
     SIZES,
@@ -29,9 +28,9 @@ from experiments.trials import (
     summary,
     write_table,
 )
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.registry import Config
 from lsgm_jax.evaluation.model_size import flops
-from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.objectives.bound import Batch
 
 # The same widths for both; the pixel-space network halves its maps where the autoencoder does.
@@ -54,17 +53,19 @@ KEYS = {"nelbo": "test NELBO, nats", "fid": "FID", "nfe": "NFE of a sample", "tr
 
 def training_flops(config: Config) -> int:
     """Counts the floating-point operations of all training steps by XLA."""
-    model, batch_size = build_model(config), config.data.batch_size
-    batch = jax.eval_shape(lambda: Batch(jnp.zeros((batch_size, *model.data_shape))))
+    planned = experiment(config)
+    model, data, steps = planned.model, planned.data, planned.training.steps
+    batch = jax.eval_shape(lambda: Batch(jnp.zeros((data.batch_size, *model.data_shape))))
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(model.init, key)
 
     def of(loss: Callable[..., Any], params: Any) -> int:
         return flops(jax.grad(loss, has_aux=True), params, batch, key)
 
-    total = config.train.steps * of(model.loss, params)
-    if isinstance(model, LSGM):
-        total += config.train.vae_steps * of(model.vae.loss, params["vae"])
+    total = steps(model.stages[-1]) * of(model.loss, params)
+    vae: Any = model.autoencoder
+    if vae is not None:
+        total += steps("vae") * of(vae.loss, params["vae"])
     return total
 
 

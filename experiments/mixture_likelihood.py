@@ -15,8 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from lsgm_jax.config.build_running import build_sampler
-from lsgm_jax.config.section import build
 
 from experiments.toys import PROCESSES, SIZES, trial
 from experiments.trials import (
@@ -33,7 +31,6 @@ from experiments.trials import (
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.points import DISTRIBUTIONS
 from lsgm_jax.evaluation.estimators import estimate, evaluate_images
-from lsgm_jax.models.sgm import SGM
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.sampling.run import Run
 
@@ -78,19 +75,17 @@ def excess(run: Run, seed: int, count: int) -> tuple[np.ndarray, int]:
     Returns:
         The difference in nats, [count], and the number of failed solves.
     """
-    assert isinstance(run.model, SGM)
-    model, sampler, divergence = run.model, build_sampler(run.config), build("divergence", run.config)
+    ode_bound, planned, log_density = run.model.ode_bound, run.experiment, DISTRIBUTIONS[TOY].log_density
+    assert ode_bound is not None
+    assert log_density is not None
 
     def terms(params, batch, key, stratum):
-        bound = model.ode_bound(params, batch, key, sampler, divergence)
+        bound = ode_bound(params, batch, key, planned.sampler, planned.divergence)
         return {"nelbo": bound.nelbo, "success": bound.success}
 
-    x = whole_split(build("data", run.config), "test")[:count]
-    size = build("eval", run.config).batch_size
+    x, size = whole_split(planned.data, "test")[:count], planned.evaluation.batch_size
     key = jax.random.key(seed)
     found = evaluate_images(jax.jit(terms), run.best()[0], Batch(x), key, batch_size=size, label="ODE")
-    log_density = DISTRIBUTIONS[TOY].log_density
-    assert log_density is not None
     return found["nelbo"] + log_density(x.astype(np.float64)), int((found["success"] < 1).sum())
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from lsgm_jax.config.section import build
 
 from experiments.trials import Row, Setup, Trial, load, run_trial
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.evaluation.fid import energy_distance, sliced_wasserstein
 from lsgm_jax.nn.network import Params
@@ -53,7 +53,7 @@ def trained(options: argparse.Namespace, process: str) -> tuple[Run, dict[tuple[
 
 def held_out(options: argparse.Namespace, toy: str) -> np.ndarray:
     """Returns the test split of a distribution."""
-    return whole_split(build("data", load(SIZES[options.size], {"data.source": toy})), "test")
+    return whole_split(experiment(load(SIZES[options.size], {"data.source": toy})).data, "test")
 
 
 def distances(x: np.ndarray, test: np.ndarray) -> dict[str, int | float]:

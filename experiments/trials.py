@@ -30,7 +30,8 @@ from lsgm_jax.evaluation.likelihood import evaluate
 from lsgm_jax.evaluation.report import add_to_report, read_report
 from lsgm_jax.evaluation.sample_quality import choose_extractor, compare_with_data
 from lsgm_jax.files import replacing
-from lsgm_jax.sampling.run import Run, train
+from lsgm_jax.sampling.run import Run
+from lsgm_jax.training.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 Setup = tuple[str, Mapping[str, Any]]  # a config file and the fields to change

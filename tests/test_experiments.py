@@ -23,7 +23,7 @@ from experiments import (
     trials,
 )
 from lsgm_jax.config.factory import experiment
-from lsgm_jax.config.load import differences, override
+from lsgm_jax.config.load import differences
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.points import DISTRIBUTIONS, PointSpec
 from lsgm_jax.processes.cld import CLD
@@ -49,10 +49,9 @@ def rows(values, key="nelbo"):
 
 @pytest.mark.parametrize("trial", [*TRIALS, *end_to_end.TRIALS], ids=lambda trial: trial.name)
 def test_trials_are_configs(trial):
-    config = trials.load(trials.SIZES["quick"], trial.fields)
-    model = experiment(config).model
-    assert model.objective.control_variate == trial.fields.get("objective.control_variate", True)
-    experiment(config)
+    planned = experiment(trials.load(trials.SIZES["quick"], trial.fields))
+    expected = trial.fields.get("objective.control_variate", True)
+    assert planned.model.prior.objective.control_variate == expected
 
 
 @pytest.mark.parametrize("size", trials.SIZES)
@@ -149,9 +148,9 @@ IN_THE_PLANE = [
     "trial", {trial.name: trial for trial in IN_THE_PLANE}.values(), ids=lambda trial: trial.name
 )
 def test_trials_in_the_plane_are_configs(trial):
-    model = experiment(trials.load(toys.SIZES["quick"], trial.fields)).model
-    assert (model.start is not None) == trial.name.startswith("plain")
-    assert model.objective.density.t_min == 1e-5
+    prior = experiment(trials.load(toys.SIZES["quick"], trial.fields)).model.prior
+    assert (prior.start is not None) == trial.name.startswith("plain")
+    assert prior.objective.density.t_min == 1e-5
 
 
 def test_trials_of_one_name_are_one_trial():
@@ -165,10 +164,10 @@ def test_trials_of_one_name_are_one_trial():
 def test_every_line_spends_its_budget(process, tmp_path):
     """The unused rest is less than the cost of a step; adaptive lines have tolerances instead."""
     config = trials.load(toys.SIZES["cpu"], toys.trial("gaussians", process).fields)
-    run = Run(tmp_path, config, experiment(config).model)
+    run = Run(tmp_path, config, experiment(config))
     for line in cld_toys.LINES[process]:
         for name, overrides in cld_toys.settings(run, line, (20, 51)):
-            sampler = experiment(override(config, overrides)).sampler
+            sampler = run.overridden(overrides).experiment.sampler
             if name.startswith("NFE"):
                 cost = sampler.method.cost
                 spent = cost.first + cost.extra + cost.per_step * sampler.steps.steps

@@ -14,8 +14,8 @@ from lsgm_jax.nn.network import Aux, Params
 from lsgm_jax.objectives.bound import Batch, Bound, ODEBound
 from lsgm_jax.processes.linear import Process
 from lsgm_jax.solvers.integrate import SavedTimes
-from lsgm_jax.solvers.path import Path
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise
+from lsgm_jax.solvers.trajectory import Trajectory
 
 
 @runtime_checkable
@@ -150,7 +150,7 @@ class Model(Protocol):
         sampler: Sampler,
         times: SavedTimes,
         condition: Condition = None,
-    ) -> tuple[Array, Path]:
+    ) -> tuple[Array, Trajectory]:
         """Solves as `decode` does, and returns the data along the sampling trajectories, [times, batch, ...]."""
         k_solve, k_decoder = jax.random.split(key) if self.decoder_draws else (key, key)
         given = self.encode_condition(params, condition)

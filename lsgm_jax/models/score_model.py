@@ -42,9 +42,9 @@ from lsgm_jax.processes.linear import Process, gaussian_eps, sample_prior
 from lsgm_jax.processes.predictions import Prediction, eps
 from lsgm_jax.solvers.integrate import SavedTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, LogDensity, log_density
-from lsgm_jax.solvers.path import Path, trajectory_to_data
 from lsgm_jax.solvers.sampler import Sampler, Solution, solve_to_data, solve_to_noise
 from lsgm_jax.solvers.terms import KeyedNoise
+from lsgm_jax.solvers.trajectory import Trajectory, trajectory_to_data
 
 Start = Callable[[Any], Process]
 PerChannel = Float[Array, "channels"]
@@ -239,7 +239,7 @@ class ScoreModel:
 
     def solve_path(
         self, params: Params, z_1: State, key: Key, sampler: Sampler, times: SavedTimes, condition: Condition
-    ) -> Path:
+    ) -> Trajectory:
         """Solves as `solve` does, and returns the sampling trajectories at `times`."""
         eps_net = self.sampling_net(params, condition, z_1, sampler.guidance)
         return trajectory_to_data(sampler, self.process_of(params), eps_net, z_1, KeyedNoise(key), times)

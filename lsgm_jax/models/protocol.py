@@ -104,7 +104,7 @@ class Model(Protocol):
         """Returns a condition as the prior takes it."""
         ...
 
-    def decode_latents(self, params: Params, z_0: Latents, key: Key) -> Latents:
+    def decode_latents(self, params: Params, z_0: Latents, key: Key) -> Array:
         """Returns the data of latents: expected images, NHWC."""
         ...
 
@@ -135,7 +135,7 @@ class Model(Protocol):
 
     def decode(
         self, params: Params, z_1: State, key: Key, sampler: Sampler, condition: Condition = None
-    ) -> tuple[Latents, Solution]:
+    ) -> tuple[Array, Solution]:
         """Solves from given noise z_1 to data; the key is for the noise of SDE solvers and random decoders."""
         k_solve, k_decoder = jax.random.split(key) if self.decoder_draws else (key, key)
         given = self.encode_condition(params, condition)

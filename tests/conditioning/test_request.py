@@ -222,7 +222,7 @@ def test_texts_are_asked_for_by_prompt(labelled, data_dir, tmp_path, capsys):
         (["sample", "--prompt=a cat"], "--prompt=a cat: this model's samples have no prompt"),
         (["sample", "--label=1", "--prompt=a"], "not allowed with"),
         (["sample", "--guidance=-1"], "guidance=-1.0: give 0 or more"),
-        (["upscale", "--image=small.png"], "this model makes no small image large"),
+        (["upscale", "--image=small.png"], "this model does no super-resolution"),
         (["inpaint", "--image=picture.png", "--mask=large.png"], "large.png has 16 x 16 pixels"),
         (["inpaint", "--image=picture.png", "--mask=black.png"], "black.png is black all over"),
         (["inpaint", "--image=nothing.png", "--mask=mask.png"], "nothing.png: No such file"),

@@ -31,7 +31,7 @@ def published(monkeypatch):
     module = nvae_module(fixture.spec["hyper_parameters"], state)
     backbone = backbones.Hierarchical(image_shape=x.shape[1:], net=module)
     noises = [channels_last(fixture.arrays[f"in/noise/group{i}"]) for i in range(module.group_count)]
-    monkeypatch.setattr(backbones, "_normal", lambda key, shapes: [jnp.asarray(n) for n in noises])
+    monkeypatch.setattr(backbones, "_gaussian_noise", lambda key, shapes: [jnp.asarray(n) for n in noises])
     variables = jax.tree.map(jnp.asarray, nvae_variables(state, module, x.shape[1:]))
     params = {"net": variables["params"], "state": {"batch_stats": variables["batch_stats"]}}
     vae = VAE(

@@ -143,7 +143,7 @@ def test_conditions_are_dropped_as_often_as_they_should(params):
     """In training alone, and each sample's for itself."""
     labels, count = jnp.zeros(4000, jnp.int32), 4000
     means = lambda key, dropout: encode_condition(
-        model(dropout).conditioning, params, labels, count, key
+        model(dropout).prior.conditioning, params, labels, count, key
     ).tokens[:, 0]
     is_nothing = lambda tokens: np.all(np.asarray(tokens) == MEANS[-1], axis=1)
     assert not is_nothing(means(None, 0.3)).any()

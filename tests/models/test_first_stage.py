@@ -92,12 +92,12 @@ def test_each_player_learns_from_its_own_loss_alone(name):
     stage, judge = trained.first_stage, trained.discriminator
 
     def of_discriminator(own):
-        x_hat = trained._autoencode(params["first_stage"], X, KEY).x_hat
+        x_hat = trained.first_stage.autoencode(params["first_stage"], X, KEY, train=True).x_hat
         logits = [judge.apply(own, x, train=True)[0] for x in (X, jax.lax.stop_gradient(x_hat))]
         return hinge_loss(*logits)
 
     def of_autoencoder(own):
-        sampled, x_hat = trained._autoencode(own, X, KEY)
+        sampled, x_hat = trained.first_stage.autoencode(own, X, KEY, train=True)
         fooled = generator_loss(judge.apply(params["discriminator"], x_hat, train=True)[0])
         cost = trained.criterion.reconstruction(jnp.abs(X - x_hat))
         weight = 0.7 * aux.metrics["adaptive_weight"]
@@ -129,7 +129,7 @@ def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer():
     (_, aux), _ = differentiate(trained, params, 10)
 
     def terms(own):
-        x_hat = trained._autoencode(own, X, KEY).x_hat
+        x_hat = trained.first_stage.autoencode(own, X, KEY, train=True).x_hat
         fooled = generator_loss(trained.discriminator.apply(params["discriminator"], x_hat, train=True)[0])
         per_image = jnp.sum(jnp.abs(X - x_hat), axis=(1, 2, 3))
         per_image += 2.0 * SIDE**2 * jnp.mean((X - x_hat) ** 2, axis=(1, 2, 3))

@@ -174,7 +174,9 @@ def test_only_noise_is_added_to_noise(asked):
 
 
 def test_networks_are_for_their_kind_of_data():
-    with pytest.raises(ConfigError, match=r"score.name='unet' is for maps .*not for latents of shape \(2,\)"):
+    with pytest.raises(
+        ConfigError, match=r"config.score: this network is for maps .*not for latents of shape \(2,\)"
+    ):
         toy("--config.score.name=unet")
 
 

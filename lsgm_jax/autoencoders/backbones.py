@@ -182,7 +182,7 @@ class Hierarchical:
         """Draws all groups from the smallest scale up, and decodes them."""
         noises = _gaussian_noise(key, [(len(x), *shape) for shape in self.latent_shapes()])
         output, state, kernels = self._network.apply(params, x, noises, train=train)
-        # Its kernels are normalised and masked on the way: those that count are the ones that were applied.
+        # NVAE normalises and masks its kernels: penalties are about the kernels that were applied.
         weights = Penalised(by_layer(kernels, "effective"), by_layer(params, "scale"))
         return Pass(self._latent(output.groups), output.features, state, weights)
 

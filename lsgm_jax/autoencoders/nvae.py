@@ -100,7 +100,7 @@ class NVAE(nn.Module):
 
     @property
     def group_count(self) -> int:
-        """Groups on all scales."""
+        """The number of groups on all scales."""
         return self.scales * self.groups_per_scale
 
     def setup(self):
@@ -109,7 +109,7 @@ class NVAE(nn.Module):
         halvings = self.pre_blocks + self.scales
         if len(self.channel_mult) != halvings or self.pre_blocks != self.post_blocks:
             raise ValueError(
-                f"pre_blocks={self.pre_blocks} and scales={self.scales} ask for post_blocks={self.pre_blocks} and "
+                f"pre_blocks={self.pre_blocks} and scales={self.scales} need post_blocks={self.pre_blocks} and "
                 f"{halvings} factors, got post_blocks={self.post_blocks}, channel_mult={self.channel_mult}"
             )
         encoder = tuple(self.encoder_channels * factor for factor in self.channel_mult)
@@ -179,7 +179,7 @@ class NVAE(nn.Module):
         """Height, width and channels of every group's latent for images of height, width and channels.
 
         Raises:
-            ValueError: if the image cannot be halved as often as the smallest scale asks.
+            ValueError: if the image cannot be halved as often as the smallest scale needs.
         """
         height, width, _ = image_shape
         shapes = []

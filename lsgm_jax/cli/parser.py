@@ -166,7 +166,9 @@ def place(options: argparse.Namespace) -> dict[str, Any] | None:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     missing = [f"--{name}" for name in names if name not in given]
     if given and options.distributed:
-        raise UsageError(f"--distributed finds out where a process stands: leave out --{next(iter(given))}")
+        raise UsageError(
+            f"--distributed finds out the place of a process: use it without --{next(iter(given))}"
+        )
     if given and missing:
         raise UsageError(f"--{next(iter(given))} goes with {' and '.join(missing)}; see  lsgm --help")
     if options.timeout <= 0:

@@ -41,7 +41,7 @@ def constants(params: Params) -> Params:
 class Compute:
     """How networks compute in a training step; parameters, densities and losses are float32 all the same.
 
-    Sampling and scoring have float32 always: to an adaptive solver the rounding of bfloat16 is an error of its steps.
+    Sampling and evaluation always use float32: an adaptive solver takes the rounding of bfloat16 for an error.
 
     Attributes:
         dtype: of the maps between layers, "bfloat16", or "float32" for that of the network's input.

@@ -1,1 +1,1 @@
-"""A trained run, and what is drawn from it: samples, what lies between them, their trajectories, pictures completed."""
+"""A trained run, its samples and their trajectories, interpolation, inpainting and super-resolution."""

@@ -1,4 +1,4 @@
-"""Conditional models by the commands: trained on the digits in a few steps, asked for, refused."""
+"""Conditional models by the commands: trained on the digits in a few steps, sampled with requests, refused."""
 
 import csv
 import json
@@ -47,7 +47,7 @@ def train(workdir, data_dir, *more):
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory, data_dir):
-    """An LDM of the digits, told which."""
+    """An LDM of the digits, conditioned on their class."""
     workdir = tmp_path_factory.mktemp("labelled")
     assert train(workdir, data_dir) == 0
     return workdir
@@ -91,7 +91,7 @@ def sample(workdir, *more):
 
 
 def test_samples_depend_on_label_and_guidance(labelled):
-    """The noise is the same, so all else is what was asked for; a name is as good as a number."""
+    """The noise is the same, so all else is the requested condition; a name is as good as a number."""
     three, four = sample(labelled, "--label=3"), sample(labelled, "--label=4")
     assert np.any(three != four)
     assert np.any(sample(labelled, "--label=3", "--guidance=3") != three)
@@ -144,7 +144,7 @@ def test_asked_for_classes_are_judged(labelled, capsys):
 
 @pytest.mark.slow
 def test_one_device_equals_eight(labelled, data_dir, tmp_path):
-    """Both players of the first stage, the prior with its dropped labels, samples of every class, reconstructions."""
+    """Generator and discriminator of the first stage, the prior with its dropped labels, samples of every class, reconstructions."""
     assert cli.main(judging(labelled)) == 0
     for arguments in (training(tmp_path, data_dir), judging(tmp_path)):
         on_one_machine.run_alone("lsgm_jax.cli", *arguments, devices=8)
@@ -188,7 +188,7 @@ def test_small_pictures_become_large(labelled, data_dir, files, tmp_path):
 
 @pytest.mark.slow
 def test_an_lsgm_is_conditional_as_well(data_dir, tmp_path):
-    """Trained jointly: encoder, decoder, and a prior that is told the digit."""
+    """Trained jointly: encoder, decoder, and a prior conditioned on the digit."""
     steps = ["--config.train.vae_steps=4", "--config.train.steps=4", "--config.train.eval_every=4"]
     arguments = [f"--config={tiny.CONFIG}", *tiny.OVERRIDES, f"--config.data.data_dir={data_dir}", *steps]
     conditioning = ["--config.conditioning.name=labels", "--config.conditioning.classes=10"]

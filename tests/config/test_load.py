@@ -143,7 +143,7 @@ def test_a_number_that_may_be_left_out_can_be_set():
     ("override", "value"), [("embedding_dim=16", 16), ("fir=(1.0,2.0,1.0)", (1.0, 2.0, 1.0))]
 )
 def test_what_may_be_left_out_keeps_its_type(override, value):
-    """A whole number stays one, and a tuple that the file leaves out can come back."""
+    """A whole number stays one, and an optional tuple can be set."""
     mnist = CONFIG.replace("digits.py:quick", "lsgm_mnist.py:quick")
     config = load_config(mnist, [f"--config.score.{override}"])
     given = config.score[override.split("=")[0]]
@@ -152,7 +152,7 @@ def test_what_may_be_left_out_keeps_its_type(override, value):
 
 
 def test_a_learning_rate_may_start_and_end_where_one_wants():
-    """A number of steps that may be left out is a whole one; without `final` the rate is constant."""
+    """An optional number of steps is an integer; without `final` the rate is constant."""
     lines = ("name=adam", "learning_rate=1e-4", "b1=0.5", "start=1e-6", "decay_steps=500", "final=1e-5")
     config = load_config(CONFIG, [f"--config.joint_prior.{line}" for line in lines])
     assert config.joint_prior.to_dict() == {

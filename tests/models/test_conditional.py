@@ -63,7 +63,7 @@ def params():
     return fresh | {"conditioner": {"table": {"embedding": jnp.asarray(MEANS)}}}
 
 
-def carried(z_1, means):
+def transported(z_1, means):
     """Where the probability flow carries noise, for Gaussian data with these means (D5): quantiles keep their place."""
     return means + STD * (z_1 - ALPHA * means) / STD_1
 
@@ -89,12 +89,12 @@ def test_every_sample_follows_its_own_condition(params, sampler, guidance):
     z_0, solution = jax.jit(model().decode, static_argnums=3)(params, Z_1, jax.random.key(0), sampler, LABELS)
     means = MEANS[-1] + guidance * (MEANS[LABELS] - MEANS[-1])
     assert solution.success.all()
-    np.testing.assert_allclose(z_0, carried(Z_1, means), atol=5e-3)
+    np.testing.assert_allclose(z_0, transported(Z_1, means), atol=5e-3)
 
 
 def test_without_a_condition_nothing_is_asked_for(params):
     z_0, _ = model().decode(params, Z_1, jax.random.key(0), SAMPLERS["grid"])
-    np.testing.assert_allclose(z_0, carried(Z_1, MEANS[-1]), atol=5e-3)
+    np.testing.assert_allclose(z_0, transported(Z_1, MEANS[-1]), atol=5e-3)
 
 
 @pytest.mark.parametrize(("guidance", "rows"), [(1.0, 6), (0.0, 6), (2.0, 12)])
@@ -145,11 +145,11 @@ def test_conditions_are_dropped_as_often_as_they_should(params):
     means = lambda key, dropout: encode_condition(
         model(dropout).prior.conditioning, params, labels, count, key
     ).tokens[:, 0]
-    is_nothing = lambda tokens: np.all(np.asarray(tokens) == MEANS[-1], axis=1)
-    assert not is_nothing(means(None, 0.3)).any()
-    assert not is_nothing(means(jax.random.key(0), 0.0)).any()
-    assert is_nothing(means(jax.random.key(0), 1.0)).all()
-    dropped = is_nothing(means(jax.random.key(0), 0.3)).sum()
+    is_null = lambda tokens: np.all(np.asarray(tokens) == MEANS[-1], axis=1)
+    assert not is_null(means(None, 0.3)).any()
+    assert not is_null(means(jax.random.key(0), 0.0)).any()
+    assert is_null(means(jax.random.key(0), 1.0)).all()
+    dropped = is_null(means(jax.random.key(0), 0.3)).sum()
     assert stats.binomtest(int(dropped), count, 0.3).pvalue > 1e-4
 
 

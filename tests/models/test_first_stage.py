@@ -84,8 +84,8 @@ def norm(tree):
 
 
 @pytest.mark.parametrize("name", ["kl", "vq"])
-def test_each_player_learns_from_its_own_loss_alone(name):
-    """The gradients are those of the players' losses, each taken with the other held fixed."""
+def test_each_network_learns_from_its_own_loss_alone(name):
+    """The gradients are those of generator and discriminator loss, each taken with the other held fixed."""
     trained = training(name)
     params = jax.jit(trained.init)(jax.random.key(1))
     (_, aux), gradient = differentiate(trained, params, 10)

@@ -229,8 +229,10 @@ def test_sampling_and_scoring_are_in_float32(name):
     """To the bit: the parameters are the same."""
     _, params, (x, noises) = nvae_case(name)
     nets = [StatefulNetwork(NVAES[name], c) for c in (PLAIN, Compute(dtype="bfloat16", remat=True))]
-    scored, fast = (jax.make_jaxpr(functools.partial(n.apply, train=False))(params, x, noises) for n in nets)
-    assert str(scored) == str(fast)
+    evaluated, fast = (
+        jax.make_jaxpr(functools.partial(n.apply, train=False))(params, x, noises) for n in nets
+    )
+    assert str(evaluated) == str(fast)
     assert {left for left, _ in products(fast)} == {"float32"}
 
 
@@ -320,9 +322,9 @@ def test_training_in_bfloat16_learns():
 def test_the_config_says_how_to_compute():
     config = load_config(tiny.CONFIG, ["--config.compute.dtype=bfloat16", "--config.compute.remat=True"])
     model = experiment(config).model
-    asked = Compute(dtype="bfloat16", remat=True)
-    assert model.prior.net.compute == model.vae.backbone.encoder.compute == asked
-    assert model.vae.backbone.decoder.compute == asked
+    chosen = Compute(dtype="bfloat16", remat=True)
+    assert model.prior.net.compute == model.vae.backbone.encoder.compute == chosen
+    assert model.vae.backbone.decoder.compute == chosen
     nvae = load_config(
         str(tiny.ROOT / "configs" / "lsgm_mnist.py") + ":small", ["--config.compute.remat=True"]
     )

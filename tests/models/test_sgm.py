@@ -164,11 +164,11 @@ def test_a_density_of_a_weighting_that_the_process_lacks_gets_one_line():
         toy(*(f"--config.{line}" for line in lines))
 
 
-@pytest.mark.parametrize("asked", ["mixed_score=gaussian", "matching=plain"])
-def test_only_noise_is_added_to_noise(asked):
-    lines = ["objective.mixed_score=none", f"objective.{asked}", "objective.prediction=x_0"]
+@pytest.mark.parametrize("chosen", ["mixed_score=gaussian", "matching=plain"])
+def test_only_noise_is_added_to_noise(chosen):
+    lines = ["objective.mixed_score=none", f"objective.{chosen}", "objective.prediction=x_0"]
     with pytest.raises(
-        ConfigError, match=rf"config\.objective\.{asked[:5]}.* predicts noise, not x_0: set it to"
+        ConfigError, match=rf"config\.objective\.{chosen[:5]}.* predicts noise, not x_0: set it to"
     ):
         toy(*(f"--config.{line}" for line in lines))
 
@@ -181,7 +181,7 @@ def test_networks_are_for_their_kind_of_data():
 
 
 def test_training_moves_the_network_but_not_its_frequencies():
-    """Fourier frequencies lie under `carried`: the same bits after steps with weight decay, and in the average."""
+    """Fourier frequencies are non-trainable state: the same bits after steps with weight decay, and in the EMA."""
     model = fourier()
     params = jax.jit(model.init)(jax.random.key(0))
     frequencies = params["score_net"]["state"]["constants"]["FourierFeatures_0"]["frequencies"]

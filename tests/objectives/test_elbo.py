@@ -178,7 +178,7 @@ def estimated_cross_entropy(objective, process, repeats=200):
 
 
 def neglected(process, t_min):
-    """What the published constant leaves out, exactly: CE(q_1 || prior) - H(z_1 | z_0), and CE at t_min for at 0."""
+    """What the published constant lacks, exactly: CE(q_1 || prior) - H(z_1 | z_0), and CE at t_min for at 0."""
 
     def diffused(t, mean, variance):
         signal, noise = map(np.asarray, linear.kernel(process, jnp.asarray(t)))

@@ -129,7 +129,7 @@ def last_layer(features, kernel):
 
 def check_first_stage_loss(fixture, name, h, decode, last, judge):
     x = image(fixture, "image")
-    first_stage, price, logged = bottleneck(fixture, name, h)
+    first_stage, penalty, logged = bottleneck(fixture, name, h)
     gan_loss = GANLoss(
         start=h["disc_start"],
         weight=h["disc_weight"],
@@ -144,7 +144,7 @@ def check_first_stage_loss(fixture, name, h, decode, last, judge):
 
     def objective(last):
         adversarial = gan_loss.autoencoder(generator_loss(judge(decode(last))), adaptive, h["global_step"])
-        return first_stage.objective(reconstruction(last), price, adversarial)
+        return first_stage.objective(reconstruction(last), penalty, adversarial)
 
     x_hat = decode(last)
     real, fake = judge(x), judge(x_hat)

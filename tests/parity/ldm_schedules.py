@@ -111,7 +111,7 @@ def check_sub_schedule(fixture, name, h, spacing, steps):
     """DDIM's times, and the noise that it draws at each: by our grid and our DDIM.
 
     Quirk: the step from the earliest time ends at timestep 0, not at the data. Quirk: with many quadratic steps times
-    repeat; a step of no length is left out of ours, and has no noise.
+    repeat; a step of no length is skipped by ours, and has no noise.
     """
     process = discrete_process(h)
     total, prefix = len(process.betas), f"{name}/ddim_{spacing}_S{steps}"

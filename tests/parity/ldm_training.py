@@ -1,4 +1,4 @@
-"""LDM's moving average of the weights and its learning rates, as multiples of the peak's."""
+"""LDM's EMA of the weights and its learning rates, as multiples of the peak's."""
 
 import re
 

@@ -1,7 +1,7 @@
 """One complete training step of LSGM's second stage: its losses, term by term, and its gradients.
 
 The step is the library's: `make_step` with the loss and the penalties of the joint stage. Recorded noise and times
-take the place of its draws, and what its parts return is noted down on the way.
+take the place of its draws, and what its parts return is recorded.
 """
 
 from typing import NamedTuple
@@ -63,11 +63,11 @@ class Seen(NamedTuple):
 
     values: dict  # by the names of outputs, and by some of our own in upper case; latents are channels last
     penalised: dict  # the weights that penalties are about
-    of_penalty: dict  # gradient of the prior's penalty, where it is asked for
+    of_penalty: dict  # gradient of the prior's penalty, where it is needed
 
 
 def take_step(fixture, case, vectors):
-    """The gradient of one step, its metrics, and what was seen on the way."""
+    """The gradient of one step, its metrics, and what was recorded."""
     keep = optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params),
         lambda gradient, state, params: (jax.tree.map(jnp.zeros_like, gradient), gradient),
@@ -164,7 +164,7 @@ def of_passes(case, parts):
         signal, noise = (value.reshape(len(t)) for value in linear.kernel(process, t))
         values |= {f"{role}/t": t, f"{role}/mean_coeff": signal, f"{role}/var_t": noise**2}
         values |= {f"{role}/weight": weighting(process, t) / density.density(process, t)}
-    # In joint training with times of its own the original's encoder shares a batch with the prior.
+    # In joint training with a separate t the original's encoder shares a batch with the prior.
     together = jnp.concatenate if case.h["iw_sample_q"] != SHARED else lambda passes: passes[0]
     squared = [error**2 for error in (*parts["prior_errors"], *parts["errors"])]
     lists = {"pred_params": parts["net_eps"], "l2_term": squared}

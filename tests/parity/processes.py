@@ -17,14 +17,22 @@ MODES = {
 }
 
 
+def betas_of(h):
+    return {"beta_min": h["beta_start"], "beta_max": h["beta_end"], "sigma2_0": h["sigma2_0"]}
+
+
+def vp_of(h):
+    """The VPSDE that a sub-VPSDE borrows from: its rates and its initial variance."""
+    return VP(**betas_of(h))
+
+
 def lsgm_process(h):
-    betas = {"beta_min": h["beta_start"], "beta_max": h["beta_end"], "sigma2_0": h["sigma2_0"]}
     curve = {"sigma2_min": h["sigma2_min"], "sigma2_max": h["sigma2_max"]}
     if h["sigma2_0"] != h["sigma2_min"]:
         curve["sigma2_0"] = h["sigma2_0"]
     makers = {
-        "vpsde": lambda: VP(**betas),
-        "sub_vpsde": lambda: SubVP(**betas),
+        "vpsde": lambda: vp_of(h),
+        "sub_vpsde": lambda: SubVP(**betas_of(h)),
         "vesde": lambda: VE(**curve),
         "geometric_sde": lambda: GeometricVP(**curve),
     }
@@ -52,7 +60,7 @@ def check_sde(fixture):
 
 
 def check_inverses(fixture, process, t):
-    """The original's inverses return the t that went in, up to its own rounding; ours are asked for that t."""
+    """The original's inverses return the t that went in, up to its own rounding; ours should return it."""
     h = fixture.spec["hyper_parameters"]
 
     def log_variance(process):
@@ -63,7 +71,7 @@ def check_inverses(fixture, process, t):
 
     inverted = {"inv_var_of_var": process}
     if h["sde_type"] == "sub_vpsde":
-        vp = VP(beta_min=h["beta_start"], beta_max=h["beta_end"])
+        vp = vp_of(h)
         fixture.check("beta", process.beta(t), rtol=1e-10)
         fixture.check("var_vpsde", linear.sigma(vp, t) ** 2, rtol=1e-10, atol=3e-16)
         inverted = {"inv_var_vpsde_of_var_vpsde": vp}
@@ -117,7 +125,7 @@ def is_uniform(mode):
 
 def process_of_times(h, process):
     """Quirk: the sub-VPSDE takes the importance densities of the VPSDE with the same betas."""
-    return VP(beta_min=h["beta_start"], beta_max=h["beta_end"]) if isinstance(process, SubVP) else process
+    return vp_of(h) if isinstance(process, SubVP) else process
 
 
 def weight_quirk(h, process, mode):

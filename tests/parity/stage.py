@@ -95,7 +95,7 @@ def read(fixture):
     variables = nvae_variables(vae_state, nvae, model.data_shape)
     vae = {"net": variables["params"], "state": {"batch_stats": variables["batch_stats"]}}
     params = {"vae": vae, **prior(model, state_dict(fixture, "dae"))}
-    # The original meets the average from its second step on; before, the average is the parameters.
+    # The original's encoder uses the EMA from the second step on; before, the EMA is the parameters.
     meets = h["update_q_ema"] and h["global_step"] > 0
     average = params | (prior(model, state_dict(fixture, "dae_ema")) if meets else {})
     as_ours = functools.partial(jnp.asarray, dtype=jnp.zeros(()).dtype)

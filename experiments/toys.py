@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from experiments.trials import Row, Setup, Trial, load, run_trial
+from lsgm_jax.arrays import Params
 from lsgm_jax.config.factory import experiment
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.evaluation.fid import energy_distance, sliced_wasserstein
-from lsgm_jax.nn.network import Params
 from lsgm_jax.sampling.run import Run
 
 # A seventh of the config's compute, because there are twenty-four models.

@@ -11,7 +11,7 @@ FORBIDDEN = {
     r"\b(is|are|was|were) no numbers?\b|\bno numbers\b": "non-finite loss or gradient, NaN",
     r"\b(go|goes|going|gone|went) back\b": "roll back to the last checkpoint",
     r"\bNormals?\b|(\b|_)normal_(eps|error|bound|pixels|prior)\b|NormalPixels|NarrowNormal": "Gaussian",
-    r"\btrain\.parts\b|\b(gradients|taken|batch) in parts\b|\bparts of (a|the) batch\b": "gradient accumulation, micro-batches",
+    r"\btrain\.parts\b|\b(gradients|taken|batch) in parts\b|\bparts of (a|the) batch\b": "gradient accumulation",
     r"\bmoving averages?\b|\baveraged (parameters|weights)\b|meets?_(the_)?average|\bmeets? the average\b|"
     r"\baverage_(vae|first_stage)\b": "EMA parameters",
     r"\b(times|time|t) of (its|their|the encoder's) own\b|\bits own times\b": "separate t (Algorithm 2)",

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Images, Key, Latents, sum_per_sample
+from lsgm_jax.arrays import Images, Key, Latents, Params, sum_per_sample
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.gaussian import LOG_2PI, Gaussian
 from lsgm_jax.autoencoders.likelihoods import Features
 from lsgm_jax.autoencoders.nvae import NVAE, GroupSample, join_groups, split_groups
 from lsgm_jax.autoencoders.nvae_towers import Level
-from lsgm_jax.nn.network import PLAINLY, Compute, Network, Params, StatefulNetwork, split_or_none
+from lsgm_jax.nn.network import PLAINLY, Compute, Network, StatefulNetwork, split_or_none
 from lsgm_jax.nn.penalised import Penalised, by_layer, penalised
 from lsgm_jax.objectives.bound import Latent
 from lsgm_jax.objectives.kl import PerGroup

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import Images, Key, Latents
-from lsgm_jax.conditioning.protocol import Condition, Context
+from lsgm_jax.arrays import Condition, Images, Key, Latents, Params
+from lsgm_jax.conditioning.protocol import Context
 from lsgm_jax.nn.layers import Maps, Resized
-from lsgm_jax.nn.network import Params
 
 Masks = Float[Array, "batch height width 1"]
 Encode = Callable[[Images], Latents]

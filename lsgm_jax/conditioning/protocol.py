@@ -7,17 +7,14 @@ can be guided away from it (`guidance.py`).
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from lsgm_jax.arrays import Key, Latents, Times
+from lsgm_jax.arrays import Condition, Key, Latents, Params, Times
 from lsgm_jax.nn.layers import Maps, Tokens
-from lsgm_jax.nn.network import Params
-
-Condition = Any  # arrays [batch, ...]; None for none
 
 
 class Context(NamedTuple):

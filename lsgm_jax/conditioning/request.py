@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from lsgm_jax.arrays import Condition
 from lsgm_jax.conditioning.images import Task
-from lsgm_jax.conditioning.protocol import Condition, Conditioning
+from lsgm_jax.conditioning.protocol import Conditioning
 from lsgm_jax.data.pipeline import (
     Data,
     all_captions,

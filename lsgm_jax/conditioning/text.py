@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Int
 
-from lsgm_jax.arrays import Key
-from lsgm_jax.conditioning.protocol import Condition, Context, check_dropout
+from lsgm_jax.arrays import Condition, Key, Params
+from lsgm_jax.conditioning.protocol import Context, check_dropout
 from lsgm_jax.nn.layers import FAN_IN_UNIFORM, Block, TokenAttention, Tokens
-from lsgm_jax.nn.network import Params
 
 WordPieces = Int[Array, "batch tokens"]
 EMBEDDING_INIT = nn.initializers.normal(0.02)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsgm_jax.arrays import Images, PerSample
+from lsgm_jax.arrays import Images, Params, PerSample
 from lsgm_jax.autoencoders.likelihoods import shown
 from lsgm_jax.autoencoders.perceptual import LPIPS
 from lsgm_jax.conditioning.images import ConcatMaps, Task
@@ -23,7 +23,7 @@ from lsgm_jax.models.ldm import FROZEN, LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.models.vae import VAE
-from lsgm_jax.nn.network import Params, StatefulNetwork
+from lsgm_jax.nn.network import StatefulNetwork
 from lsgm_jax.training.optim import per_part
 from lsgm_jax.training.recipes.ldm import LDMRecipe
 from lsgm_jax.training.recipes.lsgm import LSGMRecipe

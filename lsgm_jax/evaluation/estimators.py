@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.arrays import Key
+from lsgm_jax.arrays import Key, Params
 from lsgm_jax.data.pipeline import padded_batches
 from lsgm_jax.evaluation.cache import Arrays, Cache, accumulate
-from lsgm_jax.nn.network import Params
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.time_densities import Stratum
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.arrays import Key
+from lsgm_jax.arrays import Key, Params
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.evaluation.cache import Arrays, Cache, digest
 from lsgm_jax.evaluation.estimators import (
@@ -19,7 +19,6 @@ from lsgm_jax.evaluation.estimators import (
     evaluate_images,
     importance_bound,
 )
-from lsgm_jax.nn.network import Params
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.sampling.run import Run
@@ -134,7 +133,6 @@ class Evaluator:
 def _bounds(evaluator: Evaluator, params: Params) -> dict[str, Any]:
     """The model's bound by terms; with a VAE also the VAE's, as it is now and as the first stage left it."""
     run, model, name = evaluator.run, evaluator.run.model, evaluator.run.experiment.name
-    assert model.bound is not None
     values = evaluator.terms(f"nelbo_{name}", bound_terms(model.bound), params)
     report: dict[str, Any] = _by_terms(name, values, model.pixel_values)
     autoencoder = model.autoencoder
@@ -168,7 +166,6 @@ def _entries(name: str, value: Estimate) -> dict[str, float]:
 
 def _ode_terms(run: Run) -> PerImage:
     sampler, divergence, ode_bound = run.experiment.sampler, run.experiment.divergence, run.model.ode_bound
-    assert ode_bound is not None
 
     def terms(params: Params, batch: Batch, key: Key, stratum: Stratum) -> dict[str, jax.Array]:
         bound = ode_bound(params, batch, key, sampler, divergence)

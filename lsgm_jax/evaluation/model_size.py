@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lsgm_jax.arrays import Params
 from lsgm_jax.conditioning.protocol import encode_condition
 from lsgm_jax.models.protocol import Model
-from lsgm_jax.nn.network import Params, trainable
+from lsgm_jax.nn.network import trainable
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.processes.linear import sample_prior
 from lsgm_jax.training.stage import Stage

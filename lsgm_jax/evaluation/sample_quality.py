@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.arrays import Images, Key, PerSample, State
-from lsgm_jax.conditioning.protocol import Condition
+from lsgm_jax.arrays import Condition, Images, Key, Params, PerSample, State
 from lsgm_jax.conditioning.request import ConditionRequest
 from lsgm_jax.config.specs import FEWEST_SAMPLES
 from lsgm_jax.data import pixels
@@ -26,7 +25,6 @@ from lsgm_jax.evaluation.inception_weights import read_inception
 from lsgm_jax.evaluation.likelihood import check_devices
 from lsgm_jax.evaluation.plots import to_bytes
 from lsgm_jax.models.first_stage import psnr
-from lsgm_jax.nn.network import Params
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.sampling.sample import compile_sampling
 from lsgm_jax.solvers.sampler import draw_noise

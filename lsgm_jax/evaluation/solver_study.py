@@ -14,13 +14,11 @@ import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
-from lsgm_jax.arrays import Key, State
-from lsgm_jax.conditioning.protocol import Condition
+from lsgm_jax.arrays import Condition, Key, Params, State
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.errors import ConfigError, DataError, look_up
 from lsgm_jax.evaluation.fid import energy_distance
 from lsgm_jax.files import replacing
-from lsgm_jax.nn.network import Params
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise

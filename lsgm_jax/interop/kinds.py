@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lsgm_jax.arrays import Params
 from lsgm_jax.interop.ldm_checkpoint import (
     discriminator_params,
     find_ldm_parts,
@@ -16,7 +17,6 @@ from lsgm_jax.interop.official import find_parts, official_params, vae_params
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.sgm import SGM
-from lsgm_jax.nn.network import Params
 from lsgm_jax.training.recipes.ldm import LDMRecipe
 from lsgm_jax.training.recipes.recipe import Recipe
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from lsgm_jax.arrays import Params
 from lsgm_jax.autoencoders.bottlenecks import CodebookBottleneck
 from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.ldm import Decoder, Encoder
@@ -29,7 +30,7 @@ from lsgm_jax.interop.tables import State, as_float32
 from lsgm_jax.models.first_stage import FirstStage
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.nn.ldm import LDMUNet
-from lsgm_jax.nn.network import Params, StatefulNetwork
+from lsgm_jax.nn.network import StatefulNetwork
 from lsgm_jax.processes.discrete import DiscreteVP
 
 # The first group of each is the prefix of the network's names.

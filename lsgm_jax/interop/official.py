@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float
 
+from lsgm_jax.arrays import Params
 from lsgm_jax.autoencoders.backbones import Backbone, Hierarchical
 from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.ema import fitting_ema, is_ema, numbered_emas
@@ -25,7 +26,6 @@ from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.nn.mlp import MLP
 from lsgm_jax.nn.ncsnpp import NCSNpp
-from lsgm_jax.nn.network import Params
 
 VAE = re.compile(r"(.*\.)?prior_ftr0")
 SCORE_NET = re.compile(r"(.*?\.)?(?:all_modules\.\d+\..+|main\.\d+\.(?:weight|bias))")

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from lsgm_jax.arrays import Images, Key, Latents, PerSample, Scalar
+from lsgm_jax.arrays import Images, Key, Latents, Params, PerSample, Scalar
 from lsgm_jax.autoencoders.bottlenecks import Bottleneck, BottleneckSample
-from lsgm_jax.nn.network import Aux, Network, Params, StatefulNetwork
+from lsgm_jax.nn.network import Aux, Network, StatefulNetwork
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.gan import (
     GANLoss,

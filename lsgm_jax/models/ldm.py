@@ -5,14 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Images, Key, Latents, Scalar
+from lsgm_jax.arrays import Condition, Images, Key, Latents, Params, Scalar
 from lsgm_jax.autoencoders.ldm import unit_scale
 from lsgm_jax.conditioning.images import Task
-from lsgm_jax.conditioning.protocol import Condition
 from lsgm_jax.models.first_stage import FirstStage
 from lsgm_jax.models.protocol import Model
 from lsgm_jax.models.score_model import ScoreModel
-from lsgm_jax.nn.network import Aux, Params
+from lsgm_jax.nn.network import Aux
 from lsgm_jax.objectives.bound import Batch, Bound
 from lsgm_jax.objectives.time_densities import Stratum
 
@@ -36,7 +35,7 @@ class LDM(Model):
     scale: float = 0.0
     task: Task | None = None
     stages = ("first_stage", "prior")
-    bound = ode_bound = None
+    posterior = bound = ode_bound = None  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
     encoder_draws, decoder_draws = True, False
 
     @property

@@ -5,19 +5,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Images, Key, Latents, PerSample, Scalar
+from lsgm_jax.arrays import Condition, Images, Key, Latents, Params, PerSample, Scalar
 from lsgm_jax.autoencoders.likelihoods import label_count, scored_values
-from lsgm_jax.conditioning.protocol import Condition
 from lsgm_jax.models.protocol import Model
 from lsgm_jax.models.score_model import ScoreModel
 from lsgm_jax.models.vae import VAE
-from lsgm_jax.nn.network import Aux, Params
-from lsgm_jax.objectives.bound import Batch, Bound, Encoded, ODEBound, bound_metrics
+from lsgm_jax.nn.network import Aux
+from lsgm_jax.objectives.bound import Batch, Posterior, bound_metrics
 from lsgm_jax.objectives.elbo import joint_dsm_loss, joint_dsm_loss_separate_t
 from lsgm_jax.objectives.kl import KLWeight
-from lsgm_jax.objectives.time_densities import Stratum
-from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence
-from lsgm_jax.solvers.sampler import Sampler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +86,7 @@ class LSGM(Model):
                 objective, process, autoencode, (eps_net, frozen), batch.x, keys, kl, groups
             )
         encoded = joint.encoded
-        metrics = _metrics(encoded, joint.cross_entropy, joint.prior_loss)
+        metrics = _metrics(encoded.posterior, joint.cross_entropy, joint.prior_loss)
         state = {"vae": encoded.state, **self.prior.state(params)}
         weights = {"vae": encoded.penalised, **self.prior.penalised(params)}
         return jnp.mean(joint.loss), Aux(metrics, state, weights)
@@ -98,50 +94,26 @@ class LSGM(Model):
     def prior_loss(self, params: Params, batch: Batch, key: Key) -> tuple[Scalar, Aux]:
         """Computes the loss of the prior alone: the VAE is frozen, and encodes as in evaluation. See `loss`."""
         k_vae, k_prior, k_dropout, k_condition = jax.random.split(key, 4)
-        encoded = self._encode(jax.lax.stop_gradient(params), batch.x, k_vae)
+        posterior = self.posterior(jax.lax.stop_gradient(params), batch.x, k_vae)
         eps_net = self.prior.data_net(params, batch, k_dropout, k_condition)
-        latents = batch._replace(x=encoded.latent.z_0)
+        latents = batch._replace(x=posterior.z_0)
         dsm = self.prior.dsm_loss(params, latents, eps_net, k_prior)
-        metrics = _metrics(encoded, dsm.cross_entropy, dsm.prior_loss)
+        metrics = _metrics(posterior, dsm.cross_entropy, dsm.prior_loss)
         # The VAE is state: it is frozen, also for the weight decay of an optimiser.
         state = {"vae": params["vae"], **self.prior.state(params)}
         return jnp.mean(dsm.prior_loss), Aux(metrics, state, self.prior.penalised(params))
 
-    def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
-        """Computes the terms of the NELBO per image, without dropout, one draw of z_0, t and eps each, nats."""
-        k_vae, k_draw = jax.random.split(key)
-        encoded = self._encode(params, batch.x, k_vae)
-        latents = batch._replace(x=encoded.latent.z_0)
-        return _bound(encoded, self.prior.cross_entropy(params, latents, k_draw, stratum))
-
-    def ode_bound(
-        self,
-        params: Params,
-        batch: Batch,
-        key: Key,
-        sampler: Sampler,
-        divergence: Divergence = RADEMACHER,
-    ) -> ODEBound:
-        """Computes the NELBO with log p(z_0) along the probability-flow ODE, one draw of z_0 per image.
-
-        Args:
-            sampler: an ODE solver and its steps.
-        """
-        k_vae, k_probe = jax.random.split(key)
-        encoded = self._encode(params, batch.x, k_vae)
-        latent, latents = encoded.latent, batch._replace(x=encoded.latent.z_0)
-        prior = self.prior.log_density(params, latents, k_probe, sampler, divergence)
-        joint = prior.log_prob - encoded.reconstruction - latent.rest
-        nelbo, log_weight = -latent.total_entropy - joint, joint - latent.log_q
-        return ODEBound(nelbo, log_weight, prior.nfe, prior.products, prior.success)
+    def posterior(self, params: Params, x: Images, key: Key) -> Posterior:
+        """Draws z_0 ~ q(z_0 | x), with its terms of the bound."""
+        return self.vae.autoencode(params["vae"], x, key, train=False).posterior
 
     def encode_data(self, params: Params, batch: Batch, key: Key) -> Batch:
         """Draws latents z_0 ~ q(z_0 | x)."""
-        return batch._replace(x=self._encode(params, batch.x, key).latent.z_0)
+        return batch._replace(x=self.posterior(params, batch.x, key).z_0)
 
     def encode_known(self, params: Params, x: Images, key: Key) -> Latents:
         """Draws latents z_0 ~ q(z_0 | x)."""
-        return self._encode(params, x, key).latent.z_0
+        return self.posterior(params, x, key).z_0
 
     def encode_condition(self, params: Params, condition: Condition) -> Condition:
         """Returns the condition."""
@@ -151,15 +123,6 @@ class LSGM(Model):
         """Returns expected images, [batch, h, w, c] in [-1, 1]."""
         return self.vae.decode(params["vae"], z_0, key)
 
-    def _encode(self, params: Params, x: Images, key: Key) -> Encoded:
-        return self.vae.autoencode(params["vae"], x, key, train=False)
 
-
-def _bound(encoded: Encoded, cross_entropy: PerSample) -> Bound:
-    """The terms of the NELBO, given the cross entropy of z_0."""
-    latent = encoded.latent
-    return Bound(encoded.reconstruction, latent.total_entropy, cross_entropy + latent.rest)
-
-
-def _metrics(encoded: Encoded, cross_entropy: PerSample, prior_loss: PerSample) -> dict[str, Scalar]:
-    return bound_metrics(_bound(encoded, cross_entropy)) | {"prior_loss": jnp.mean(prior_loss)}
+def _metrics(posterior: Posterior, cross_entropy: PerSample, prior_loss: PerSample) -> dict[str, Scalar]:
+    return bound_metrics(posterior.bound(cross_entropy)) | {"prior_loss": jnp.mean(prior_loss)}

@@ -1,4 +1,4 @@
-"""What every model can do. Sampling stands here once, for all of them."""
+"""What every model can do. Bounds and sampling stand here once, for all of them."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -6,14 +6,15 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array
 
-from lsgm_jax.arrays import Key, Latents, Scalar, State
+from lsgm_jax.arrays import Condition, Key, Latents, Params, Scalar, State
 from lsgm_jax.conditioning.images import Task
-from lsgm_jax.conditioning.protocol import Condition
 from lsgm_jax.models.score_model import ScoreModel
-from lsgm_jax.nn.network import Aux, Params
-from lsgm_jax.objectives.bound import Batch, Bound, ODEBound
+from lsgm_jax.nn.network import Aux
+from lsgm_jax.objectives.bound import Batch, Bound, ODEBound, Posterior
+from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.processes.linear import Process
 from lsgm_jax.solvers.integrate import SavedTimes
+from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise
 from lsgm_jax.solvers.trajectory import Trajectory
 
@@ -51,16 +52,12 @@ class Model(Protocol):
         prior: the score model of the data, or of their latents.
         stages: names of the training stages, in order; the last one trains the model, an earlier one its autoencoder.
         task: what the prior restores (inpainting, super-resolution); None for other conditions.
-        bound: terms of a bound on -log p(x), (params, batch, key, stratum) -> `Bound`; None where there is none.
-        ode_bound: the same along the probability-flow ODE.
         encoder_draws, decoder_draws: whether `encode_data` and `decode_latents` are random.
     """
 
     prior: ScoreModel
     stages: tuple[str, ...]
     task: Task | None = None
-    bound: Callable[..., Bound] | None
-    ode_bound: Callable[..., ODEBound] | None
     encoder_draws: bool
     decoder_draws: bool
 
@@ -92,6 +89,10 @@ class Model(Protocol):
         """Computes the loss of the last stage, mean over the batch, and metrics in nats."""
         ...
 
+    def posterior(self, params: Params, x: Latents, key: Key) -> Posterior:
+        """Draws z_0 for data x, with the terms of the bound that come with it, without dropout."""
+        ...
+
     def encode_data(self, params: Params, batch: Batch, key: Key) -> Batch:
         """Returns the data and their conditions as the prior models them: latents of images."""
         ...
@@ -117,6 +118,37 @@ class Model(Protocol):
         """Returns the forward process of the prior."""
         return self.prior.process_of(params)
 
+    def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
+        """Computes the terms of a bound on -log p(x), one draw of z_0, t and eps per sample, nats.
+
+        `LDM` has None in place of this function and `ode_bound`: it gives images no likelihood.
+        """
+        k_posterior, k_draw = jax.random.split(key)
+        posterior = self.posterior(params, batch.x, k_posterior)
+        latents = batch._replace(x=posterior.z_0)
+        return posterior.bound(self.prior.cross_entropy(params, latents, k_draw, stratum))
+
+    def ode_bound(
+        self,
+        params: Params,
+        batch: Batch,
+        key: Key,
+        sampler: Sampler,
+        divergence: Divergence = RADEMACHER,
+    ) -> ODEBound:
+        """Computes the bound with log p(z_0) along the probability-flow ODE, one draw of z_0 per sample, nats.
+
+        Args:
+            sampler: an ODE solver and its steps.
+        """
+        k_posterior, k_probe = jax.random.split(key)
+        posterior = self.posterior(params, batch.x, k_posterior)
+        latents = batch._replace(x=posterior.z_0)
+        prior = self.prior.log_density(params, latents, k_probe, sampler, divergence)
+        joint = prior.log_prob - posterior.reconstruction - posterior.rest
+        nelbo, log_weight = -posterior.entropy - joint, joint - posterior.log_q
+        return ODEBound(nelbo, log_weight, prior.nfe, prior.products, prior.success)
+
     def sample(
         self, params: Params, key: Key, count: int, sampler: Sampler, condition: Condition = None
     ) -> tuple[Latents, Solution]:
@@ -129,9 +161,13 @@ class Model(Protocol):
         Returns:
             Data [count, ...], images in [-1, 1]; and the solution in latents with its NFE.
         """
-        k_noise, k_decode = jax.random.split(key)
-        z_1 = draw_noise(sampler, self.process(params), k_noise, (count, *self.latent_shape))
+        z_1, k_decode = self.draw_noise(params, key, count, sampler)
         return self.decode(params, z_1, k_decode, sampler, condition)
+
+    def draw_noise(self, params: Params, key: Key, count: int, sampler: Sampler) -> tuple[State, Key]:
+        """Draws the noise z_1 of `count` samples; returns it with the key for `decode`."""
+        k_noise, k_decode = jax.random.split(key)
+        return draw_noise(sampler, self.process(params), k_noise, (count, *self.latent_shape)), k_decode
 
     def decode(
         self, params: Params, z_1: State, key: Key, sampler: Sampler, condition: Condition = None

@@ -13,21 +13,32 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample, Scalar, State, Times, coordinates, expand
+from lsgm_jax.arrays import (
+    Condition,
+    EpsNet,
+    Key,
+    Latents,
+    Params,
+    PerSample,
+    Scalar,
+    State,
+    Times,
+    coordinates,
+    expand,
+)
 from lsgm_jax.conditioning.guidance import guide
 from lsgm_jax.conditioning.protocol import (
     NO_CONTEXT,
     UNCONDITIONAL,
-    Condition,
     Conditioning,
     Context,
     encode_condition,
     init_conditioner,
 )
 from lsgm_jax.nn.mixed_score import FixedPart, in_channels, mix
-from lsgm_jax.nn.network import Aux, Network, Params, constants
+from lsgm_jax.nn.network import Aux, Network, constants
 from lsgm_jax.nn.penalised import penalised
-from lsgm_jax.objectives.bound import Batch, Bound, ODEBound, bound_metrics
+from lsgm_jax.objectives.bound import Batch, Bound, bound_metrics
 from lsgm_jax.objectives.elbo import (
     DSMLoss,
     Objective,
@@ -179,7 +190,7 @@ class ScoreModel:
         """Computes the score matching loss under the objective's weighting, mean over the batch, nats.
 
         Args:
-            data_entropy: see `bound`; for the metrics.
+            data_entropy: entropy of noise in the data, such as dequantisation, nats per sample; for the metrics.
         """
         k_draw, k_dropout, k_condition = jax.random.split(key, 3)
         eps_net = self.data_net(params, batch, k_dropout, k_condition)
@@ -197,15 +208,9 @@ class ScoreModel:
         t_min = self.objective.density.t_min
         return evaluation_cross_entropy(self.process_of(params), eps_net, batch.x, t_min, key, stratum)
 
-    def bound(
-        self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum(), data_entropy: float = 0.0
-    ) -> Bound:
-        """Computes the terms of a bound on -log p of given arrays, one draw of t and eps each, nats.
-
-        Args:
-            data_entropy: entropy of what was added to the data, such as dequantisation noise, nats per sample.
-        """
-        return _bound(self.cross_entropy(params, batch, key, stratum), data_entropy)
+    def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
+        """Computes the terms of a bound on -log p of given arrays, one draw of t and eps each, nats."""
+        return _bound(self.cross_entropy(params, batch, key, stratum), 0.0)
 
     def log_density(
         self, params: Params, batch: Batch, key: Key, sampler: Sampler, divergence: Divergence = RADEMACHER
@@ -217,20 +222,6 @@ class ScoreModel:
         """
         eps_net = self.data_net(params, batch)
         return log_density(sampler, self.process_of(params), eps_net, key, batch.x, divergence)
-
-    def ode_bound(
-        self,
-        params: Params,
-        batch: Batch,
-        key: Key,
-        sampler: Sampler,
-        divergence: Divergence = RADEMACHER,
-        data_entropy: float = 0.0,
-    ) -> ODEBound:
-        """Computes `bound` with log p along the probability-flow ODE: a bound, for a velocity is drawn once."""
-        density = self.log_density(params, batch, key, sampler, divergence)
-        nelbo = _bound(-density.log_prob, data_entropy).nelbo
-        return ODEBound(nelbo, -nelbo, density.nfe, density.products, density.success)
 
     def solve(self, params: Params, z_1: State, key: Key, sampler: Sampler, condition: Condition) -> Solution:
         """Solves from noise z_1 to samples; the key is for the noise of SDE solvers."""

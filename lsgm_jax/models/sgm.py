@@ -7,16 +7,13 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 
-from lsgm_jax.arrays import Key, Latents, Scalar
-from lsgm_jax.conditioning.protocol import Condition
+from lsgm_jax.arrays import Condition, Key, Latents, Params, Scalar
 from lsgm_jax.models.protocol import Model
 from lsgm_jax.models.score_model import ScoreModel
-from lsgm_jax.nn.network import Aux, Params
-from lsgm_jax.objectives.bound import Batch, Bound, ODEBound
-from lsgm_jax.objectives.time_densities import Stratum
-from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence
-from lsgm_jax.solvers.sampler import Sampler
+from lsgm_jax.nn.network import Aux
+from lsgm_jax.objectives.bound import Batch, Posterior
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,27 +54,13 @@ class SGM(Model):
         """Computes the score matching loss, mean over the batch, nats; the data are not dequantised."""
         return self.prior.loss(params, batch, key, self._bin_entropy)
 
-    def bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
-        """Computes the terms of a bound on -log p(x), without dropout, one draw of t and eps per sample, nats."""
-        k_bin, k_draw = jax.random.split(key)
-        return self.prior.bound(params, self._dequantise(batch, k_bin), k_draw, stratum, self._bin_entropy)
-
-    def ode_bound(
-        self,
-        params: Params,
-        batch: Batch,
-        key: Key,
-        sampler: Sampler,
-        divergence: Divergence = RADEMACHER,
-    ) -> ODEBound:
-        """Computes -log p(x) along the probability-flow ODE; a bound, for dequantisation is drawn once.
-
-        Args:
-            sampler: an ODE solver and its steps.
-        """
-        k_bin, k_probe = jax.random.split(key)
-        x = self._dequantise(batch, k_bin)
-        return self.prior.ode_bound(params, x, k_probe, sampler, divergence, self._bin_entropy)
+    def posterior(self, params: Params, x: Latents, key: Key) -> Posterior:
+        """Draws dequantised data, uniform over the bin of each value; the data themselves if they are continuous."""
+        zero = jnp.zeros(len(x), x.dtype)
+        noise = jax.random.uniform(key, x.shape, x.dtype) - 0.5
+        return Posterior(
+            x + self.bin_width * noise, zero, zero + self._bin_entropy, zero, zero - self._bin_entropy
+        )
 
     def encode_data(self, params: Params, batch: Batch, key: Key) -> Batch:
         """Returns the data."""
@@ -99,8 +82,3 @@ class SGM(Model):
     def _bin_entropy(self) -> float:
         """The entropy of the dequantisation noise, nats per sample."""
         return math.prod(self.data_shape) * math.log(self.bin_width) if self.bin_width else 0.0
-
-    def _dequantise(self, batch: Batch, key: Key) -> Batch:
-        """Adds noise that is uniform over the bins."""
-        x = batch.x
-        return batch._replace(x=x + self.bin_width * (jax.random.uniform(key, x.shape, x.dtype) - 0.5))

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Images, Key, Latents, Scalar, sum_per_sample
+from lsgm_jax.arrays import Images, Key, Latents, Params, Scalar, sum_per_sample
 from lsgm_jax.autoencoders.backbones import Backbone
 from lsgm_jax.autoencoders.likelihoods import Likelihood, shown
-from lsgm_jax.nn.network import Aux, Params
+from lsgm_jax.nn.network import Aux
 from lsgm_jax.objectives.bound import Batch, Bound, Encoded, bound_metrics
 from lsgm_jax.objectives.kl import KLWeight, weigh
 

@@ -11,10 +11,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array
 
-from lsgm_jax.arrays import Key, Scalar
+from lsgm_jax.arrays import Key, Params, Scalar
 from lsgm_jax.nn.layers import Block
 
-Params = Any
 Forward = Callable[..., Any]  # of variables, maps and other inputs
 DTYPES = ("float32", "bfloat16")
 

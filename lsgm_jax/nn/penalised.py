@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from lsgm_jax.nn.network import Params, trainable
+from lsgm_jax.arrays import Params
+from lsgm_jax.nn.network import trainable
 from lsgm_jax.objectives.regularisers import Kernel
 
 

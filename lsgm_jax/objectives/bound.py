@@ -57,6 +57,28 @@ class Latent(NamedTuple):
         return jnp.concatenate([of_z_0, self.other_cross_entropy - self.other_entropy], axis=1)
 
 
+class Posterior(NamedTuple):
+    """A draw of z_0 ~ q(z_0 | x) and the terms of the bound that come with it, per sample, nats.
+
+    Attributes:
+        z_0: [batch, ...].
+        reconstruction: -log p(x | z).
+        entropy: of q, all latents.
+        rest: cross entropy of the latents besides z_0 with their prior.
+        log_q: log q of the draw, all latents.
+    """
+
+    z_0: Latents
+    reconstruction: PerSample
+    entropy: PerSample
+    rest: PerSample
+    log_q: PerSample
+
+    def bound(self, cross_entropy: PerSample) -> "Bound":
+        """Returns the bound, given CE(q(z_0 | x) || p(z_0))."""
+        return Bound(self.reconstruction, self.entropy, cross_entropy + self.rest)
+
+
 class Encoded(NamedTuple):
     """One pass through encoder, decoder and likelihood.
 
@@ -70,6 +92,12 @@ class Encoded(NamedTuple):
     reconstruction: PerSample
     state: Any
     penalised: Any
+
+    @property
+    def posterior(self) -> Posterior:
+        """The draw of z_0 and its terms of the bound."""
+        latent = self.latent
+        return Posterior(latent.z_0, self.reconstruction, latent.total_entropy, latent.rest, latent.log_q)
 
 
 class Bound(NamedTuple):

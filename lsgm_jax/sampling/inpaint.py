@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32
 
-from lsgm_jax.arrays import Images, Key
+from lsgm_jax.arrays import Images, Key, Params
 from lsgm_jax.conditioning.images import Inpainting, Masked, Upscaling, nearest
 from lsgm_jax.data import pixels
 from lsgm_jax.data.images import Layout, decode
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.models.protocol import Model
-from lsgm_jax.nn.network import Params
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.masked import masked
 from lsgm_jax.solvers.sampler import Sampler

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lsgm_jax.arrays import Params
 from lsgm_jax.conditioning.request import ConditionRequest
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.evaluation import plots
-from lsgm_jax.nn.network import Params
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.sampler import draw_noise, slerp

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
+from lsgm_jax.arrays import Params
 from lsgm_jax.conditioning.request import Conditions
 from lsgm_jax.config.factory import Experiment, experiment
 from lsgm_jax.config.load import SAMPLING_SECTIONS, override, read_config
 from lsgm_jax.config.registry import Config
 from lsgm_jax.evaluation.cache import digest
 from lsgm_jax.models.protocol import Model
-from lsgm_jax.nn.network import Params
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import data_mesh, replicated
 

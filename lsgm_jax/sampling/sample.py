@@ -10,15 +10,13 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from lsgm_jax.arrays import Key, Latents, State
-from lsgm_jax.conditioning.protocol import Condition
+from lsgm_jax.arrays import Condition, Key, Latents, Params, State
 from lsgm_jax.conditioning.request import ConditionRequest
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.errors import DataError
 from lsgm_jax.evaluation import plots
-from lsgm_jax.nn.network import Params
 from lsgm_jax.sampling.run import Run
-from lsgm_jax.solvers.sampler import Solution, draw_noise
+from lsgm_jax.solvers.sampler import Solution
 from lsgm_jax.training.devices import OverDevices, shared_count
 from lsgm_jax.training.recipes.common import first_rows
 
@@ -41,10 +39,9 @@ def sample(run: Run, params: Params, count: int, seed: int, request: ConditionRe
         z_1, condition = given
         return model.decode(params, z_1, key, sampler, condition)
 
-    k_noise, k_decode = jax.random.split(jax.random.key(seed))  # as in `Model.sample`
-    process, shape = model.process(params), (count, *model.latent_shape)
-    noise = jax.jit(lambda key: draw_noise(sampler, process, key, shape))
-    given = first_rows((noise(k_noise), request(np.arange(count))), shared_count(count))
+    draw = jax.jit(lambda params, key: model.draw_noise(params, key, count, sampler))
+    z_1, k_decode = draw(params, jax.random.key(seed))
+    given = first_rows((z_1, request(np.arange(count))), shared_count(count))
     start = time.monotonic()
     compiled = OverDevices(decode).compile(params, given, k_decode)
     begin = time.monotonic()

@@ -10,16 +10,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32
 from tqdm import tqdm
 
-from lsgm_jax.arrays import Key, coordinates
-from lsgm_jax.conditioning.protocol import Condition
+from lsgm_jax.arrays import Condition, Key, Params, coordinates
 from lsgm_jax.conditioning.request import ConditionRequest
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.errors import ConfigError, DataError
 from lsgm_jax.evaluation import plots, trajectory_plots
-from lsgm_jax.nn.network import Params
 from lsgm_jax.processes.linear import Process, kernel
 from lsgm_jax.sampling.run import Run
-from lsgm_jax.solvers.sampler import Sampler, draw_noise
+from lsgm_jax.solvers.sampler import Sampler
 
 POINTS, IMAGES = 3000, 36  # samples by default
 BATCHES = {"points": 500, "images": 12}  # solved at a time
@@ -91,8 +89,7 @@ def follow(
     def solve(
         params: Params, key: Key, condition: Condition
     ) -> tuple[Array, tuple[Array, ...], Bool[Array, "batch"]]:
-        k_noise, k_decode = jax.random.split(key)
-        z_1 = draw_noise(sampler, run.model.process(params), k_noise, (size, *run.model.latent_shape))
+        z_1, k_decode = run.model.draw_noise(params, key, size, sampler)
         x, path = run.model.decode_path(params, z_1, k_decode, sampler, jnp.asarray(times), condition)
         return x, coordinates(path.states)[1:], path.solution.success
 

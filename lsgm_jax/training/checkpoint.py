@@ -12,9 +12,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from lsgm_jax.arrays import Params
 from lsgm_jax.errors import CheckpointError
 from lsgm_jax.files import is_first
-from lsgm_jax.nn.network import Params
 from lsgm_jax.training.logs import warn
 from lsgm_jax.training.state import TrainState
 

@@ -7,10 +7,9 @@ from typing import Any
 import grain
 import jax
 
-from lsgm_jax.arrays import Key
+from lsgm_jax.arrays import Key, Params
 from lsgm_jax.distributed.preemption import StoppedError, Termination
 from lsgm_jax.errors import TrainingError
-from lsgm_jax.nn.network import Params
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place

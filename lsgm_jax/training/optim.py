@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lsgm_jax.nn.network import Params
+from lsgm_jax.arrays import Params
 
 OTHERS = "prior"  # label, in checkpoints, of the top-level parameters without an optimiser of their own
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from lsgm_jax.arrays import Key, Scalar
-from lsgm_jax.nn.network import Aux, Params
+from lsgm_jax.arrays import Key, Params, Scalar
+from lsgm_jax.nn.network import Aux
 from lsgm_jax.nn.penalised import Penalised
 from lsgm_jax.objectives.regularisers import (
     SingularVectors,

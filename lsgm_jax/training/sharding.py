@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lsgm_jax.nn.network import Params
+from lsgm_jax.arrays import Params
 from lsgm_jax.training.devices import data_mesh, replicated
 from lsgm_jax.training.state import TrainState
 from lsgm_jax.training.step import Context, Loss, Step

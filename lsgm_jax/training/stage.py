@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from lsgm_jax.arrays import Key
-from lsgm_jax.nn.network import Params
+from lsgm_jax.arrays import Key, Params
 from lsgm_jax.training.sharding import Launcher
 from lsgm_jax.training.spec import TrainSpec
 from lsgm_jax.training.state import TrainState, create_state

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from lsgm_jax.nn.network import Params
+from lsgm_jax.arrays import Params
 
 
 class Skips(NamedTuple):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from lsgm_jax.arrays import Key, Scalar, device_axes, mean_over_devices
-from lsgm_jax.nn.network import Aux, Params
+from lsgm_jax.arrays import Key, Params, Scalar, device_axes, mean_over_devices
+from lsgm_jax.nn.network import Aux
 from lsgm_jax.training.state import Skips, TrainState
 
 Metrics = dict[str, Array]

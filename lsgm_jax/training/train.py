@@ -4,20 +4,23 @@ import pathlib
 
 import jax
 
+from lsgm_jax.arrays import Params
 from lsgm_jax.conditioning.request import Conditions
 from lsgm_jax.config.factory import Experiment, experiment
 from lsgm_jax.config.load import SAMPLING_SECTIONS, differences, read_config, save_config
-from lsgm_jax.config.registry import Config
+from lsgm_jax.config.models import MODELS
+from lsgm_jax.config.registry import OPTIMISER, Config
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.errors import ConfigError
-from lsgm_jax.nn.network import Params
 from lsgm_jax.sampling.run import CONFIG, Run, checkpoints_of, holds_checkpoints
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import run_stage
 from lsgm_jax.training.recipes.recipe import Data
 from lsgm_jax.training.stage import Course
 
-RATES = ("learning_rate", "final")
+OPTIMISERS = {
+    name for kind in MODELS.values() for name, section in kind.sections.items() if section is OPTIMISER
+}
 # The keys that may change when a run is resumed; all others have to be as they were.
 MAY_CHANGE = (
     "data.data_dir",
@@ -32,11 +35,7 @@ MAY_CHANGE = (
     "parallel.",
     "compute.",
     # Smaller ones are the remedy for a training that diverged.
-    *(
-        f"{section}.{rate}"
-        for section in ("vae_stage", "joint_vae", "joint_prior", "optimiser")
-        for rate in RATES
-    ),
+    *(f"{section}.{rate}" for section in sorted(OPTIMISERS) for rate in ("learning_rate", "final")),
     *(f"{section}." for section in SAMPLING_SECTIONS),
 )
 

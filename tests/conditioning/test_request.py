@@ -144,7 +144,7 @@ def test_asked_for_classes_are_judged(labelled, capsys):
 
 @pytest.mark.slow
 def test_one_device_equals_eight(labelled, data_dir, tmp_path):
-    """Generator and discriminator of the first stage, the prior with its dropped labels, samples of every class, reconstructions."""
+    """Generator and discriminator, the prior with its dropped labels, samples of every class, reconstructions."""
     assert cli.main(judging(labelled)) == 0
     for arguments in (training(tmp_path, data_dir), judging(tmp_path)):
         on_one_machine.run_alone("lsgm_jax.cli", *arguments, devices=8)

@@ -1,4 +1,4 @@
-"""NVAE behind a VAE: the terms of the bound are those of the published network, and its statistics are non-trainable state."""
+"""NVAE in a VAE: the terms of the bound are the published ones, and its statistics are non-trainable state."""
 
 import dataclasses
 

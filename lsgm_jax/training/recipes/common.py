@@ -8,12 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lsgm_jax.arrays import Key, State
-from lsgm_jax.conditioning.protocol import Condition
+from lsgm_jax.arrays import Condition, Key, Params, State
 from lsgm_jax.evaluation.estimators import PerImage, evaluate_images
 from lsgm_jax.evaluation.plots import picture
 from lsgm_jax.models.protocol import Model
-from lsgm_jax.nn.network import Params
 from lsgm_jax.objectives.bound import Batch, Bound
 from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.solvers.grids import Linear

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from lsgm_jax.arrays import Images, Key, Scalar, sum_per_sample
+from lsgm_jax.arrays import Images, Key, Params, Scalar, sum_per_sample
 from lsgm_jax.models.first_stage import AdversarialTraining, psnr
 from lsgm_jax.models.ldm import FROZEN, LDM
-from lsgm_jax.nn.network import Aux, Params
+from lsgm_jax.nn.network import Aux
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.time_densities import Stratum
 from lsgm_jax.training.devices import shared_count

@@ -10,11 +10,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import Key, Scalar
+from lsgm_jax.arrays import Key, Params, Scalar
 from lsgm_jax.data.pipeline import Samples, padded_batches
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.vae import VAE
-from lsgm_jax.nn.network import Aux, Params
+from lsgm_jax.nn.network import Aux
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.objectives.kl import KLSchedule
 from lsgm_jax.training.devices import OverDevices, shared_count

@@ -5,9 +5,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Key
+from lsgm_jax.arrays import Key, Params
 from lsgm_jax.data.pipeline import Samples
-from lsgm_jax.nn.network import Params
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.spec import TrainSpec
 from lsgm_jax.training.stage import Stage

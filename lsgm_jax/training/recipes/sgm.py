@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import optax
 
-from lsgm_jax.arrays import Key, Scalar
+from lsgm_jax.arrays import Key, Params, Scalar
 from lsgm_jax.models.sgm import SGM
-from lsgm_jax.nn.network import Aux, Params
+from lsgm_jax.nn.network import Aux
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.penalty import Penalty
 from lsgm_jax.training.recipes.common import PREVIEW, bound_terms, ema, penalised, sample_preview, validator

@@ -22,6 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     _quieten()
     _keep_compiled()
+    # Import paths of a config may name modules of the current folder, after all installed ones.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         options = parse(arguments)
         return _run(options)

@@ -106,6 +106,8 @@ def resolve(table: dict[str, Any], name: str, key: str) -> Any:
         raise ConfigError(
             f"config.{key}={name!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
+    if not callable(found):
+        raise ConfigError(f"config.{key}={name!r} is neither a class nor a function")
     return found
 
 

@@ -56,8 +56,14 @@ def build_sgm(make: Make) -> SGM:
 def sgm_recipe(make: Make, model: SGM, seed: int) -> SGMRecipe:
     """Builds the training of an SGM."""
     train = make("train")
-    optimiser = make("optimiser")(train.steps)
+    optimiser = _optimiser(make, "optimiser", train.steps)
     return SGMRecipe(model=model, train=train, optimiser=optimiser, penalty=make("penalty"))
+
+
+def _optimiser(make: Make, section: str, steps: int) -> optax.GradientTransformation:
+    """The optimiser of a section: a function of the number of steps, or an optax transformation as it is."""
+    made = make(section)
+    return made(steps) if callable(made) else made
 
 
 def build_lsgm(make: Make) -> LSGM:
@@ -102,14 +108,14 @@ def _vae(make: Make) -> VAE:
 def lsgm_recipe(make: Make, model: LSGM, seed: int) -> LSGMRecipe:
     """Builds the training of an LSGM."""
     train = make("train")
-    vae = optax.set_to_zero() if train.freeze_vae else make("joint_vae")(train.steps)
+    vae = optax.set_to_zero() if train.freeze_vae else _optimiser(make, "joint_vae", train.steps)
     return LSGMRecipe(
         model=model,
         train=train,
-        vae_optimiser=make("vae_stage")(train.vae_steps),
+        vae_optimiser=_optimiser(make, "vae_stage", train.vae_steps),
         vae_kl=make("vae_kl"),
         vae_penalty=make("vae_penalty"),
-        optimiser=per_part({"vae": vae}, make("joint_prior")(train.steps)),
+        optimiser=per_part({"vae": vae}, _optimiser(make, "joint_prior", train.steps)),
         kl=make("joint_kl"),
         penalties={"vae": make("joint_vae_penalty"), "prior": make("joint_prior_penalty")},
     )
@@ -134,7 +140,7 @@ def build_ldm(make: Make) -> LDM:
 def ldm_recipe(make: Make, model: LDM, seed: int) -> LDMRecipe:
     """Builds the training of an LDM."""
     train, perceptual = make("train"), make("perceptual")
-    first_stage = make("first_stage")(train.first_stage_steps)
+    first_stage = _optimiser(make, "first_stage", train.first_stage_steps)
     frozen: dict[str, optax.GradientTransformation] = dict.fromkeys(FROZEN, optax.set_to_zero())
     return LDMRecipe(
         model=model,
@@ -148,7 +154,7 @@ def ldm_recipe(make: Make, model: LDM, seed: int) -> LDMRecipe:
             perceptual_weight=perceptual.weight,
         ),
         first_stage_optimiser=per_part({"discriminator": first_stage}, first_stage),
-        optimiser=per_part(frozen, make("optimiser")(train.steps)),
+        optimiser=per_part(frozen, _optimiser(make, "optimiser", train.steps)),
         seed=seed,
     )
 

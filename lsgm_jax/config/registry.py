@@ -103,9 +103,8 @@ def resolve(table: dict[str, Any], name: str, key: str) -> Any:
             found = getattr(found, part)
     # A module of the user may raise anything.
     except Exception as error:
-        raise ConfigError(
-            f"config.{key}={name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"config.{key}={name!r} cannot be imported: {reason}") from error
     if not callable(found):
         raise ConfigError(f"config.{key}={name!r} is neither a class nor a function")
     return found

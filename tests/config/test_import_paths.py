@@ -6,6 +6,7 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lsgm_jax.cli import main as cli
@@ -122,6 +123,17 @@ def test_outside_parts_are_the_objects_of_the_package(outside):
     assert prior.objective.prior_weighting is outside_parts.weights.early
     assert prior.net.module.width == 16
     np.testing.assert_allclose(prior.process.int_beta(jnp.zeros(()), jnp.ones(())), 5.09, atol=0.01)
+
+
+def test_any_optax_transformation_is_an_optimiser():
+    lines = ("name=optax:lion", "learning_rate=1e-3", "b1=0.8")
+    recipe = experiment(load_config(TOY, [f"--config.optimiser.{line}" for line in lines])).training
+    params, gradient = {"a": jnp.ones(3)}, {"a": jnp.arange(3.0) - 1.0}
+    updates, _ = recipe.optimiser.update(gradient, recipe.optimiser.init(params), params)
+    expected = optax.lion(1e-3, b1=0.8)
+    np.testing.assert_array_equal(
+        updates["a"], expected.update(gradient, expected.init(params), params)[0]["a"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,7 @@ WEIGHTINGS: dict[str, Weighting] = {
     "rescaled": weightings.rescaled,
     "x_0": weightings.x_0,
     "v": weightings.v,
+    "velocity": weightings.velocity,
 }
 SPREADS: dict[str, Spread] = {
     "stratified": time_densities.stratified,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.processes.linear import Process, gaussian_error, kernel, sigma, whitened_signal
+from lsgm_jax.processes.linear import Process, flow_rate, gaussian_error, kernel, sigma, whitened_signal
 from lsgm_jax.processes.predictions import require_one_coordinate
 
 Weighting = Callable[[Process, Times], Times]
@@ -52,3 +52,8 @@ def v(process: Process, t: Times) -> Times:
     signal, noise = kernel(process, t)
     alpha, variance = signal[..., 0], noise[..., 0, 0] ** 2
     return (alpha + variance / alpha) ** 2
+
+
+def velocity(process: Process, t: Times) -> Times:
+    """Returns (g^2 / 2 sigma)^2, the weight of the error of the probability flow's velocity (O16)."""
+    return flow_rate(process, t) ** 2

@@ -190,6 +190,11 @@ def probability_flow(process: Process, z_t: State, eps_hat: Latents, t: Times) -
     return _score_drift(process, z_t, eps_hat, t, 0.5)
 
 
+def flow_rate(process: Process, t: Times) -> Times:
+    """Returns g^2 / (2 sigma), the velocity of the probability flow per unit of predicted noise."""
+    return 0.5 * process.diffusion(t) ** 2 / sigma(process, t)
+
+
 def _score_drift(process: Process, z_t: State, eps_hat: Latents, t: Times, share: float) -> State:
     rate = share * process.diffusion(t) ** 2 / sigma(process, t)
     *others, last = coordinates(matvec(process.drift(t), z_t))

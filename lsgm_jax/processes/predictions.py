@@ -1,4 +1,4 @@
-"""Parameterisations of the network's output: noise, data, or v (D17).
+"""Parameterisations of the network's output: noise, data, v, or velocity (D17).
 
 All other modules use predicted noise. A `Prediction` converts the network's output to noise by the kernel alone, so
 losses, solvers and likelihoods are the same for every parameterisation.
@@ -7,8 +7,10 @@ losses, solvers and likelihoods are the same for every parameterisation.
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from lsgm_jax.arrays import Latents, State, Times, coordinates, expand
-from lsgm_jax.processes.linear import Process, kernel, whitened_signal
+from lsgm_jax.processes.linear import Process, flow_rate, kernel, probability_flow, whitened_signal
 from lsgm_jax.processes.matrices import solve_lower_state
 
 # (process, z_t, t, output of the network) -> eps_hat; z_t is a state of the process.
@@ -38,7 +40,16 @@ def v(process: Process, z_t: State, t: Times, output: Latents) -> Latents:
     return (alpha * output + sigma * coordinates(z_t)[0]) / (alpha**2 + sigma**2)
 
 
-PREDICTIONS: dict[str, Prediction] = {"eps": eps, "x_0": x_0, "v": v}
+def velocity(process: Process, z_t: State, t: Times, output: Latents) -> Latents:
+    """Returns the noise for a predicted velocity of the probability flow, dz/dt of the last coordinate (D5).
+
+    It is the velocity of flow matching (Lipman et al. 2023) for the Gaussian paths of these processes.
+    """
+    still = coordinates(probability_flow(process, z_t, jnp.zeros_like(output), t))[-1]
+    return (output - still) / expand(flow_rate(process, t), output)
+
+
+PREDICTIONS: dict[str, Prediction] = {"eps": eps, "x_0": x_0, "v": v, "velocity": velocity}
 
 
 def require_one_coordinate(process: Process) -> None:
@@ -49,5 +60,5 @@ def require_one_coordinate(process: Process) -> None:
     """
     if len(process.prior_variance()) > 1:
         raise ValueError(
-            f"v is for processes of one coordinate, not for {type(process).__name__}: take that of eps or x_0"
+            f"v is for processes of one coordinate, not for {type(process).__name__}: take that of eps, x_0 or velocity"
         )

@@ -17,11 +17,13 @@ from tests.process_examples import MAIN
 
 PROCESSES = {**MAIN, "chain": discrete_vp(steps=100, first=0.01, last=0.2)}
 PAIRS = [(name, kind) for name in PROCESSES for kind in PREDICTIONS if (name, kind) != ("cld", "v")]
-OWN_WEIGHTING = {"eps": "unweighted", "x_0": "x_0", "v": "v"}
+OWN_WEIGHTING = {"eps": "unweighted", "x_0": "x_0", "v": "v", "velocity": "velocity"}
 
 
-def target(process, kind, z_0, eps, t):
-    """The target of the network, given data and noise of the last coordinate."""
+def target(process, kind, z_0, eps, t, z_t):
+    """The target of the network, given data, noise of the last coordinate, and the state."""
+    if kind == "velocity":
+        return coordinates(linear.probability_flow(process, z_t, eps, t))[-1]
     if kind == "v":
         signal, noise = linear.kernel(process, t)
         return expand(signal[:, 0], z_0) * eps - expand(noise[:, 0, 0], z_0) * z_0
@@ -35,8 +37,14 @@ def affine_predictor(process, kind, t):
     of_data = VARIANCE * jnp.linalg.solve(cov, signal)
     of_noise = jnp.linalg.solve(cov, noise[:, -1])
     alpha, sigma = signal[0], noise[0, 0]
-    slopes = {"eps": of_noise, "x_0": of_data, "v": alpha * of_noise - sigma * of_data}[kind]
-    centre = {"eps": 0.0, "x_0": MEAN, "v": -sigma * MEAN}[kind]
+    drift, rate = process.drift(t)[-1], 0.5 * process.diffusion(t) ** 2 / noise[-1, -1]
+    slopes = {
+        "eps": of_noise,
+        "x_0": of_data,
+        "v": alpha * of_noise - sigma * of_data,
+        "velocity": drift + rate * of_noise,
+    }[kind]
+    centre = {"eps": 0.0, "x_0": MEAN, "v": -sigma * MEAN, "velocity": drift @ mean}[kind]
     return slopes, centre - slopes @ mean
 
 
@@ -69,19 +77,24 @@ def test_the_prediction_of_data_is_the_inverse_of_the_expected_data(x64, name):
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_conversions_are_accurate_in_float32(name, kind):
-    """From t = 1e-3 on, up to rounding of the data in units of the noise, which is large for small t."""
-    process, t = PROCESSES[name], np.geomspace(1e-3, 1.0, 40).astype(np.float32)
+    """From t = 1e-3 on, up to rounding of what the noise is a difference of, in units of the noise.
+
+    That is the data, which are large for small t, or the velocity of the flow without noise.
+    """
+    process, t = PROCESSES[name], np.geomspace(1e-3, 1.0, 41).astype(np.float32)
     with jax.enable_x64(True):
         long = jnp.asarray(t, jnp.float64)
-        z_0, eps = (jax.random.normal(jax.random.key(seed), (40, 3)) for seed in (0, 1))
+        z_0, eps = (jax.random.normal(jax.random.key(seed), (41, 3)) for seed in (0, 1))
         noise = as_state([eps + i for i in range(len(process.prior_variance()))])
         z_t = linear.perturb(process, z_0, long, noise)
-        output = target(process, kind, z_0, coordinates(noise)[-1], long)
+        output = target(process, kind, z_0, coordinates(noise)[-1], long, z_t)
         data_in_noise_units = np.abs(linear.whitened_signal(process, long)[:, -1])[:, None] * np.abs(z_0)
+        still = target(process, "velocity", z_0, jnp.zeros_like(z_0), long, z_t)
+        still_in_noise_units = np.abs(still) / np.asarray(linear.flow_rate(process, long))[:, None]
     single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (z_t, output))
     eps_hat = PREDICTIONS[kind](process, single[0], jnp.asarray(t), single[1])
     assert eps_hat.dtype == jnp.float32
-    size = data_in_noise_units if kind == "x_0" else 0.0
+    size = {"x_0": data_in_noise_units, "velocity": still_in_noise_units}.get(kind, 0.0)
     assert (np.abs(np.asarray(eps_hat) - np.asarray(coordinates(noise)[-1])) <= 2e-6 * (3.0 + size)).all()
 
 
@@ -92,10 +105,8 @@ def test_a_weighting_gives_the_error_of_the_parameterisation_in_its_name(x64, na
     process, t = PROCESSES[name], jnp.linspace(0.02, 1.0, 10)
     z_0, output = (jax.random.normal(jax.random.key(seed), (10, 3)) for seed in (0, 1))
     eps = linear.unit_noise(process, jax.random.key(2), (10, 3))
-    wanted, z_t = (
-        target(process, kind, z_0, coordinates(eps)[-1], t),
-        linear.perturb(process, z_0, t, eps),
-    )
+    z_t = linear.perturb(process, z_0, t, eps)
+    wanted = target(process, kind, z_0, coordinates(eps)[-1], t, z_t)
 
     def of_noise(output):
         net = lambda z_t, t: PREDICTIONS[kind](process, z_t, t, output)

@@ -164,3 +164,10 @@ def test_learning_rates_of_a_run_may_change(tmp_path, section):
         ConfigError, match=rf"holds a run with {section}\.warmup=100, not 7: use the same config"
     ):
         training._refuse_another_run(tmp_path, tiny.config("", f"--config.{section}.warmup=7"))
+
+
+def test_every_optimiser_may_change_its_rate():
+    """Of whichever model: a first stage of latent diffusion may diverge as well."""
+    sections = {"vae_stage", "joint_vae", "joint_prior", "first_stage", "optimiser"}
+    assert sections == training.OPTIMISERS
+    assert {f"{name}.learning_rate" for name in sections} <= set(training.MAY_CHANGE)

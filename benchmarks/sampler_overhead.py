@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import State, coordinates
-from lsgm_jax.nn.mixed_score import in_channels
+from lsgm_jax.models.score_model import in_channels
 from lsgm_jax.nn.network import Network
 from lsgm_jax.nn.unet import UNet
 from lsgm_jax.processes.cld import CLD

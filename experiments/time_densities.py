@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from lsgm_jax.arrays import State, Times, as_state, coordinates, expand, sum_per_sample
 from lsgm_jax.config.registry import WEIGHTINGS
-from lsgm_jax.nn.mixed_score import mix
+from lsgm_jax.models.score_model import mix
 from lsgm_jax.objectives.score_matching import score_matching, squared_error
 from lsgm_jax.objectives.time_densities import Defensive, Optimal, TimeDensity, Uniform, sample_times
 from lsgm_jax.objectives.weightings import unweighted

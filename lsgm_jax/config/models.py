@@ -62,7 +62,7 @@ def sgm_recipe(make: Make, model: SGM, seed: int) -> SGMRecipe:
 
 def _optimiser(make: Make, section: str, steps: int) -> optax.GradientTransformation:
     """The optimiser of a section: a function of the number of steps, or an optax transformation as it is."""
-    made = make(section)
+    made: Any = make(section)
     return made(steps) if callable(made) else made
 
 

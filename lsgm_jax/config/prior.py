@@ -10,8 +10,7 @@ from lsgm_jax.conditioning.protocol import Conditioning
 from lsgm_jax.config.registry import FIXED_PARTS, MATCHINGS, NORMS, SPREADS, WEIGHTINGS, resolve
 from lsgm_jax.config.specs import ObjectiveSpec, SGMObjectiveSpec
 from lsgm_jax.errors import ConfigError, look_up
-from lsgm_jax.models.score_model import ScoreModel, Start
-from lsgm_jax.nn.mixed_score import FixedPart
+from lsgm_jax.models.score_model import FixedPart, ScoreModel, Start
 from lsgm_jax.nn.network import Network
 from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.time_densities import TimeDensity

@@ -37,9 +37,9 @@ from lsgm_jax.config.specs import (
 from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.errors import ConfigError, did_you_mean
+from lsgm_jax.models.score_model import FixedPart
 from lsgm_jax.nn.dit import DiT
 from lsgm_jax.nn.ldm import LDMUNet
-from lsgm_jax.nn.mixed_score import FixedPart
 from lsgm_jax.nn.mlp import MLP
 from lsgm_jax.nn.ncsnpp import NCSNpp
 from lsgm_jax.nn.network import Compute

@@ -35,7 +35,6 @@ from lsgm_jax.conditioning.protocol import (
     encode_condition,
     init_conditioner,
 )
-from lsgm_jax.nn.mixed_score import FixedPart, in_channels, mix
 from lsgm_jax.nn.network import Aux, Network, constants
 from lsgm_jax.nn.penalised import penalised
 from lsgm_jax.objectives.bound import Batch, Bound, bound_metrics
@@ -57,6 +56,9 @@ from lsgm_jax.solvers.sampler import Sampler, Solution, solve_to_data, solve_to_
 from lsgm_jax.solvers.terms import KeyedNoise
 from lsgm_jax.solvers.trajectory import Trajectory, trajectory_to_data
 
+MixingLogit = Float[Array, "channels"]
+# A known part of the noise prediction, of process, state and time; the state is the process's kind.
+FixedPart = Callable[[Any, Any, Times], Latents]
 Start = Callable[[Any], Process]
 PerChannel = Float[Array, "channels"]
 # The share of the network in the prediction of an inactive channel is sigmoid(-15) = 3e-7.
@@ -244,3 +246,20 @@ def _bound(cross_entropy: PerSample, data_entropy: float) -> Bound:
     """The bound of arrays that an encoder of known entropy made and a decoder decodes without error."""
     zero = jnp.zeros_like(cross_entropy)
     return Bound(zero, zero + data_entropy, cross_entropy)
+
+
+def mix(mixing_logit: MixingLogit, gaussian_eps: Latents, net_eps: Latents) -> Latents:
+    """Mixed score: (1 - m) gaussian_eps + m net_eps with m = sigmoid(mixing_logit) per channel (LSGM section 3.2).
+
+    Args:
+        mixing_logit: one per channel, the last axis of the latent.
+        gaussian_eps: the exact noise prediction for a Gaussian latent of the process's `data_variance` (D3).
+        net_eps: the network's noise prediction.
+    """
+    share = jax.nn.sigmoid(mixing_logit)
+    return (1.0 - share) * gaussian_eps + share * net_eps
+
+
+def in_channels(z_t: State) -> Latents:
+    """The coordinates side by side in the last axis: what a network takes."""
+    return jnp.concatenate(coordinates(z_t), axis=-1)

@@ -21,6 +21,7 @@ from lsgm_jax.arrays import (
     Latents,
     PerSample,
     State,
+    coordinates,
     expand,
     scale_gradient,
     sum_per_sample,
@@ -140,12 +141,12 @@ def joint_dsm_loss(
     lambda_t, r_t = objective.prior_weighting(process, t), objective.density.density(process, t)
     w_p, w_q = lambda_t / r_t, likelihood(process, t) / r_t
     # 5. The encoder sees the network through z_t alone: with its gradient scaled there, one pass serves both.
-    error = prediction_error(eps_net, scale_gradient(z_t, beta * w_q / w_p), t, eps)
-    prior_loss = l2(error, lambda_t) / r_t
+    error2 = sum_per_sample((coordinates(eps)[-1] - eps_net(scale_gradient(z_t, beta * w_q / w_p), t)) ** 2)
+    prior_loss = lambda_t * error2 / r_t
     # 6. The part of the cross entropy that needs no network: a constant, or the control variate (O9).
     known = sum_per_sample(objective.known(objective.density, process, z_0, draw, z_t))
     dsm = prior_loss + beta * (known if objective.control_variate else 0.0)
-    return JointLoss(encoded, encoded.reconstruction + kl_terms + dsm, prior_loss, l2(error, w_q) + known)
+    return JointLoss(encoded, encoded.reconstruction + kl_terms + dsm, prior_loss, w_q * error2 + known)
 
 
 def joint_dsm_loss_separate_t(
@@ -160,8 +161,7 @@ def joint_dsm_loss_separate_t(
 ) -> JointLoss:
     """Computes the joint loss with a separate t for prior and encoder (LSGM Algorithm 2).
 
-    Neither error reaches the parameters of the other, so their sum can be differentiated at once. The encoder's is per
-    dimension, so that groups of latents can be balanced one by one.
+    Neither error reaches the parameters of the other. That of the encoder is per dimension, to balance groups of latents.
 
     Args:
         eps_nets: the noise prediction that learns, and one whose parameters take no gradient, for the encoder.

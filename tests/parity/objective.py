@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
-from lsgm_jax.arrays import expand, sum_per_sample
+from lsgm_jax.arrays import coordinates, expand, sum_per_sample
 from lsgm_jax.interop.ncsnpp import MIXING_LOGIT
 from lsgm_jax.nn.penalised import penalised
 from lsgm_jax.objectives import kl
@@ -166,7 +166,10 @@ def of_passes(case, parts):
         values |= {f"{role}/weight": weighting(process, t) / density.density(process, t)}
     # In joint training with a separate t the original's encoder shares a batch with the prior.
     together = jnp.concatenate if case.h["iw_sample_q"] != SHARED else lambda passes: passes[0]
-    squared = [error**2 for error in (*parts["prior_errors"], *parts["errors"])]
+    squared = [
+        (coordinates(draw.eps)[-1] - eps_hat) ** 2
+        for draw, eps_hat in zip(parts["draws"], parts["eps_hat"], strict=True)
+    ]
     lists = {"pred_params": parts["net_eps"], "l2_term": squared}
     for name, passes in lists.items():
         values |= {f"{name}_p": passes[0], f"{name}_q": passes[-1], name: together(passes)}

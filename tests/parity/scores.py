@@ -15,7 +15,7 @@ from lsgm_jax.interop.ncsnpp import (
     ncsnpp_state,
     ncsnpp_variables,
 )
-from lsgm_jax.nn.mixed_score import mix
+from lsgm_jax.models.score_model import mix
 from lsgm_jax.nn.mlp import MLP
 from lsgm_jax.nn.ncsnpp import NCSNpp
 from lsgm_jax.nn.unet import sinusoidal_embedding

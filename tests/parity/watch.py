@@ -6,10 +6,10 @@ import functools
 import pytest
 
 from lsgm_jax.autoencoders import backbones
-from lsgm_jax.models import lsgm
+from lsgm_jax.models import lsgm, score_model
 from lsgm_jax.models.vae import VAE
 from lsgm_jax.nn.network import Network
-from lsgm_jax.objectives import elbo, score_matching
+from lsgm_jax.objectives import elbo
 from tests.parity.cld import channels_last
 from tests.parity.stage import SHARED
 
@@ -41,8 +41,7 @@ PARTS = {
     "shared": (lsgm, "joint_dsm_loss"),
     "separate": (lsgm, "joint_dsm_loss_separate_t"),
     "net_eps": (Network, "apply"),
-    "prior_errors": (score_matching, "prediction_error"),
-    "errors": (elbo, "prediction_error"),
+    "eps_hat": (score_model, "mix"),
 }
 
 

@@ -63,7 +63,7 @@ def sgm_recipe(make: Make, model: SGM, seed: int) -> SGMRecipe:
 def _optimiser(make: Make, section: str, steps: int) -> optax.GradientTransformation:
     """The optimiser of a section: a function of the number of steps, or an optax transformation as it is."""
     made: Any = make(section)
-    return made(steps) if callable(made) else made
+    return cast(optax.GradientTransformation, made(steps) if callable(made) else made)
 
 
 def build_lsgm(make: Make) -> LSGM:

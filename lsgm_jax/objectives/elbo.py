@@ -161,7 +161,7 @@ def joint_dsm_loss_separate_t(
 ) -> JointLoss:
     """Computes the joint loss with a separate t for prior and encoder (LSGM Algorithm 2).
 
-    Neither error reaches the parameters of the other. That of the encoder is per dimension, to balance groups of latents.
+    Neither error reaches the parameters of the other. The encoder's is per dimension, to balance groups of latents.
 
     Args:
         eps_nets: the noise prediction that learns, and one whose parameters take no gradient, for the encoder.

@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from experiments.exact_gaussian import converged_flow, exact_eps, moments
 from lsgm_jax.arrays import State, as_state, coordinates
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.linear import Process
 from lsgm_jax.processes.vp import VP
-from lsgm_jax.solvers.exact_gaussian import converged_flow, exact_eps, moments
 from lsgm_jax.solvers.grids import Grid, Linear, LogSNR, Quadratic
 from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.registry import METHODS

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from lsgm_jax.config.models import MODELS, sections
-from lsgm_jax.config.registry import Config, Target, fields, resolve, signature
+from lsgm_jax.config.registry import Config, fields, signature
 from lsgm_jax.config.specs import EvalSpec
 from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.spec import DataSpec
@@ -52,10 +52,10 @@ def experiment(config: Config) -> Experiment:
         ConfigError: for a value that is refused; names the section and the remedy.
     """
     make, kind = Sections(config), MODELS[config.model]
-    conditioning, sampling = make("conditioning"), make("sampling")
-    if sampling.guidance != 1.0 and config.conditioning.name == "none":
+    sampler = _sampler(make)
+    if sampler.guidance != 1.0 and config.conditioning.name == "none":
         raise ConfigError(
-            f"config.sampling.guidance={sampling.guidance} is for a model of conditions: "
+            f"config.sampling.guidance={sampler.guidance} is for a model of conditions: "
             "this one has config.conditioning.name='none'"
         )
     model = kind.model(make)
@@ -63,9 +63,9 @@ def experiment(config: Config) -> Experiment:
         name=config.model,
         data=make("data"),
         model=model,
-        conditioning=conditioning,
+        conditioning=make("conditioning"),
         training=kind.recipe(make, model, config.seed),
-        sampler=_sampler(make, sampling),
+        sampler=sampler,
         divergence=make("divergence"),
         evaluation=make("eval"),
         parallel=make("parallel"),
@@ -88,28 +88,19 @@ class Sections:
         Raises:
             ConfigError: if it refuses a value.
         """
-        target = self.target(section)
-        allowed, takes = fields(self._sections[section], target), signature(target)
-        chosen = {name: value for name, value in self._config[section].items() if name in allowed}
+        described, values = self._sections[section], self._config[section]
+        target = described.target(section, values.get("name"))
+        allowed, takes = fields(described, target), signature(target)
+        chosen = {name: value for name, value in values.items() if name in allowed}
         offered = {name: value for name, value in given.items() if name in takes}
         try:
             return target(**chosen, **offered)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config.{section}: {error}") from error
 
-    def target(self, section: str) -> Target:
-        """Returns what the `name` of a section stands for, or its only target."""
-        targets = self._sections[section].targets
-        if isinstance(targets, dict):
-            return resolve(targets, self._config[section].get("name", "(none)"), f"{section}.name")
-        return targets
 
-
-def _sampler(make: Sections, sampling: Any) -> Sampler:
+def _sampler(make: Sections) -> Sampler:
     method = make("solver")
     if (refusal := method.refuse(make("process"))) is not None:
         raise ConfigError(f"config.solver: {refusal}")
-    try:
-        return Sampler(method=method, steps=make("steps"), **vars(sampling))
-    except ValueError as error:
-        raise ConfigError(f"config.sampling: {error}") from error
+    return make("sampling", method=method, steps=make("steps"))

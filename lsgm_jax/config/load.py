@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
 from lsgm_jax.config.models import sections
-from lsgm_jax.config.registry import Config, Section, Target, fields, resolve
+from lsgm_jax.config.registry import Config, Section, fields
 from lsgm_jax.config.renamed import current, renamed_to
 from lsgm_jax.errors import ConfigError, did_you_mean
 from lsgm_jax.files import write_json
@@ -89,17 +89,10 @@ def _named(section: str, tree: dict[str, Any]) -> dict[str, Any]:
     return ({} if default is None else {"name": default}) | tree.get(section, {})
 
 
-def _target(section: str, tree: dict[str, Any]) -> Target:
-    """What the section describes."""
-    targets = _sections_of(tree)[section].targets
-    if isinstance(targets, dict):
-        return resolve(targets, _named(section, tree).get("name", "(none)"), f"{section}.name")
-    return targets
-
-
 def _fields(section: str, tree: dict[str, Any]) -> dict[str, inspect.Parameter]:
     """The fields that the section takes, with their defaults."""
-    return fields(_sections_of(tree)[section], _target(section, tree))
+    described = _sections_of(tree)[section]
+    return fields(described, described.target(section, _named(section, tree).get("name")))
 
 
 def _literal(text: str) -> Any:

@@ -16,7 +16,7 @@ from lsgm_jax.config.prior import Make, build_prior, refuse_shared_t, require_de
 from lsgm_jax.config.registry import LDM_SECTIONS, LSGM_SECTIONS, SGM_SECTIONS, Section
 from lsgm_jax.config.specs import PerceptualSpec
 from lsgm_jax.errors import ConfigError, ConversionError, look_up
-from lsgm_jax.interop.kinds import Converted, convert_ldm, convert_lsgm, convert_sgm
+from lsgm_jax.interop.kinds import Converted, convert_ldm, convert_score_model
 from lsgm_jax.interop.lpips_file import read_lpips
 from lsgm_jax.models.first_stage import AdversarialTraining, Distance
 from lsgm_jax.models.ldm import FROZEN, LDM
@@ -183,9 +183,9 @@ def _perceptual(spec: PerceptualSpec) -> Distance | None:
 
 # By the field `model` of a config. Adding a kind is one line.
 MODELS: dict[str, Kind] = {
-    "lsgm": Kind(LSGM_SECTIONS, build_lsgm, lsgm_recipe, convert_lsgm),
+    "lsgm": Kind(LSGM_SECTIONS, build_lsgm, lsgm_recipe, convert_score_model),
     "ldm": Kind(LDM_SECTIONS, build_ldm, ldm_recipe, convert_ldm),
-    "sgm": Kind(SGM_SECTIONS, build_sgm, sgm_recipe, convert_sgm),
+    "sgm": Kind(SGM_SECTIONS, build_sgm, sgm_recipe, convert_score_model),
 }
 
 

@@ -30,7 +30,6 @@ from lsgm_jax.config.specs import (
     LDMObjectiveSpec,
     ObjectiveSpec,
     PerceptualSpec,
-    SamplingSpec,
     SGMObjectiveSpec,
     VQSpec,
 )
@@ -59,6 +58,7 @@ from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.training.optim import Adam, Adamax, AdamW
 from lsgm_jax.training.penalty import Penalty
 from lsgm_jax.training.sharding import Replicated, Sharded, whole
@@ -80,6 +80,16 @@ class Section(NamedTuple):
     targets: Target | dict[str, Target]
     default: str | None = None
     given: tuple[str, ...] = ()
+
+    def target(self, section: str, name: str | None) -> Target:
+        """Returns what `name` chooses, or the only target.
+
+        Args:
+            section: name of the section, for messages.
+        """
+        if isinstance(self.targets, dict):
+            return resolve(self.targets, name or "(none)", f"{section}.name")
+        return self.targets
 
 
 def resolve(table: dict[str, Any], name: str, key: str) -> Any:
@@ -252,7 +262,7 @@ SHARED = {
     "density": Section(DENSITIES),
     "solver": Section({**METHODS}, default="Tsit5"),
     "steps": Section(STEPS, default="adaptive"),
-    "sampling": Section(SamplingSpec),
+    "sampling": Section(Sampler, given=("method", "steps")),
     "divergence": Section(Divergence),
     "eval": Section(EvalSpec),
     "parallel": Section(LAUNCHERS, default="data"),

@@ -165,16 +165,6 @@ class LDMObjectiveSpec(SGMObjectiveSpec):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingSpec:
-    """Start and end of sampling; see `Sampler`."""
-
-    t_min: float = 1e-5
-    denoise: str = "none"
-    temperature: float = 1.0
-    guidance: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSpec:
     """Settings of `lsgm evaluate`.
 

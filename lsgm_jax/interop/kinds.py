@@ -36,23 +36,14 @@ class Converted(NamedTuple):
     params: Params
 
 
-def convert_sgm(content: Any, model: SGM, recipe: Recipe, *, ema: bool) -> Converted:
-    """Converts a checkpoint of CLD-SGM."""
+def convert_score_model(content: Any, model: LSGM | SGM, recipe: Recipe, *, ema: bool) -> Converted:
+    """Converts a checkpoint of LSGM or CLD-SGM, or of the VAE of LSGM's first stage alone."""
     parts = find_parts(content)
-    params = official_params(parts, model, ema=ema)
-    used = ema and parts.score_net_average is not None
-    return Converted(model.stages[-1], used, parts.counters, params)
-
-
-def convert_lsgm(content: Any, model: LSGM, recipe: Recipe, *, ema: bool) -> Converted:
-    """Converts a checkpoint of LSGM, or of the VAE of its first stage."""
-    parts = find_parts(content)
-    if parts.score_net is None:
-        params = vae_params(parts.require_vae(), model.vae.backbone)
+    if model.autoencoder is not None and parts.score_net is None:
+        params = vae_params(parts.require_vae(), model.autoencoder.backbone)
         return Converted(model.stages[0], False, parts.counters, params)
-    params = official_params(parts, model, ema=ema)
     used = ema and parts.score_net_average is not None
-    return Converted(model.stages[-1], used, parts.counters, params)
+    return Converted(model.stages[-1], used, parts.counters, official_params(parts, model, ema=ema))
 
 
 def convert_ldm(content: Any, model: LDM, recipe: LDMRecipe, *, ema: bool) -> Converted:

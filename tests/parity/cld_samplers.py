@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.exact_gaussian import exact_eps
 from lsgm_jax.arrays import Phase
 from lsgm_jax.processes import linear
-from lsgm_jax.solvers.exact_gaussian import exact_eps
 from lsgm_jax.solvers.grids import Linear, Quadratic
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.registry import METHODS

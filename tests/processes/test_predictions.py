@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.exact_gaussian import MEAN, VARIANCE, exact_eps, moments
 from lsgm_jax.arrays import as_state, coordinates, expand, sum_per_sample
 from lsgm_jax.config.registry import WEIGHTINGS
 from lsgm_jax.objectives.score_matching import l1, l2, prediction_error, score_matching
@@ -12,7 +13,6 @@ from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.discrete import discrete_vp
 from lsgm_jax.processes.predictions import PREDICTIONS
-from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, moments
 from tests.process_examples import MAIN
 
 PROCESSES = {**MAIN, "chain": discrete_vp(steps=100, first=0.01, last=0.2)}

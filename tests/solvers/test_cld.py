@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.exact_gaussian import converged_flow, exact_eps
 from experiments.solver_orders import CLD_T_MIN as T_MIN
 from experiments.solver_orders import cld_cases, slope
 from lsgm_jax.arrays import Phase, as_state, coordinates
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.vp import VP
-from lsgm_jax.solvers.exact_gaussian import converged_flow, exact_eps
 from lsgm_jax.solvers.grids import Linear, Quadratic
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.exact_gaussian import MEAN, VARIANCE, exact_eps, moments
 from lsgm_jax.arrays import coordinates, expand
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.vp import VP, GeometricVP
-from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, moments
 from lsgm_jax.solvers.grids import Quadratic
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.likelihood import Divergence, log_density

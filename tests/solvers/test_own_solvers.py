@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.exact_gaussian import MEAN, VARIANCE, exact_eps, exact_map
 from experiments.solver_orders import UnitDraws
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
@@ -14,7 +15,6 @@ from lsgm_jax.processes.discrete import discrete_vp
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.solvers.edm import MOST_CHURN
-from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, exact_map
 from lsgm_jax.solvers.grids import Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.interval import between
 from lsgm_jax.solvers.masked import masked

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.exact_gaussian import MEAN, VARIANCE, exact_eps, exact_map, moments
 from lsgm_jax.arrays import coordinates
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.vp import VP, GeometricVP
-from lsgm_jax.solvers.exact_gaussian import MEAN, VARIANCE, exact_eps, exact_map, moments
 from lsgm_jax.solvers.grids import Linear, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.method import Cost, Method

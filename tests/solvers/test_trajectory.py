@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.exact_gaussian import converged_flow, exact_eps, exact_map
 from lsgm_jax.arrays import coordinates
 from lsgm_jax.processes import linear
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP
-from lsgm_jax.solvers.exact_gaussian import converged_flow, exact_eps, exact_map
 from lsgm_jax.solvers.grids import Linear, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.registry import METHODS

@@ -1,6 +1,7 @@
 """What users can mend, one line each: the command prints the message and exits with status 2."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -52,3 +53,17 @@ def did_you_mean(word: Any, options: Iterable[str]) -> str:
     """'; did you mean ...?' for a near miss, else nothing."""
     match = difflib.get_close_matches(str(word), list(options), n=1)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Returns type and first line of the message of any error: "ValueError: ..."."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:160]
+
+
+def reason(error: BaseException) -> str:
+    """Returns the message of the operating system, if it can be found in an error of another library."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    found = re.search(r": ([^:]+?)(?: to file \d+)? \[os_error_code", str(error))
+    before = error.__cause__ or error.__context__
+    return found[1] if found else reason(before) if before else first_line(error)

@@ -14,7 +14,7 @@ from ml_collections.config_dict import placeholder
 from lsgm_jax.config.models import sections
 from lsgm_jax.config.registry import Config, Section, fields
 from lsgm_jax.config.renamed import current, renamed_to
-from lsgm_jax.errors import ConfigError, did_you_mean
+from lsgm_jax.errors import ConfigError, did_you_mean, first_line
 from lsgm_jax.files import write_json
 
 # Fields of a config that are no sections, and their defaults.
@@ -180,9 +180,7 @@ def _run_config_file(path: str) -> dict[str, Any]:
         return config.to_dict()
     # A config file is the user's program: whatever it raises is reported as its fault.
     except Exception as error:
-        fault = _root(error)
-        reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
-        raise ConfigError(f"{path} does not load: {reason}") from error
+        raise ConfigError(f"{path} does not load: {first_line(_root(error))}") from error
 
 
 def _root(error: BaseException) -> BaseException:

@@ -9,12 +9,30 @@ import jax.numpy as jnp
 import optax
 
 from lsgm_jax.arrays import Images, Params, PerSample
+from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.likelihoods import shown
 from lsgm_jax.autoencoders.perceptual import LPIPS
 from lsgm_jax.conditioning.images import ConcatMaps, Task
 from lsgm_jax.config.prior import Make, build_prior, refuse_shared_t, require_density
-from lsgm_jax.config.registry import LDM_SECTIONS, LSGM_SECTIONS, SGM_SECTIONS, Section
-from lsgm_jax.config.specs import PerceptualSpec
+from lsgm_jax.config.registry import (
+    AUTOENCODERS,
+    CONDITIONINGS,
+    DENSITIES,
+    FIRST_STAGES,
+    LAUNCHERS,
+    LIKELIHOODS,
+    NETWORKS,
+    OPTIMISERS,
+    PROCESSES,
+    STEPS,
+    TASKS,
+    Section,
+    Target,
+    shared,
+)
+from lsgm_jax.config.specs import EvalSpec, LDMObjectiveSpec, ObjectiveSpec, PerceptualSpec, SGMObjectiveSpec
+from lsgm_jax.data.points import PointSpec
+from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.errors import ConfigError, ConversionError, look_up
 from lsgm_jax.interop.kinds import Converted, convert_ldm, convert_score_model
 from lsgm_jax.interop.lpips_file import read_lpips
@@ -23,12 +41,74 @@ from lsgm_jax.models.ldm import FROZEN, LDM
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.sgm import SGM
 from lsgm_jax.models.vae import VAE
-from lsgm_jax.nn.network import StatefulNetwork
+from lsgm_jax.nn.network import Compute, StatefulNetwork
+from lsgm_jax.objectives.gan import GANLoss
+from lsgm_jax.objectives.kl import KLSchedule
+from lsgm_jax.solvers.likelihood import Divergence
+from lsgm_jax.solvers.registry import METHODS
+from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.training.optim import per_part
+from lsgm_jax.training.penalty import Penalty
 from lsgm_jax.training.recipes.ldm import LDMRecipe
 from lsgm_jax.training.recipes.lsgm import LSGMRecipe
 from lsgm_jax.training.recipes.recipe import Recipe
 from lsgm_jax.training.recipes.sgm import SGMRecipe
+from lsgm_jax.training.spec import LDMTrainSpec, TrainSpec, TwoStageSpec
+
+MODULE = ("parent", "name")  # fields that every Linen module has
+OPTIMISER = Section(OPTIMISERS)
+IMAGE_DATA: dict[str, Target] = {"images": DataSpec}
+SHARED = {
+    "process": Section(PROCESSES),
+    "score": Section(NETWORKS, given=("out_channels", "context_width", *MODULE)),
+    "compute": Section(Compute),
+    "conditioning": Section(CONDITIONINGS, default="none"),
+    "density": Section(DENSITIES),
+    "solver": Section({**METHODS}, default="Tsit5"),
+    "steps": Section(STEPS, default="adaptive"),
+    "sampling": Section(Sampler, given=("method", "steps")),
+    "divergence": Section(Divergence),
+    "eval": Section(EvalSpec),
+    "parallel": Section(LAUNCHERS, default="data"),
+}
+LSGM_SECTIONS = {
+    "data": Section(IMAGE_DATA, default="images"),
+    "autoencoder": Section(AUTOENCODERS, given=("image_shape", "out_channels", "compute", *MODULE)),
+    "likelihood": Section(LIKELIHOODS, given=("levels",)),
+    **SHARED,
+    "objective": Section(ObjectiveSpec),
+    "encoder_density": Section({"shared": shared, **DENSITIES}, default="shared"),
+    "vae_stage": OPTIMISER,
+    "vae_kl": Section(KLSchedule),
+    "vae_penalty": Section(Penalty),
+    "joint_vae": OPTIMISER,
+    "joint_prior": OPTIMISER,
+    "joint_kl": Section(KLSchedule),
+    "joint_vae_penalty": Section(Penalty),
+    "joint_prior_penalty": Section(Penalty),
+    "train": Section(TwoStageSpec),
+}
+LDM_SECTIONS = {
+    "data": Section(IMAGE_DATA, default="images"),
+    "autoencoder": Section(FIRST_STAGES),
+    "perceptual": Section(PerceptualSpec),
+    "discriminator": Section(PatchDiscriminator, given=MODULE),
+    "gan_loss": Section(GANLoss),
+    "first_stage": OPTIMISER,
+    **SHARED,
+    "conditioning": Section({**CONDITIONINGS, **TASKS}, default="none"),
+    "objective": Section(LDMObjectiveSpec),
+    "optimiser": OPTIMISER,
+    "train": Section(LDMTrainSpec),
+}
+SGM_SECTIONS = {
+    "data": Section({**IMAGE_DATA, "points": PointSpec}, default="images"),
+    **SHARED,
+    "objective": Section(SGMObjectiveSpec),
+    "optimiser": OPTIMISER,
+    "penalty": Section(Penalty),
+    "train": Section(TrainSpec),
+}
 
 
 class Kind(NamedTuple):

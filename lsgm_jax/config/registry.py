@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lsgm_jax.autoencoders.backbones import conv_backbone, nvae_backbone
-from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
 from lsgm_jax.autoencoders.likelihoods import (
     Bernoulli,
     Categorical,
@@ -25,27 +24,17 @@ from lsgm_jax.conditioning.labels import Labels
 from lsgm_jax.conditioning.protocol import UNCONDITIONAL, Unconditional
 from lsgm_jax.conditioning.text import Texts
 from lsgm_jax.config.specs import (
-    EvalSpec,
     KLSpec,
-    LDMObjectiveSpec,
-    ObjectiveSpec,
-    PerceptualSpec,
-    SGMObjectiveSpec,
     VQSpec,
 )
-from lsgm_jax.data.points import PointSpec
-from lsgm_jax.data.spec import DataSpec
-from lsgm_jax.errors import ConfigError, did_you_mean
+from lsgm_jax.errors import ConfigError, did_you_mean, first_line
 from lsgm_jax.models.score_model import FixedPart
 from lsgm_jax.nn.dit import DiT
 from lsgm_jax.nn.ldm import LDMUNet
 from lsgm_jax.nn.mlp import MLP
 from lsgm_jax.nn.ncsnpp import NCSNpp
-from lsgm_jax.nn.network import Compute
 from lsgm_jax.nn.unet import UNet
 from lsgm_jax.objectives import time_densities, weightings
-from lsgm_jax.objectives.gan import GANLoss
-from lsgm_jax.objectives.kl import KLSchedule
 from lsgm_jax.objectives.score_matching import Norm, known_start, l1, l2
 from lsgm_jax.objectives.time_densities import Defensive, Optimal, Spread, Timesteps, Uniform
 from lsgm_jax.objectives.weightings import Weighting
@@ -56,13 +45,8 @@ from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
 from lsgm_jax.solvers.integrate import Adaptive
-from lsgm_jax.solvers.likelihood import Divergence
-from lsgm_jax.solvers.registry import METHODS
-from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.training.optim import Adam, Adamax, AdamW
-from lsgm_jax.training.penalty import Penalty
 from lsgm_jax.training.sharding import Replicated, Sharded, whole
-from lsgm_jax.training.spec import LDMTrainSpec, TrainSpec, TwoStageSpec
 
 Target = Callable[..., Any]
 Config = Any  # an ml_collections.ConfigDict, whose attributes have no static types
@@ -113,8 +97,7 @@ def resolve(table: dict[str, Any], name: str, key: str) -> Any:
             found = getattr(found, part)
     # A module of the user may raise anything.
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError(f"config.{key}={name!r} cannot be imported: {reason}") from error
+        raise ConfigError(f"config.{key}={name!r} cannot be imported: {first_line(error)}") from error
     if not callable(found):
         raise ConfigError(f"config.{key}={name!r} is neither a class nor a function")
     return found
@@ -250,58 +233,3 @@ STEPS: dict[str, Target] = {
 }
 LAUNCHERS: dict[str, Target] = {"data": whole, "fsdp": Sharded, "pmap": Replicated}
 OPTIMISERS: dict[str, Target] = {"adamax": Adamax, "adam": Adam, "adamw": AdamW}
-
-MODULE = ("parent", "name")  # fields that every Linen module has
-OPTIMISER = Section(OPTIMISERS)
-IMAGE_DATA: dict[str, Target] = {"images": DataSpec}
-SHARED = {
-    "process": Section(PROCESSES),
-    "score": Section(NETWORKS, given=("out_channels", "context_width", *MODULE)),
-    "compute": Section(Compute),
-    "conditioning": Section(CONDITIONINGS, default="none"),
-    "density": Section(DENSITIES),
-    "solver": Section({**METHODS}, default="Tsit5"),
-    "steps": Section(STEPS, default="adaptive"),
-    "sampling": Section(Sampler, given=("method", "steps")),
-    "divergence": Section(Divergence),
-    "eval": Section(EvalSpec),
-    "parallel": Section(LAUNCHERS, default="data"),
-}
-LSGM_SECTIONS = {
-    "data": Section(IMAGE_DATA, default="images"),
-    "autoencoder": Section(AUTOENCODERS, given=("image_shape", "out_channels", "compute", *MODULE)),
-    "likelihood": Section(LIKELIHOODS, given=("levels",)),
-    **SHARED,
-    "objective": Section(ObjectiveSpec),
-    "encoder_density": Section({"shared": shared, **DENSITIES}, default="shared"),
-    "vae_stage": OPTIMISER,
-    "vae_kl": Section(KLSchedule),
-    "vae_penalty": Section(Penalty),
-    "joint_vae": OPTIMISER,
-    "joint_prior": OPTIMISER,
-    "joint_kl": Section(KLSchedule),
-    "joint_vae_penalty": Section(Penalty),
-    "joint_prior_penalty": Section(Penalty),
-    "train": Section(TwoStageSpec),
-}
-LDM_SECTIONS = {
-    "data": Section(IMAGE_DATA, default="images"),
-    "autoencoder": Section(FIRST_STAGES),
-    "perceptual": Section(PerceptualSpec),
-    "discriminator": Section(PatchDiscriminator, given=MODULE),
-    "gan_loss": Section(GANLoss),
-    "first_stage": OPTIMISER,
-    **SHARED,
-    "conditioning": Section({**CONDITIONINGS, **TASKS}, default="none"),
-    "objective": Section(LDMObjectiveSpec),
-    "optimiser": OPTIMISER,
-    "train": Section(LDMTrainSpec),
-}
-SGM_SECTIONS = {
-    "data": Section({**IMAGE_DATA, "points": PointSpec}, default="images"),
-    **SHARED,
-    "objective": Section(SGMObjectiveSpec),
-    "optimiser": OPTIMISER,
-    "penalty": Section(Penalty),
-    "train": Section(TrainSpec),
-}

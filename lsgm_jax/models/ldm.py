@@ -75,7 +75,9 @@ class LDM(Model):
     def latent_bound(self, params: Params, batch: Batch, key: Key, stratum: Stratum = Stratum()) -> Bound:
         """Computes a bound on -log p of the scaled latents, nats; it leaves the error of the first stage aside."""
         k_first_stage, k_prior = jax.random.split(key)
-        return self.prior.bound(params, self.encode_data(params, batch, k_first_stage), k_prior, stratum)
+        # As in `SGM.bound`, whose other half dequantises; latents are not dequantised.
+        _, k_draw = jax.random.split(k_prior)
+        return self.prior.bound(params, self.encode_data(params, batch, k_first_stage), k_draw, stratum)
 
     def encode_data(self, params: Params, batch: Batch, key: Key) -> Batch:
         """Draws scaled latents. The condition of a task is drawn here if the batch has none."""

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from lsgm_jax.arrays import Params
-from lsgm_jax.errors import CheckpointError
+from lsgm_jax.errors import CheckpointError, first_line, reason
 from lsgm_jax.files import is_first
 from lsgm_jax.training.logs import warn
 from lsgm_jax.training.state import TrainState
@@ -219,7 +218,7 @@ class Checkpoints:
             return dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
         # orbax, tensorstore and the JSON reader each raise types of their own for unreadable files.
         except Exception as error:
-            raise _UnreadableError(_first_line(error)) from error
+            raise _UnreadableError(first_line(error)) from error
 
     def _set_aside(self, step: int) -> pathlib.Path:
         """Moves a damaged checkpoint away, so that training can write this step again; returns its new path."""
@@ -257,7 +256,7 @@ class Checkpoints:
         # A failure in the background is raised by the next call, as a type of one of many libraries.
         except Exception as error:
             raise CheckpointError(
-                f"cannot write checkpoints to {self.folder} ({_reason(error)}): "
+                f"cannot write checkpoints to {self.folder} ({reason(error)}): "
                 f"with that fixed the same command {self.resume_message}"
             ) from error
 
@@ -290,17 +289,3 @@ def _is_json(path: pathlib.Path) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _reason(error: BaseException) -> str:
-    """Returns the message of the operating system, if it can be found in an error of another library."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    found = re.search(r": ([^:]+?)(?: to file \d+)? \[os_error_code", str(error))
-    before = error.__cause__ or error.__context__
-    return found[1] if found else _reason(before) if before else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:160]

@@ -8,8 +8,8 @@ from lsgm_jax.arrays import Params
 from lsgm_jax.conditioning.request import Conditions
 from lsgm_jax.config.factory import Experiment, experiment
 from lsgm_jax.config.load import SAMPLING_SECTIONS, differences, read_config, save_config
-from lsgm_jax.config.models import MODELS
-from lsgm_jax.config.registry import OPTIMISER, Config
+from lsgm_jax.config.models import MODELS, OPTIMISER
+from lsgm_jax.config.registry import Config
 from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.sampling.run import CONFIG, Run, checkpoints_of, holds_checkpoints

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from experiments.exact_gaussian import exact_eps
 from lsgm_jax.arrays import coordinates, expand, sum_per_sample
 from lsgm_jax.objectives import time_densities, weightings
 from lsgm_jax.objectives.bound import Encoded, Latent
@@ -137,18 +138,6 @@ def test_separate_samples_reach_their_own_parameters(x64, process, control_varia
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), g_theta, expected_theta)
 
 
-def exact_net(process, data_variance):
-    """Exact noise prediction for z_0 ~ N(0, data_variance): sigma times the last row of C^-1 z, C inverted whole."""
-
-    def predict(z_t, t):
-        signal, noise = linear.kernel(process, t)
-        cov = noise @ noise.mT + data_variance * signal[:, :, None] * signal[:, None, :]
-        row = noise[:, -1, -1, None] * jnp.linalg.inv(cov)[:, -1]
-        return sum(expand(row[:, i], z) * z for i, z in enumerate(coordinates(z_t)))
-
-    return predict
-
-
 MEAN, STD, DATA_VARIANCE = np.array([0.8, -0.3]), np.array([0.2, 0.5]), 0.4
 
 
@@ -164,7 +153,7 @@ def exact_cross_entropy(data_variance=DATA_VARIANCE):
 
 def estimated_cross_entropy(objective, process, repeats=200):
     """Mean and standard error of the estimate for the exact score."""
-    net = exact_net(process, DATA_VARIANCE)
+    net = exact_eps(process, 0.0, DATA_VARIANCE)
 
     def one(key):
         k_z, k_t, k_eps = jax.random.split(key, 3)
@@ -280,8 +269,8 @@ def test_control_variate_removes_most_of_the_noise(x64, process):
     controlled = dataclasses.replace(published, control_variate=True)
     t = time_densities.sample_times(density, process, keys[1], len(z_0))
     draw = Draw(t, linear.unit_noise(process, keys[2], z_0.shape))
-    plain = dsm_loss(published, process, exact_net(process, 0.81), z_0, draw).cross_entropy
-    quiet = dsm_loss(controlled, process, exact_net(process, 0.81), z_0, draw).cross_entropy
+    plain = dsm_loss(published, process, exact_eps(process, 0.0, 0.81), z_0, draw).cross_entropy
+    quiet = dsm_loss(controlled, process, exact_eps(process, 0.0, 0.81), z_0, draw).cross_entropy
     assert quiet.std() < 0.125 * plain.std()
 
 
@@ -298,7 +287,7 @@ def test_control_variate_changes_no_expected_gradient(x64, process):
     def loss(objective, mean, logit, key):
         k_z, k_draw = jax.random.split(key)
         z_0 = mean + 0.5 * jax.random.normal(k_z, (64, 3))
-        net = lambda z_t, t: exact_net(process, 0.5)(z_t, t) * 2 * jax.nn.sigmoid(logit)
+        net = lambda z_t, t: exact_eps(process, 0.0, 0.5)(z_t, t) * 2 * jax.nn.sigmoid(logit)
         joint = joint_dsm_loss(objective, process, encoder_alone(jnp.eye(3)), net, z_0, k_draw, KLWeight(0.7))
         return joint.loss.mean()
 
@@ -365,7 +354,7 @@ def test_nelbo_of_a_linear_vae_is_its_log_likelihood(x64, process, published):
         density=time_densities.Optimal(t_min=t_min),
         control_variate=not published,
     )
-    net = exact_net(process, linear.data_variance(process))
+    net = exact_eps(process, 0.0, linear.data_variance(process))
 
     def one(key):
         k_x, k_z, k_t, k_eps = jax.random.split(key, 4)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lsgm_jax.autoencoders.nvae import NVAE
 from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.objectives.bound import Batch
@@ -29,6 +30,23 @@ def config(data_dir, *overrides):
 
 def model(*overrides):
     return experiment(load_config(CONFIG, [*OVERRIDES, *overrides])).model
+
+
+def nvae(**fields):
+    """The smallest NVAE of two scales."""
+    small = dict(
+        scales=2,
+        groups_per_scale=1,
+        latent_channels=2,
+        encoder_channels=4,
+        decoder_channels=8,
+        channel_mult=(1, 1, 2),
+        pre_cells=1,
+        post_cells=1,
+        input_skip=True,
+        out_channels=3,
+    )
+    return NVAE(**small | fields)
 
 
 def batch(count=16, seed=0):

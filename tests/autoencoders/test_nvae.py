@@ -21,20 +21,9 @@ from lsgm_jax.autoencoders.nvae_cells import (
     normalised,
 )
 from lsgm_jax.autoencoders.nvae_flow import FlowCell, FlowPair
+from tests import tiny
 
-TINY = NVAE(
-    scales=2,
-    groups_per_scale=2,
-    latent_channels=2,
-    encoder_channels=4,
-    decoder_channels=8,
-    channel_mult=(1, 1, 2),
-    post_cells=1,
-    pre_cells=1,
-    input_skip=True,
-    flows=1,
-    out_channels=3,
-)
+TINY = tiny.nvae(groups_per_scale=2, flows=1)
 IMAGE = (8, 8, 1)
 
 
@@ -119,7 +108,7 @@ def shapes_of(module, image):
 
 
 @functools.cache
-def tiny():
+def drawn():
     """Draws all variables of a tiny NVAE at random, with images and noise."""
     rng = np.random.default_rng(0)
 
@@ -172,7 +161,7 @@ def billions(closed):
 
 
 def test_decoding_the_sampled_latents_gives_the_features_of_the_forward_pass():
-    variables, x, noises = tiny()
+    variables, x, noises = drawn()
     output = evaluate(variables, x, noises)
     decode = jax.jit(functools.partial(TINY.apply, method="decode"))
     features = decode(variables, tuple(group.eps for group in output.groups))
@@ -180,7 +169,7 @@ def test_decoding_the_sampled_latents_gives_the_features_of_the_forward_pass():
 
 
 def test_a_group_depends_on_the_draws_of_the_groups_before_it_only():
-    variables, x, noises = tiny()
+    variables, x, noises = drawn()
     before = evaluate(variables, x, noises).groups
     after = evaluate(variables, x, (*noises[:1], noises[1] + 1.0, *noises[2:])).groups
     moved = [
@@ -291,13 +280,13 @@ def test_names_with_attention_build_the_same_network():
     ],
 )
 def test_inconsistent_settings_are_named(fields, message):
-    _, x, noises = tiny()
+    _, x, noises = drawn()
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **fields).init(jax.random.key(0), x, noises, train=False)
 
 
 def test_wrong_images_and_numbers_of_latents_are_named():
-    variables, x, noises = tiny()
+    variables, x, noises = drawn()
     with pytest.raises(ValueError, match="whose sides 4 divides, got 6 x 8"):
         TINY.latent_shapes((6, 8, 1))
     with pytest.raises(ValueError, match="4 groups of latents, got 3"):

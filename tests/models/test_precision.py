@@ -12,7 +12,6 @@ import pytest
 from flax import linen as nn
 
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
-from lsgm_jax.autoencoders.nvae import NVAE
 from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import complete, differences, load_config
 from lsgm_jax.errors import ConfigError
@@ -30,18 +29,6 @@ BFLOAT16 = Compute(dtype="bfloat16")
 PLAIN = Compute()
 T = (3,)
 NCSNPP = dict(out_channels=3, channels=8, channel_mult=(1, 2), blocks=1, attention=(4,), dropout=0.0)
-TINY_NVAE = dict(
-    scales=2,
-    groups_per_scale=1,
-    latent_channels=2,
-    encoder_channels=8,
-    decoder_channels=8,
-    channel_mult=(1, 1, 2),
-    pre_cells=1,
-    post_cells=1,
-    input_skip=True,
-    out_channels=3,
-)
 
 
 class Case(NamedTuple):
@@ -81,9 +68,9 @@ CASES = {
     "decoder": Case(ConvDecoder((8, 16), 1, 2, 0.1), ((3, 4, 4, 2),), 0),
 }
 NVAES = {
-    "bnswish": NVAE(**TINY_NVAE, arch="res_bnswish"),
-    "mbconv": NVAE(**TINY_NVAE, arch="res_mbconv"),
-    "flows": NVAE(**TINY_NVAE, arch="res_bnswish", flows=1),
+    "bnswish": tiny.nvae(arch="res_bnswish"),
+    "mbconv": tiny.nvae(arch="res_mbconv"),
+    "flows": tiny.nvae(arch="res_bnswish", flows=1),
 }
 
 

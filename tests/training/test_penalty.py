@@ -8,7 +8,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from lsgm_jax.autoencoders.backbones import Hierarchical
-from lsgm_jax.autoencoders.nvae import NVAE
 from lsgm_jax.autoencoders.nvae_flow import flow_masks
 from lsgm_jax.nn.network import Aux
 from lsgm_jax.nn.penalised import Penalised, penalised
@@ -161,16 +160,7 @@ def test_it_covers_convolutions_and_normalisations():
 
 def test_the_kernels_of_nvae_are_those_it_applies():
     """Masked and normalised, exp(log norm) w / |w| per output channel; as stored inside inverted bottlenecks."""
-    net = NVAE(
-        groups_per_scale=1,
-        latent_channels=2,
-        encoder_channels=4,
-        decoder_channels=4,
-        pre_cells=1,
-        post_cells=1,
-        use_se=False,
-        flows=1,
-    )
+    net = tiny.nvae(use_se=False, flows=1, out_channels=1)
     backbone = Hierarchical(image_shape=(8, 8, 1), net=net)
     params = jax.jit(backbone.init)(jax.random.key(0))
     encode = jax.jit(

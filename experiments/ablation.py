@@ -74,8 +74,8 @@ def claims(rows: Sequence[Row]) -> list[str]:
     finished = [name for name in names if all(math.isfinite(value) for value in column(rows, name, "nelbo"))]
     best = {key: min(finished, key=lambda name: over_seeds(column(rows, name, key))[0]) for key in KEYS}
     lines = [
-        f"The lowest NELBO has {best['nelbo']} (the paper: geometric-ll-uniform-shared).",
-        f"The lowest FID has {best['fid']} (the paper: one of the unweighted or reweighted VPSDE).",
+        f"{best['nelbo']} has the lowest NELBO (the paper: geometric-ll-uniform-shared).",
+        f"{best['fid']} has the lowest FID (the paper: one of the unweighted or reweighted VPSDE).",
         "geometric-ll-uniform-shared less vp-ll-optimal-shared, NELBO: "
         + paired(rows, "geometric-ll-uniform-shared", "vp-ll-optimal-shared", "nelbo")
         + " (the paper: below zero).",
@@ -83,14 +83,14 @@ def claims(rows: Sequence[Row]) -> list[str]:
     for process in PROCESSES:
         left, right = f"{process}-ll-optimal-shared", f"{process}-un-optimal-own"
         lines.append(
-            f"{left} less {right}: NELBO {paired(rows, left, right, 'nelbo')} (the paper: below zero), "
+            f"{left} minus {right}: NELBO {paired(rows, left, right, 'nelbo')} (the paper: below zero), "
             f"FID {paired(rows, left, right, 'fid')} (the paper: above zero)."
         )
     for process in PROCESSES:
         for weighting in WEIGHTINGS:
             left, right = (f"{process}-{weighting}-{times}-shared" for times in ("optimal", "uniform"))
             lines.append(
-                f"{left} less {right}, NELBO: {paired(rows, left, right, 'nelbo')} (importance sampling of t)."
+                f"{left} minus {right}, NELBO: {paired(rows, left, right, 'nelbo')} (importance sampling of t)."
             )
     diverged = sorted({row["trial"] for row in rows if row["diverged"]})
     lines.append(f"Diverged: {', '.join(diverged) or 'none'} (the paper: several cells with uniform t).")

@@ -122,7 +122,7 @@ def conclusions(rows: list[Row]) -> list[str]:
         compared = ", ".join(
             f"{heading} {paired(rows, names[0], names[1], key)}" for key, heading in KEYS.items()
         )
-        lines.append(f"{names[0]} less {names[1]}: {compared}.")
+        lines.append(f"{names[0]} minus {names[1]}: {compared}.")
     diverged = sorted({row["trial"] for row in rows if row["diverged"]})
     lines.append(
         f"Diverged: {', '.join(diverged) or 'none'} (the paper: plain score matching is not stable)."

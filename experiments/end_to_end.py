@@ -15,7 +15,7 @@ TRIALS = [
     Trial("unmixed", {"objective.mixing_logit_init": 50.0}),
 ]
 KEYS = {"nelbo": "test NELBO, nats", "fid": "FID"}
-# Left, right, result of the paper for left less right.
+# Left, right, result of the paper for left minus right.
 CLAIMS = [
     ("lsgm", "frozen", "below zero"),
     ("lsgm", "unmixed", "below zero"),
@@ -28,7 +28,7 @@ def main() -> None:
     rows = run_all(TRIALS, options, metrics=("nelbo", "fid"))
     draw_by_trial(rows, KEYS, file_of(options, "png"))
     lines = [
-        f"{left} less {right}: NELBO {paired(rows, left, right, 'nelbo')}, FID {paired(rows, left, right, 'fid')} "
+        f"{left} minus {right}: NELBO {paired(rows, left, right, 'nelbo')}, FID {paired(rows, left, right, 'fid')} "
         f"(the paper: {paper})."
         for left, right, paper in CLAIMS
     ]

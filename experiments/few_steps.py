@@ -50,7 +50,7 @@ COUNT = {"quick": 400, "cpu": 40_000, "gpu": 200_000}  # samples per setting
 REFERENCE, FLOOR = 100_000, "fresh draws"  # samples of the data
 EXACT = "gaussians, exact score"
 COLUMNS = (*TOYS, EXACT)
-# Left, right, and result of the papers on CIFAR-10 for left less right.
+# Left, right, and result of the papers on CIFAR-10 for left minus right.
 CLAIMS = [
     ("CLD SSCS quadratic", "CLD EulerMaruyama quadratic", "CLD: below zero at 50 and 150"),
     ("CLD SSCS linear", "CLD EulerMaruyama linear", ""),
@@ -141,12 +141,12 @@ def table(rows: Sequence[Row]) -> str:
 
 def compare(rows: Sequence[Row]) -> str:
     """Formats the `CLAIMS` in Markdown, in thousandths, paired by seed."""
-    lines = ["| left less right | NFE | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    lines = ["| left minus right | NFE | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     for left, right, _ in CLAIMS:
         for nfe in BUDGETS:
             pairs = [(at(rows, toy, left, nfe), at(rows, toy, right, nfe)) for toy in COLUMNS]
             cells = [difference(*pair, unit=1e3) for pair in pairs]
-            lines.append(f"| {left} less {right} | {nfe} | " + " | ".join(cells) + " |")
+            lines.append(f"| {left} minus {right} | {nfe} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

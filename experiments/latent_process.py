@@ -111,7 +111,7 @@ def main() -> None:
         for axis in axes:
             axis.set_ylim(low, high)
     lines = [
-        f"{left} less {right}, {heading}: {paired(rows, left, right, key)}."
+        f"{left} minus {right}, {heading}: {paired(rows, left, right, key)}."
         for left, right in (("lsgm-cld", "lsgm"), ("lsgm-cld", "lsgm-normal"), ("lsgm-normal", "lsgm"))
         for key, heading in KEYS.items()
     ]

@@ -213,12 +213,12 @@ def thousandths(values: Sequence[float]) -> str:
 
 
 def paired(rows: Sequence[Row], left: str, right: str, key: str) -> str:
-    """Formats left less right, paired by seed: mean, standard error and signs."""
+    """Formats left minus right, paired by seed: mean, standard error and signs."""
     return difference(column(rows, left, key), column(rows, right, key))
 
 
 def difference(left: Sequence[float], right: Sequence[float], unit: float = 1.0) -> str:
-    """Formats left less right as `paired` does, from one value per seed each, multiplied by `unit`."""
+    """Formats left minus right as `paired` does, from one value per seed each, multiplied by `unit`."""
     less = unit * (np.asarray(left) - np.asarray(right))
     mean, error = over_seeds(less.tolist())
     signs = "".join("+" if value > 0 else "-" if value < 0 else "?" for value in less)

@@ -108,12 +108,12 @@ def test_claims_follow_the_rows():
     table = rows(values | {"vp-un-optimal-own": (80.0, 81.0), "vp-re-uniform-shared": (math.nan, 90.0)})
     table[0]["diverged"] = "loss=nan at step 3"
     lines = ablation.claims(table)
-    assert "The lowest NELBO has vp-un-optimal-own" in lines[0]
+    assert "vp-un-optimal-own has the lowest NELBO" in lines[0]
     assert any(
-        "vp-ll-optimal-shared less vp-un-optimal-own: NELBO +10.00 ± 0.00 (++)" in line for line in lines
+        "vp-ll-optimal-shared minus vp-un-optimal-own: NELBO +10.00 ± 0.00 (++)" in line for line in lines
     )
     assert any(
-        "vp-re-optimal-shared less vp-re-uniform-shared, NELBO: +1.00 ± nan (?+)" in line for line in lines
+        "vp-re-optimal-shared minus vp-re-uniform-shared, NELBO: +1.00 ± nan (?+)" in line for line in lines
     )
     assert f"Diverged: {table[0]['trial']}" in lines[-1]
 
@@ -207,7 +207,7 @@ def test_tables_of_solvers_have_the_mean_over_seeds():
 
 
 def test_solvers_are_compared_seed_by_seed():
-    """SSCS less EM is -0.001 with seed 0 and 0.003 with seed 1 on a quadratic grid; all else is the same."""
+    """SSCS minus EM is -0.001 with seed 0 and 0.003 with seed 1 on a quadratic grid; all else is the same."""
     table = [
         {"toy": toy, "seed": seed, "line": line, "nfe": nfe, "sliced_wasserstein": 0.02 + less}
         for toy in few_steps.COLUMNS
@@ -215,7 +215,7 @@ def test_solvers_are_compared_seed_by_seed():
         for nfe in few_steps.BUDGETS
         for seed, less in enumerate((-0.001, 0.003) if line == "CLD SSCS quadratic" else (0.0, 0.0))
     ]
-    expected = "| CLD SSCS quadratic less CLD EulerMaruyama quadratic | 20 | +1.00 ± 2.00 (-+) |"
+    expected = "| CLD SSCS quadratic minus CLD EulerMaruyama quadratic | 20 | +1.00 ± 2.00 (-+) |"
     assert few_steps.compare(table).splitlines()[2].startswith(expected)
     assert "in 5 of 10 at 20 NFE, 5 of 10 at 50 NFE" in few_steps.conclusions(table)[0]
     assert "in 0 of 10 at 20 NFE" in few_steps.conclusions(table)[1]

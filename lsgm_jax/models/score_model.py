@@ -23,6 +23,7 @@ from lsgm_jax.arrays import (
     Scalar,
     State,
     Times,
+    as_state,
     coordinates,
     expand,
 )
@@ -48,7 +49,7 @@ from lsgm_jax.objectives.elbo import (
 )
 from lsgm_jax.objectives.score_matching import noise_ratio
 from lsgm_jax.objectives.time_densities import Stratum
-from lsgm_jax.processes.linear import Process, gaussian_eps, sample_prior
+from lsgm_jax.processes.linear import Process, gaussian_eps
 from lsgm_jax.processes.predictions import Prediction, eps
 from lsgm_jax.solvers.integrate import SavedTimes
 from lsgm_jax.solvers.likelihood import RADEMACHER, Divergence, LogDensity, log_density
@@ -106,8 +107,9 @@ class ScoreModel:
 
     def init(self, key: Key) -> Params:
         """Returns fresh parameters."""
-        z_t = sample_prior(self.process, key, (1, *self.shape))
-        conditioner = init_conditioner(self.conditioning, key)
+        z_t = as_state([jnp.zeros((1, *self.shape))] * len(self.process.prior_variance()))
+        # The network has the key itself: the initial values of unconditional models predate conditions.
+        conditioner = init_conditioner(self.conditioning, jax.random.fold_in(key, 1))
         context = encode_condition(self.conditioning, conditioner, None, 1)
         params = {
             "score_net": self.net.init(key, *context.inputs(in_channels(z_t), jnp.ones(1))),

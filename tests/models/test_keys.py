@@ -50,6 +50,25 @@ def test_no_key_is_used_twice(planned):
         traced(model.bound, params, batch, key)
 
 
+def test_conditioner_and_network_draw_from_different_keys(planned, monkeypatch):
+    """The checker above does not see `fold_in`, which is how Flax draws initial values."""
+    prior, keys = planned.model.prior, []
+
+    def record(drawn):
+        init = type(drawn).init
+
+        def recorded(self, key, *inputs):
+            keys.append(tuple(jax.random.key_data(key).tolist()))
+            return init(self, key, *inputs)
+
+        monkeypatch.setattr(type(drawn), "init", recorded)
+
+    record(prior.net)
+    record(prior.conditioning)
+    prior.init(jax.random.key(0))
+    assert len(keys) == len(set(keys)) == 2
+
+
 def test_the_checker_finds_a_key_that_is_used_twice():
     def twice(key):
         return jax.random.normal(key) + jax.random.uniform(key)

@@ -91,9 +91,10 @@ def sample_preview(model: Model, data: Data, count: int = PREVIEW) -> Callable[[
 
     def noise(params: Params, key: Key) -> tuple[State, Condition]:
         shared = shared_count(count)
-        z_1 = draw_noise(PREVIEW_SAMPLER, model.process(params), key, (shared, *model.latent_shape))
+        k_noise, k_task = jax.random.split(key)
+        z_1 = draw_noise(PREVIEW_SAMPLER, model.process(params), k_noise, (shared, *model.latent_shape))
         if model.task is not None:
-            return z_1, model.task.draw(key, jnp.asarray(first_rows(data.validation.x, shared)))
+            return z_1, model.task.draw(k_task, jnp.asarray(first_rows(data.validation.x, shared)))
         return z_1, first_rows(data.validation.condition, shared)
 
     def decode(params: Params, given: tuple[State, Condition], key: Key) -> Array:

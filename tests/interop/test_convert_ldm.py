@@ -105,7 +105,7 @@ def guided():
     return config, last, average, official(config, last, average)
 
 
-@pytest.mark.parametrize("weights", ["average", "last"])
+@pytest.mark.parametrize("weights", ["ema", "last"])
 def test_a_class_conditional_model_becomes_a_run(tmp_path, capsys, guided, weights):
     """Only the denoiser has an EMA."""
     _, last, average, state = guided
@@ -114,11 +114,11 @@ def test_a_class_conditional_model_becomes_a_run(tmp_path, capsys, guided, weigh
     fields = [*CLASSES, f"--weights={weights}"]
     assert convert(tmp_path / "model.ckpt", workdir, "imagenet256_guided", *fields) == 0
     said = capsys.readouterr().out
-    assert "global_step 5, epoch 2; score network: " + {"average": "moving", "last": "last"}[weights] in said
+    assert "global_step 5, epoch 2; score network: " + {"ema": "EMA", "last": "weights of the last step"}[weights] in said
     run = Run.open(workdir)
     params, step = run.best()
     assert step == run.config.train.steps
-    expected = last | {"score_net": (average if weights == "average" else last)["score_net"]}
+    expected = last | {"score_net": (average if weights == "ema" else last)["score_net"]}
     assert_trees_equal(params, expected)
 
 

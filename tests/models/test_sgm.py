@@ -126,7 +126,7 @@ def test_the_error_of_the_data_is_that_of_the_noise_under_its_weighting(norm, pr
         (
             "vp",
             "objective.prediction=x0",
-            "objective.prediction='x0' is none of eps, x_0, v; did you mean 'x_0'",
+            "objective.prediction='x0' is none of eps, x_0, v, velocity; did you mean 'x_0'",
         ),
         ("vp", "objective.norm=l3", "objective.norm='l3' is none of l2, l1"),
         (

@@ -35,7 +35,7 @@ def noise_free(params, batch, context):
     net, running = params["vae"]["net"], params["vae"]["state"]["mean"]
     mean = batch.x @ net["encode"]
     features = mean @ net["decode"] + running
-    eps = MODEL.eps_net(params)(mean, jnp.full(len(batch.x), 0.5))
+    eps = MODEL.prior.eps_net(params)(mean, jnp.full(len(batch.x), 0.5))
     coefficient = mean_over_devices(jnp.mean(mean**2))
     value = jnp.mean((features - batch.x) ** 2) + coefficient * jnp.mean((eps - mean) ** 2)
     moved = 0.9 * running + 0.1 * mean_over_devices(jnp.mean(features))
@@ -46,7 +46,7 @@ def separable(params, batch, context):
     """A mean over independent samples, which does not depend on the split into micro-batches."""
     net = params["vae"]["net"]
     mean = batch.x @ net["encode"]
-    eps = MODEL.eps_net(params)(mean, jnp.full(len(batch.x), 0.5))
+    eps = MODEL.prior.eps_net(params)(mean, jnp.full(len(batch.x), 0.5))
     value = jnp.mean((mean @ net["decode"] - batch.x) ** 2) + jnp.mean((eps - mean) ** 2)
     return value, Aux({"nelbo": value}, {})
 

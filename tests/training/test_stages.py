@@ -100,7 +100,8 @@ def test_the_joint_stage_balances_groups_too():
     model = toy.lsgm(**SEPARATE)
     params, gradients = fresh(model), []
     for balanced in (False, True):
-        stage = stages("joint_kl.start=0.5", f"joint_kl.balanced={balanced}", model=model)["joint"]
+        fields = ("joint_kl.start=0.5", f"joint_kl.balanced={balanced}", "encoder_density.name=optimal")
+        stage = stages(*fields, model=model)["joint"]
         context = Context(jax.random.key(3), jnp.asarray(0, jnp.int32), params, {})
         gradients.append(jax.jit(jax.grad(stage.loss, has_aux=True))(params, toy.batch(), context)[0])
     plain, balanced = gradients

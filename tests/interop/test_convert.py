@@ -64,7 +64,7 @@ def official(model, params):
     return nvae_state(vae, model.vae.backbone.net), dae
 
 
-@pytest.mark.parametrize("weights", ["average", "last"])
+@pytest.mark.parametrize("weights", ["ema", "last"])
 def test_a_second_stage_becomes_a_run(tmp_path, capsys, lsgm, weights):
     """The run has the parameters of the file, and samples without its data set."""
     _, (last, average), ((vae, dae), (_, ema)) = lsgm
@@ -76,9 +76,9 @@ def test_a_second_stage_becomes_a_run(tmp_path, capsys, lsgm, weights):
     run = Run.open(workdir)
     params, step = run.best()
     assert step == run.config.train.steps
-    score = average if weights == "average" else last
+    score = average if weights == "ema" else last
     assert_trees_equal(params, {**score, "vae": last["vae"]})
-    if weights == "average":
+    if weights == "ema":
         assert cli.main(["sample", f"--workdir={workdir}", "--solver=Euler", "--steps=1", "--count=1"]) == 0
         assert np.isfinite(np.load(workdir / "samples.npz")["x"]).all()
 

@@ -114,7 +114,11 @@ def test_a_class_conditional_model_becomes_a_run(tmp_path, capsys, guided, weigh
     fields = [*CLASSES, f"--weights={weights}"]
     assert convert(tmp_path / "model.ckpt", workdir, "imagenet256_guided", *fields) == 0
     said = capsys.readouterr().out
-    assert "global_step 5, epoch 2; score network: " + {"ema": "EMA", "last": "weights of the last step"}[weights] in said
+    assert (
+        "global_step 5, epoch 2; score network: "
+        + {"ema": "EMA", "last": "weights of the last step"}[weights]
+        in said
+    )
     run = Run.open(workdir)
     params, step = run.best()
     assert step == run.config.train.steps

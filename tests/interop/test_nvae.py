@@ -8,11 +8,11 @@ import pytest
 
 from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.nvae import nvae_state, nvae_variables, table
-from tests.autoencoders.test_nvae import IMAGE, TINY, shapes_of, tiny
+from tests.autoencoders.test_nvae import IMAGE, TINY, drawn, shapes_of
 
 
 def test_variables_inverts_state():
-    variables = tiny()[0]
+    variables = drawn()[0]
     state = nvae_state(variables, TINY)
     back = nvae_variables(state, TINY, IMAGE)
     assert jax.tree.structure(back) == jax.tree.structure(variables)
@@ -38,7 +38,7 @@ def test_the_table_has_every_variable_once(fields):
 
 
 def test_redundant_buffers_are_ignored():
-    state = nvae_state(tiny()[0], TINY)
+    state = nvae_state(drawn()[0], TINY)
     counters = {
         key.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64)
         for key in state
@@ -62,7 +62,7 @@ def test_redundant_buffers_are_ignored():
     ],
 )
 def test_tensors_that_do_not_fit_are_named_in_one_line(change, message):
-    state = nvae_state(tiny()[0], TINY)
+    state = nvae_state(drawn()[0], TINY)
     with pytest.raises(ConversionError, match=message) as error:
         nvae_variables(change(state), TINY, IMAGE)
     assert "\n" not in str(error.value)

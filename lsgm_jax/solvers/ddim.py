@@ -6,7 +6,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Latents, Scalar
+from lsgm_jax.arrays import Latents
+from lsgm_jax.processes.matrices import Scalars
 from lsgm_jax.solvers.interval import Interval, between
 from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step, one_coordinate
 from lsgm_jax.solvers.terms import Reverse
@@ -125,7 +126,7 @@ def _ddim(name: str, eta: float, temperature: float, clip: float | None) -> Meth
     )
 
 
-def _stochastic(interval: Interval, eta: float) -> tuple[Scalar, Scalar]:
+def _stochastic(interval: Interval, eta: float) -> tuple[Scalars, Scalars]:
     """Returns the factor of eps_hat, in place of `Interval.fall`, and the standard deviation of the noise (S6)."""
     mean, variance, _, sigma_s, _, sigma_t = interval
     rest = (mean * sigma_s) ** 2 + (1.0 - eta**2) * variance

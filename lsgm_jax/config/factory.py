@@ -53,7 +53,7 @@ def experiment(config: Config) -> Experiment:
     """
     make, kind = Sections(config), MODELS[config.model]
     sampler = _sampler(make)
-    if sampler.guidance != 1.0 and config.conditioning.name == "none":
+    if sampler.guidance != 1.0 and make.name("conditioning") == "none":
         raise ConfigError(
             f"config.sampling.guidance={sampler.guidance} is for a model of conditions: "
             "this one has config.conditioning.name='none'"
@@ -97,6 +97,10 @@ class Sections:
             return target(**chosen, **offered)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config.{section}: {error}") from error
+
+    def name(self, section: str) -> str:
+        """Returns the name that the section gives its object, for messages."""
+        return self._config[section].name
 
 
 def _sampler(make: Sections) -> Sampler:

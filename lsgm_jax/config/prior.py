@@ -30,6 +30,10 @@ class Make(Protocol):
         """Returns the object."""
         ...
 
+    def name(self, section: str) -> str:
+        """Returns the name that the section gives its object, for messages."""
+        ...
+
 
 def build_prior(make: Make, shape: tuple[int, ...], conditioning: Conditioning, **encoder: Any) -> ScoreModel:
     """Builds a score model of samples of this shape.
@@ -69,8 +73,8 @@ def _score_net(make: Make, shape: tuple[int, ...], conditioning: Conditioning) -
         raise ConfigError(f"config.score: {refusal}")
     if getattr(net, "cross_attention", False) and width is None:
         raise ConfigError(
-            "config.score.cross_attention=True needs tokens to attend to: choose config.conditioning.name 'labels' "
-            "or 'text'"
+            "config.score.cross_attention=True needs tokens to attend to: "
+            f"config.conditioning.name={make.name('conditioning')!r} has none; choose 'labels' or 'text'"
         )
     return Network(net, make("compute"))
 

@@ -175,6 +175,7 @@ def overrides(h):
             "steps": int(h["kl_anneal_portion_vada"] * steps),
             "balanced": h["kl_balance_vada"],
         },
+        "encoder_density": {"name": "shared" if h["iw_sample_q"] == SHARED else "optimal"},
         "joint_vae_penalty": {"weight": h["weight_decay_norm_vae"], **iterations},
         # Quirk: with this flag the original looks for convolutions of a class that its network does not have.
         "joint_prior_penalty": {

@@ -14,6 +14,7 @@ from lsgm_jax.nn.penalised import penalised
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.training import sharding
 from lsgm_jax.training.checkpoint import Checkpoints
+from lsgm_jax.training.train import train as run_training
 from tests import tiny
 
 SHORT = (
@@ -49,7 +50,7 @@ def train(workdir, data_dir, monkeypatch=None, die_at=None):
             return real(self, batches)
 
         monkeypatch.setattr(sharding.Sharded, "put", dying)
-    train(tiny.config(data_dir, *SHORT), workdir)
+    run_training(tiny.config(data_dir, *SHORT), workdir)
 
 
 def final_state(workdir):

@@ -5,6 +5,8 @@ flat memory that tensors are views of). Before, it was a sequence of five pickle
 `restricted.py` has the names that a pickle may use.
 """
 
+import contextlib
+import functools
 import io
 import mmap
 import os
@@ -12,31 +14,17 @@ import pathlib
 import pickle
 import struct
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from lsgm_jax.errors import ConversionError
-from lsgm_jax.interop.restricted import Flat, RestrictedUnpickler
+from lsgm_jax.errors import ConversionError, first_line
+from lsgm_jax.interop.restricted import Flat, load_torch
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-# Errors of damaged or hostile pickles, from the unpickler or from the objects that it builds.
-BROKEN = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    NotImplementedError,
-)
+CHUNK = 2**20
 
 
 def read_torch(path: str | os.PathLike[str]) -> Any:
@@ -52,44 +40,49 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
             anything that state dictionaries do not need. No code from the file runs.
     """
     path = pathlib.Path(path)
+    with _about(path), path.open("rb") as file:
+        start = file.read(4)
+        if start == b"PK\x03\x04":
+            return _read_zip(file)
+        if start[:1] == b"\x80":  # first byte of a pickle since protocol 2
+            return _read_legacy(file)
+        raise ConversionError(
+            "not a file of torch.save, neither a zip nor a pickle: give the path of a .pt or .ckpt file"
+        )
+
+
+@contextlib.contextmanager
+def _about(path: pathlib.Path) -> Iterator[None]:
+    """Converts every error of reading a file to one line that begins with its path."""
     try:
-        with path.open("rb") as file:
-            return _read(file)
-    except ConversionError as error:
-        raise ConversionError(f"{path}: {error}") from error
+        yield
+    except (ConversionError, pickle.UnpicklingError) as error:
+        raise ConversionError(f"{path}: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise ConversionError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except BROKEN as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    # The directory of a damaged zip can raise anything.
+    except Exception as error:
         raise ConversionError(
-            f"{path}: damaged, or no file of torch.save ({reason}): download it again"
+            f"{path}: damaged, or no file of torch.save ({first_line(error)}): download it again"
         ) from error
-
-
-def _read(file: io.BufferedReader) -> Any:
-    start = file.read(4)
-    file.seek(0)
-    if start == b"PK\x03\x04":
-        return _read_zip(file)
-    if start[:1] == b"\x80":  # first byte of a pickle since protocol 2
-        return _read_legacy(file)
-    raise ConversionError(
-        "not a file of torch.save, neither a zip nor a pickle: give the path of a .pt or .ckpt file"
-    )
 
 
 def _read_zip(file: io.BufferedReader) -> Any:
     content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    with zipfile.ZipFile(file) as archive:
-        entries = {info.filename: info for info in archive.infolist()}
+    archive = zipfile.ZipFile(file)
+    entries = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in entries if name.split("/")[1:] == ["data.pkl"]]
     if len(pickles) != 1:
         raise ConversionError("a zip, but without the data.pkl of torch.save: it was made by something else")
+    if sum(info.file_size for info in entries.values()) > len(content):
+        raise ConversionError("its entries are larger than the file: it is damaged, download it again")
     folder = pickles[0].removesuffix("data.pkl")
 
+    @functools.cache
     def entry(name: str) -> memoryview:
         if folder + name not in entries:
             raise ConversionError(f"has no entry {folder + name}: it is damaged, download it again")
+        _check(archive, entries[folder + name])
         return _entry(content, entries[folder + name])
 
     if f"{folder}byteorder" in entries and bytes(entry("byteorder")) != b"little":
@@ -97,25 +90,35 @@ def _read_zip(file: io.BufferedReader) -> Any:
 
     def fetch(key: str, dtype: np.dtype, numel: int) -> Flat:
         data = entry(f"data/{key}")
-        if len(data) < numel * dtype.itemsize:
+        if len(data) // dtype.itemsize != numel:
             raise ConversionError(
                 f"storage {key} has {len(data)} bytes where {numel} values of {dtype} need {numel * dtype.itemsize}: "
                 "it is damaged, download it again"
             )
         return np.frombuffer(data, dtype, numel)
 
-    return RestrictedUnpickler(io.BytesIO(entry("data.pkl")), fetch).load()
+    return load_torch(io.BytesIO(entry("data.pkl")), fetch)
 
 
-def _entry(content: mmap.mmap, info: zipfile.ZipInfo) -> memoryview:
-    """Returns the bytes of an uncompressed entry without a copy.
-
-    Checksums are not verified: this would read the whole file, and torch.save can be set up not to write them.
-    """
+def _check(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Raises `ConversionError` unless an entry is uncompressed and has the checksum that the file states."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise ConversionError(
             f"entry {info.filename} is compressed, which torch.save never does: unpack and zip it with -0"
         )
+    try:
+        with archive.open(info) as stream:
+            while stream.read(CHUNK):
+                pass
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        raise ConversionError(
+            f"entry {info.filename} is not what was saved ({first_line(error)}): download the file again, or, if it "
+            "was saved with set_crc32_options(False), save it again without"
+        ) from error
+
+
+def _entry(content: mmap.mmap, info: zipfile.ZipInfo) -> memoryview:
+    """Returns the bytes of an uncompressed entry without a copy."""
     # The local header repeats the name and has an extra field, with which torch.save aligns the data.
     name_length, extra_length = struct.unpack_from("<HH", content, info.header_offset + 26)
     start = info.header_offset + 30 + name_length + extra_length
@@ -126,33 +129,56 @@ def _entry(content: mmap.mmap, info: zipfile.ZipInfo) -> memoryview:
 
 def _read_legacy(file: io.BufferedReader) -> Any:
     """Reads magic number, protocol, system, object and storage keys; then each storage, after its length."""
-    size = os.fstat(file.fileno()).st_size
-    if RestrictedUnpickler(file).load() != LEGACY_MAGIC:
+    content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if load_torch(content) != LEGACY_MAGIC:
         raise ConversionError("a pickle, but none of torch.save: it was made by something else")
-    protocol, system = RestrictedUnpickler(file).load(), RestrictedUnpickler(file).load()
-    if protocol != LEGACY_PROTOCOL or not system["little_endian"]:
-        raise ConversionError(f"of protocol {protocol} by the system {system}, which is not supported")
-    storages: dict[str, Flat] = {}
-
-    def fetch(key: str, dtype: np.dtype, numel: int) -> Flat:
-        """Returns memory that is filled below, because the bytes come after the pickle."""
-        if numel * dtype.itemsize > size:
-            raise ConversionError(f"ends within storage {key}: it is damaged, download it again")
-        if key not in storages:
-            storages[key] = np.empty(numel, dtype)
-        return storages[key]
-
-    result = RestrictedUnpickler(file, fetch).load()
-    for key in RestrictedUnpickler(file).load():
-        _fill(file, key, storages[key])
+    if load_torch(content) != LEGACY_PROTOCOL:
+        raise ConversionError("of another protocol than torch.save's, which is not supported")
+    system = load_torch(content)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise ConversionError("written on a big-endian machine, which is not supported")
+    storages = _LegacyStorages(content)
+    result, keys = load_torch(content, storages.fetch), load_torch(content)
+    storages.fill(keys)
     return result
 
 
-def _fill(file: io.BufferedReader, key: str, storage: Flat) -> None:
-    (numel,) = struct.unpack("<q", file.read(8))
-    if numel != storage.size:
-        raise ConversionError(
-            f"storage {key} has {numel} values where its pickle says {storage.size}: it is damaged, download it again"
-        )
-    if file.readinto(storage.view(np.uint8).data) != storage.nbytes:
-        raise ConversionError(f"ends within storage {key}: it is damaged, download it again")
+class _LegacyStorages:
+    """The storages of a file in the older layout, whose bytes come after the pickle that refers to them."""
+
+    def __init__(self, content: mmap.mmap):
+        self._content, self._storages, self._size = content, dict[str, Flat](), 0
+
+    def fetch(self, key: str, dtype: np.dtype, numel: int) -> Flat:
+        """Returns memory, which `fill` fills."""
+        if key not in self._storages:
+            self._size += numel * dtype.itemsize
+            if self._size > len(self._content):
+                raise ConversionError(f"ends within storage {key}: it is damaged, download it again")
+            self._storages[key] = np.empty(numel, dtype)
+        values = self._storages[key]
+        if (values.size, values.dtype) != (numel, dtype):
+            raise ConversionError(f"storage {key} has two sizes or dtypes: it is damaged, download it again")
+        return values
+
+    def fill(self, keys: Any) -> None:
+        """Reads the storages in the order of `keys`, each after its length."""
+        if not isinstance(keys, list) or sorted(keys) != sorted(self._storages):
+            raise ConversionError(
+                "its list of storages is not that of its tensors: it is damaged, download it again"
+            )
+        for key in keys:
+            self._fill(key, self._storages[key])
+
+    def _fill(self, key: str, values: Flat) -> None:
+        (numel,) = struct.unpack("<q", self._content.read(8))
+        if numel != values.size:
+            raise ConversionError(
+                f"storage {key} has {numel} values where its pickle says {values.size}: "
+                "it is damaged, download it again"
+            )
+        start = self._content.tell()
+        if start + values.nbytes > len(self._content):
+            raise ConversionError(f"ends within storage {key}: it is damaged, download it again")
+        values.view(np.uint8)[:] = np.frombuffer(self._content, np.uint8, values.nbytes, start)
+        self._content.seek(start + values.nbytes)

@@ -1,8 +1,4 @@
-"""A safe unpickler for dictionaries of numpy arrays, numbers and text, the format of CIFAR and downsampled ImageNet.
-
-A pickle is a program that can call any function it names. This unpickler refuses all names but the few that build
-arrays.
-"""
+"""Pickles of dictionaries of numpy arrays, numbers and text, the format of CIFAR and downsampled ImageNet."""
 
 import io
 import pickle
@@ -10,32 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from lsgm_jax.data.readers.archives import reading
 from lsgm_jax.errors import DataError
-
-# numpy pickles arrays as calls of these. Its modules have been renamed since the files were made.
-ARRAYS = {("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype")} | {
-    (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")
-}
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles arrays and the containers of Python; strings of Python 2 become bytes."""
-
-    def __init__(self, content: bytes):
-        super().__init__(io.BytesIO(content), encoding="bytes")
-
-    def find_class(self, module: str, name: str, /) -> Any:
-        """Returns a function or class that builds arrays.
-
-        Raises:
-            DataError: for any other name.
-        """
-        if (module, name) not in ARRAYS:
-            raise DataError(
-                f"its pickle names {module}.{name}, which no data need: refused, and nothing was run"
-            )
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+from lsgm_jax.unpickling.machine import load
+from lsgm_jax.unpickling.numpy_names import NUMPY_NAMES
 
 
 def unpickle(content: bytes, origin: str) -> dict[str, Any]:
@@ -45,16 +18,14 @@ def unpickle(content: bytes, origin: str) -> dict[str, Any]:
         DataError: if it is not a dictionary, is damaged, or names anything that arrays do not need.
     """
     try:
-        with reading(origin):
-            loaded = ArrayUnpickler(content).load()
-    except DataError as error:
-        raise DataError(f"{origin}: {error}") from error
-    # Damaged opcodes can raise anything.
-    except Exception as error:
-        raise DataError(f"{origin} is damaged or incomplete ({error}): get it again") from error
+        loaded = load(io.BytesIO(content), NUMPY_NAMES)
+    except pickle.UnpicklingError as error:
+        raise DataError(f"{origin}: {error}; get it again") from error
     if not isinstance(loaded, dict):
         raise DataError(f"{origin} is no dictionary of arrays")
-    return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in loaded.items()}
+    return {
+        key.decode("latin-1") if isinstance(key, bytes) else str(key): value for key, value in loaded.items()
+    }
 
 
 def rows(content: dict[str, Any], side: int, origin: str) -> np.ndarray:

@@ -57,7 +57,12 @@ def did_you_mean(word: Any, options: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """Returns type and first line of the message of any error: "ValueError: ..."."""
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:160]
+    return printable(f"{type(error).__name__}: {error}".strip().splitlines()[0][:160])
+
+
+def printable(text: str) -> str:
+    """Returns text from a file as part of one line, with escapes for characters that a terminal may obey."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
 def reason(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lsgm_jax.errors import ConversionError, first_line
+from lsgm_jax.errors import ConversionError, first_line, printable
 from lsgm_jax.interop.restricted import Flat, load_torch
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -57,7 +57,7 @@ def _about(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (ConversionError, pickle.UnpicklingError) as error:
-        raise ConversionError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ConversionError(f"{path}: {printable(str(error))}") from error
     except OSError as error:
         raise ConversionError(f"{path}: cannot be read ({error.strerror or error})") from error
     # The directory of a damaged zip can raise anything.

@@ -12,10 +12,10 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from lsgm_jax.errors import UserError, first_line
+from lsgm_jax.errors import UserError, first_line, printable
 from lsgm_jax.unpickling.values import Inert, finished, require_key
 
-MOST_OPCODES = 2**23  # a batch of 130,000 labels has 300,000, a checkpoint of 3,000 tensors 100,000
+MOST_OPCODES = 2**20  # a batch of 130,000 labels has 300,000, a checkpoint of 3,000 tensors 100,000
 MOST_BITS = 512  # of a whole number
 LONGEST_NAME = 200
 
@@ -152,9 +152,9 @@ def _keep(machine: _Machine, index: int) -> None:
     machine.memo[index] = machine.stack[-1]
 
 
-def _look_up(machine: _Machine, name: tuple[Any, ...]) -> None:
+def _look_up(machine: _Machine, name: tuple[str, ...]) -> None:
     if name not in machine.names:
-        shown = ".".join(map(str, name))[:LONGEST_NAME].encode("unicode_escape").decode()
+        shown = printable(".".join(name)[:LONGEST_NAME])
         raise pickle.UnpicklingError(
             f"its pickle names {shown}, which no data need: refused, and nothing was run"
         )

@@ -17,6 +17,7 @@ from lsgm_jax.unpickling.machine import Function, Names
 # Numbers and text. Objects, dates, structures and long doubles are none.
 CODE = re.compile(r"[<>=|]?(\?|b1|[iu][1248]|f[248]|c(8|16)|[SU][1-9]\d{0,8})")
 MOST_AXES = 32
+ZEROED = 8  # the flag of text, that new arrays are zeros; the others say that values are objects
 LARGEST_CHARACTER = 0x10FFFF
 
 
@@ -37,7 +38,7 @@ class PickledDType:
     def set_state(self, state: Any) -> None:
         """Takes (version, byte order, subarray, names, fields, size, alignment[, flags[, metadata]])."""
         _, order, *fields = state
-        if any(field is not None for field in fields[:3]) or any(fields[5:6]):
+        if any(field is not None for field in fields[:3]) or fields[5:6] not in ([], [0], [ZEROED]):
             raise refused("a numpy array with fields or objects, which is neither numeric nor text")
         if order not in ("<", ">", "=", "|"):
             raise refused("a numpy array of unknown byte order")

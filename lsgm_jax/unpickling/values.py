@@ -10,7 +10,7 @@ import numpy as np
 LONGEST_KEY = 1000
 MOST_KEY_BITS = 64
 # Containers that hold others twice double the tree with every level, in a few bytes of a pickle.
-MOST_VALUES = 2**23
+MOST_VALUES = 2**20
 DEEPEST = 64
 
 

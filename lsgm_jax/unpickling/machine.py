@@ -22,7 +22,7 @@ LONGEST_NAME = 200
 
 @runtime_checkable
 class Readable(Protocol):
-    """A file in memory, such as `io.BytesIO` or `mmap.mmap`; others may reserve what `read` is asked for."""
+    """A file in memory, such as `io.BytesIO` or `mmap.mmap`; others may reserve as much as they are to read."""
 
     def read(self, count: int, /) -> bytes:
         """Returns the next bytes, fewer at the end."""

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+LONGEST_LINE = 1000
+
 
 class UserError(Exception):
     """Something that the user can mend; the message names what is wrong, and what to do."""
@@ -61,8 +63,9 @@ def first_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns text from a file as part of one line, with escapes for characters that a terminal may obey."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    """Returns text from a file as one line, cut if long, with escapes for characters that a terminal may obey."""
+    line = " ".join(text[: 2 * LONGEST_LINE].split())[:LONGEST_LINE]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def reason(error: BaseException) -> str:

@@ -17,8 +17,8 @@ from lsgm_jax.errors import ConversionError
 from lsgm_jax.evaluation.cache import digest
 from lsgm_jax.evaluation.features import Extractor
 from lsgm_jax.evaluation.inception import SIDE, Inception, features_of
+from lsgm_jax.interop.checkpoint_file import read_checkpoint
 from lsgm_jax.interop.tables import CONV, SAME, Entry, to_variables
-from lsgm_jax.interop.torch_file import read_torch
 
 FEATURES, CLASSES = 2048, 1008
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -82,7 +82,7 @@ def _read(path: pathlib.Path) -> Mapping[str, np.ndarray]:
                 return dict(file)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise ConversionError(f"{path}: cannot be read ({error})") from error
-    state = read_torch(path)
+    state = read_checkpoint(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, np.ndarray) for value in state.values()):
         raise ConversionError(f"{path}: no state dictionary of tensors: give {FILE}")
     return state

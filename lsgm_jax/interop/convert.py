@@ -7,8 +7,8 @@ from lsgm_jax.config.factory import Experiment, experiment
 from lsgm_jax.config.models import MODELS
 from lsgm_jax.config.registry import Config
 from lsgm_jax.errors import ConfigError, ConversionError
+from lsgm_jax.interop.checkpoint_file import read_checkpoint
 from lsgm_jax.interop.kinds import Converted
-from lsgm_jax.interop.torch_file import read_torch
 from lsgm_jax.sampling.run import checkpoints_of, holds_checkpoints
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.train import claim
@@ -31,7 +31,7 @@ def convert(config: Config, checkpoint: pathlib.Path, workdir: pathlib.Path, *, 
     planned = experiment(config)
     if holds_checkpoints(workdir):
         raise ConfigError(f"{workdir} holds a run already: choose another --workdir")
-    content = read_torch(checkpoint)
+    content = read_checkpoint(checkpoint)
     try:
         found = MODELS[planned.name].convert(content, planned.model, planned.training, ema=ema)
     except ConversionError as error:

@@ -60,7 +60,7 @@ class LDMParts:
 
 
 def find_ldm_parts(checkpoint: Any) -> LDMParts:
-    """Finds the networks in the result of `read_torch`.
+    """Finds the networks in the result of `read_checkpoint`.
 
     Raises:
         ConversionError: if there is no first stage, or more than one network of a kind.

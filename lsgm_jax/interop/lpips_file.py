@@ -8,10 +8,10 @@ import numpy as np
 
 from lsgm_jax.autoencoders.perceptual import LPIPS, SCALE, SHIFT
 from lsgm_jax.errors import ConversionError
+from lsgm_jax.interop.checkpoint_file import read_checkpoint
 from lsgm_jax.interop.ldm_autoencoder import lpips_variables
 from lsgm_jax.interop.search import Found, containers, state_dicts
 from lsgm_jax.interop.tables import State, Variables, as_float32
-from lsgm_jax.interop.torch_file import read_torch
 
 # The first group of each is the prefix of the names.
 ALL = re.compile(r"(.*\.)?net\.slice1\.0\.weight")
@@ -40,7 +40,7 @@ def read_lpips(paths: str) -> Variables:
     names = [path.strip() for path in paths.split(",")]
     if len(names) > 2 or not all(names):
         raise ConversionError(f"{paths!r} are no paths of one file or two, with a comma between")
-    found = [item for name in names for item in containers(read_torch(name))]
+    found = [item for name in names for item in containers(read_checkpoint(name))]
     try:
         return as_float32(lpips_variables({**STANDARD, **_state(found)}, LPIPS()))
     except ConversionError as error:

@@ -65,7 +65,7 @@ class Parts:
 
 
 def find_parts(checkpoint: Any) -> Parts:
-    """Finds the networks in the result of `read_torch`.
+    """Finds the networks in the result of `read_checkpoint`.
 
     The only state dict of a kind is the network, whatever its name; among several, names with "ema" are EMAs.
 

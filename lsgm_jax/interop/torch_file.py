@@ -5,21 +5,16 @@ flat memory that tensors are views of). Before, it was a sequence of five pickle
 `restricted.py` has the names that a pickle may use.
 """
 
-import contextlib
 import functools
 import io
 import mmap
-import os
-import pathlib
-import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from lsgm_jax.errors import ConversionError, first_line, printable
+from lsgm_jax.errors import ConversionError, first_line
 from lsgm_jax.interop.restricted import Flat, load_torch
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -27,47 +22,12 @@ LEGACY_PROTOCOL = 1001
 CHUNK = 2**20
 
 
-def read_torch(path: str | os.PathLike[str]) -> Any:
-    """Returns what `torch.save` wrote: dictionaries, lists and numbers, with read-only numpy arrays for tensors.
-
-    Arrays of a zip file are memory-mapped: a file of 3 GB takes as much memory as the tensors that are used. The file
-    has to stay in place while they are in use. Storages of the older layout are read into memory once. Tensors that
-    shared memory share it here. An `argparse.Namespace` becomes a `types.SimpleNamespace`; devices and dtypes become
-    strings.
+def read_zip(file: io.BufferedReader) -> Any:
+    """Returns the content of a file in the layout since 1.6; its arrays are memory-mapped.
 
     Raises:
-        ConversionError: if the file does not exist, is damaged or not from `torch.save`, or if its pickle names
-            anything that state dictionaries do not need. No code from the file runs.
+        ConversionError: if the file is damaged; other errors, too, if it is no zip file or no pickle.
     """
-    path = pathlib.Path(path)
-    with _about(path), path.open("rb") as file:
-        start = file.read(4)
-        if start == b"PK\x03\x04":
-            return _read_zip(file)
-        if start[:1] == b"\x80":  # first byte of a pickle since protocol 2
-            return _read_legacy(file)
-        raise ConversionError(
-            "not a file of torch.save, neither a zip nor a pickle: give the path of a .pt or .ckpt file"
-        )
-
-
-@contextlib.contextmanager
-def _about(path: pathlib.Path) -> Iterator[None]:
-    """Converts every error of reading a file to one line that begins with its path."""
-    try:
-        yield
-    except (ConversionError, pickle.UnpicklingError) as error:
-        raise ConversionError(f"{path}: {printable(str(error))}") from error
-    except OSError as error:
-        raise ConversionError(f"{path}: cannot be read ({error.strerror or error})") from error
-    # The directory of a damaged zip can raise anything.
-    except Exception as error:
-        raise ConversionError(
-            f"{path}: damaged, or no file of torch.save ({first_line(error)}): download it again"
-        ) from error
-
-
-def _read_zip(file: io.BufferedReader) -> Any:
     content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     archive = zipfile.ZipFile(file)
     entries = {info.filename: info for info in archive.infolist()}
@@ -127,8 +87,14 @@ def _entry(content: mmap.mmap, info: zipfile.ZipInfo) -> memoryview:
     return memoryview(content)[start : start + info.file_size]
 
 
-def _read_legacy(file: io.BufferedReader) -> Any:
-    """Reads magic number, protocol, system, object and storage keys; then each storage, after its length."""
+def read_legacy(file: io.BufferedReader) -> Any:
+    """Returns the content of a file in the older layout; its arrays are in memory once.
+
+    These are magic number, protocol, system, object and storage keys; then each storage, after its length.
+
+    Raises:
+        ConversionError: if the file is damaged; other errors, too, if it is no pickle.
+    """
     content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if load_torch(content) != LEGACY_MAGIC:
         raise ConversionError("a pickle, but none of torch.save: it was made by something else")

@@ -9,11 +9,11 @@ import pytest
 
 from lsgm_jax.autoencoders.backbones import Hierarchical
 from lsgm_jax.errors import ConversionError
+from lsgm_jax.interop.checkpoint_file import read_checkpoint
 from lsgm_jax.interop.ema import FIXED
 from lsgm_jax.interop.ncsnpp import ncsnpp_variables
 from lsgm_jax.interop.nvae import nvae_variables
 from lsgm_jax.interop.official import find_parts, mixing_logits, score_params, vae_params
-from lsgm_jax.interop.torch_file import read_torch
 from lsgm_jax.nn.network import Network, StatefulNetwork
 from tests.interop.write_torch import Call, Global, write_legacy, write_zip
 from tests.parity import scores
@@ -38,7 +38,7 @@ def test_an_nvae_is_read_from_its_file(tmp_path, name, write):
     """The file gives the same variables as the arrays, whose outputs test_oracles.py checks."""
     fixture, state = official_state(name)
     write(tmp_path / "vae.pt", {"epoch": 3, "vae_state_dict": state})
-    read = read_torch(tmp_path / "vae.pt")["vae_state_dict"]
+    read = read_checkpoint(tmp_path / "vae.pt")["vae_state_dict"]
     height, width, channels = np.moveaxis(fixture.arrays["in/x"], 1, -1).shape[1:]
     module = nvae_module(fixture.spec["hyper_parameters"], state)
     convert = lambda state: nvae_variables(state, module, (height, width, channels))
@@ -49,7 +49,7 @@ def test_an_nvae_is_read_from_its_file(tmp_path, name, write):
 def test_a_score_network_is_read_from_its_file(tmp_path, name):
     fixture, state = official_state(name)
     write_zip(tmp_path / "dae.pt", state)
-    read, h = read_torch(tmp_path / "dae.pt"), fixture.spec["hyper_parameters"]
+    read, h = read_checkpoint(tmp_path / "dae.pt"), fixture.spec["hyper_parameters"]
     module, shape = lsgm_net(h), lsgm_shape(h)
     convert = lambda state: ncsnpp_variables(state, module, shape)
     jax.tree.map(np.testing.assert_array_equal, convert(read), convert(state))
@@ -60,7 +60,7 @@ def test_the_file_of_another_model_is_refused(tmp_path):
     write_zip(tmp_path / "vae.pt", official_state(NVAES[0])[1])
     h = load(NETS[0]).spec["hyper_parameters"]
     with pytest.raises(ConversionError, match="tensors missing: all_modules") as error:
-        ncsnpp_variables(read_torch(tmp_path / "vae.pt"), lsgm_net(h), (16, 16, h["num_input_channels"]))
+        ncsnpp_variables(read_checkpoint(tmp_path / "vae.pt"), lsgm_net(h), (16, 16, h["num_input_channels"]))
     assert "\n" not in str(error.value)
 
 
@@ -126,7 +126,7 @@ LAYOUTS = {
 
 def through_file(path, tree):
     write_zip(path / "checkpoint.pt", tree)
-    return find_parts(read_torch(path / "checkpoint.pt"))
+    return find_parts(read_checkpoint(path / "checkpoint.pt"))
 
 
 def assert_state(state, expected):

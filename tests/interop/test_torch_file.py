@@ -14,8 +14,8 @@ import pytest
 
 from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop import restricted
+from lsgm_jax.interop.checkpoint_file import read_checkpoint
 from lsgm_jax.interop.restricted import DTYPES
-from lsgm_jax.interop.torch_file import read_torch
 from tests.interop.write_torch import Call, Global, Storage, write_legacy, write_zip
 
 HERE = pathlib.Path(__file__).parent
@@ -44,7 +44,7 @@ def assert_array(array, expected, dtype):
 @pytest.mark.parametrize("name", ["torch_2_5.pt", "torch_2_5_legacy.pt"])
 def test_files_written_by_pytorch_are_read(name):
     """Torch 2.5.1 wrote them with the values below."""
-    tree = read_torch(HERE / name)
+    tree = read_checkpoint(HERE / name)
     base = np.arange(12.0).reshape(3, 4)
     views = {"base": base, "transposed": base.T, "part": base[1:, ::2], "spread": np.ones((3, 2))}
     for key, expected in {**views, "scalar": 2.5, "empty": np.zeros((0, 3)), "parameter": [1.5]}.items():
@@ -66,7 +66,7 @@ def test_files_written_by_pytorch_are_read(name):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_comes_back(write, dtype):
     values = np.arange(-3, 5).reshape(2, 4).astype(DTYPES[dtype])
-    assert_array(read_torch(write({"a": [values]}))["a"][0], values, values.dtype)
+    assert_array(read_checkpoint(write({"a": [values]}))["a"][0], values, values.dtype)
 
 
 def test_views_of_one_storage_share_memory(write):
@@ -79,7 +79,7 @@ def test_views_of_one_storage_share_memory(write):
         "column": base[:, 4],
     }
     tree["other"] = base.copy()
-    read = read_torch(write(tree))
+    read = read_checkpoint(write(tree))
     for key, expected in tree.items():
         assert_array(read[key], expected, np.float32)
         assert np.shares_memory(read[key], read["base"]) == (key != "other")
@@ -101,14 +101,14 @@ def test_other_values_than_tensors_come_back(write):
         "args": Call(Global("argparse", "Namespace"), state={"lr": 0.1}),
         "callbacks": {Global(*checkpoint_class.rsplit(".", 1)): {"best": 1.5}},
     }
-    read = read_torch(write(written))
+    read = read_checkpoint(write(written))
     callbacks = {checkpoint_class: {"best": 1.5}}
     assert read == {**tree, "args": types.SimpleNamespace(lr=0.1), "callbacks": callbacks}
 
 
 def test_files_from_before_2_1_have_no_byte_order(tmp_path):
     write_zip(tmp_path / "old.pt", [np.arange(3)], drop=["byteorder"])
-    assert_array(read_torch(tmp_path / "old.pt")[0], [0, 1, 2], np.int64)
+    assert_array(read_checkpoint(tmp_path / "old.pt")[0], [0, 1, 2], np.int64)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_no_other_function_is_called(write, tmp_path, module, name, arguments):
     arguments = [a.format(victim) if isinstance(a, str) else a for a in arguments]
     path = write({"state_dict": {}, "extra": Call(Global(module, name), *arguments)})
     with pytest.raises(ConversionError) as error:
-        read_torch(path)
+        read_checkpoint(path)
     assert str(error.value).startswith(f"{path}: its pickle names {module}.{name}, which")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "victim").exists()
@@ -151,7 +151,7 @@ def test_no_other_function_is_called(write, tmp_path, module, name, arguments):
 )
 def test_allowed_names_refuse_other_arguments(write, call, message):
     with pytest.raises(ConversionError, match=message):
-        read_torch(write([call]))
+        read_checkpoint(write([call]))
 
 
 def test_a_pickle_cannot_change_the_reader():
@@ -165,7 +165,7 @@ def test_a_pickle_cannot_change_the_reader():
 
 def one_line(path):
     with pytest.raises(ConversionError) as error:
-        read_torch(path)
+        read_checkpoint(path)
     message = str(error.value)
     assert message.startswith(f"{path}: ")
     assert "\n" not in message
@@ -209,7 +209,7 @@ def test_a_foreign_or_damaged_file_is_refused_in_one_line(tmp_path, make, messag
     path = tmp_path / "file.pt"
     make(path)
     with pytest.raises(ConversionError, match=message):
-        read_torch(path)
+        read_checkpoint(path)
     one_line(path)
 
 
@@ -229,7 +229,7 @@ def test_a_tensor_cannot_leave_its_storage(write, offset, size, stride):
     kind = ("storage", Global("torch", "DoubleStorage"), "0", "cpu", 5)
     rebuild = Call(REBUILD, Storage(kind), offset, size, stride)
     with pytest.raises(ConversionError, match="reaches beyond the 5 values of its storage"):
-        read_torch(write([values, rebuild]))
+        read_checkpoint(write([values, rebuild]))
 
 
 @pytest.mark.parametrize(("layout", "copies"), [("zip", 0.1), ("legacy", 1.1)])
@@ -238,7 +238,7 @@ def test_storages_are_in_memory_at_most_once(tmp_path, layout, copies):
     path, values = tmp_path / "large.pt", np.arange(4_000_000.0)
     WRITERS[layout](path, {"a": values, "b": values[10:]})
     tracemalloc.start()
-    read = read_torch(path)
+    read = read_checkpoint(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < copies * values.nbytes

@@ -38,12 +38,26 @@ DENOISER = re.compile(r"(model\.diffusion_model\.).*")
 EMA = re.compile(r"(model_ema\.).*")
 FIRST_STAGE = re.compile(r"(first_stage_model\.|)encoder\.conv_in\.weight")
 DISCRIMINATOR = re.compile(r"((?:first_stage_model\.)?loss\.discriminator\.).*")
-CONDITIONER = re.compile(r"(cond_stage_model\.).*")
+CONDITIONER = re.compile(r"(cond_stage_model\.|conditioner\.).*")  # the second is Stable Diffusion XL's
 BUFFERS = re.compile(r"()(?:betas|scale_factor)")
 # Prefixes of other tensors among those of a first stage.
 NOT_FIRST_STAGE = ("loss.", "model_ema.")
 STEM = "input_blocks.0.0.weight"
 TO_CONTEXT = re.compile(r".*\.attn2\.to_k\.weight")
+# A tensor of a conditioner -> its kind.
+KINDS = {
+    "embedding.weight": "classes",
+    "transformer.token_emb.weight": "a text encoder",
+    "encoder.conv_in.weight": "an autoencoder",
+}
+# The names of transformers (Stable Diffusion 1), of OpenCLIP (2), and of two encoders (XL).
+CLIP = re.compile(
+    r"(embedders\.\d+\.)?(transformer\.(text|vision)_model|model\.(transformer|token_emb|visual)).*"
+)
+NO_CLIP = (
+    "its conditions come from CLIP, as in Stable Diffusion, which is not supported: no config fits; the models of "
+    "texts that are supported have latent diffusion's own encoder (configs/ldm.py:text2img)"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +116,8 @@ def ldm_params(parts: LDMParts, model: LDM, *, ema: bool) -> Params:
     """
     if not parts.denoiser:
         raise ConversionError("holds a first stage but no denoiser: it has no tensor model.diffusion_model.*")
+    if any(CLIP.fullmatch(name) for name in parts.conditioner):
+        raise ConversionError(NO_CLIP)
     first_stage = first_stage_params(parts.first_stage, model.first_stage)
     conditioner = _conditioner(parts, model)
     state = _ema(parts.denoiser, parts.average) if ema and parts.average else parts.denoiser
@@ -217,13 +233,8 @@ def _conditioner(parts: LDMParts, model: LDM) -> Params:
 
 def _kind(state: State) -> str:
     """Returns the kind of a conditioner; "" for one without tensors."""
-    kinds = {
-        "embedding.weight": "classes",
-        "transformer.token_emb.weight": "a text encoder",
-        "encoder.conv_in.weight": "an autoencoder",
-    }
     unknown = f"of an unknown kind ({next(iter(state))})" if state else ""
-    return next((kind for name, kind in kinds.items() if name in state), unknown)
+    return next((kind for name, kind in KINDS.items() if name in state), unknown)
 
 
 def _require_copy(state: State, first_stage: State) -> None:

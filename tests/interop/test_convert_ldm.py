@@ -171,6 +171,28 @@ def test_a_text_conditional_model_needs_its_vocabulary(tmp_path, capsys):
     np.testing.assert_array_equal(pieces, [[2, 5, 6, 3, 0, 0]])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+        "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight",
+        "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
+        "cond_stage_model.model.visual.conv1.weight",
+    ],
+)
+@pytest.mark.parametrize("variant", ["imagenet256_guided", "celebahq256"])
+def test_clip_is_named_as_what_is_not_supported(tmp_path, capsys, guided, name, variant):
+    """Whatever the config is, for none of them fits: no field of it is suggested."""
+    state = {key: tensor for key, tensor in guided[3].items() if not key.startswith("cond_stage_model.")}
+    written(tmp_path / "model.ckpt", state | {name: np.ones((3, 2), np.float32)})
+    fields = CLASSES if variant == "imagenet256_guided" else []
+    assert convert(tmp_path / "model.ckpt", tmp_path / "run", variant, *fields) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "CLIP, as in Stable Diffusion, which is not supported" in line
+    assert "conditioning.name" not in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("variant", ["inpainting", "upscaling"])
 def test_models_of_inpainting_and_super_resolution_become_runs(tmp_path, capsys, variant):
     """The file of inpainting has the first stage twice; two different ones are refused."""

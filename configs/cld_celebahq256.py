@@ -42,6 +42,7 @@ def get_config(arg: str = "post_paper") -> ConfigDict:
                 beta_max=7.0 if later else 4.0,
                 mass=0.25,
                 v0_var_scale=0.04,
+                numerical_eps=1e-6,
             ),
             score=dict(
                 name="ncsnpp",

@@ -30,7 +30,9 @@ def get_config(arg: str = "") -> ConfigDict:
                 batch_size=16 if quick else 128,
                 splits=("train", "test", "test"),
             ),
-            process=dict(name="cld", beta_min=4.0, beta_max=4.0, mass=0.25, v0_var_scale=0.04),
+            process=dict(
+                name="cld", beta_min=4.0, beta_max=4.0, mass=0.25, v0_var_scale=0.04, numerical_eps=1e-9
+            ),
             score=dict(
                 name="ncsnpp",
                 channels=8 if quick else 128,

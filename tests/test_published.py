@@ -92,6 +92,15 @@ def test_published_cld_configs_have_the_published_size(config):
     assert count_parameters(trainable(params)) == CLD[config]
 
 
+@pytest.mark.parametrize(
+    ("config", "added"),
+    [("cld_cifar10.py", 1e-9), ("cld_celebahq256.py:paper", 1e-6), ("cld_celebahq256.py:post_paper", 1e-6)],
+)
+def test_published_cld_configs_have_the_published_numerical_eps(config, added):
+    """So do the runs of converted checkpoints, whose networks were trained with it."""
+    assert load_config(str(CONFIGS / config), []).process.numerical_eps == added
+
+
 def ldm(variant):
     return load_config(f"{CONFIGS}/ldm.py:{variant}", [])
 

@@ -28,9 +28,11 @@ class CLD(LinearBeta):
         mass: M.
         friction: Gamma; None for critical damping, 2 sqrt(mass).
         v0_var_scale: gamma. 0 gives the kernel of plain denoising score matching, for a known initial velocity.
+        numerical_eps: what the original code adds to both variances of every kernel. The kernel here needs none; a
+            network that was trained with it does, as its outputs are in units of that noise.
 
     Raises:
-        ValueError: unless all are positive (v0_var_scale may be 0) and beta_min <= beta_max.
+        ValueError: unless all are positive (v0_var_scale and numerical_eps may be 0) and beta_min <= beta_max.
     """
 
     beta_min: Number = 4.0
@@ -38,16 +40,18 @@ class CLD(LinearBeta):
     mass: Number = 0.25
     friction: Number | None = None
     v0_var_scale: Number = 0.04
+    numerical_eps: float = dataclasses.field(default=0.0, metadata=dict(static=True))
 
     def __post_init__(self):
         require(
             self,
-            "positive numbers, beta_min <= beta_max and v0_var_scale >= 0",
+            "positive numbers, beta_min <= beta_max, v0_var_scale >= 0 and numerical_eps >= 0",
             lambda: (
                 0.0 < self.beta_min <= self.beta_max
                 and self.mass > 0.0
                 and self.damping() > 0.0
                 and self.v0_var_scale >= 0.0
+                and self.numerical_eps >= 0.0
             ),
         )
 

@@ -95,6 +95,9 @@ def kernel(process: Process, t: Scalars) -> Kernel:
     mean, noise = process.transition(jnp.zeros_like(t), t)
     for index, initial in enumerate(process.initial_variance()):
         noise = add_noise(noise, mean[..., :, index] * jnp.sqrt(initial))
+    if added := getattr(process, "numerical_eps", 0.0):  # of CLD as published, in the kernel alone
+        for unit in jnp.eye(noise.shape[-1]):
+            noise = add_noise(noise, jnp.broadcast_to(jnp.sqrt(added) * unit, noise.shape[:-1]))
     return Kernel(mean[..., :, 0], noise)
 
 

@@ -1,7 +1,5 @@
 """CLD's kernel and losses."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,22 +16,8 @@ from lsgm_jax.processes import linear, matrices
 from lsgm_jax.processes.cld import CLD, velocity_eps
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PublishedCLD(CLD):
-    """Quirk: the original adds `numerical_eps` to both variances of every kernel, which starts at time 0."""
-
-    numerical_eps: float = 0.0
-
-    def transition(self, s, t):
-        mean, noise = super().transition(s, t)
-        added = jnp.sqrt(jnp.where(s == 0.0, self.numerical_eps, 0.0))
-        for unit in jnp.eye(2):
-            noise = matrices.add_noise(noise, added[..., None] * unit)
-        return linear.Transition(mean, noise)
-
-
 def cld_process(h, objective="hsm"):
-    process = PublishedCLD(
+    process = CLD(
         beta_min=h["beta0"],
         beta_max=h["beta0"] + h["beta1"],
         mass=1.0 / h["m_inv"],

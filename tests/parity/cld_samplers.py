@@ -10,13 +10,14 @@ import numpy as np
 from experiments.exact_gaussian import exact_eps
 from lsgm_jax.arrays import Phase
 from lsgm_jax.processes import linear
+from lsgm_jax.processes.cld import CLD
 from lsgm_jax.solvers.grids import Linear, Quadratic
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, solve_to_data
 from lsgm_jax.solvers.sscs import euler_kick, half_step
 from lsgm_jax.solvers.terms import Problem
-from tests.parity.cld import PublishedCLD, cld_process
+from tests.parity.cld import cld_process
 
 GRIDS = {"linear": Linear, "quadratic": Quadratic}
 DENOISED = {"denoised": 1, "not_denoised": 0}  # the step of denoising is one of n
@@ -35,7 +36,7 @@ class Recorded:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CoefficientsAtTheStart(PublishedCLD):
+class CoefficientsAtTheStart(CLD):
     """Every transition but the kernel takes beta from its end, where a step of the sampler starts."""
 
     def int_beta(self, s, t):

@@ -324,6 +324,18 @@ def test_a_process_may_be_traced(process):
     assert sum(finite) >= 2
 
 
+def test_the_eps_of_published_cld_widens_every_kernel_and_no_transition(x64):
+    """The recorded kernels of the original hold it, too (`cld_kernel`); 0 changes no bit."""
+    t, exact, widened = times(), CLD(), CLD(numerical_eps=1e-6)
+    expected = kernel_covariance(exact, t) + 1e-6 * jnp.eye(2)
+    np.testing.assert_allclose(kernel_covariance(widened, t), expected, rtol=1e-12)
+    for one, other in zip(exact.transition(t, t + 0.1), widened.transition(t, t + 0.1), strict=True):
+        np.testing.assert_array_equal(one, other)
+    # -1 / sigma is the score's coefficient of the network's output, at the smallest time of the published samplers.
+    shift = 1.0 / linear.sigma(exact, jnp.array([1e-3])) - 1.0 / linear.sigma(widened, jnp.array([1e-3]))
+    assert shift > 0.5
+
+
 @pytest.mark.parametrize(
     ("make", "bad"),
     [
@@ -335,6 +347,7 @@ def test_a_process_may_be_traced(process):
         (CLD, {"mass": 0.0}),
         (CLD, {"friction": -1.0}),
         (CLD, {"v0_var_scale": -0.1}),
+        (CLD, {"numerical_eps": -1e-6}),
     ],
 )
 def test_fields_out_of_range_are_refused(make, bad):

@@ -10,7 +10,17 @@ ROOT = pathlib.Path(__file__).parent.parent / "lsgm_jax"
 # that fits counts, so a file may stand elsewhere than its room.
 LAYERS = (
     ("errors.py",),
-    ("arrays.py", "files.py", "unpickling/", "jax_internals.py", "__init__.py"),
+    (
+        "arrays.py",
+        "bounded.py",
+        "files.py",
+        "jax_internals.py",
+        "locks.py",
+        "numpy_files.py",
+        "sealed.py",
+        "unpickling/",
+        "__init__.py",
+    ),
     ("processes/",),
     ("objectives/",),
     ("solvers/",),

@@ -93,6 +93,7 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = SHOWN
 
 def shown(value: object) -> str:
     """Returns a short form of a value from a file for a message: one line, without control characters."""
+    value = value.item() if isinstance(value, np.generic) else value
     try:
         return " ".join(_SHORT.repr(value).split())
     except ValueError:  # an integer of thousands of digits

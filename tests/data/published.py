@@ -99,13 +99,14 @@ def zipped(members):
     return content.getvalue()
 
 
+def masked(content):
+    """Returns the checksum of a TFRecord, from an independent implementation."""
+    crc = crc32c(content)
+    return struct.pack("<I", ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
 def tfrecords(images, channels_first=False):
-    """Encodes TFRecords of raw bytes and shape, with the checksums of an independent implementation."""
-
-    def masked(content):
-        crc = crc32c(content)
-        return struct.pack("<I", ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) & 0xFFFFFFFF)
-
+    """Encodes TFRecords of raw bytes and shape."""
     content = b""
     for image in images.transpose(0, 3, 1, 2) if channels_first else images:
         example = tf_example_generated_pb2.Example()

@@ -241,7 +241,8 @@ def test_a_label_without_a_class_is_named(mnist):
         mnist.source.with_name("t10k-labels-idx1-ubyte.gz"), published.idx(np.arange(4, 14, dtype=np.uint8))
     )
     with pytest.raises(
-        DataError, match=r"image 6 of t10k-images-idx3-ubyte.gz has the label 10: mnist has 10 classes"
+        DataError,
+        match=r"t10k-labels-idx1-ubyte.gz has the label 10 at index 6: labels here are integers of 0 to 9",
     ):
         prepare(mnist)
     assert left(mnist) == []

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lsgm_jax.bounded import AGAIN, shown
 from lsgm_jax.data.folders import has_split_folders, image_names, split_by_name
 from lsgm_jax.data.readers.archives import Archive, by_number, open_archive
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
 from lsgm_jax.data.readers.folder import encoded
 from lsgm_jax.data.readers.tfrecord import count_records, parse_example, read_records
 from lsgm_jax.errors import DataError
+from lsgm_jax.numpy_files import map_npy
 
 SHAPE = (256, 256, 3)
 
@@ -45,10 +47,7 @@ def _of_files(archive: Archive, names: list[str]) -> dict[str, Stream]:
 
 
 def _of_array(path: pathlib.Path) -> dict[str, Stream]:
-    try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is damaged or incomplete ({error}): get it again") from error
+    images = map_npy(path)
     if images.dtype != np.uint8 or images.shape[1:] != SHAPE:
         raise DataError(f"{path} has {images.dtype} {list(images.shape)}, not uint8 {['n', *SHAPE]}")
     cut = _training(len(images))
@@ -105,11 +104,13 @@ def _records(
 
 def _pixels(record: bytes, origin: str) -> np.ndarray:
     """Decodes raw bytes with their shape, whose channels come first (Karras et al.) or last (Kingma and Dhariwal)."""
-    features = parse_example(record)
+    features = parse_example(record, origin)
     if "data" not in features or "shape" not in features:
-        raise DataError(f"{origin} has the features {', '.join(sorted(features))}, not 'data' and 'shape'")
-    shape, data = tuple(features["shape"]), features["data"][0]
-    if shape not in (SHAPE, (3, 256, 256)) or len(data) != 3 * 256 * 256:
-        raise DataError(f"{origin} has {len(data)} bytes of shape {list(shape)}, not 256 x 256 in colour")
-    pixels = np.frombuffer(data, np.uint8).reshape(shape)
+        listed = shown(", ".join(sorted(features)))
+        raise DataError(f"{origin} has the features {listed}, not 'data' and 'shape': {AGAIN}")
+    shape, data = tuple(features["shape"]), features["data"]
+    size = len(data[0]) if len(data) == 1 and isinstance(data[0], bytes) else 0
+    if shape not in (SHAPE, (3, 256, 256)) or size != 3 * 256 * 256:
+        raise DataError(f"{origin} has {size} bytes of shape {shown(list(shape))}, not 256 x 256 in colour")
+    pixels = np.frombuffer(data[0], np.uint8).reshape(shape)
     return pixels if shape == SHAPE else pixels.transpose(1, 2, 0)

@@ -1,17 +1,20 @@
 """CIFAR-10 (Krizhevsky 2009), from the published pickles or binary batches, or from batches of JPEG files."""
 
 import functools
-import io
 import pathlib
-import zipfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from jaxtyping import Int64
 
+from lsgm_jax.bounded import AGAIN, shown
 from lsgm_jax.data.readers.archives import Archive, matching, open_archive
+from lsgm_jax.data.readers.batches import class_labels, rows
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
-from lsgm_jax.data.readers.pickles import rows, unpickle
+from lsgm_jax.data.readers.members import opened
+from lsgm_jax.data.readers.pickles import unpickle
 from lsgm_jax.errors import DataError
+from lsgm_jax.numpy_files import read_npz
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
@@ -59,10 +62,8 @@ def _all(archive: Archive, names: list[str], batch: Batch) -> Iterator[Example]:
 def _pickled(archive: Archive, name: str) -> Iterator[Example]:
     origin = f"{name} in {archive.path}"
     content = unpickle(archive.read(name), origin)
-    images, labels = rows(content, SIDE, origin), np.asarray(content.get("labels", ()))
-    if len(images) != len(labels):
-        raise DataError(f"{origin} has {len(labels)} 'labels' for {len(images)} images: it is not CIFAR-10")
-    return arrays(images, labels, name)
+    images = rows(content, SIDE, origin)
+    return arrays(images, class_labels(content.get("labels"), len(images), len(CLASSES), origin), name)
 
 
 def _binary(archive: Archive, name: str) -> Iterator[Example]:
@@ -74,24 +75,37 @@ def _binary(archive: Archive, name: str) -> Iterator[Example]:
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
     images = records[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-    return arrays(images, records[:, 0], name)
+    labels = class_labels(records[:, 0], len(images), len(CLASSES), f"{name} in {archive.path}")
+    return arrays(images, labels, name)
 
 
 def _jpegs(archive: Archive, name: str) -> Iterator[Example]:
     """Reads an .npz of concatenated files (`jpeg`), their bounds (`offsets`, one more than files), and `labels`."""
     origin = f"{name} in {archive.path}"
-    try:
-        with np.load(io.BytesIO(archive.read(name)), allow_pickle=False) as batch:
-            files, offsets, labels = batch["jpeg"].tobytes(), batch["offsets"], batch["labels"]
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{origin} is no batch of JPEG files, or damaged ({error}): get it again") from error
-    if len(offsets) != len(labels) + 1 or offsets[-1] != len(files):
-        raise DataError(
-            f"{origin} has {len(labels)} labels and {len(files)} bytes that its offsets do not describe"
-        )
+    with opened(archive, name) as (file, _):
+        batch = read_npz(file, origin, names=("jpeg", "offsets", "labels"))
+    if missing := [key for key in ("jpeg", "offsets", "labels") if key not in batch]:
+        raise DataError(f"{origin} is no batch of JPEG files, it has no {missing[0]!r}: {AGAIN}")
+    files, offsets = batch["jpeg"].tobytes(), _bounds(batch["offsets"], batch["jpeg"].nbytes, origin)
+    labels = class_labels(batch["labels"], len(offsets) - 1, len(CLASSES), origin)
     for index, label in enumerate(labels):
         file = files[offsets[index] : offsets[index + 1]]
         yield Example(file, int(label), f"image {index} of {name}")
+
+
+def _bounds(offsets: np.ndarray, size: int, origin: str) -> Int64[np.ndarray, "ends"]:
+    """Returns where each file begins, and the end of the last: from 0 to `size`, none before the one before it."""
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or not len(offsets):
+        found = f"{offsets.dtype} {list(offsets.shape)}"
+        raise DataError(f"{origin} has {found} for 'offsets', not integers, one more than files: {AGAIN}")
+    expected = np.maximum.accumulate(np.clip(offsets, 0, size))
+    expected[0], expected[-1] = 0, size
+    if len(wrong := np.flatnonzero(offsets != expected)):
+        raise DataError(
+            f"{origin} has the offset {shown(int(offsets[wrong[0]]))} at index {wrong[0]}, which does not describe its "
+            f"{size} bytes: {AGAIN}"
+        )
+    return offsets.astype(np.int64)
 
 
 FORMATS: tuple[tuple[dict[str, str], Batch], ...] = (

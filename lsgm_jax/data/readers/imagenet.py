@@ -1,19 +1,19 @@
 """ImageNet downsampled to 32 x 32 or 64 x 64 pixels (Chrabaszcz, Loshchilov, Hutter 2017)."""
 
 import functools
-import io
 import pathlib
-import zipfile
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from lsgm_jax.data.readers.archives import Archive, matching, open_archive
+from lsgm_jax.data.readers.batches import class_labels, rows
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
-from lsgm_jax.data.readers.pickles import rows, unpickle
+from lsgm_jax.data.readers.members import opened
+from lsgm_jax.data.readers.pickles import unpickle
 from lsgm_jax.errors import DataError
+from lsgm_jax.numpy_files import read_npz
 
 PATTERNS = {"train": r"train_data_batch_\d+(\.npz)?", "validation": r"val_data(\.npz)?"}
 CLASSES = 1000
@@ -69,18 +69,10 @@ def _all(places: list[Place], side: int) -> Iterator[Example]:
 def _load(place: Place, side: int) -> tuple[np.ndarray, np.ndarray]:
     archive, name = place
     origin = f"{name} in {archive.path}"
-    content = (
-        _npz(archive.read(name), origin) if name.endswith(".npz") else unpickle(archive.read(name), origin)
-    )
-    images, labels = rows(content, side, origin), np.asarray(content.get("labels", ())) - 1
-    if len(labels) != len(images) or labels.min() < 0 or labels.max() >= CLASSES:
-        raise DataError(f"{origin} needs one label of 1 to {CLASSES} for each of its {len(images)} images")
-    return images, labels
-
-
-def _npz(content: bytes, origin: str) -> dict[str, Any]:
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as batch:
-            return {key: batch[key] for key in ("data", "labels") if key in batch}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{origin} is damaged or incomplete ({error}): get it again") from error
+    if name.endswith(".npz"):
+        with opened(archive, name) as (file, _):
+            content = read_npz(file, origin, names=("data", "labels"))
+    else:
+        content = unpickle(archive.read(name), origin)
+    images = rows(content, side, origin)
+    return images, class_labels(content.get("labels"), len(images), CLASSES, origin, first=1)

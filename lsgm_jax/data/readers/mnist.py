@@ -5,19 +5,25 @@ It reads other data sets in this format too (Fashion-MNIST, KMNIST).
 
 import functools
 import gzip
+import math
 import pathlib
 import re
 import struct
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
-from lsgm_jax.data.readers.archives import Archive, matching, open_archive, reading
+from lsgm_jax.bounded import LIMITS, Readable, check_ended, check_size, read_exactly, reading
+from lsgm_jax.data.readers.archives import Archive, matching, open_archive
+from lsgm_jax.data.readers.batches import class_labels
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
+from lsgm_jax.data.readers.members import opened, origin_of
 from lsgm_jax.errors import DataError
 
 PREFIXES = {"train": "train", "t10k": "test"}
 IMAGES, LABELS = 0x0803, 0x0801  # magic numbers: unsigned bytes with three axes, and with one
+SIDE, CLASSES = 28, 10
 
 
 def read_mnist(source: pathlib.Path) -> Contents:
@@ -43,15 +49,15 @@ def read_mnist(source: pathlib.Path) -> Contents:
         )
     splits = {}
     for split, name in names.items():
-        images = _idx(archive, name, IMAGES)
-        if images.shape[1:] != (28, 28):
-            height, width = images.shape[1:]
-            raise DataError(f"{name} in {source} has images of {height} x {width}, not 28 x 28")
-        read = functools.partial(_examples, archive, name, labelled, labels[split])
-        splits[split] = Stream(count=len(images), read=read)
+        count = len(_images(archive, name))
+        classes = _classes(labelled, labels[split], count)
+        read = functools.partial(_examples, archive, name, classes)
+        splits[split] = Stream(count=count, read=read)
     used = [name for name in (*names.values(), *labels.values()) if name is not None]
-    classes = [] if None in labels.values() else [str(digit) for digit in range(10)]
-    return Contents(shape=(28, 28, 1), splits=splits, classes=classes, files=labelled.files(used))
+    names_of_classes = [] if None in labels.values() else [str(digit) for digit in range(CLASSES)]
+    return Contents(
+        shape=(SIDE, SIDE, 1), splits=splits, classes=names_of_classes, files=labelled.files(used)
+    )
 
 
 def _labels_of(archive: Archive, images: str) -> str | None:
@@ -60,29 +66,57 @@ def _labels_of(archive: Archive, images: str) -> str | None:
     return next((candidate for candidate in candidates if candidate in archive.names()), None)
 
 
-def _examples(archive: Archive, name: str, labelled: Archive, labels: str | None) -> Iterator[Example]:
+def _examples(archive: Archive, name: str, classes: Int64[np.ndarray, "n"] | None) -> Iterator[Example]:
+    return arrays(_images(archive, name)[..., None], classes, name)
+
+
+def _images(archive: Archive, name: str) -> UInt8[np.ndarray, "n 28 28"]:
     images = _idx(archive, name, IMAGES)
-    classes = None if labels is None else _idx(labelled, labels, LABELS)
-    if classes is not None and len(classes) != len(images):
-        raise DataError(f"{labels} has {len(classes)} labels for the {len(images)} images of {name}")
-    return arrays(images[..., None], classes, name)
+    if images.shape[1:] != (SIDE, SIDE):
+        height, width = images.shape[1:]
+        raise DataError(f"{origin_of(archive, name)} has images of {height} x {width}, not {SIDE} x {SIDE}")
+    return images
 
 
-def _idx(archive: Archive, name: str, magic: int) -> np.ndarray:
-    """Reads the array in an IDX file: a magic number of four bytes, the length of each axis, and the values."""
-    origin = archive.files([name])[0]
-    with reading(origin):
-        content = archive.read(name)
-        if name.endswith(".gz"):
-            content = gzip.decompress(content)
+def _classes(archive: Archive, name: str | None, count: int) -> Int64[np.ndarray, "n"] | None:
+    if name is None:
+        return None
+    return class_labels(_idx(archive, name, LABELS), count, CLASSES, origin_of(archive, name))
+
+
+def _idx(archive: Archive, name: str, magic: int) -> UInt8[np.ndarray, "..."]:
+    """Reads the array in an IDX file, compressed or not."""
+    origin = origin_of(archive, name)
+    with opened(archive, name) as (stream, size), reading(origin):
+        if not name.endswith(".gz"):
+            return _values(stream, size, size, magic, origin)
+        with gzip.open(stream) as plain:
+            return _values(plain, None, LIMITS.expanded(size), magic, origin)
+
+
+def _values(
+    stream: Readable, size: int | None, most: int, magic: int, origin: str
+) -> UInt8[np.ndarray, "..."]:
+    """Returns the values behind the header: a magic number of four bytes, and the length of each axis.
+
+    Args:
+        stream: at the start of the header.
+        size: bytes of the stream; None if that is not known before it is decompressed.
+        most: bytes that the values may have.
+        magic: the expected magic number.
+        origin: name of the file in errors.
+    """
     axes = magic & 0xFF
-    header = 4 + 4 * axes
-    if len(content) < header or struct.unpack(">I", content[:4])[0] != magic:
+    header = stream.read(4 + 4 * axes)
+    if len(header) < 4 + 4 * axes or struct.unpack(">I", header[:4])[0] != magic:
         raise DataError(f"{origin} is no IDX file of {'images' if axes == 3 else 'labels'}")
-    shape = struct.unpack(f">{axes}I", content[4:header])
-    if len(content) - header != np.prod(shape, dtype=np.int64):
+    shape = struct.unpack(f">{axes}I", header[4:])
+    count = math.prod(shape)
+    if size is not None and count != size - len(header):
         raise DataError(
-            f"{origin} is damaged or incomplete: it has {len(content) - header} bytes of values where its header says "
+            f"{origin} is damaged or incomplete: it has {size - len(header)} bytes of values where its header says "
             f"{' x '.join(map(str, shape))}: get it again"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    values = read_exactly(stream, check_size(count, most, origin), origin, most=most)
+    check_ended(stream, origin)
+    return values.reshape(shape)

@@ -6,8 +6,9 @@ A record is the length of the data (8 bytes, little endian), its checksum (4), t
 import pathlib
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
+from lsgm_jax.bounded import AGAIN, damaged, reading
 from lsgm_jax.data.readers.crc32c import masked_crc32c
 from lsgm_jax.errors import DataError
 
@@ -22,13 +23,11 @@ def count_records(path: pathlib.Path) -> int:
         DataError: if the file is damaged, or ends within a record.
     """
     count, size = 0, path.stat().st_size
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         while file.tell() < size:
-            length = _length(file.read(HEADER), path)
+            length = _length(file, size, path, count)
             file.seek(length + FOOTER, 1)
             count += 1
-        if file.tell() > size:
-            raise _damaged(path, f"it ends within record {count - 1}")
     return count
 
 
@@ -38,19 +37,23 @@ def read_records(path: pathlib.Path) -> Iterator[bytes]:
     Raises:
         DataError: if a checksum does not match.
     """
-    with path.open("rb") as file:
-        index = 0
-        while header := file.read(HEADER):
-            length = _length(header, path)
+    index, size = 0, path.stat().st_size
+    with reading(path), path.open("rb") as file:
+        while file.tell() < size:
+            length = _length(file, size, path, index)
             data, footer = file.read(length), file.read(FOOTER)
-            if len(footer) < FOOTER or masked_crc32c(data) != struct.unpack("<I", footer)[0]:
-                raise _damaged(path, f"the checksum of record {index} is off")
+            if masked_crc32c(data) != struct.unpack("<I", footer)[0]:
+                raise damaged(path, f"the checksum of record {index} is off")
             yield data
             index += 1
 
 
-def parse_example(data: bytes) -> dict[str, Any]:
-    """Parses a record to {feature: list of bytes, integers or floats}."""
+def parse_example(data: bytes, origin: str) -> dict[str, Any]:
+    """Parses a record to {feature: list of bytes, integers or floats}.
+
+    Raises:
+        DataError: if it is no `tf.train.Example`; it names the record, `origin`.
+    """
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_generated_pb2
 
@@ -58,16 +61,19 @@ def parse_example(data: bytes) -> dict[str, Any]:
     try:
         example = messages.Example.FromString(data)
     except DecodeError as error:
-        raise DataError(f"a record is no tf.train.Example ({error})") from error
-    features = example.features.feature
-    return {name: getattr(feature, feature.WhichOneof("kind")).value for name, feature in features.items()}
+        raise DataError(f"{origin} is no tf.train.Example ({error}): {AGAIN}") from error
+    kinds = {
+        name: (feature, feature.WhichOneof("kind")) for name, feature in example.features.feature.items()
+    }
+    return {name: getattr(feature, kind).value if kind else [] for name, (feature, kind) in kinds.items()}
 
 
-def _length(header: bytes, path: pathlib.Path) -> int:
+def _length(file: BinaryIO, size: int, path: pathlib.Path, index: int) -> int:
+    """Returns the length of the data of the next record, which the file has."""
+    header = file.read(HEADER)
     if len(header) < HEADER or masked_crc32c(header[:8]) != struct.unpack("<I", header[8:])[0]:
-        raise _damaged(path, "it is no TFRecord file, or ends within a record")
-    return struct.unpack("<Q", header[:8])[0]
-
-
-def _damaged(path: pathlib.Path, what: str) -> DataError:
-    return DataError(f"{path} is damaged or incomplete ({what}): get it again")
+        raise damaged(path, "it is no TFRecord file, or ends within a record")
+    (length,) = struct.unpack("<Q", header[:8])
+    if length + FOOTER > size - file.tell():
+        raise damaged(path, f"it ends within record {index}, which should have {length} bytes")
+    return length

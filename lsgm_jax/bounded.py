@@ -22,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from lsgm_jax.errors import DataError, UserError
+from lsgm_jax.errors import DataError, UserError, printable
 
 CHUNK = 2**20
 SHOWN = 60  # characters of a value in a message
@@ -95,7 +95,7 @@ def shown(value: object) -> str:
     """Returns a short form of a value from a file for a message: one line, without control characters."""
     value = value.item() if isinstance(value, np.generic) else value
     try:
-        return " ".join(_SHORT.repr(value).split())
+        return printable(_SHORT.repr(value))
     except ValueError:  # an integer of thousands of digits
         return f"<{type(value).__name__}>"
 
@@ -104,9 +104,8 @@ def damaged(
     origin: object, what: object, error: type[UserError] = DataError, remedy: str = AGAIN
 ) -> UserError:
     """Returns the error for a file that is not as it was written."""
-    reason = (
-        " ".join(str(what).split())[:200] or type(what).__name__
-    )  # MemoryError and EOFError may say nothing
+    # MemoryError and EOFError may say nothing.
+    reason = printable(str(what))[:200] or type(what).__name__
     return error(f"{origin} is damaged or incomplete ({reason}): {remedy}")
 
 
@@ -264,8 +263,7 @@ def parse_json(
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as found:  # JSONDecodeError, and integers of thousands of digits
-        reason = " ".join(str(found).split())
-        raise error(f"{origin} is no JSON ({reason}): {remedy}") from found
+        raise error(f"{origin} is no JSON ({printable(str(found))}): {remedy}") from found
     if _deeper(value, limits.nesting):
         raise error(f"{origin} is nested more than {limits.nesting} deep: {remedy}")
     return value

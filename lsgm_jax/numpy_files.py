@@ -25,7 +25,7 @@ from lsgm_jax.bounded import (
     reading,
     shown,
 )
-from lsgm_jax.errors import DataError, UserError
+from lsgm_jax.errors import DataError, UserError, printable
 
 NUMBERS_AND_TEXT = "biufcSU"  # kinds of dtypes; objects would be pickles
 HEADER_BYTES = 10_000  # numpy's own limit
@@ -75,7 +75,10 @@ def read_npz(
         size = _size_of(archive)
         total = sum(members[name].file_size for name in chosen)
         check_size(total, limits.expanded(size), origin, error=error)
-        return {name: _read_member(archive, members[name], f"{name} in {origin}", error) for name in chosen}
+        return {
+            name: _read_member(archive, members[name], f"{printable(name)} in {origin}", error)
+            for name in chosen
+        }
 
 
 def read_npy(
@@ -163,11 +166,9 @@ def _header_errors(origin: object, error: type[UserError]) -> Iterator[None]:
             warnings.simplefilter("ignore")  # headers from Python 2, which numpy reads all the same
             yield
     except Exception as found:
-        raise error(f"{origin} is no NPY file, or damaged ({_line(found)}): {AGAIN}") from found
-
-
-def _line(found: Exception) -> str:
-    return " ".join(str(found).split())[:120] or type(found).__name__
+        raise error(
+            f"{origin} is no NPY file, or damaged ({printable(str(found))[:120] or type(found).__name__}): {AGAIN}"
+        ) from found
 
 
 def _header(stream: Readable, size: int) -> Header:

@@ -2,12 +2,13 @@
 
 import functools
 import itertools
-import json
 import posixpath
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from lsgm_jax.bounded import LIMITS, check_size, decoded, parse_json
 from lsgm_jax.data.readers.archives import Archive
-from lsgm_jax.errors import DataError
+from lsgm_jax.errors import DataError, printable
 
 Captions = tuple[str, ...]  # all texts of one image, in no order of preference
 METADATA = "metadata.jsonl"
@@ -59,27 +60,33 @@ class FolderCaptions:
 
     @functools.cached_property
     def _listed(self) -> dict[str, Captions]:
-        return dict(itertools.chain.from_iterable(_entries(self._archive, name) for name in self._lists))
+        found: dict[str, Captions] = {}
+        for image, texts in itertools.chain.from_iterable(
+            _entries(self._archive, name) for name in self._lists
+        ):
+            found[image] = found.get(image, ()) + texts  # an image may have several lines
+        return found
 
 
 def _entries(archive: Archive, name: str) -> Iterator[tuple[str, Captions]]:
     """Yields the names of images in a `metadata.jsonl` with their texts; other entries are skipped."""
     for number, line in enumerate(_read(archive, name).split("\n"), 1):
-        where = f"line {number} of {name} in {archive.path}"
-        try:
-            entry = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is no JSON ({error}): fix or remove it") from error
+        where = printable(f"line {number} of {name} in {archive.path}")
+        entry = parse_json(line, where, remedy="fix or remove it") if line.strip() else None
         if not isinstance(entry, dict) or not {"file_name", "text"} <= entry.keys():
             continue
         texts = entry["text"] if isinstance(entry["text"], list) else [entry["text"]]
-        if not all(isinstance(text, str) for text in (entry["file_name"], *texts)):
+        if not all(map(_is_text, (entry["file_name"], *texts))):
             raise DataError(f'{where} needs a name as "file_name", and as "text" a text or a list of texts')
         yield posixpath.normpath(posixpath.join(posixpath.dirname(name), entry["file_name"])), tuple(texts)
 
 
+def _is_text(value: Any) -> bool:
+    """Returns whether a value is text; half a character outside of the basic plane is none."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _read(archive: Archive, name: str) -> str:
-    try:
-        return archive.read(name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name} in {archive.path} is no text in UTF-8 ({error}): save it as such") from error
+    content, origin = archive.read(name), printable(f"{name} in {archive.path}")
+    check_size(len(content), LIMITS.text, origin)
+    return decoded(content, origin, remedy="save it as such")

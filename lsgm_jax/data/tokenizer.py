@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 from tqdm import tqdm
 
+from lsgm_jax.bounded import LIMITS, read_text, shown
 from lsgm_jax.data.captions import Captions
 from lsgm_jax.errors import DataError
 from lsgm_jax.files import replacing
@@ -51,7 +52,7 @@ class Tokenizer:
             raise ValueError(f"no vocabulary of word pieces, it lacks {' '.join(missing)}")
         piece, count = counts.most_common(1)[0]
         if count > 1:
-            raise ValueError(f"no vocabulary of word pieces, it has {piece!r} {count} times")
+            raise ValueError(f"no vocabulary of word pieces, it has {shown(piece)} {count} times")
 
     @classmethod
     def train(cls, captions: Iterable[str], pieces: int) -> "Tokenizer":
@@ -92,13 +93,14 @@ class Tokenizer:
         Raises:
             DataError: if the file cannot be read, or is not a vocabulary.
         """
+        remedy = "give a vocab.txt with one piece per line"
+        lines = read_text(path, remedy=remedy).removesuffix("\n").split("\n")
+        if (longest := max(map(len, lines))) > LIMITS.key:
+            raise DataError(f"{path} has a line of {longest} characters: {remedy}")
         try:
-            lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
             return cls(tuple(line.removesuffix("\r") for line in lines))
-        except OSError as error:
-            raise DataError(f"cannot read the vocabulary {path}: {error.strerror}") from error
-        except ValueError as error:  # UnicodeDecodeError included
-            raise DataError(f"{path} is {error}: give a vocab.txt with one piece per line") from error
+        except ValueError as error:
+            raise DataError(f"{path} is {error}: {remedy}") from error
 
     def write(self, path: pathlib.Path) -> None:
         """Writes the file that `read` reads, in one step."""

@@ -11,7 +11,7 @@ from lsgm_jax.bounded import AGAIN, shown
 from lsgm_jax.data.readers.archives import Archive, matching, open_archive
 from lsgm_jax.data.readers.batches import class_labels, rows
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
-from lsgm_jax.data.readers.members import opened
+from lsgm_jax.data.readers.members import opened, origin_of
 from lsgm_jax.data.readers.pickles import unpickle
 from lsgm_jax.errors import DataError
 from lsgm_jax.numpy_files import read_npz
@@ -60,7 +60,7 @@ def _all(archive: Archive, names: list[str], batch: Batch) -> Iterator[Example]:
 
 
 def _pickled(archive: Archive, name: str) -> Iterator[Example]:
-    origin = f"{name} in {archive.path}"
+    origin = origin_of(archive, name)
     content = unpickle(archive.read(name), origin)
     images = rows(content, SIDE, origin)
     return arrays(images, class_labels(content.get("labels"), len(images), len(CLASSES), origin), name)
@@ -70,18 +70,18 @@ def _binary(archive: Archive, name: str) -> Iterator[Example]:
     content = archive.read(name)
     if not content or len(content) % RECORD:
         raise DataError(
-            f"{name} in {archive.path} is damaged or incomplete: {len(content)} bytes are no multiple of {RECORD}: "
+            f"{origin_of(archive, name)} is damaged or incomplete: {len(content)} bytes are no multiple of {RECORD}: "
             "get it again"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
     images = records[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-    labels = class_labels(records[:, 0], len(images), len(CLASSES), f"{name} in {archive.path}")
+    labels = class_labels(records[:, 0], len(images), len(CLASSES), origin_of(archive, name))
     return arrays(images, labels, name)
 
 
 def _jpegs(archive: Archive, name: str) -> Iterator[Example]:
     """Reads an .npz of concatenated files (`jpeg`), their bounds (`offsets`, one more than files), and `labels`."""
-    origin = f"{name} in {archive.path}"
+    origin = origin_of(archive, name)
     with opened(archive, name) as (file, _):
         batch = read_npz(file, origin, names=("jpeg", "offsets", "labels"))
     if missing := [key for key in ("jpeg", "offsets", "labels") if key not in batch]:

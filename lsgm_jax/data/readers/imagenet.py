@@ -10,7 +10,7 @@ from tqdm import tqdm
 from lsgm_jax.data.readers.archives import Archive, matching, open_archive
 from lsgm_jax.data.readers.batches import class_labels, rows
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
-from lsgm_jax.data.readers.members import opened
+from lsgm_jax.data.readers.members import opened, origin_of
 from lsgm_jax.data.readers.pickles import unpickle
 from lsgm_jax.errors import DataError
 from lsgm_jax.numpy_files import read_npz
@@ -68,7 +68,7 @@ def _all(places: list[Place], side: int) -> Iterator[Example]:
 
 def _load(place: Place, side: int) -> tuple[np.ndarray, np.ndarray]:
     archive, name = place
-    origin = f"{name} in {archive.path}"
+    origin = origin_of(archive, name)
     if name.endswith(".npz"):
         with opened(archive, name) as (file, _):
             content = read_npz(file, origin, names=("data", "labels"))

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from lsgm_jax.bounded import LIMITS, check_size, reading
 from lsgm_jax.data.readers.archives import Archive, Folder
+from lsgm_jax.errors import printable
 
 
 def origin_of(archive: Archive, name: str) -> str:
-    """Returns the name of a file for errors: its path, or its name and that of the archive."""
-    return str(archive.path / name) if isinstance(archive, Folder) else f"{name} in {archive.path}"
+    """Returns the name of a file for errors, with that of its archive."""
+    return printable(f"{name} in {archive.path}")
 
 
 @contextlib.contextmanager
@@ -22,7 +23,7 @@ def opened(archive: Archive, name: str) -> Iterator[tuple[io.BufferedIOBase, int
     """
     origin = origin_of(archive, name)
     if isinstance(archive, Folder):
-        path = archive.path / name
+        (path,) = archive.files([name])
         with reading(origin), path.open("rb") as file:
             yield file, check_size(path.stat().st_size, LIMITS.content, origin)
     else:

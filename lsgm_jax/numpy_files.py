@@ -166,9 +166,8 @@ def _header_errors(origin: object, error: type[UserError]) -> Iterator[None]:
             warnings.simplefilter("ignore")  # headers from Python 2, which numpy reads all the same
             yield
     except Exception as found:
-        raise error(
-            f"{origin} is no NPY file, or damaged ({printable(str(found))[:120] or type(found).__name__}): {AGAIN}"
-        ) from found
+        reason = printable(str(found))[:120] or type(found).__name__
+        raise error(f"{origin} is no NPY file, or damaged ({reason}): {AGAIN}") from found
 
 
 def _header(stream: Readable, size: int) -> Header:

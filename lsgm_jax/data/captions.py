@@ -3,6 +3,7 @@
 import functools
 import itertools
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ def _entries(archive: Archive, name: str) -> Iterator[tuple[str, Captions]]:
 
 def _is_text(value: Any) -> bool:
     """Returns whether a value is text; half a character outside of the basic plane is none."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def _read(archive: Archive, name: str) -> str:

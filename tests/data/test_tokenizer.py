@@ -200,7 +200,7 @@ def test_bytes_that_are_not_utf_8_are_unknown(tokenizer):
         (b"[PAD]\n[CLS]\n[SEP]\na\n", r"no vocabulary of word pieces, it lacks \[UNK\]"),
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\na\n", "it has 'a' 2 times"),
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n\n\nb\n", "it has '' 2 times"),
-        (b"[PAD]\n[UNK]\n\xff\n", "vocab.txt is 'utf-8' codec can't decode byte 0xff"),
+        (b"[PAD]\n[UNK]\n\xff\n", "vocab.txt is no text in UTF-8 .*: give a vocab.txt"),
         (b'{"model": {"vocab": {"[PAD]": 0}}}', r"it lacks \[PAD\]"),
     ],
 )
@@ -213,7 +213,7 @@ def test_an_invalid_vocabulary_is_refused_in_one_line(tmp_path, content, message
 
 
 def test_a_missing_vocabulary_is_named(tmp_path):
-    with pytest.raises(DataError, match=f"cannot read the vocabulary {tmp_path}/none: No such file"):
+    with pytest.raises(DataError, match=f"cannot read {tmp_path}/none: No such file"):
         Tokenizer.read(tmp_path / "none")
 
 

@@ -5,6 +5,7 @@ its content is checked against the limits and against the bytes that are there, 
 """
 
 import contextlib
+import csv
 import dataclasses
 import gzip
 import io
@@ -36,6 +37,7 @@ DAMAGE = (
     lzma.LZMAError,
     struct.error,
     EOFError,
+    csv.Error,
     NotImplementedError,  # compression methods that zipfile does not have
     RuntimeError,  # encrypted zip files
     ValueError,  # negative offsets; UnicodeDecodeError included

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from lsgm_jax.bounded import decoded
 from lsgm_jax.data.captions import Captions, FolderCaptions
 from lsgm_jax.data.folders import (
     IMAGE_SUFFIXES,
@@ -19,9 +20,10 @@ from lsgm_jax.data.folders import (
     split_by_name,
 )
 from lsgm_jax.data.readers.archives import Folder
-from lsgm_jax.errors import DataError
+from lsgm_jax.errors import DataError, first_line
 
 DATA_DIR = "~/.cache/lsgm_jax"  # default
+DAMAGED_SET = "the files of the set are damaged: remove it, and prepare it again"
 PREPARED = "prepared"  # folder within data_dir for the sets of `lsgm data prepare`
 VERSION = "1.0.0"  # of the layout of prepared sets
 PUBLISHED = (
@@ -180,9 +182,9 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        record = self._records[index]
+        record, origin = self._record(index), self._origin(index)
         label = int(record["label"]) if self._labelled else None
-        return Record(record["image"], label, f"image {index} of {self._split!r} in {self._name}")
+        return Record(record["image"], label, origin)
 
     def label(self, index: int) -> int | None:
         """Returns the label of a record; None if the data set has no labels."""
@@ -192,14 +194,29 @@ class TfdsSource:
         """Returns the texts of the first of `TEXT_FEATURES` it has: a text, a list, or a list of {"text": text}."""
         if self._text is None:
             return None
-        stored = self._records[index][self._text]
+        stored = self._record(index)[self._text]
         texts = stored["text"] if isinstance(stored, dict) else stored
-        if found := tuple(text.decode() for text in ([texts] if isinstance(texts, bytes) else texts)):
-            return found
+        found = [texts] if isinstance(texts, bytes) else texts
+        if len(found):
+            return tuple(
+                decoded(text, f"a text of {self._origin(index)}", remedy=DAMAGED_SET) for text in found
+            )
         raise DataError(
-            f"image {index} of {self._split!r} in {self._name} has no {self._text}: set config.data.splits to those "
-            "that have"
+            f"{self._origin(index)} has no {self._text}: set config.data.splits to those that have"
         )
+
+    def _origin(self, index: int) -> str:
+        return f"image {index} of {self._split!r} in {self._name}"
+
+    def _record(self, index: int) -> dict[str, Any]:
+        """Returns the features of a record, whose checksum the library verifies."""
+        try:
+            return self._records[index]
+        # The errors of the libraries for damaged files are not documented.
+        except Exception as error:
+            raise DataError(
+                f"{self._origin(index)} cannot be read ({first_line(error)}): {DAMAGED_SET}"
+            ) from error
 
 
 def _is(kind: type, features: Any, name: str) -> bool:
@@ -224,9 +241,22 @@ def silence() -> Iterator[None]:
 
 
 def _builder_of(folder: pathlib.Path) -> Any:
+    """Returns the builder of a prepared set, if its files say the same as when it was written."""
     import tensorflow_datasets as tfds
 
-    return tfds.builder_from_directory(folder)
+    remedy = f"remove it with  rm -r {folder.parent}  and prepare it again"
+    try:
+        builder = tfds.builder_from_directory(folder)
+        found = {split: info.num_examples for split, info in builder.info.splits.items()}
+        written = dict(builder.info.metadata["images"])
+    # The errors of the library for damaged files are not documented.
+    except Exception as error:
+        raise DataError(
+            f"{folder} is damaged, its description cannot be read ({first_line(error)}): {remedy}"
+        ) from error
+    if found != written:
+        raise DataError(f"{folder} is damaged, it has {found} images where {written} were written: {remedy}")
+    return builder
 
 
 def _tfds_builder(name: str, data_dir: pathlib.Path) -> Any:

@@ -4,7 +4,6 @@ The file is `pt_inception-2015-12-05-6726825d.pth` of github.com/mseitzer/pytorc
 """
 
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -13,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from lsgm_jax.errors import ConversionError
+from lsgm_jax.errors import ConversionError, printable
 from lsgm_jax.evaluation.cache import digest
 from lsgm_jax.evaluation.features import Extractor
 from lsgm_jax.evaluation.inception import SIDE, Inception, features_of
 from lsgm_jax.interop.checkpoint_file import read_checkpoint
-from lsgm_jax.interop.tables import CONV, SAME, Entry, to_variables
+from lsgm_jax.interop.tables import CONV, SAME, Entry, as_float32, to_variables
+from lsgm_jax.numpy_files import read_npz
 
 FEATURES, CLASSES = 2048, 1008
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -58,14 +58,19 @@ def read_inception(path: pathlib.Path) -> Extractor:
         )
     ignored = ("fc.", "num_batches_tracked")
     tensors = {
-        name: np.asarray(value, np.float32)
+        name: value
         for name, value in state.items()
         if not (name.startswith(ignored[0]) or name.endswith(ignored[1]))
     }
     try:
-        variables = to_variables(table(), tensors, shapes())
+        # Shapes come first: a small file can state tensors that are views of one number.
+        found = to_variables(table(), tensors, shapes())
     except ConversionError as error:
-        raise ConversionError(f"{path}: not the InceptionV3 of FID, {error}: give {FILE}") from error
+        raise ConversionError(
+            f"{path}: not the InceptionV3 of FID, {printable(str(error))}: give {FILE}"
+        ) from error
+    _check_numbers(tensors, path)
+    variables = as_float32(found)
     return Extractor("Inception", digest(variables), FEATURES, variables, features_of)
 
 
@@ -75,14 +80,22 @@ def shapes() -> dict[str, Any]:
     return cast(dict[str, Any], jax.eval_shape(lambda: Inception().init(jax.random.key(0), x)))
 
 
+def _check_numbers(tensors: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
+    """Raises a ConversionError for a tensor that has anything but finite numbers."""
+    for name, value in tensors.items():
+        real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+        if not real or not np.isfinite(value.astype(np.float32)).all():
+            raise ConversionError(
+                f"{path}: {printable(name)} has values that are not finite numbers: get it again"
+            )
+
+
 def _read(path: pathlib.Path) -> Mapping[str, np.ndarray]:
     if path.suffix == ".npz":
-        try:
-            with np.load(path) as file:
-                return dict(file)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ConversionError(f"{path}: cannot be read ({error})") from error
+        return read_npz(path, path, error=ConversionError)
     state = read_checkpoint(path)
-    if not isinstance(state, Mapping) or not all(isinstance(value, np.ndarray) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, np.ndarray) for name, value in state.items()
+    ):
         raise ConversionError(f"{path}: no state dictionary of tensors: give {FILE}")
     return state

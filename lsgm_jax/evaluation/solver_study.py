@@ -15,10 +15,12 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from lsgm_jax.arrays import Condition, Key, Params, State
+from lsgm_jax.bounded import reading
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.errors import ConfigError, DataError, look_up
 from lsgm_jax.evaluation.fid import energy_distance
 from lsgm_jax.files import replacing
+from lsgm_jax.numpy_files import read_npz
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise
@@ -219,7 +221,9 @@ def _reference(
     """Latents and samples of the converged flow, cached in the folder."""
     path = folder / "reference.npz"
     if path.exists():
-        return dict(np.load(path))
+        count = len(jax.tree.leaves(given)[0])
+        shapes = {"z_0": (count, *run.model.latent_shape), "x": (count, *run.experiment.data.shape)}
+        return _read_reference(path, shapes)
     solver, tolerance = REFERENCE
     overrides = [f"--config.solver.name={solver}", *_adaptive(tolerance)]
     sampler = run.overridden([*overrides, "--config.sampling.denoise=none"]).experiment.sampler
@@ -232,6 +236,20 @@ def _reference(
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, z_0=z_0, x=x)
     return {"z_0": z_0, "x": x}
+
+
+def _read_reference(path: pathlib.Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Reads what `_reference` wrote.
+
+    Raises:
+        ConfigError: if the file is damaged, or has anything but finite numbers of these shapes.
+    """
+    arrays = read_npz(path, path, names=tuple(shapes), error=ConfigError)
+    for name, shape in shapes.items():
+        array, remedy = arrays.get(name), "delete it, and the study makes it again"
+        if array is None or array.dtype.kind != "f" or array.shape != shape or not np.isfinite(array).all():
+            raise ConfigError(f"{path} has no {name!r} of {list(shape)} finite numbers: {remedy}")
+    return arrays
 
 
 def _test_split(run: Run) -> np.ndarray | None:
@@ -257,16 +275,20 @@ def _rms(x: Any, y: np.ndarray) -> float:
 def _read(path: pathlib.Path) -> Iterator[Row]:
     if not path.exists():
         return
-    with path.open(newline="") as file:
-        for cells in csv.DictReader(file):
-            values = {name: cells[name] for name in ("solver", "setting")}
-            numbers = {
-                name: None if cells[name] == "" else float(cells[name])
-                for name in Row._fields
-                if name not in values
-            }
-            counts = {name: int(numbers[name] or 0) for name in ("nfe", "failed")}
-            yield Row(**{**values, **numbers, **counts})  # pyright: ignore[reportArgumentType]
+    with reading(path, ConfigError, "delete it to begin again"), path.open(newline="") as file:
+        yield from map(_row, csv.DictReader(file))
+
+
+def _row(cells: dict[str, str]) -> Row:
+    """Returns the row of the cells of a file; raises ValueError if one is missing or not a number."""
+    if missing := [name for name in Row._fields if cells.get(name) is None]:
+        raise ValueError(f"a row has no {missing[0]}")
+    values = {name: cells[name] for name in ("solver", "setting")}
+    numbers = {
+        name: None if cells[name] == "" else float(cells[name]) for name in Row._fields if name not in values
+    }
+    counts = {name: int(numbers[name] or 0) for name in ("nfe", "failed")}
+    return Row(**{**values, **numbers, **counts})  # pyright: ignore[reportArgumentType]
 
 
 def _write(path: pathlib.Path, rows: Sequence[Row]) -> None:

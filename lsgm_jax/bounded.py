@@ -74,7 +74,7 @@ class Limits:
     content: int = 2**33
     archive: int = 2**40
     ratio: int = 100
-    slack: int = 2**28
+    slack: int = 2**26
     members: int = 2**24
     nesting: int = 32
     pixels: int = 2**28

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import numbers
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -209,14 +210,18 @@ class TfdsSource:
         return f"image {index} of {self._split!r} in {self._name}"
 
     def _record(self, index: int) -> dict[str, Any]:
-        """Returns the features of a record, whose checksum the library verifies."""
+        """Returns the features of a record, whose checksum the library verifies; a file cut short has others."""
         try:
-            return self._records[index]
+            record = self._records[index]
+            needed = {"image": bytes} | ({"label": numbers.Integral} if self._labelled else {})
+            for name, kind in needed.items():
+                if not isinstance(record[name], kind):
+                    raise TypeError(f"its {name} is a {type(record[name]).__name__}")
         # The errors of the libraries for damaged files are not documented.
         except Exception as error:
-            raise DataError(
-                f"{self._origin(index)} cannot be read ({first_line(error)}): {DAMAGED_SET}"
-            ) from error
+            line = first_line(error)
+            raise DataError(f"{self._origin(index)} cannot be read ({line}): {DAMAGED_SET}") from error
+        return record
 
 
 def _is(kind: type, features: Any, name: str) -> bool:

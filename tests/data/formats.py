@@ -124,6 +124,31 @@ def matlab(compressed: bool) -> bytes:
     return file.getvalue()
 
 
+def matlab_variable(
+    name: bytes, shape: tuple[int, ...], values: bytes, *, kind: int | None, order: str = "<"
+) -> bytes:
+    """Encodes a double array with values of the type `kind`, or cells for None, as the format is described."""
+
+    def element(kind: int, content: bytes) -> bytes:
+        return struct.pack(f"{order}II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    flags = element(6, struct.pack(f"{order}II", 6 if kind else 1, 0))
+    axes = element(5, struct.pack(f"{order}{len(shape)}i", *shape))
+    content = flags + axes + element(1, name) + (element(kind, values) if kind else values)
+    return struct.pack(f"{order}II", 14, len(content)) + content
+
+
+def matlab_file(*variables: bytes, order: str = "<", version: int = 0x0100, zeros: int = 0) -> bytes:
+    """Encodes a MATLAB file; with `zeros`, the first variable expands to so many of them."""
+    mark = b"IM" if order == "<" else b"MI"
+    content = b"MATLAB 5.0".ljust(124) + struct.pack(f"{order}H", version) + mark
+    if zeros:
+        packer = zlib.compressobj(1)
+        packed = b"".join(packer.compress(bytes(2**20)) for _ in range(zeros >> 20)) + packer.flush()
+        content += struct.pack(f"{order}II", 15, len(packed)) + packed
+    return content + b"".join(variables)
+
+
 def matlab_element() -> dict[str, Any]:
     """Returns the fields of a format whose damage is in a compressed variable of chardata.mat."""
     plain = matlab(False)

@@ -14,6 +14,7 @@ from lsgm_jax.evaluation.inception_weights import read_inception, shapes, table
 from lsgm_jax.interop.tables import to_state, to_variables
 from tests.evaluation.torch_inception import FIXTURE, SIDE, draw_images, draw_weights
 from tests.interop.write_torch import write_legacy, write_zip
+from tests.mutate import attempt
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,17 @@ def test_all_kinds_of_file_are_read_and_names_map_both_ways(tmp_path, official, 
             lambda s: {**s, "Mixed_5b.branch1x1.conv.weight": np.zeros((64, 192, 3, 3))},
             r"another shape: Mixed_5b",
         ),
+        (
+            lambda s: {
+                **s,
+                "Mixed_5b.branch1x1.conv.weight": np.broadcast_to(np.float32(0), (64, 192, 999, 999)),
+            },
+            "a tensor of shape .64, 192, 999, 999. repeats the 1 values",
+        ),
+        (
+            lambda s: {**s, "Mixed_5b.branch1x1.bn.bias": np.full(64, np.nan)},
+            "branch1x1.bn.bias has values that",
+        ),
         (lambda s: {"model": s}, "no state dictionary of tensors"),
     ],
 )
@@ -122,8 +134,28 @@ def test_another_network_is_refused_by_name(tmp_path, official, change, message)
     assert "\n" not in str(caught.value)
 
 
+def test_views_of_one_number_take_no_memory(tmp_path):
+    """A file of 600 bytes states a tensor of 12 GB."""
+    write_zip(tmp_path / "a.pth", {"Conv2d_1a_3x3.conv.weight": np.broadcast_to(np.float32(0), (3 * 10**9,))})
+    outcome = attempt(lambda: read_inception(tmp_path / "a.pth"))
+    assert outcome.fault is None
+    assert f"{tmp_path}/a.pth: a tensor of shape (3000000000,) repeats" in outcome.line
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pth"])
+def test_objects_and_text_are_no_weights(tmp_path, official, suffix):
+    changed = official | {"Mixed_5b.branch1x1.bn.bias": np.full(64, "a")}
+    if suffix == ".pth":
+        changed = {str(index): "text" for index in range(3)}
+        write_zip(tmp_path / "a.pth", changed)
+    else:
+        np.savez(tmp_path / "a.npz", **changed)
+    with pytest.raises(ConversionError, match=f"a{suffix}: .*(not finite numbers|no state dictionary)"):
+        read_inception(tmp_path / f"a{suffix}")
+
+
 @pytest.mark.parametrize("name", ["none.npz", "none.pth", "torn.npz"])
 def test_an_unreadable_file_is_named(tmp_path, name):
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(ConversionError, match=f"{name}: "):
+    with pytest.raises(ConversionError, match=name):
         read_inception(tmp_path / name)

@@ -2,8 +2,10 @@
 
 import csv
 
+import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
 from PIL import Image
 
 from lsgm_jax.cli import main as cli
@@ -11,6 +13,7 @@ from lsgm_jax.errors import ConfigError
 from lsgm_jax.evaluation import solver_study
 from lsgm_jax.evaluation.fid import energy_distance
 from lsgm_jax.sampling.run import Run
+from tests.mutate import attempt, mutated
 from tests.tiny import ROOT
 
 TOY = f"--config={ROOT}/configs/cld_toy.py:quick"
@@ -96,6 +99,60 @@ def test_the_energy_distance_of_equal_distributions_is_zero():
     shifted = energy_distance(rng.normal(size=(200, 3)), rng.normal(size=(200, 3)) + 1.0)
     assert shifted > 10 * np.std(same)
     np.testing.assert_allclose(energy_distance(np.zeros((3, 2)), np.full((4, 2), 3.0)), 2 * np.sqrt(18))
+
+
+SHAPES = {"z_0": (3, 2), "x": (3, 2)}
+DRAWN = {name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.full((3, 2), np.nan)}, "has no 'x' of .3, 2. finite numbers: delete it"),
+        ({"x": np.ones((3, 4))}, "has no 'x' of .3, 2. finite numbers: delete it"),
+        ({"z_0": np.ones((3, 2), int)}, "has no 'z_0'"),
+        ({"z_0": np.array([None] * 3)}, "z_0 in .*reference.npz has values of the type 'object'"),
+    ],
+)
+def test_a_reference_of_something_else_is_refused(tmp_path, change, message):
+    np.savez_compressed(tmp_path / "reference.npz", **DRAWN)
+    assert solver_study._read_reference(tmp_path / "reference.npz", SHAPES).keys() == SHAPES.keys()
+    np.savez_compressed(tmp_path / "reference.npz", **DRAWN | change)
+    with pytest.raises(ConfigError, match=message):
+        solver_study._read_reference(tmp_path / "reference.npz", SHAPES)
+
+
+def test_a_damaged_reference_is_refused(tmp_path):
+    path = tmp_path / "reference.npz"
+    np.savez_compressed(path, **DRAWN)
+    valid = path.read_bytes()
+
+    @settings(max_examples=20, derandomize=True, database=None, deadline=None)
+    @given(mutated(valid))
+    def check(content):
+        path.write_bytes(content)
+        outcome = attempt(lambda: solver_study._read_reference(path, SHAPES))
+        assert outcome.fault is None, outcome.fault
+        if outcome.line is None:
+            jax.tree.map(np.testing.assert_array_equal, outcome.result, DRAWN)
+
+    check()
+
+
+def test_damaged_rows_are_refused(tmp_path):
+    row = solver_study.Row("Heun", "4 steps", 8, 8.0, 0.5, None, 0.25, None, 0)
+    path = tmp_path / "study.csv"
+    solver_study._write(path, [row])
+    valid = path.read_bytes()
+    for content in (
+        valid.replace(b"8.0", b"eight"),
+        valid[:-5],
+        b"\xff" + valid,
+        valid.replace(b"nfe,", b""),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"study.csv is damaged .*: delete it to begin again"):
+            list(solver_study._read(path))
 
 
 def test_rows_survive_the_file(tmp_path):

@@ -48,6 +48,11 @@ class FolderCaptions:
         """The names of the files that hold the texts."""
         return [*sorted(set(self._text_files.values())), *(self._lists if self._listed else [])]
 
+    @property
+    def candidates(self) -> list[str]:
+        """The names of the files that may hold texts; none is read."""
+        return [*self._text_files.values(), *self._lists]
+
     def of(self, image: str) -> Captions:
         """Returns the texts of one image, () if it has none.
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from lsgm_jax.data.readers.archives import CHUNK, TAR_SUFFIXES, reading
+from lsgm_jax.bounded import CHUNK, reading
+from lsgm_jax.data.names import printable
+from lsgm_jax.data.readers.tars import is_tar
 
 LISTED = 16  # above this number of files a single checksum covers all of them
 # sha256 of published files (of MNIST's after decompression) -> description.
@@ -31,7 +33,9 @@ def checksums(files: Sequence[pathlib.Path], root: pathlib.Path) -> dict[str, st
     """
     total = sum(path.stat().st_size for path in files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="checksums", delay=1, leave=False) as bar:
-        sums = {path.relative_to(root).as_posix(): _sha256(path, bar) for path in sorted(files)}
+        sums = {
+            printable(path.relative_to(root).as_posix()): _sha256(path, bar) for path in sorted(set(files))
+        }
     if len(sums) <= LISTED:
         return sums
     lines = "".join(f"{sum_} {name}\n" for name, sum_ in sums.items())
@@ -41,7 +45,7 @@ def checksums(files: Sequence[pathlib.Path], root: pathlib.Path) -> dict[str, st
 def _sha256(path: pathlib.Path, bar: tqdm) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as raw, reading(path):
-        packed = path.suffix == ".gz" and not path.name.endswith(TAR_SUFFIXES)
+        packed = path.suffix == ".gz" and not is_tar(path)
         file = gzip.open(raw) if packed else raw  # noqa: SIM115  # `raw` is closed
         before = bar.n
         while chunk := file.read(CHUNK):

@@ -230,4 +230,4 @@ def _file(example: Example, contents: Contents, size: int | None) -> bytes:
             f"{example.origin} has {pixels.shape[0]} x {pixels.shape[1]} pixels, not {height} x {width}: "
             f"give --size={height} to scale the images"
         )
-    return as_file(example.image) if size is None else encode(pixels)
+    return as_file(example.image, example.origin) if size is None else encode(pixels)

@@ -10,17 +10,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from lsgm_jax.bounded import decoded
+from lsgm_jax.bounded import decoded, read_file
+from lsgm_jax.data.arrangement import SPLIT_NAMES, arrange
 from lsgm_jax.data.captions import Captions, FolderCaptions
-from lsgm_jax.data.folders import (
-    IMAGE_SUFFIXES,
-    SPLIT_NAMES,
-    classes_by_name,
-    image_names,
-    mixed,
-    split_by_name,
-)
-from lsgm_jax.data.readers.archives import Folder
+from lsgm_jax.data.images import FILE_BYTES
+from lsgm_jax.data.names import Skipped, printable
+from lsgm_jax.data.readers.folder import no_images, other_files
+from lsgm_jax.data.readers.trees import Folder
 from lsgm_jax.errors import DataError, first_line
 
 DATA_DIR = "~/.cache/lsgm_jax"  # default
@@ -71,6 +67,10 @@ class Source(Protocol):
         """
         ...
 
+    def skipped(self) -> Sequence[Skipped]:
+        """Returns the files of a folder that are not read, of all splits; () for other data sets."""
+        ...
+
 
 def open_split(name: str, split: str, data_dir: str) -> Source:
     """Opens one split of a data set.
@@ -97,10 +97,7 @@ def open_split(name: str, split: str, data_dir: str) -> Source:
 
 
 class FolderSource:
-    """Images of a folder and its sub-folders, in the order of `mixed`.
-
-    `split_by_name` assigns the splits, and `classes_by_name` the classes.
-    """
+    """Images of a folder and its sub-folders; see `arrange` for their splits, classes and order."""
 
     def __init__(self, folder: pathlib.Path, split: str):
         if split not in SPLIT_NAMES:
@@ -108,52 +105,57 @@ class FolderSource:
                 f"a folder has the splits {', '.join(SPLIT_NAMES)}, not {split!r}: set config.data.splits"
             )
         if not folder.is_dir():
+            remedy = f"make a data set of it by  lsgm data prepare folder --source={folder} --name=NAME"
             raise DataError(
-                f"no folder {folder}: set config.data.source to a folder of images or the name of a data set"
+                f"{folder} is a file: {remedy}"
+                if folder.exists()
+                else f"no folder {folder}: set config.data.source to a folder of images or the name of a data set"
             )
-        names = image_names(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
-        splits = split_by_name(mixed(names))
-        if split not in splits:
-            found = (
-                f"there are {', '.join(splits)}"
-                if splits
-                else f"looked for {' '.join(sorted(IMAGE_SUFFIXES))}"
-            )
-            raise DataError(f"no images for the split {split!r} in {folder}: {found}")
-        self.classes, labels = classes_by_name(names)
-        label_of = dict(zip(names, labels, strict=True)) if labels else {}
-        self._folder, self._names = folder, names
-        self.files = [folder / name for name in splits[split]]
-        self._labels = [label_of.get(name) for name in splits[split]]
+        self._archive = Folder(folder)
+        self._found = arrange(self._archive.names(), folder)
+        if split not in self._found.splits:
+            raise DataError(self._without(split))
+        self.classes = self._found.classes
+        self._names = self._found.splits[split]
+        self.files = self._archive.files(self._names)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Record:
         path = self.files[index]
-        try:
-            return Record(path.read_bytes(), self._labels[index], str(path))
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        return Record(read_file(path, most=FILE_BYTES), self.label(index), printable(str(path)))
 
     def label(self, index: int) -> int | None:
-        """Returns the index of the sub-folder of an image; None if there is one folder only."""
-        return self._labels[index]
+        """Returns the index of the class of an image; None if there is one class only."""
+        return self._found.labels.get(self._names[index])
 
     def captions(self, index: int) -> Captions | None:
         """Returns the texts that `FolderCaptions` finds."""
         if not self._captions:
             return None
-        path = self.files[index]
-        if found := self._captions.of(path.relative_to(self._folder).as_posix()):
+        if found := self._captions.of(self._names[index]):
             return found
+        path = self.files[index]
         raise DataError(
             f"{path} has no text, though others have: write {path.with_suffix('.txt').name} next to it"
         )
 
+    def skipped(self) -> Sequence[Skipped]:
+        """Returns the files of the folder that are neither images nor texts of images."""
+        return other_files(self._archive, self._found.skipped, self._captions)
+
     @functools.cached_property
     def _captions(self) -> FolderCaptions:
-        return FolderCaptions(Folder(self._folder), self._names)
+        return FolderCaptions(self._archive, [name for part in self._found.splits.values() for name in part])
+
+    def _without(self, split: str) -> str:
+        """Returns the message for a split without images."""
+        folder, splits = self._archive.path, self._found.splits
+        if not splits:
+            return no_images(folder, self.skipped())
+        how = "the names of its folders" if self._found.by_folder else "hashes of the names of its images"
+        return f"no images for the split {split!r} in {folder}: by {how} there are {', '.join(splits)}"
 
 
 class TfdsSource:
@@ -222,6 +224,10 @@ class TfdsSource:
             line = first_line(error)
             raise DataError(f"{self._origin(index)} cannot be read ({line}): {DAMAGED_SET}") from error
         return record
+
+    def skipped(self) -> Sequence[Skipped]:
+        """Returns (): preparation has skipped files before."""
+        return ()
 
 
 def _is(kind: type, features: Any, name: str) -> bool:

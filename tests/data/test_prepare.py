@@ -14,7 +14,7 @@ from lsgm_jax.cli import main as cli
 from lsgm_jax.config.load import load_config
 from lsgm_jax.data import prepare as preparing
 from lsgm_jax.data.checksums import checksums
-from lsgm_jax.data.folders import mixed
+from lsgm_jax.data.names import mixed
 from lsgm_jax.data.pipeline import split_labels, training_batches, whole_split
 from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import FolderSource, open_split

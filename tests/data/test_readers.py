@@ -8,7 +8,7 @@ import pytest
 import scipy.io
 from tensorboardX.crc32c import crc32c as independent_crc32c
 
-from lsgm_jax.data.folders import split_by_name
+from lsgm_jax.data.arrangement import arrange
 from lsgm_jax.data.images import Layout, decode
 from lsgm_jax.data.prepare import READERS
 from lsgm_jax.data.readers.celebahq import read_celebahq256
@@ -382,7 +382,9 @@ def test_any_images_are_sorted_into_splits_and_classes(tmp_path, form):
             name = next(name for name, other in images.items() if np.array_equal(other, image))
             assert name.startswith(contents.classes[number])
             seen[name] = split
-    assert seen == {name: split for split, names in split_by_name(sorted(images)).items() for name in names}
+    assert seen == {
+        name: split for split, names in arrange(images, "images").splits.items() for name in names
+    }
 
 
 def test_folders_of_splits_are_the_splits(tmp_path):

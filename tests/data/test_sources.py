@@ -132,7 +132,7 @@ def test_the_error_for_missing_data_says_what_to_do(name, message, tmp_path):
 
 
 def test_the_error_for_an_empty_folder_says_what_is_expected(tmp_path):
-    with pytest.raises(DataError, match=r"no images for the split 'train' in .*\.png"):
+    with pytest.raises(DataError, match=r"no images in .*: it is empty; .*\.png"):
         open_split(str(tmp_path), "train", "")
 
 

@@ -1,49 +1,47 @@
 """One interface to folders, zip files and tar files: names and bytes."""
 
-import contextlib
-import gzip
 import pathlib
-import pickle
 import re
-import tarfile
-import tempfile
+import stat
 import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
-from tqdm import tqdm
-
+from lsgm_jax.bounded import LIMITS, check_size, reading
+from lsgm_jax.data.names import Skipped, components, natural, printable
+from lsgm_jax.data.readers.listing import Listing
+from lsgm_jax.data.readers.tars import Tar, is_tar
+from lsgm_jax.data.readers.trees import Folder
 from lsgm_jax.errors import DataError
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-CHUNK = 2**22
-DAMAGE = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    gzip.BadGzipFile,
-    zlib.error,
-    EOFError,
-    pickle.UnpicklingError,
-    RuntimeError,  # raised for encrypted zip files
-)
+NOT_READ = (".rar", ".7z", ".zst", ".lz4", ".lz", ".cab", ".iso", ".dmg", ".lmdb", ".h5", ".hdf5", ".parquet")
+LINK_BYTES = 4096  # of the target of a link
 
 
 @runtime_checkable
 class Archive(Protocol):
-    """A collection of named files."""
+    """A collection of named files. Names have their normal form, with `/` between folders."""
 
     @property
     def path(self) -> pathlib.Path:
         """The path of the folder or archive."""
         ...
 
-    def names(self) -> list[str]:
-        """Returns the names of all files, with `/` between folders."""
+    @property
+    def skipped(self) -> Sequence[Skipped]:
+        """What is no regular file."""
         ...
 
-    def read(self, name: str) -> bytes:
-        """Returns the content of a file."""
+    def names(self) -> list[str]:
+        """Returns the names of all files."""
+        ...
+
+    def read(self, name: str, most: int = LIMITS.content) -> bytes:
+        """Returns the content of a file.
+
+        Raises:
+            DataError: if it is damaged, or longer than `most`; a stated length is checked before anything is read.
+        """
         ...
 
     def files(self, names: Sequence[str]) -> list[pathlib.Path]:
@@ -55,123 +53,77 @@ def open_archive(path: pathlib.Path) -> Archive:
     """Opens a folder, a zip file or a tar file; any other file is an archive with that one file.
 
     Raises:
-        DataError: if `path` does not exist, or is damaged.
+        DataError: if `path` does not exist, is damaged, or is an archive of another kind.
     """
     if path.is_dir():
         return Folder(path)
     if not path.exists():
-        raise DataError(f"--source={path}: there is no such file or folder")
-    with reading(path):
-        if path.name.endswith(TAR_SUFFIXES):
-            return Tar(path)
-        if path.suffix == ".zip":
-            return Zip(path)
+        raise DataError(f"--source={printable(str(path))}: there is no such file or folder")
+    if not path.is_file():
+        raise DataError(f"--source={printable(str(path))} is a device: give a file or a folder")
+    if is_tar(path):
+        return Tar(path)
+    if path.suffix.lower() == ".zip":
+        return Zip(path)
+    if path.suffix.lower() in NOT_READ:
+        raise DataError(f"{path}: {path.suffix} files are not read: unpack it and give the folder")
     return Folder(path.parent, [path.name])
 
 
-@contextlib.contextmanager
-def reading(origin: object) -> Iterator[None]:
-    """Converts the errors that libraries raise for damaged files to one line.
+class Zip:
+    """A zip file. Links to members are these members.
 
     Raises:
-        DataError: with the name `origin`.
+        DataError: if it is damaged, expands beyond `LIMITS`, or has links that lead out of it or nowhere.
     """
-    try:
-        yield
-    except DAMAGE as error:
-        raise DataError(
-            f"{origin} is damaged or incomplete ({error or type(error).__name__}): get it again"
-        ) from error
-
-
-class Folder:
-    """The files of a folder and its sub-folders, or some of them."""
-
-    def __init__(self, path: pathlib.Path, names: list[str] | None = None):
-        self.path, self._names = path, names
-
-    def names(self) -> list[str]:
-        """Returns the sorted names, relative to the folder."""
-        if self._names is None:
-            found = (p for p in self.path.rglob("*") if p.is_file())
-            self._names = sorted(p.relative_to(self.path).as_posix() for p in found)
-        return self._names
-
-    def read(self, name: str) -> bytes:
-        """Returns the content of a file."""
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot read {self.path / name}: {error.strerror or error}") from error
-
-    def files(self, names: Sequence[str]) -> list[pathlib.Path]:
-        """Returns their paths."""
-        return [self.path / name for name in names]
-
-
-class Zip:
-    """A zip file."""
 
     def __init__(self, path: pathlib.Path):
-        self.path, self._file = path, zipfile.ZipFile(path)
+        self.path, self._listing = path, Listing(path)
+        with reading(path):
+            self._file = zipfile.ZipFile(path)
+        infos = self._file.infolist()
+        expanded = sum(info.file_size for info in infos)
+        check_size(expanded, LIMITS.expanded(path.stat().st_size, LIMITS.archive), path)
+        self._listing.follow(dict(filter(None, map(self._added, infos))))
+
+    @property
+    def skipped(self) -> Sequence[Skipped]:
+        """What is no regular file."""
+        return self._listing.skipped
 
     def names(self) -> list[str]:
-        """Returns the names of all members but folders."""
-        return [info.filename for info in self._file.infolist() if not info.is_dir()]
+        """Returns the names of all members that are files."""
+        return list(self._listing.places)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = LIMITS.content) -> bytes:
         """Returns the content of a member."""
-        with reading(f"{name} in {self.path}"):
-            return self._file.read(name)
+        return self._content(self._listing.places[name], most)
 
     def files(self, names: Sequence[str]) -> list[pathlib.Path]:
         """Returns the zip file."""
         return [self.path]
 
+    def _added(self, info: zipfile.ZipInfo) -> tuple[str, str] | None:
+        """Lists a member; returns the name and target of a link."""
+        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 in archives of other systems than Unix
+        if stat.S_ISLNK(kind):
+            target = self._content(info, LINK_BYTES).decode("utf-8", "surrogateescape")
+            if target.startswith("/"):
+                raise self._listing.refused(components(info.filename), "out of the archive")
+            return info.filename, target
+        if kind and not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            self._listing.skip(info.filename, "no regular file")
+        elif not info.filename.endswith(("/", "\\")):
+            self._listing.add(info.filename, info)
+        return None
 
-class Tar:
-    """A tar file. A compressed one is decompressed to a temporary file first, for random access to its members."""
-
-    def __init__(self, path: pathlib.Path):
-        plain = path.open("rb") if path.suffix == ".tar" else _decompressed(path)
-        self.path, self._file = path, tarfile.open(fileobj=plain)  # noqa: SIM115  # open until the command ends
-        self._members = {member.name: member for member in self._file.getmembers() if member.isfile()}
-
-    def names(self) -> list[str]:
-        """Returns the names of all members that are files."""
-        return list(self._members)
-
-    def read(self, name: str) -> bytes:
-        """Returns the content of a member."""
-        with reading(f"{name} in {self.path}"):
-            file = self._file.extractfile(self._members[name])
-            assert file is not None  # `_members` has files only
-            return file.read()
-
-    def files(self, names: Sequence[str]) -> list[pathlib.Path]:
-        """Returns the tar file."""
-        return [self.path]
-
-
-def _decompressed(path: pathlib.Path) -> BinaryIO:
-    plain, size = tempfile.TemporaryFile(), path.stat().st_size  # noqa: SIM115  # deleted when it is closed
-    with (
-        path.open("rb") as raw,
-        gzip.open(raw) as packed,
-        tqdm(total=size, unit="B", unit_scale=True, desc=f"reading {path.name}", delay=1, leave=False) as bar,
-    ):
-        while chunk := packed.read(CHUNK):
-            plain.write(chunk)
-            bar.update(raw.tell() - bar.n)
-    plain.seek(0)
-    return plain
+    def _content(self, info: zipfile.ZipInfo, most: int) -> bytes:
+        origin = f"{printable(info.filename)} in {self.path}"
+        check_size(info.file_size, min(most, LIMITS.expanded(info.compress_size)), origin)
+        with reading(origin):
+            return self._file.read(info)
 
 
 def matching(archive: Archive, pattern: str) -> list[str]:
     """Returns the names whose last component matches `pattern`, in natural order (2 before 10)."""
-    return sorted((n for n in archive.names() if re.fullmatch(pattern, n.rpartition("/")[2])), key=by_number)
-
-
-def by_number(name: str) -> list[tuple[int, str]]:
-    """Returns a sort key for natural order, 2 before 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return sorted((n for n in archive.names() if re.fullmatch(pattern, n.rpartition("/")[2])), key=natural)

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lsgm_jax.bounded import AGAIN, shown
-from lsgm_jax.data.folders import has_split_folders, image_names, split_by_name
-from lsgm_jax.data.readers.archives import Archive, by_number, open_archive
+from lsgm_jax.data.arrangement import image_names, splits_by_folder
+from lsgm_jax.data.names import natural
+from lsgm_jax.data.readers.archives import Archive, open_archive
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
 from lsgm_jax.data.readers.folder import encoded
 from lsgm_jax.data.readers.tfrecord import count_records, parse_example, read_records
@@ -34,7 +35,7 @@ def read_celebahq256(source: pathlib.Path) -> Contents:
     elif records:
         splits, names = _of_records(archive, records), records
     else:
-        names = sorted(image_names(archive.names()), key=by_number)
+        names = image_names(archive.names())
         splits = _of_files(archive, names)
     return Contents(shape=SHAPE, splits=splits, classes=(), files=archive.files(names))
 
@@ -42,8 +43,9 @@ def read_celebahq256(source: pathlib.Path) -> Contents:
 def _of_files(archive: Archive, names: list[str]) -> dict[str, Stream]:
     if not names:
         raise DataError(f"no images, .npy or TFRecord files of CelebA-HQ in {archive.path}")
-    read = {split: functools.partial(encoded, archive, part) for split, part in _split(names).items()}
-    return {split: Stream(count=len(part), read=read[split]) for split, part in _split(names).items()}
+    splits = splits_by_folder(names, archive.path) or _cut(names)
+    read = {split: functools.partial(encoded, archive, part) for split, part in splits.items()}
+    return {split: Stream(count=len(part), read=read[split]) for split, part in splits.items()}
 
 
 def _of_array(path: pathlib.Path) -> dict[str, Stream]:
@@ -65,12 +67,12 @@ def _of_records(archive: Archive, names: list[str]) -> dict[str, Stream]:
     if not archive.path.is_dir():
         raise DataError(f"{archive.path} has TFRecord files in it: unpack it and give the folder")
     counts = {name: count_records(archive.files([name])[0]) for name in names}
-    if has_split_folders(names):
+    if (splits := splits_by_folder(names, archive.path)) is not None:
         return {
             split: Stream(count=sum(counts[n] for n in part), read=functools.partial(_records, archive, part))
-            for split, part in split_by_name(names).items()
+            for split, part in splits.items()
         }
-    names, total = sorted(names, key=by_number), sum(counts.values())
+    names, total = sorted(names, key=natural), sum(counts.values())
     cut = _training(total)
     return {
         split: Stream(count=stop - start, read=functools.partial(_records, archive, names, start, stop))
@@ -78,9 +80,7 @@ def _of_records(archive: Archive, names: list[str]) -> dict[str, Stream]:
     }
 
 
-def _split(names: list[str]) -> dict[str, list[str]]:
-    if has_split_folders(names):
-        return split_by_name(names)
+def _cut(names: list[str]) -> dict[str, list[str]]:
     cut = _training(len(names))
     return {"train": names[:cut], "validation": names[cut:]}
 

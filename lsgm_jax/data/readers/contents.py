@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lsgm_jax.data.captions import Captions
+from lsgm_jax.data.names import Skipped
 
 Shape = tuple[int, int, int]
 
@@ -39,6 +40,7 @@ class Contents:
         classes: the names of the labels 0, 1, ...; empty if there are no labels.
         files: the files that were read, for checksums.
         captioned: whether images have texts.
+        skipped: the files that are not read, with the reason.
     """
 
     shape: Shape | None
@@ -46,6 +48,7 @@ class Contents:
     classes: Sequence[str]
     files: Sequence[pathlib.Path]
     captioned: bool = False
+    skipped: Sequence[Skipped] = ()
 
 
 def arrays(images: np.ndarray, labels: np.ndarray | None, origin: str) -> Iterator[Example]:

@@ -17,6 +17,7 @@ import numpy as np
 from lsgm_jax.cli.parser import METRICS, ends, numbers, sampler_overrides
 from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
+from lsgm_jax.data.names import shortened
 from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import DATA_DIR
 from lsgm_jax.distributed import launch
@@ -275,10 +276,17 @@ def data_command(options: argparse.Namespace) -> None:
     for name, sha256 in record["sha256"].items():
         published = record["published"].get(name)
         print(f"  {name}: {f'{published}, as published' if published else f'sha256 {sha256}'}")
+    if record.get("classes"):
+        print(f"  {len(record['classes'])} classes: {shortened(record['classes'])}")
+    if record.get("other_files"):
+        print(f"  skipped {record['other_files']}")
+    for repeated in record.get("repeated", ()):
+        print(f"  {repeated}")
     if record["skipped"]:
         print(f"skipped {len(record['skipped'])} damaged images: {', '.join(record['skipped'])}")
     if not outcome.was_there:
-        print(f"wrote {job.folder}; train on it with  --config.data.source={job.called}")
+        where = f" --config.data.data_dir={job.data_dir}" if options.data_dir else ""
+        print(f"wrote {job.folder}; train on it with  --config.data.source={job.called}{where}")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

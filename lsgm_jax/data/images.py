@@ -142,6 +142,11 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def turned_size(image: Image.Image) -> tuple[int, int]:
+    """Returns width and height of an image once it is upright."""
+    return image.size if _orientation(image) < 5 else image.size[::-1]
+
+
 def _levels(image: Image.Image, layout: Layout) -> Pixels:
     turn = _orientation(image) if image.format in JPEGS else 1
     if layout.height is not None and layout.width is not None and layout.fit != "exact":

@@ -83,6 +83,11 @@ def summary(skipped: Sequence[Skipped]) -> str:
     return f"{files}: {shown}{more}; the first is {printable(min(skipped).name)}"
 
 
+def shortened(names: Sequence[str], most: int = 12) -> str:
+    """Returns the first names of a list, with commas between."""
+    return ", ".join(map(printable, names[:most])) + (", ..." if len(names) > most else "")
+
+
 def mixed(names: Iterable[str]) -> list[str]:
     """Sorts names by their hashes, so that the first images have all classes; sorted by name they would have one."""
     return sorted(names, key=hashed)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import re
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from lsgm_jax.data.checksums import KNOWN, checksums
 from lsgm_jax.data.images import Layout, as_file, decode, encode
+from lsgm_jax.data.names import summary
 from lsgm_jax.data.readers.celebahq import read_celebahq256
 from lsgm_jax.data.readers.cifar10 import read_cifar10
 from lsgm_jax.data.readers.contents import Contents, Example, Stream
@@ -23,6 +25,7 @@ from lsgm_jax.data.readers.folder import read_folder
 from lsgm_jax.data.readers.imagenet import read_imagenet
 from lsgm_jax.data.readers.mnist import read_mnist
 from lsgm_jax.data.readers.omniglot import read_omniglot
+from lsgm_jax.data.repeats import Repeats
 from lsgm_jax.data.sources import PREPARED, VERSION, silence
 from lsgm_jax.errors import DataError
 
@@ -97,6 +100,8 @@ def prepare(job: Job) -> Outcome:
     if job.folder.exists():
         return Outcome(record=_same(job, record), was_there=True)
     record |= {"published": _published(record["sha256"]), "images": {}, "skipped": []}
+    record["classes"] = list(contents.classes)
+    record["other_files"] = summary(contents.skipped) if contents.skipped else None
     with _all_or_nothing(job.folder):
         _write(job, contents, record)
     return Outcome(record=record, was_there=False)
@@ -159,7 +164,7 @@ def _remove_unfinished(parent: pathlib.Path) -> None:
 def _write(job: Job, contents: Contents, record: dict[str, Any]) -> None:
     from lsgm_jax.data.prepared import Prepared, PreparedConfig
 
-    total = sum(stream.count for stream in contents.splits.values())
+    total, repeats = sum(stream.count for stream in contents.splits.values()), Repeats()
     with tqdm(total=total, desc=f"preparing {job.called}", unit=" images", delay=1, leave=False) as bar:
         config = PreparedConfig(
             name=job.called,
@@ -167,7 +172,7 @@ def _write(job: Job, contents: Contents, record: dict[str, Any]) -> None:
             classes=contents.classes,
             captioned=contents.captioned,
             splits={
-                split: functools.partial(_encoded, job, contents, split, stream, record, bar)
+                split: functools.partial(_encoded, job, contents, split, stream, record, repeats, bar)
                 for split, stream in contents.splits.items()
             },
             record=record,
@@ -188,7 +193,13 @@ def _channels(contents: Contents) -> int:
 
 
 def _encoded(
-    job: Job, contents: Contents, split: str, stream: Stream, record: dict[str, Any], bar: tqdm
+    job: Job,
+    contents: Contents,
+    split: str,
+    stream: Stream,
+    record: dict[str, Any],
+    repeats: Repeats,
+    bar: tqdm,
 ) -> Iterator[Example]:
     """Yields the images of a split as encoded files, and counts written and skipped ones in `record`."""
     record["images"][split] = 0
@@ -206,7 +217,10 @@ def _encoded(
                 f"{example.origin} has the label {example.label}: {job.kind} has {len(contents.classes)} classes"
             )
         record["images"][split] += 1
+        content = example.image if isinstance(example.image, bytes) else example.image.tobytes()
+        repeats.add(hashlib.sha256(content).digest(), split, example.origin)
         yield example._replace(image=image)
+    record["repeated"] = repeats.lines()
     if not record["images"][split]:
         raise DataError(f"no image for the split {split!r} in {job.source} can be read")
 

@@ -111,7 +111,7 @@ class FolderSource:
                 if folder.exists()
                 else f"no folder {folder}: set config.data.source to a folder of images or the name of a data set"
             )
-        self._archive = Folder(folder)
+        self.split, self._archive = split, Folder(folder)
         self._found = arrange(self._archive.names(), folder)
         if split not in self._found.splits:
             raise DataError(self._without(split))
@@ -168,6 +168,7 @@ class TfdsSource:
         if not _is(tfds.features.Image, features, "image"):
             raise DataError(f"data set {name!r} has no images: set config.data.source to one that has")
         self._name, self._split = name, split
+        self.sizes_differ = None in features["image"].shape[:2]
         self._labelled = _is(tfds.features.ClassLabel, features, "label")
         named = self._labelled and features["label"].num_classes is not None
         self.classes: list[str] = features["label"].names if named else []

@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+from lsgm_jax.data.survey import DATA
 from lsgm_jax.files import write_json
 
 # Suffix of a model in the names of report.json, and its column heading.
@@ -34,6 +35,8 @@ def read_report(workdir: pathlib.Path) -> dict[str, Any]:
 def add_to_report(workdir: pathlib.Path, **entries: Any) -> dict[str, Any]:
     """Merges `entries` into report.json and returns the whole report; only the first process writes."""
     report = read_report(workdir) | entries
+    if (workdir / DATA).exists():
+        report["data"] = DATA  # the splits, classes and skipped files that the results are of
     write_json(workdir / "report.json", report)
     return report
 

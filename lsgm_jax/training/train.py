@@ -11,7 +11,9 @@ from lsgm_jax.config.load import SAMPLING_SECTIONS, differences, read_config, sa
 from lsgm_jax.config.models import MODELS, OPTIMISER
 from lsgm_jax.config.registry import Config
 from lsgm_jax.data.pipeline import training_batches
+from lsgm_jax.data.survey import read_survey, survey
 from lsgm_jax.errors import ConfigError
+from lsgm_jax.files import is_first
 from lsgm_jax.sampling.run import CONFIG, Run, checkpoints_of, holds_checkpoints
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import run_stage
@@ -56,11 +58,15 @@ def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None
     if _is_finished(checkpoints_of(workdir, model.stages[-1]), recipe.train.steps):
         return
     params = _donated(planned, config)
+    surveyed = survey(data, read_survey(workdir) if holds_checkpoints(workdir) else None)
+    if is_first():
+        print("\n".join(surveyed.lines()))
     conditions = Conditions.for_training(planned.conditioning, data, workdir)
     training, condition = data.open("train"), conditions.for_batches("train")
     stages = recipe.stages(Data(training, conditions.batch("validation"), data.batch_size))
     batches = [training_batches(training, planned.seed + index, condition) for index in range(len(stages))]
     claim(workdir, config)
+    surveyed.save(workdir)
     conditions.save(workdir)
     course = Course(
         train=recipe.train, launcher=planned.parallel, workdir=workdir, config=config.to_dict(), trace=trace

@@ -287,7 +287,10 @@ def test_the_command_reports_what_it_did(mnist, capsys):
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert "mnist: 10 test" in printed
-    assert f"wrote {mnist.folder}; train on it with  --config.data.source=mnist" in printed
+    assert (
+        f"wrote {mnist.folder}; train on it with  --config.data.source=mnist --config.data.data_dir={mnist.data_dir}"
+        in printed
+    )
     assert cli.main(command) == 0
     assert "mnist was prepared before: 10 test" in capsys.readouterr().out
     assert cli.main([*command, "--name=other"]) == 0

@@ -1,0 +1,151 @@
+"""What a run is trained and tested on: images of each split, classes, and what is skipped.
+
+`survey` also checks every split, so that a damaged test image is found before training. Its result is printed when
+training starts, and kept in the folder of the run.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from lsgm_jax.data.arrangement import SPLIT_NAMES
+from lsgm_jax.data.inspection import inspect_bytes, inspect_files
+from lsgm_jax.data.names import shortened, summary
+from lsgm_jax.data.pipeline import Data, Samples
+from lsgm_jax.data.repeats import repeated_files
+from lsgm_jax.data.sources import FolderSource, Source, TfdsSource
+from lsgm_jax.data.spec import DataSpec, Split
+from lsgm_jax.errors import DataError
+from lsgm_jax.files import write_json
+
+DATA = "data.json"  # in the folder of a run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Survey:
+    """The data of a run.
+
+    Attributes:
+        source: as the config names it.
+        images: number of samples by split; none for a split that the source lacks.
+        classes: names of the labels 0, 1, ...; empty if there are none.
+        notes: a line for skipped files, and for images that stand in two splits.
+        fingerprint: of the names, sizes and times of the files of a folder; "" for other sources.
+    """
+
+    source: str
+    images: Mapping[str, int]
+    classes: Sequence[str]
+    notes: Sequence[str]
+    fingerprint: str
+
+    def lines(self) -> list[str]:
+        """Returns what is printed when training starts."""
+        counted = ", ".join(f"{count} {split}" for split, count in self.images.items())
+        classes = f"; {len(self.classes)} classes: {shortened(self.classes)}" if self.classes else ""
+        return [f"data {self.source}: {counted}{classes}", *self.notes]
+
+    def save(self, workdir: pathlib.Path) -> None:
+        """Writes data.json."""
+        write_json(workdir / DATA, dataclasses.asdict(self))
+
+
+def read_survey(workdir: pathlib.Path) -> Survey | None:
+    """Reads data.json; returns None if it is missing or damaged, as in runs of earlier versions."""
+    try:
+        return Survey(**json.loads((workdir / DATA).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def survey(data: Data, before: Survey | None = None) -> Survey:
+    """Returns what the data set has, after a check of every split.
+
+    Args:
+        data: the data set.
+        before: the survey of the same run when it began. A folder whose files have not changed is not checked again.
+
+    Raises:
+        DataError: if an image is damaged or of another size, or if the classes are others than before.
+    """
+    samples = _opened(data)
+    sources = {split: found.source for split, found in samples.items() if isinstance(found, Split)}
+    folders = {split: source for split, source in sources.items() if isinstance(source, FolderSource)}
+    fingerprint = _fingerprint(folders)
+    if before is not None and before.fingerprint == fingerprint and folders:
+        notes = before.notes
+    else:
+        notes = [*_notes(folders), *_changed(before, samples, fingerprint)]
+        for source in sources.values():
+            assert isinstance(data, DataSpec)
+            _check(source, data)
+    classes = list(samples["train"].classes)
+    if before is not None:
+        check_classes(data, classes, before.classes)
+    images = {split: len(found) for split, found in samples.items()}
+    return Survey(source=data.source, images=images, classes=classes, notes=notes, fingerprint=fingerprint)
+
+
+def check_classes(data: Data, classes: Sequence[str], before: Sequence[str]) -> None:
+    """Checks that the data have the classes that they had when a run began.
+
+    Raises:
+        DataError: if they have others: labels would mean other classes.
+    """
+    if list(before) != list(classes):
+        now, then = (shortened(names) or "none" for names in (classes, before))
+        raise DataError(
+            f"{data.source} has the classes {now}, and had {then} when this run began, so labels would mean other "
+            "classes: restore its folders, or train in another --workdir"
+        )
+
+
+def _opened(data: Data) -> dict[str, Samples]:
+    """Opens all splits; the test split may be missing, which `lsgm evaluate` will say if it matters."""
+    samples = {split: data.open(split, decode=False) for split in ("train", "validation")}
+    try:
+        samples["test"] = data.open("test", decode=False)
+    except DataError:
+        return samples
+    return samples
+
+
+def _notes(folders: Mapping[str, FolderSource]) -> list[str]:
+    """Returns the lines on skipped files and on images in two splits."""
+    if not folders:
+        return []
+    skipped = folders["train"].skipped()
+    lines = [f"skipped {summary(skipped)}"] if skipped else []
+    unique = {source.split: source.files for source in folders.values()}
+    return [*lines, *repeated_files(unique).lines()]
+
+
+def _changed(before: Survey | None, samples: Mapping[str, Samples], fingerprint: str) -> list[str]:
+    if before is None or not before.fingerprint or before.fingerprint == fingerprint:
+        return []
+    counts = ", ".join(
+        f"{before.images.get(split, 0)} -> {len(found)} {split}" for split, found in samples.items()
+    )
+    return [f"the files have changed since this run began ({counts}): test images may have been trained on"]
+
+
+def _fingerprint(folders: Mapping[str, FolderSource]) -> str:
+    """Returns a digest of names, sizes and times, which changes with the files, without reading them."""
+    digest = hashlib.sha256()
+    for split in SPLIT_NAMES:
+        for path in folders[split].files if split in folders else ():
+            status = path.stat()
+            digest.update(f"{split} {path.as_posix()!a} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest() if folders else ""
+
+
+def _check(source: Source, data: DataSpec) -> None:
+    """Checks the images of a split."""
+    if isinstance(source, FolderSource):
+        inspect_files(source.files, data.layout)
+    elif isinstance(source, TfdsSource) and source.sizes_differ and data.fit == "exact":
+        for index in range(len(source)):
+            record = source[index]
+            inspect_bytes(record.image, data.layout, record.origin)

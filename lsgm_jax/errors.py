@@ -32,6 +32,10 @@ class TrainingError(UserError):
     """Training that cannot go on; the message says why, and what is saved."""
 
 
+class LockedError(UserError):
+    """A folder that another process is writing to, or that cannot be written; the message names both."""
+
+
 class ClusterError(UserError):
     """Processes that do not come together; the message names the ones to blame."""
 

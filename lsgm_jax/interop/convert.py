@@ -9,9 +9,10 @@ from lsgm_jax.config.registry import Config
 from lsgm_jax.errors import ConfigError, ConversionError
 from lsgm_jax.interop.checkpoint_file import read_checkpoint
 from lsgm_jax.interop.kinds import Converted
+from lsgm_jax.locks import locked
 from lsgm_jax.sampling.run import checkpoints_of, holds_checkpoints
 from lsgm_jax.training.checkpoint import Checkpoints
-from lsgm_jax.training.train import claim
+from lsgm_jax.training.train import ANOTHER_WORKDIR, claim
 
 
 def convert(config: Config, checkpoint: pathlib.Path, workdir: pathlib.Path, *, ema: bool) -> Converted:
@@ -25,12 +26,20 @@ def convert(config: Config, checkpoint: pathlib.Path, workdir: pathlib.Path, *, 
 
     Raises:
         ConversionError: if the file cannot be read, or its networks are not the config's.
-        ConfigError: if the folder holds a run already, or cannot be written.
+        ConfigError: if the folder holds a run already.
+        LockedError: if another process is writing to the folder, or it cannot be written.
         DataError: if there is no vocabulary for a model of texts.
     """
     planned = experiment(config)
-    if holds_checkpoints(workdir):
-        raise ConfigError(f"{workdir} holds a run already: choose another --workdir")
+    with locked(workdir, "converted into", ANOTHER_WORKDIR):
+        if holds_checkpoints(workdir):
+            raise ConfigError(f"{workdir} holds a run already: {ANOTHER_WORKDIR}")
+        return _convert(planned, config, checkpoint, workdir, ema=ema)
+
+
+def _convert(
+    planned: Experiment, config: Config, checkpoint: pathlib.Path, workdir: pathlib.Path, *, ema: bool
+) -> Converted:
     content = read_checkpoint(checkpoint)
     try:
         found = MODELS[planned.name].convert(content, planned.model, planned.training, ema=ema)

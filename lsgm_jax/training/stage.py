@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from lsgm_jax.arrays import Key, Params
+from lsgm_jax.locks import Lock
 from lsgm_jax.training.sharding import Launcher
 from lsgm_jax.training.spec import TrainSpec
 from lsgm_jax.training.state import TrainState, create_state
@@ -58,13 +59,19 @@ class Course:
     Attributes:
         train: the train section of the config.
         launcher: runs the training step on all devices.
-        workdir: gets `checkpoints/<stage>`, `metrics.csv`, `tensorboard/<stage>`, and `faults` for failing batches.
+        lock: on the folder of the run, which gets `checkpoints/<stage>`, `metrics.csv`, `tensorboard/<stage>`, and
+            `faults` for failing batches.
         config: the config of the run, saved with each checkpoint.
         trace: whether to write a profiler trace of every stage to `profile/<stage>`.
     """
 
     train: TrainSpec
     launcher: Launcher
-    workdir: pathlib.Path
+    lock: Lock
     config: dict
     trace: bool = False
+
+    @property
+    def workdir(self) -> pathlib.Path:
+        """The folder of the run."""
+        return self.lock.folder

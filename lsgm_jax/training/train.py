@@ -14,6 +14,7 @@ from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.data.survey import read_survey, survey
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.files import is_first
+from lsgm_jax.locks import Lock, locked
 from lsgm_jax.sampling.run import CONFIG, Run, checkpoints_of, holds_checkpoints
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import run_stage
@@ -41,6 +42,8 @@ MAY_CHANGE = (
     *(f"{section}." for section in SAMPLING_SECTIONS),
 )
 
+ANOTHER_WORKDIR = "choose another --workdir"
+
 
 def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None:
     """Trains all stages, or resumes them from the last checkpoints of the folder.
@@ -49,12 +52,18 @@ def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None
         trace: whether a few steps of every stage are traced for TensorBoard's profiler.
 
     Raises:
-        ConfigError: if the folder holds a run with another config, or cannot be written.
+        ConfigError: if the folder holds a run with another config.
+        LockedError: if another process is writing to the folder, or it cannot be written.
     """
     planned = experiment(config)
-    recipe, data, model = planned.training, planned.data, planned.model
     _check_devices(planned)
-    _refuse_another_run(workdir, config)
+    with locked(workdir, "trained", ANOTHER_WORKDIR) as lock:
+        _refuse_another_run(workdir, config)
+        _train(planned, config, lock, trace=trace)
+
+
+def _train(planned: Experiment, config: Config, lock: Lock, *, trace: bool) -> None:
+    recipe, data, model, workdir = planned.training, planned.data, planned.model, lock.folder
     if _is_finished(checkpoints_of(workdir, model.stages[-1]), recipe.train.steps):
         return
     params = _donated(planned, config)
@@ -69,7 +78,7 @@ def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None
     surveyed.save(workdir)
     conditions.save(workdir)
     course = Course(
-        train=recipe.train, launcher=planned.parallel, workdir=workdir, config=config.to_dict(), trace=trace
+        train=recipe.train, launcher=planned.parallel, lock=lock, config=config.to_dict(), trace=trace
     )
     keys = jax.random.split(jax.random.key(planned.seed), 2 * len(stages))
     for index, stage in enumerate(stages):
@@ -122,8 +131,8 @@ def _is_finished(folder: pathlib.Path, steps: int) -> bool:
 
 
 def _refuse_another_run(workdir: pathlib.Path, config: Config) -> None:
-    """Refuses a config that differs from the one of existing checkpoints in more than `MAY_CHANGE` lists."""
-    if (workdir / CONFIG).exists() and holds_checkpoints(workdir):
+    """Refuses a config that differs from the one of the folder in more than `MAY_CHANGE` lists."""
+    if (workdir / CONFIG).exists():
         changed = differences(read_config(workdir / CONFIG), config)
         changed = [text for text in changed if not text.startswith(MAY_CHANGE)]
         if changed:
@@ -133,15 +142,6 @@ def _refuse_another_run(workdir: pathlib.Path, config: Config) -> None:
 
 
 def claim(workdir: pathlib.Path, config: Config) -> None:
-    """Writes config.json.
-
-    Raises:
-        ConfigError: if the folder cannot be written.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        save_config(workdir / CONFIG, config)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to {workdir} ({error.strerror}): choose another --workdir"
-        ) from error
+    """Writes config.json."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_config(workdir / CONFIG, config)

@@ -16,6 +16,7 @@ from lsgm_jax.data.pipeline import training_batches
 from lsgm_jax.data.points import PointSpec
 from lsgm_jax.interop.ncsnpp import ncsnpp_state
 from lsgm_jax.interop.nvae import nvae_state
+from lsgm_jax.locks import Lock
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.loop import run_stage
@@ -107,7 +108,7 @@ def test_a_finished_stage_is_not_trained_again(tmp_path):
         draw=never,
     )
     batches = training_batches(PointSpec(source="swiss_roll").open("test"), seed=0)
-    course = Course(train=TrainSpec(steps=7), launcher=whole(), workdir=tmp_path, config={})
+    course = Course(train=TrainSpec(steps=7), launcher=whole(), lock=Lock(tmp_path, None), config={})
     params = run_stage(stage, course, None, batches, jax.random.key(0), jax.random.key(1))
     np.testing.assert_array_equal(params["w"], 2.0)
 

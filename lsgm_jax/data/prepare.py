@@ -28,6 +28,7 @@ from lsgm_jax.data.readers.omniglot import read_omniglot
 from lsgm_jax.data.repeats import Repeats
 from lsgm_jax.data.sources import PREPARED, VERSION, silence
 from lsgm_jax.errors import DataError
+from lsgm_jax.locks import locked
 
 READERS: dict[str, Callable[[pathlib.Path], Contents]] = {
     "mnist": read_mnist,
@@ -99,7 +100,16 @@ def prepare(job: Job) -> Outcome:
     }
     if job.folder.exists():
         return Outcome(record=_same(job, record), was_there=True)
-    record |= {"published": _published(record["sha256"]), "images": {}, "skipped": []}
+    parent = job.folder.parent
+    with _no_empty_folders(parent), locked(parent, "prepared", "give another --name or --data_dir"):
+        return _made(job, contents, record)
+
+
+def _made(job: Job, contents: Contents, record: dict[str, Any]) -> Outcome:
+    """Writes the set, unless another process has written it in the meantime."""
+    if job.folder.exists():
+        return Outcome(record=_same(job, record), was_there=True)
+    record |= {"published": _published(record["sha256"]), "images": {}, "skipped": [], "repeated": []}
     record["classes"] = list(contents.classes)
     record["other_files"] = summary(contents.skipped) if contents.skipped else None
     with _all_or_nothing(job.folder):
@@ -151,6 +161,13 @@ def _all_or_nothing(folder: pathlib.Path) -> Iterator[None]:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
         _remove_unfinished(parent)
+
+
+@contextlib.contextmanager
+def _no_empty_folders(parent: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
         for empty in (parent, parent.parent):
             with contextlib.suppress(OSError):
                 empty.rmdir()  # fails if the folder is not empty
@@ -220,7 +237,7 @@ def _encoded(
         content = example.image if isinstance(example.image, bytes) else example.image.tobytes()
         repeats.add(hashlib.sha256(content).digest(), split, example.origin)
         yield example._replace(image=image)
-    record["repeated"] = repeats.lines()
+    record["repeated"][:] = repeats.lines()  # TFDS has its own copy of the dictionary, and the same list
     if not record["images"][split]:
         raise DataError(f"no image for the split {split!r} in {job.source} can be read")
 

@@ -19,7 +19,7 @@ from lsgm_jax.data.pipeline import split_labels, training_batches, whole_split
 from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import FolderSource, open_split
 from lsgm_jax.data.spec import DataSpec
-from lsgm_jax.errors import DataError
+from lsgm_jax.errors import DataError, LockedError
 from tests.data import published
 from tests.data.published import colour, grey, labels, write
 
@@ -275,7 +275,7 @@ def test_invalid_arguments_are_refused(images, fields, message):
 
 def test_a_folder_that_cannot_be_written_is_named(mnist, tmp_path):
     write(tmp_path / "file", b"")
-    with pytest.raises(DataError, match=rf"cannot write {tmp_path}/file/"):
+    with pytest.raises(LockedError, match=rf"cannot write to {tmp_path}/file/"):
         prepare(Job(**vars(mnist) | dict(data_dir=tmp_path / "file")))
 
 

@@ -94,7 +94,14 @@ def sample_command(options: argparse.Namespace) -> None:
         f"{options.count} samples of step {step} by {solver}: NFE {nfe} (mean per sample {mean:.1f}), "
         f"{drawn.seconds:.2f} s after {drawn.compile_seconds:.1f} s of compilation"
     )
+    _say_classes(opened, options.label)
     print(f"wrote {options.workdir}/samples.png, comparison.png and samples.npz")
+
+
+def _say_classes(opened: Run, label: str | None) -> None:
+    """A number may be the name of a class or its index: say which class was drawn."""
+    if drawn := opened.conditions.drawn(label):
+        print(drawn)
 
 
 def inpaint_command(options: argparse.Namespace) -> None:
@@ -158,6 +165,7 @@ def interpolate_command(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     plots.save_png(options.workdir / "interpolation.png", picture)
+    _say_classes(opened, options.label)
     what = {"noise": "draws of noise", "test": "test images"}[options.between]
     print(f"wrote {options.workdir}/interpolation.png: {options.pairs} rows between {what}")
 
@@ -179,6 +187,7 @@ def animate_command(options: argparse.Namespace) -> None:
         label=options.label,
         prompt=options.prompt,
     )
+    _say_classes(opened, options.label)
     solver = opened.experiment.sampler.method.name
     print(f"wrote {options.workdir}/paths.gif and paths.png: from noise to data by {solver}")
 

@@ -5,8 +5,9 @@ at once.
 """
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lsgm_jax.arrays import Condition
+from lsgm_jax.conditioning.class_labels import described, find_class
 from lsgm_jax.conditioning.images import Task
 from lsgm_jax.conditioning.protocol import Conditioning
 from lsgm_jax.data.pipeline import (
@@ -25,8 +27,9 @@ from lsgm_jax.data.pipeline import (
     split_labels,
     whole_split,
 )
+from lsgm_jax.data.survey import check_classes, read_survey
 from lsgm_jax.data.tokenizer import EncodedCaptions, Tokenizer, encode_captions
-from lsgm_jax.errors import ConfigError, did_you_mean
+from lsgm_jax.errors import ConfigError
 from lsgm_jax.objectives.bound import Batch
 
 VOCABULARY = "vocabulary.txt"  # in the folder of a run
@@ -42,11 +45,13 @@ class Conditions:
         conditioning: of the config: of labels, of texts, of images, or none.
         data: the data set.
         tokenizer: of texts; None for other conditions.
+        began_with: names of the classes that the data had when the run began, if it has kept them.
     """
 
     conditioning: Any
     data: Data
     tokenizer: Tokenizer | None
+    began_with: Sequence[str] | None = None
 
     @classmethod
     def of_run(cls, conditioning: Any, data: Data, workdir: pathlib.Path) -> "Conditions":
@@ -56,7 +61,13 @@ class Conditions:
             DataError: if its folder has lost the vocabulary of texts.
         """
         texts = _source(conditioning) == "captions"
-        return cls(conditioning, data, Tokenizer.read(workdir / VOCABULARY) if texts else None)
+        began = read_survey(workdir)
+        return cls(
+            conditioning,
+            data,
+            Tokenizer.read(workdir / VOCABULARY) if texts else None,
+            None if began is None else tuple(began.classes),
+        )
 
     @classmethod
     def for_training(cls, conditioning: Any, data: Data, workdir: pathlib.Path) -> "Conditions":
@@ -113,6 +124,8 @@ class Conditions:
             )
         if not self.of_labels:
             return None
+        if self.began_with is not None:
+            check_classes(self.data, class_names(self.data) or (), self.began_with)
         labels = split_labels(self.data, split, limit)
         if labels.max() >= conditioning.classes:
             raise ConfigError(
@@ -133,7 +146,7 @@ class Conditions:
         are those of the test split. A model without conditions has None.
 
         Args:
-            label: number or name of a class, or several with commas between, which take turns.
+            label: name or number of a class (see `find_class`), or several with commas between, which take turns.
 
         Raises:
             ConfigError: for a label or a prompt that the model does not know.
@@ -163,14 +176,20 @@ class Conditions:
 
     def _classes(self, label: str, classes: int) -> np.ndarray:
         """The classes that a `--label` names."""
-        parts = [part.strip() for part in label.split(",")]
-        numbered = all(part.isdigit() for part in parts)
-        names = [] if numbered else class_names(self.data) or []
-        numbers = [int(part) if part.isdigit() else _find(part, names, classes) for part in parts]
-        for number in numbers:
-            if number >= classes:
-                raise ConfigError(f"--label={number}: there are the classes 0 to {classes - 1}")
-        return np.asarray(numbers, np.int32)
+        names = self.class_names
+        return np.asarray([find_class(part.strip(), names, classes) for part in label.split(",")], np.int32)
+
+    def drawn(self, label: str | None) -> str | None:
+        """Returns a line on the classes that `request` draws for a `--label`; None without one."""
+        if label is None or not self.of_labels:
+            return None
+        found = dict.fromkeys(self._classes(label, self.conditioning.classes).tolist())
+        return "class " + ", ".join(described(index, self.class_names) for index in found)
+
+    @functools.cached_property
+    def class_names(self) -> Sequence[str]:
+        """The names of the classes when the run began; empty if they have none."""
+        return self.began_with if self.began_with is not None else class_names(self.data) or ()
 
     def _restorations(self, task: Task) -> ConditionRequest:
         """The known parts of the images of the test split."""
@@ -191,12 +210,3 @@ def _source(conditioning: Conditioning | Task) -> str | None:
 def _in_turns(conditions: np.ndarray | None) -> ConditionRequest:
     assert conditions is not None
     return lambda rows: conditions[rows % len(conditions)]
-
-
-def _find(name: str, names: list[str], classes: int) -> int:
-    if name in names:
-        return names.index(name)
-    known = (
-        f"the classes are {', '.join(names)}{did_you_mean(name, names)}" if names else "classes have no names"
-    )
-    raise ConfigError(f"--label={name}: {known}; give a number from 0 to {classes - 1}, or a name")

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import pathlib
 import tarfile
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from lsgm_jax.bounded import CHUNK, LIMITS, check_size, damaged, read_exactly, reading
-from lsgm_jax.data.names import Skipped, components
+from lsgm_jax.data.names import Skipped, components, printable
 from lsgm_jax.data.readers.listing import Listing
 from lsgm_jax.errors import DataError
 
@@ -76,12 +77,15 @@ class Tar:
 
     def _list(self) -> None:
         """Lists the members in one pass, without the memory that `getmembers` takes for each."""
-        links, before = {}, -1
+        links, before, length = {}, -1, self._file.seek(0, io.SEEK_END)
+        self._file.seek(0)
         headers: Any = _Headers(self._file, self.path)
         with tarfile.open(fileobj=headers, mode="r:") as file:
             while (member := file.next()) is not None:
                 if not before < member.offset_data or member.size < 0:
                     raise damaged(self.path, f"the member {member.name} has a negative size")
+                if member.isreg() and not member.issparse() and member.size > length - member.offset_data:
+                    raise damaged(self.path, f"it ends within {printable(member.name)}")
                 before = member.offset_data
                 self._add(member, links)
                 file.members.clear()

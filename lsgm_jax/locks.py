@@ -110,6 +110,21 @@ def locked(folder: pathlib.Path, doing: str, remedy: str) -> Iterator[Lock]:
                 path.rmdir()
 
 
+@contextlib.contextmanager
+def alone(folder: pathlib.Path) -> Iterator[None]:
+    """Waits for other processes that are in this context for the same folder; for what takes milliseconds.
+
+    File systems without `flock` do not wait.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _acquire(folder: pathlib.Path, holder: Holder, remedy: str) -> int:
     """Returns the descriptor of the file, locked, with the holder in it."""
     path = folder / NAME

@@ -46,9 +46,15 @@ def train_command(options: argparse.Namespace) -> None:
     start, compiling = time.monotonic(), CompileClock()
     config = load_config(options.config, options.overrides)
     _agree(config)
-    train(config, options.workdir, trace=options.profile)
+    trained = train(config, options.workdir, trace=options.profile)
     seconds = time.monotonic() - start
     _, step = Run.open(options.workdir).best()
+    if not trained:
+        print(
+            f"{options.workdir} has finished already, all {config.train.steps} steps; validation chose step {step}. "
+            "A larger train.steps trains for longer"
+        )
+        return
     print(
         f"trained in {seconds:.0f} s, {compiling.seconds:.0f} s of it compiling; validation chose step {step}"
     )

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import pathlib
-import signal
 import sys
 import threading
 import traceback
@@ -41,15 +40,15 @@ def _run(options: argparse.Namespace) -> int:
 
     from lsgm_jax.cli.commands import COMMANDS
     from lsgm_jax.distributed import launch
-    from lsgm_jax.distributed.preemption import StoppedError
+    from lsgm_jax.distributed.preemption import StoppedError, ended_by_second_signal
 
     try:
-        with _processes(options):
+        with ended_by_second_signal(), _processes(options):
             COMMANDS[options.command](options)
     except UserError as error:
         return _fail(error)
     except StoppedError as error:
-        return _end(f"lsgm: {error}", 128 + signal.SIGTERM)
+        return _end(f"lsgm: {error}", 128 + error.number)
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
     except Exception as error:

@@ -86,14 +86,14 @@ def _make_parser() -> _Parser:
     for name in TOGETHER:
         _add_processes(commands.choices[name])
     for each in (train, convert, sample, evaluate, study, interpolate, animate, inpaint, upscale):
-        each.add_argument("--workdir", required=True, type=pathlib.Path)
+        each.add_argument("--workdir", required=True, type=_path)
     for each in (sample, evaluate, interpolate, animate, inpaint, upscale):
         _add_sampler(each)
     for each in (sample, evaluate, interpolate, animate, study, inpaint, upscale):
         _add_ends(each)
         each.add_argument("--seed", type=int, default=0)
     train.add_argument("--profile", action="store_true")
-    convert.add_argument("--checkpoint", required=True, type=pathlib.Path)
+    convert.add_argument("--checkpoint", required=True, type=_path)
     convert.add_argument("--weights", choices=("ema", "last"), default="ema")
     sample.add_argument("--count", type=int, default=64)
     for each in (sample, animate, interpolate):
@@ -101,14 +101,14 @@ def _make_parser() -> _Parser:
         condition.add_argument("--label")
         condition.add_argument("--prompt")
     for each in (inpaint, upscale):
-        each.add_argument("--image", required=True, type=pathlib.Path)
+        each.add_argument("--image", required=True, type=_path)
         each.add_argument("--count", type=int, default=4)
-        each.add_argument("--out", type=pathlib.Path)
-    inpaint.add_argument("--mask", required=True, type=pathlib.Path)
+        each.add_argument("--out", type=_path)
+    inpaint.add_argument("--mask", required=True, type=_path)
     evaluate.add_argument("--metrics", default="nelbo,ode")
     evaluate.add_argument("--split", choices=("test", "validation"), default="test")
     evaluate.add_argument("--samples", type=int)
-    evaluate.add_argument("--inception", type=pathlib.Path)
+    evaluate.add_argument("--inception", type=_path)
     interpolate.add_argument("--between", choices=("noise", "test"), default="noise")
     interpolate.add_argument("--pairs", type=int, default=6)
     interpolate.add_argument("--points", type=int, default=10)
@@ -121,6 +121,14 @@ def _make_parser() -> _Parser:
     study.add_argument("--count", type=int, default=256)
     _add_data(command("data"))
     return parser
+
+
+def _path(text: str) -> pathlib.Path:
+    """Returns the path with `~` for the home folder, which shells leave as it is in `--workdir=~/runs`."""
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: the home folder is not known") from error
 
 
 def _add_sampler(parser: _Parser) -> None:
@@ -149,8 +157,8 @@ def _add_processes(parser: _Parser) -> None:
 def _add_data(parser: _Parser) -> None:
     parser.add_argument("action", choices=("prepare",))
     parser.add_argument("kind", metavar="NAME")
-    parser.add_argument("--source", required=True, type=pathlib.Path)
-    parser.add_argument("--data_dir", type=pathlib.Path)
+    parser.add_argument("--source", required=True, type=_path)
+    parser.add_argument("--data_dir", type=_path)
     parser.add_argument("--name")
     parser.add_argument("--size", type=int)
     parser.add_argument("--skip_bad", action="store_true")

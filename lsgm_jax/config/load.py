@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-import json
+import os
 import pathlib
 import typing
 from typing import Any
@@ -15,7 +15,7 @@ from lsgm_jax.config.models import sections
 from lsgm_jax.config.registry import Config, Section, fields
 from lsgm_jax.config.renamed import current, renamed_to
 from lsgm_jax.errors import ConfigError, did_you_mean, first_line
-from lsgm_jax.files import write_json
+from lsgm_jax.sealed import DamagedError, read_json, write_json
 
 # Fields of a config that are no sections, and their defaults.
 PLAIN = {"model": "lsgm", "seed": 0}
@@ -31,7 +31,7 @@ def load_config(path: str, overrides: list[str]) -> Config:
     Raises:
         ConfigError: with one line that names the key or file, what is allowed and the nearest match.
     """
-    tree = _run_config_file(path)
+    tree = _run_config_file(os.path.expanduser(path))
     complete(tree)
     return _overridden(tree, overrides)
 
@@ -148,15 +148,23 @@ def read_config(path: pathlib.Path) -> Config:
         ConfigError: if the file is missing or damaged.
     """
     try:
-        return complete(current(_tuples(json.loads(path.read_text())), str(path)))
+        return as_config(read_json(path), str(path))
     except FileNotFoundError as error:
         raise ConfigError(
             f"no run in {path.parent}: there is no {path.name}; train one with  lsgm train"
         ) from error
-    except (json.JSONDecodeError, AttributeError, KeyError) as error:
-        raise ConfigError(
-            f"{path} is damaged ({error}): run  lsgm train  again with the same config to restore it"
-        ) from error
+    except DamagedError as error:
+        raise ConfigError(f"{error}: run  lsgm train  again with the same config to restore it") from error
+
+
+def as_config(saved: dict[str, Any], origin: str) -> Config:
+    """Returns the config that was saved as JSON, by this version or an older one.
+
+    Args:
+        saved: section -> field -> value.
+        origin: the file, for messages.
+    """
+    return complete(current(_tuples(saved), origin))
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -1,6 +1,7 @@
 """The kinds of model: the sections of their configs, and what builds model and recipe from them."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -251,7 +252,7 @@ def _perceptual(spec: PerceptualSpec) -> Distance | None:
     @functools.cache
     def variables() -> Params:
         try:
-            return read_lpips(spec.weights)
+            return read_lpips(os.path.expanduser(spec.weights))
         except ConversionError as error:
             raise ConfigError(f"config.perceptual.weights: {error}") from error
 

@@ -5,18 +5,19 @@ import hashlib
 import json
 import pathlib
 import time
-import zipfile
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from lsgm_jax.files import is_first, replacing
+from lsgm_jax.sealed import array_sums
 
 Arrays = dict[str, np.ndarray]
 
+FORMAT = 2  # grows when the same inputs give other results, so that no evaluation mixes both
 SECONDS_BETWEEN_SAVES = 10.0
 SHARE_OF_SAVING = 0.05  # largest share of the time spent on saving: results may be large
 
@@ -27,7 +28,8 @@ class Cache:
 
     Attributes:
         path: an .npz file; the first write creates its folder.
-        of: everything the results depend on, JSON-serialisable. `read` ignores results stored under another value.
+        of: everything the results depend on, JSON-serialisable. `read` ignores results stored under another value, or
+            by another version of the package.
     """
 
     path: pathlib.Path
@@ -41,19 +43,26 @@ class Cache:
         try:
             with np.load(self.path) as file:
                 stored = dict(file)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            if str(stored.pop("sha256")) != digest(stored) or str(stored.pop("of")) != self._of:
+                return 0, {}
+            return int(stored.pop("done")), stored
+        # numpy and zipfile raise types of many kinds for damaged files.
+        except Exception:
             return 0, {}
-        if str(stored.pop("of", "")) != _as_json(self.of):
-            return 0, {}
-        return int(stored.pop("done")), stored
 
     def write(self, done: int, results: Arrays) -> None:
         """Replaces the file atomically; only the first process writes."""
         if not is_first():
             return  # all processes hold the same results
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"of": np.array(self._of), "done": np.array(done), **results}
         with replacing(self.path) as partial, partial.open("wb") as file:
-            np.savez(file, of=np.array(_as_json(self.of)), done=np.array(done), **results)  # pyright: ignore[reportArgumentType]
+            np.savez(file, sha256=np.array(digest(content)), **content)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def _of(self) -> str:
+        """Everything that the results depend on, the code that makes them included."""
+        return json.dumps({"of": self.of, "format": FORMAT, "lsgm-jax": version("lsgm-jax")}, sort_keys=True)
 
 
 def accumulate(
@@ -98,13 +107,4 @@ def accumulate(
 
 def digest(tree: Any) -> str:
     """Returns a hash of all arrays of a tree with their paths, types and shapes: 16 hexadecimal digits."""
-    total = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(np.asarray(leaf))
-        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        total.update(array.tobytes())
-    return total.hexdigest()[:16]
-
-
-def _as_json(of: dict[str, Any]) -> str:
-    return json.dumps(of, sort_keys=True)
+    return hashlib.sha256(json.dumps(array_sums(tree), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,11 +1,16 @@
 """The file report.json with the results of a run, which each command extends, and tables of its entries."""
 
-import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from lsgm_jax.data.survey import DATA
-from lsgm_jax.files import write_json
+from lsgm_jax.files import set_aside
+from lsgm_jax.locks import alone
+from lsgm_jax.sealed import DamagedError, read_json, write_json
+from lsgm_jax.training.logs import warn
+
+REPORT = "report.json"
 
 # Suffix of a model in the names of report.json, and its column heading.
 COLUMNS = {
@@ -25,20 +30,22 @@ DISTANCE_ROWS = (
 
 
 def read_report(workdir: pathlib.Path) -> dict[str, Any]:
-    """Reads report.json; returns {} if it is missing or damaged."""
+    """Reads report.json; returns {} if it is missing. A damaged file is renamed, with a warning."""
+    path = workdir / REPORT
     try:
-        return json.loads((workdir / "report.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        return read_json(path)
+    except FileNotFoundError:
+        return {}
+    except DamagedError as error:
+        warn(f"{error}: renamed to {set_aside(path).name}, and a new report begins")
         return {}
 
 
 def add_to_report(workdir: pathlib.Path, **entries: Any) -> dict[str, Any]:
     """Merges `entries` into report.json and returns the whole report; only the first process writes."""
-    report = read_report(workdir) | entries
-    if (workdir / DATA).exists():
-        report["data"] = DATA  # the splits, classes and skipped files that the results are of
-    write_json(workdir / "report.json", report)
-    return report
+    # The splits, classes and skipped files that the results are of.
+    origin = {"data": DATA} if (workdir / DATA).exists() else {}
+    return _change(workdir, lambda report: report | entries | origin)
 
 
 def add_likelihoods(workdir: pathlib.Path, split: str, entries: dict[str, Any]) -> None:
@@ -46,7 +53,7 @@ def add_likelihoods(workdir: pathlib.Path, split: str, entries: dict[str, Any]) 
     if split == "test":
         add_to_report(workdir, **entries)
     else:
-        add_to_report(workdir, **{split: read_report(workdir).get(split, {}) | entries})
+        _change(workdir, lambda report: report | {split: report.get(split, {}) | entries})
 
 
 def add_distances(workdir: pathlib.Path, entries: dict[str, Any]) -> None:
@@ -54,8 +61,16 @@ def add_distances(workdir: pathlib.Path, entries: dict[str, Any]) -> None:
 
     They replace all older entries of these features, so values that stand together belong to one evaluation.
     """
-    older = read_report(workdir).get("distances", {})
-    add_to_report(workdir, distances=older | {entries["features"]: entries})
+    features = {entries["features"]: entries}
+    _change(workdir, lambda report: report | {"distances": report.get("distances", {}) | features})
+
+
+def _change(workdir: pathlib.Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """Replaces report.json by what `change` makes of it, while no other command does the same."""
+    with alone(workdir):
+        report = change(read_report(workdir))
+        write_json(workdir / REPORT, report)
+    return report
 
 
 def likelihood_table(entries: dict[str, Any], split: str = "test") -> str:

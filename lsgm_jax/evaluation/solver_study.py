@@ -5,7 +5,7 @@ import dataclasses
 import io
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,15 +15,16 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from lsgm_jax.arrays import Condition, Key, Params, State
-from lsgm_jax.bounded import reading
 from lsgm_jax.data.pipeline import whole_split
-from lsgm_jax.errors import ConfigError, DataError, look_up
+from lsgm_jax.errors import ConfigError, DataError, first_line, look_up
+from lsgm_jax.evaluation.cache import Cache, digest
 from lsgm_jax.evaluation.fid import energy_distance
-from lsgm_jax.files import replacing
-from lsgm_jax.numpy_files import read_npz
+from lsgm_jax.files import replacing, set_aside
 from lsgm_jax.sampling.run import Run
+from lsgm_jax.sealed import DamagedError, read_sealed, write_sealed
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise
+from lsgm_jax.training.logs import warn
 
 REFERENCE = ("Dopri8", 1e-6)  # solver and tolerance that stand in for the exact flow
 
@@ -108,11 +109,13 @@ def study(run: Run, settings: Sequence[Setting], count: int, seed: int, folder: 
     k_prior, key = jax.random.split(jax.random.key(seed))
     folder.mkdir(parents=True, exist_ok=True)
     ends = ", ".join(f"{name} {value}" for name, value in sorted(run.config.sampling.items()))
-    _claim(folder, f"{count} samples, seed {seed}, parameters of step {step}, {ends}")
+    of = f"{count} samples, seed {seed}, parameters {digest(params)} of step {step}, {ends}"
+    _claim(folder, of)
     process, shape = run.model.process(params), (count, *run.model.latent_shape)
     z_1 = draw_noise(run.experiment.sampler, process, k_prior, shape)
     given = z_1, run.conditions.request(count)(np.arange(count))
-    reference, test = _reference(run, params, given, key, folder), _test_split(run)
+    cache = Cache(folder / "reference.npz", {"study": of, "reference": REFERENCE})
+    reference, test = _reference(run, params, given, key, cache), _test_split(run)
     rows = {(row.solver, row.setting): row for row in _read(folder / "study.csv")}
     for setting in tqdm(settings, desc="study", leave=False):
         if (setting.solver, setting.name) in rows:
@@ -215,15 +218,11 @@ def _draw(
     return np.asarray(x), solution, time.monotonic() - start
 
 
-def _reference(
-    run: Run, params: Params, given: Given, key: Key, folder: pathlib.Path
-) -> dict[str, np.ndarray]:
-    """Latents and samples of the converged flow, cached in the folder."""
-    path = folder / "reference.npz"
-    if path.exists():
-        count = len(jax.tree.leaves(given)[0])
-        shapes = {"z_0": (count, *run.model.latent_shape), "x": (count, *run.experiment.data.shape)}
-        return _read_reference(path, shapes)
+def _reference(run: Run, params: Params, given: Given, key: Key, cache: Cache) -> dict[str, np.ndarray]:
+    """Latents and samples of the converged flow."""
+    done, found = cache.read()
+    if done:
+        return found
     solver, tolerance = REFERENCE
     overrides = [f"--config.solver.name={solver}", *_adaptive(tolerance)]
     sampler = run.overridden([*overrides, "--config.sampling.denoise=none"]).experiment.sampler
@@ -232,24 +231,9 @@ def _reference(
         raise ConfigError(
             f"the reference by {solver} at {tolerance:g} ran out of steps: raise --config.steps.max_steps"
         )
-    z_0 = np.asarray(solution.z_0)
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, z_0=z_0, x=x)
-    return {"z_0": z_0, "x": x}
-
-
-def _read_reference(path: pathlib.Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Reads what `_reference` wrote.
-
-    Raises:
-        ConfigError: if the file is damaged, or has anything but finite numbers of these shapes.
-    """
-    arrays = read_npz(path, path, names=tuple(shapes), error=ConfigError)
-    for name, shape in shapes.items():
-        array, remedy = arrays.get(name), "delete it, and the study makes it again"
-        if array is None or array.dtype.kind != "f" or array.shape != shape or not np.isfinite(array).all():
-            raise ConfigError(f"{path} has no {name!r} of {list(shape)} finite numbers: {remedy}")
-    return arrays
+    found = {"z_0": np.asarray(solution.z_0), "x": x}
+    cache.write(1, found)
+    return found
 
 
 def _test_split(run: Run) -> np.ndarray | None:
@@ -262,27 +246,28 @@ def _test_split(run: Run) -> np.ndarray | None:
 def _claim(folder: pathlib.Path, what: str) -> None:
     """A study is resumed with the settings that it began with."""
     path = folder / "study.txt"
-    if path.exists() and path.read_text() != what:
-        raise ConfigError(f"{folder} holds a study of {path.read_text()}, not of {what}: delete or rename it")
-    with replacing(path) as partial:
-        partial.write_text(what)
+    if path.exists() and (before := path.read_text(errors="replace")) != what:
+        raise ConfigError(f"{folder} holds a study of {before}, not of {what}: delete or rename it")
+    write_sealed(path, what.encode())
 
 
 def _rms(x: Any, y: np.ndarray) -> float:
     return float(jnp.sqrt(jnp.mean((jnp.asarray(x) - y) ** 2)))
 
 
-def _read(path: pathlib.Path) -> Iterator[Row]:
-    if not path.exists():
-        return
-    with reading(path, ConfigError, "delete it to begin again"), path.open(newline="") as file:
-        yield from map(_row, csv.DictReader(file))
+def _read(path: pathlib.Path) -> list[Row]:
+    """Returns the rows of study.csv. A damaged file is renamed, with a warning, and measured again."""
+    try:
+        return [_row(cells) for cells in csv.DictReader(read_sealed(path).decode().splitlines())]
+    except FileNotFoundError:
+        return []
+    except (DamagedError, ValueError, TypeError, KeyError) as error:
+        named = error if isinstance(error, DamagedError) else f"{path} is damaged ({first_line(error)})"
+        warn(f"{named}: renamed to {set_aside(path).name}, and its rows are measured again")
+        return []
 
 
 def _row(cells: dict[str, str]) -> Row:
-    """Returns the row of the cells of a file; raises ValueError if one is missing or not a number."""
-    if missing := [name for name in Row._fields if cells.get(name) is None]:
-        raise ValueError(f"a row has no {missing[0]}")
     values = {name: cells[name] for name in ("solver", "setting")}
     numbers = {
         name: None if cells[name] == "" else float(cells[name]) for name in Row._fields if name not in values
@@ -292,9 +277,8 @@ def _row(cells: dict[str, str]) -> Row:
 
 
 def _write(path: pathlib.Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO()
+    text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(Row._fields)
     writer.writerows(rows)
-    with replacing(path) as partial:
-        partial.write_text(text.getvalue())
+    write_sealed(path, text.getvalue().encode())

@@ -44,6 +44,7 @@ class Run:
         Raises:
             ConfigError: if there is none, or an override is off.
         """
+        workdir = workdir.expanduser()
         config = override(read_config(workdir / CONFIG), list(overrides))
         return cls(workdir, config, experiment(config))
 

@@ -1,10 +1,10 @@
 """Checkpoints of one training stage: the newest few and the best by validation, written atomically by orbax."""
 
 import contextlib
-import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -14,33 +14,40 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from lsgm_jax.arrays import Params
 from lsgm_jax.errors import CheckpointError, first_line, reason
 from lsgm_jax.files import is_first
-from lsgm_jax.training.logs import warn
+from lsgm_jax.sealed import array_sums
+from lsgm_jax.training.checkpoint_record import (
+    METRIC,
+    RESUMABLE,
+    STATE,
+    STATE_KEYS,
+    UnreadableError,
+    make_record,
+    read_record,
+    renamed,
+    repair_scores,
+    score_of,
+)
+from lsgm_jax.training.logs import note, warn
 from lsgm_jax.training.state import TrainState
 
-FORMAT = 3
-STATE = "state"  # key of non-trainable state in trees of parameters
-STATE_KEYS = {1: "carried", 2: "carried", FORMAT: STATE}  # the same by format
-RESUMABLE = (2, FORMAT)  # formats whose training state can be restored; EMA parameters can be from all
-METRIC = "nelbo"  # key of the validation metric in checkpoints, whichever metric a stage is judged by
 HALF_WRITTEN = ".orbax-checkpoint-tmp"  # part of the name of a folder that orbax is writing
 DAMAGED = "damaged"  # folder next to those of the stages, for unreadable checkpoints
+LOOKS = 10  # how often a reader looks for a checkpoint that a training deletes meanwhile
+SECONDS_TO_DELETE = 1.0  # in which a checkpoint that is being deleted is gone
 
 T = TypeVar("T")
-
-
-class _UnreadableError(Exception):
-    """One checkpoint is damaged or belongs to another model; an older one may be readable."""
 
 
 class Checkpoints:
     """The checkpoints of one stage in one folder.
 
     A checkpoint has three items: `state` (step, parameters, optimiser state), `ema` (the EMA parameters, the only item
-    that sampling reads) and `meta` (format, config, position in the data). Its metric is the validation NELBO, or
-    another score. Converted checkpoints have no `state` and no metric; those written on SIGTERM have no metric.
+    that sampling reads) and `meta`, its record (format, config, position in the data, score, the SHA-256 of each array
+    and of itself). Its score is the validation NELBO, or another metric. Converted checkpoints have no `state` and no
+    score; those written on SIGTERM have no score.
 
-    Arrays are saved with their global shapes, however they are sharded, and restored with the shardings of the
-    caller's tree.
+    A reader may read while a training writes to the same folder and deletes older checkpoints. Arrays are saved with
+    their global shapes, however they are sharded, and restored with the shardings of the caller's tree.
 
     Args:
         folder: of this stage.
@@ -55,7 +62,6 @@ class Checkpoints:
         self.folder, self._read_only = folder.absolute(), read_only
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoints in {folder}: run  lsgm train  with this --workdir first")
-        unknown = self._forget_damaged_scores()
         best = BestN(
             get_metric_fn=lambda metrics: -metrics[METRIC], n=1, keep_checkpoints_without_metrics=False
         )
@@ -64,11 +70,10 @@ class Checkpoints:
             best_mode="min",
             preservation_policy=AnyPreservationPolicy([LatestN(n=keep), best]),
             read_only=read_only,
-            # A read-only folder keeps its damaged metrics. Skip them all then; the newest counts as the best.
-            lightweight_initialize=read_only and unknown,
+            lightweight_initialize=read_only,  # reads no scores, of checkpoints that may just be deleted
         )
         if not read_only:
-            self._clear_half_written()
+            self._tidy()
         with self._writing():
             self._manager = ocp.CheckpointManager(
                 self.folder, options=options, item_names=("state", "ema", "meta")
@@ -104,10 +109,10 @@ class Checkpoints:
         Raises:
             CheckpointError: if this checkpoint, or the one before, cannot be written.
         """
+        trees = {"state": state.replace(ema=None), "ema": state.ema}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state.replace(ema=None)),
-            ema=ocp.args.StandardSave(state.ema),
-            meta=ocp.args.JsonSave({"format": FORMAT, **meta}),
+            **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
+            meta=ocp.args.JsonSave(make_record(meta, trees, score)),
         )
         metrics = None if score is None else {METRIC: score}
         with self._writing():
@@ -116,7 +121,8 @@ class Checkpoints:
     def save_finished(self, step: int, ema: Params, meta: dict[str, Any]) -> None:
         """Writes a checkpoint of EMA parameters alone, as the last step of a finished stage."""
         items = ocp.args.Composite(
-            ema=ocp.args.StandardSave(ema), meta=ocp.args.JsonSave({"format": FORMAT, **meta})
+            ema=ocp.args.StandardSave(ema),
+            meta=ocp.args.JsonSave(make_record(meta, {"ema": ema}, None)),
         )
         with self._writing():
             self._manager.save(step, args=items)
@@ -147,11 +153,16 @@ class Checkpoints:
         abstract = _abstract(like)
 
         def read(step: int) -> tuple[TrainState, dict[str, Any]]:
-            meta = self._meta(step, RESUMABLE)
-            state, ema = self._trees(step, meta, state=abstract.replace(ema=None), ema=abstract.ema)
-            return state.replace(ema=ema), meta
+            record = self._record(step, RESUMABLE)
+            if "converted" in record:
+                raise CheckpointError(
+                    f"checkpoint {self._path(step)} was converted from {record['converted']} and has no state of an "
+                    f"optimiser: it cannot be trained further"
+                )
+            state, ema = self._trees(step, record, state=abstract.replace(ema=None), ema=abstract.ema)
+            return state.replace(ema=ema), record
 
-        return self._first_readable(sorted(self._manager.all_steps(), reverse=True), read)[0]
+        return self._first_readable(self._newest_first, read)[0]
 
     def restore_best(self, like: Params) -> tuple[Params, int]:
         """Restores the EMA parameters with the lowest validation metric, and returns them with their step.
@@ -167,86 +178,114 @@ class Checkpoints:
         abstract = _abstract(like)
 
         def read(step: int) -> Params:
-            (ema,) = self._trees(step, self._meta(step, tuple(STATE_KEYS)), ema=abstract)
+            (ema,) = self._trees(step, self._record(step, tuple(STATE_KEYS)), ema=abstract)
             return ema
 
-        best, newest = self._manager.best_step(), sorted(self._manager.all_steps(), reverse=True)
-        order = newest if best is None else [best, *(step for step in newest if step != best)]
-        return self._first_readable(order, read)
+        return self._first_readable(self._best_first, read)
 
-    def _first_readable(self, steps: Iterable[int], read: Callable[[int], T]) -> tuple[T, int]:
-        """Returns the result of `read` for the first step that it can read, and that step."""
-        damaged: dict[int, _UnreadableError] = {}
-        for step in steps:
-            try:
-                found = read(step)
-            except _UnreadableError as error:
-                damaged[step] = error
-                continue
-            for bad, error in damaged.items():
-                moved = "" if self._read_only else f", and moved to {self._set_aside(bad)}"
-                warn(f"checkpoint {self.folder / str(bad)} is damaged ({error}){moved}; step {step} is taken")
-            return found, step
+    def _newest_first(self) -> list[int]:
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def _best_first(self) -> list[int]:
+        """Returns all steps: the one with the lowest score, if there are scores, and the others, newest first."""
+        steps = self._newest_first()
+        scores = {step: score_of(self._path(step)) for step in steps}
+        known = {step: score for step, score in scores.items() if score is not None}
+        best = [min(known, key=lambda step: (known[step], -step))] if known else []
+        return best + [step for step in steps if step not in best]
+
+    def _first_readable(self, order: Callable[[], list[int]], read: Callable[[int], T]) -> tuple[T, int]:
+        """Returns the result of `read` for the first step of an order that it can read, and that step."""
+        if not self._read_only:
+            self.wait()
+        damaged: dict[int, UnreadableError] = {}
+        for _ in range(LOOKS):
+            damaged = {}
+            for step in order():
+                try:
+                    found = read(step)
+                except UnreadableError as error:
+                    if self._vanishes(step):
+                        break
+                    damaged[step] = error
+                    continue
+                self._set_all_aside(damaged, step)
+                return found, step
+            else:
+                break
+            self._manager.reload()
+        raise CheckpointError(self._none_readable(damaged)) from next(iter(damaged.values()), None)
+
+    def _vanishes(self, step: int) -> bool:
+        """Returns whether a checkpoint that could not be read is being deleted by a training."""
+        end = time.monotonic() + SECONDS_TO_DELETE
+        while self._read_only and self._path(step).exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        return not self._path(step).exists()
+
+    def _set_all_aside(self, damaged: dict[int, UnreadableError], taken: int) -> None:
+        for bad, error in damaged.items():
+            moved = "" if self._read_only else f", and moved to {self._set_aside(bad)}"
+            warn(f"checkpoint {self._path(bad)} is damaged ({error}){moved}; step {taken} is taken")
+
+    def _none_readable(self, damaged: dict[int, UnreadableError]) -> str:
         if not damaged:
-            raise CheckpointError(
-                f"no checkpoint in {self.folder}: run  lsgm train  with this --workdir first"
-            )
+            return f"no checkpoint in {self.folder}: run  lsgm train  with this --workdir first"
         step, error = next(iter(damaged.items()))
-        raise CheckpointError(
-            f"checkpoint {self.folder / str(step)} cannot be read, nor any other (damaged, or of another model): "
-            f"delete {self.folder} to train this stage again ({error})"
-        ) from error
+        return (
+            f"checkpoint {self._path(step)} cannot be read, nor any other (damaged, or of another model): "
+            f"rename {self.folder}, and  lsgm train  trains this stage again ({error})"
+        )
 
-    def _meta(self, step: int, formats: tuple[int, ...]) -> dict[str, Any]:
-        meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
-        if meta.get("format") not in formats:
+    def _path(self, step: int) -> pathlib.Path:
+        return self.folder / str(step)
+
+    def _record(self, step: int, formats: tuple[int, ...]) -> dict[str, Any]:
+        record = read_record(self._path(step))
+        if record.get("format") not in formats:
             raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} has format {meta.get('format')}, this version reads "
+                f"checkpoint {self._path(step)} has format {record.get('format')}, this version reads "
                 f"{', '.join(map(str, formats))}: use the version of lsgm that wrote it"
             )
-        return meta
+        if "sha256" not in record:
+            note(f"checkpoint {self._path(step)} is of an older version: it has no checksums of its arrays")
+        return record
 
-    def _trees(self, step: int, meta: dict[str, Any], **like: Any) -> list[Any]:
+    def _trees(self, step: int, record: dict[str, Any], **like: Any) -> list[Any]:
         """Reads items in the shapes and shardings of `like`, whatever key their format has for non-trainable state."""
-        key = STATE_KEYS[meta["format"]]
-        items = {name: ocp.args.StandardRestore(_rename(tree, STATE, key)) for name, tree in like.items()}
+        key = STATE_KEYS[record["format"]]
+        items = {name: ocp.args.StandardRestore(renamed(tree, STATE, key)) for name, tree in like.items()}
         found = self._read(step, **items)
-        return [_rename(found[name], key, STATE) for name in like]
+        for name in like if "sha256" in record else ():
+            if (sums := array_sums(found[name])) != (expected := record["sha256"][name]):
+                changed = [path for path in sums | expected if sums.get(path) != expected.get(path)]
+                raise UnreadableError(f"{len(changed)} arrays of {name} are not what was saved: {changed[0]}")
+        return [renamed(found[name], key, STATE) for name in like]
 
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> dict[str, Any]:
         try:
             return dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
         # orbax, tensorstore and the JSON reader each raise types of their own for unreadable files.
         except Exception as error:
-            raise _UnreadableError(first_line(error)) from error
+            raise UnreadableError(first_line(error)) from error
 
     def _set_aside(self, step: int) -> pathlib.Path:
         """Moves a damaged checkpoint away, so that training can write this step again; returns its new path."""
         target = self.folder.parent / DAMAGED / f"{self.folder.name}-{step}"
         if is_first():
             target.parent.mkdir(exist_ok=True)
-            (self.folder / str(step)).rename(target)
+            self._path(step).rename(target)
         ocp.multihost.sync_global_processes(f"{target.name} was moved")
         self._manager.reload()
         return target
 
-    def _forget_damaged_scores(self) -> bool:
-        """Deletes unreadable metrics, with which orbax would not open the folder; returns whether there were any."""
-        damaged = [path for path in self.folder.glob("[0-9]*/metrics/metrics") if not _is_json(path)]
-        for path in damaged:
-            warn(f"{path} is damaged: that checkpoint counts as not validated")
-            if not self._read_only and is_first():
-                path.unlink()
-        return bool(damaged)
-
-    def _clear_half_written(self) -> None:
-        """Deletes checkpoints that a killed process was writing.
-
-        Orbax would do so in the background, in a race with anything that lists the folder.
-        """
+    def _tidy(self) -> None:
+        """Deletes checkpoints that a killed process was writing, and mends scores, before orbax opens the folder."""
         if is_first():
             for path in self.folder.glob(f"*{HALF_WRITTEN}*"):
                 shutil.rmtree(path, ignore_errors=True)
+            for warning in repair_scores(self.folder):
+                warn(warning)
         ocp.multihost.sync_global_processes(f"{self.folder.name} is clear")
 
     @contextlib.contextmanager
@@ -270,22 +309,3 @@ def _abstract(like: Any) -> Any:
         return leaf if leaf.sharding is not None else leaf.update(sharding=here)
 
     return jax.tree.map(place, like)
-
-
-def _rename(tree: Any, old: str, new: str) -> Any:
-    """Renames a key in every dictionary of a pytree, at any depth."""
-
-    def rename(node: Any) -> Any:
-        if not isinstance(node, dict):
-            return node
-        return {new if key == old else key: _rename(value, old, new) for key, value in node.items()}
-
-    return jax.tree.map(rename, tree, is_leaf=lambda node: isinstance(node, dict))
-
-
-def _is_json(path: pathlib.Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except ValueError:
-        return False
-    return True

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import pathlib
 import sys
 import time
@@ -9,10 +10,11 @@ from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from lsgm_jax.files import is_first, replacing
+from lsgm_jax.files import is_first, naming, set_aside
+from lsgm_jax.sealed import DamagedError, append_sealed, read_sealed, write_sealed
+from lsgm_jax.training.tensorboard import Events
 
 # First columns of metrics.csv in every run, in this order; other metrics of a stage come after them.
 COLUMNS: tuple[str, ...] = (
@@ -49,41 +51,48 @@ class MetricsLog:
         self.stage = stage
         self.path = workdir / "metrics.csv"
         self._columns, rows = _read(self.path)
-        _write(
-            self.path,
-            self._columns,
-            [row for row in rows if row["stage"] != stage or int(row["step"]) <= resumed_step],
-        )
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard" / stage),
-            purge_step=resumed_step + 1 if resumed_step else None,
-            write_to_disk=is_first(),
-        )
+        self._replace([row for row in rows if row["stage"] != stage or int(row["step"]) <= resumed_step])
+        self._events = Events(workdir / "tensorboard" / stage, resumed_step) if is_first() else None
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Appends a row of values to metrics.csv and writes them to TensorBoard."""
-        row = {"stage": self.stage, "step": step, "split": split}
-        row |= {name: f"{value:.6g}" for name, value in values.items()}
-        if not is_first():
+        if self._events is None:
             return
+        row = {"stage": self.stage, "step": str(step), "split": split}
+        row |= {name: f"{value:.6g}" for name, value in values.items()}
         if new := [name for name in row if name not in self._columns]:
-            self._columns, rows = [*self._columns, *new], _read(self.path)[1]
-            _write(self.path, self._columns, rows)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+            rows = _read(self.path)[1]
+            self._columns += new
+            self._replace(rows)
+        self._append(row)
         for name, value in values.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+            self._events.scalar(step, f"{split}/{name}", value)
+        self._events.flush()
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Writes an image, [h, w, c] uint8, to TensorBoard."""
-        self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+        if self._events is not None:
+            self._events.image(step, name, pixels)
+            self._events.flush()
+
+    def _append(self, row: dict[str, str]) -> None:
+        with naming(self.path):
+            try:
+                append_sealed(self.path, _as_csv(self._columns, [row]))
+            except (DamagedError, FileNotFoundError):
+                self._replace([*_read(self.path)[1], row])
+
+    def _replace(self, rows: list[dict[str, str]]) -> None:
+        header = dict(zip(self._columns, self._columns, strict=True))
+        write_sealed(self.path, _as_csv(self._columns, [header, *rows]))
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # metrics.csv reports a full disk
-            self._tensorboard.close()
+        if self._events is not None:
+            with contextlib.suppress(OSError):  # was reported when it was written
+                self._events.close()
 
 
 def progress_bar(stage: str, start: int, steps: int) -> tqdm:
@@ -137,17 +146,33 @@ class CompileClock:
 
 
 def _read(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Returns the names of the columns, and the rows."""
-    if not path.exists():
+    """Returns the names of the columns, and the rows. A damaged file is renamed, with a warning."""
+    try:
+        return _parsed(path)
+    except FileNotFoundError:
         return list(COLUMNS), []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        return list(reader.fieldnames or COLUMNS), rows
+    except DamagedError as error:
+        warn(f"{error}: renamed to {set_aside(path).name}, and a new one begins")
+        return list(COLUMNS), []
 
 
-def _write(path: pathlib.Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    with replacing(path) as partial, partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+def _parsed(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        lines = read_sealed(path).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"{path} is damaged: it is no text") from error
+    reader = csv.DictReader(lines)
+    columns, rows = list(reader.fieldnames or COLUMNS), list(reader)
+    whole = [len(row) == len(columns) and None not in row.values() and row["step"].isdigit() for row in rows]
+    if rows and not whole[-1]:  # of an older version, which was killed while it wrote the row
+        rows.pop()
+        whole.pop()
+    if not all(whole) or not {"stage", "step", "split"} <= set(columns):
+        raise DamagedError(f"{path} is damaged: not every row has {len(columns)} columns and a step")
+    return columns, rows
+
+
+def _as_csv(columns: list[str], rows: list[dict[str, str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, columns).writerows(rows)
+    return text.getvalue().encode()

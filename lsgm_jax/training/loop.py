@@ -1,6 +1,7 @@
 """Trains one stage: resumes, steps, validates, logs, saves checkpoints, and rolls back when training diverges."""
 
 import math
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -39,8 +40,9 @@ def run_stage(
 
     Raises:
         TrainingError: if training diverges, or a file cannot be written.
-        StoppedError: after SIGTERM.
+        StoppedError: after SIGTERM or SIGINT.
         CheckpointError: if checkpoints cannot be read or written.
+        LockedError: if the folder of the run has been moved or deleted.
     """
     with Checkpoints(course.workdir / "checkpoints" / stage.name, keep=course.train.keep) as checkpoints:
         training = _Training(stage, course, checkpoints, before, batches, k_init, key)
@@ -144,6 +146,7 @@ class _Training:
                 to_save = number % train.eval_every == 0 or number == stage.steps
                 if to_save or number % train.log_every == 0:
                     guard.catch_up()
+                    self.course.lock.check()
                 if number % train.log_every == 0:
                     values = _finite(metrics)
                     rows = len(batches[0].x) * jax.process_count()
@@ -154,7 +157,7 @@ class _Training:
                     with speed.paused():
                         self._validate_and_save(state, number, metrics, log)
                 if termination.due():
-                    self._save_and_stop(state, number, saved=to_save)
+                    self._save_and_stop(state, number, termination.number, saved=to_save)
 
     def _validate_and_save(self, state: TrainState, number: int, metrics: Metrics, log: MetricsLog) -> None:
         """Validates the EMA parameters and saves the state, except while steps are being skipped."""
@@ -167,13 +170,15 @@ class _Training:
         if number == self.stage.steps or not int(metrics["skipped_in_a_row"]):
             self.checkpoints.save(state, self._meta(), scores[self.stage.judged_by])
 
-    def _save_and_stop(self, state: TrainState, number: int, *, saved: bool) -> None:
+    def _save_and_stop(self, state: TrainState, number: int, by: signal.Signals, *, saved: bool) -> None:
         """Saves without validation, for which there may be no time after SIGTERM."""
         if not saved:
+            self.course.lock.check()
             self.checkpoints.save(state, self._meta(), None)
         self.checkpoints.wait()
         raise StoppedError(
-            f"stopped by SIGTERM; step {number} of stage {self.stage.name} is saved, and the same command goes on"
+            f"stopped by {by.name}; step {number} of stage {self.stage.name} is saved, and the same command goes on",
+            by,
         )
 
     def _meta(self) -> dict[str, Any]:
@@ -185,6 +190,7 @@ class _Training:
         if fault.call is not None:
             path = keep_batch(self.course.workdir / "faults", self.stage.name, fault.call, self.key)
             kept = f"; their batch is kept in {path}"
+        self.course.lock.check()
         self.checkpoints.wait()
         if rollback == self.train.rollbacks:
             raise TrainingError(

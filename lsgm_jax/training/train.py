@@ -7,7 +7,7 @@ import jax
 from lsgm_jax.arrays import Params
 from lsgm_jax.conditioning.request import Conditions
 from lsgm_jax.config.factory import Experiment, experiment
-from lsgm_jax.config.load import SAMPLING_SECTIONS, differences, read_config, save_config
+from lsgm_jax.config.load import SAMPLING_SECTIONS, as_config, differences, read_config, save_config
 from lsgm_jax.config.models import MODELS, OPTIMISER
 from lsgm_jax.config.registry import Config
 from lsgm_jax.data.pipeline import training_batches
@@ -17,6 +17,7 @@ from lsgm_jax.files import is_first
 from lsgm_jax.locks import Lock, locked
 from lsgm_jax.sampling.run import CONFIG, Run, checkpoints_of, holds_checkpoints
 from lsgm_jax.training.checkpoint import Checkpoints
+from lsgm_jax.training.checkpoint_record import saved_config
 from lsgm_jax.training.loop import run_stage
 from lsgm_jax.training.recipes.recipe import Data
 from lsgm_jax.training.stage import Course
@@ -27,6 +28,7 @@ OPTIMISERS = {
 # The keys that may change when a run is resumed; all others have to be as they were.
 MAY_CHANGE = (
     "data.data_dir",
+    "train.steps",  # of the last stage; not to fewer than it has, see `_is_finished`
     "train.log_every",
     "train.eval_every",
     "train.keep",
@@ -45,11 +47,14 @@ MAY_CHANGE = (
 ANOTHER_WORKDIR = "choose another --workdir"
 
 
-def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None:
+def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> bool:
     """Trains all stages, or resumes them from the last checkpoints of the folder.
 
     Args:
         trace: whether a few steps of every stage are traced for TensorBoard's profiler.
+
+    Returns:
+        Whether there was anything to train; False for a run that has finished.
 
     Raises:
         ConfigError: if the folder holds a run with another config.
@@ -57,15 +62,16 @@ def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> None
     """
     planned = experiment(config)
     _check_devices(planned)
-    with locked(workdir, "trained", ANOTHER_WORKDIR) as lock:
-        _refuse_another_run(workdir, config)
-        _train(planned, config, lock, trace=trace)
+    with locked(workdir.expanduser(), "trained", ANOTHER_WORKDIR) as lock:
+        _refuse_another_run(lock.folder, config)
+        return _train(planned, config, lock, trace=trace)
 
 
-def _train(planned: Experiment, config: Config, lock: Lock, *, trace: bool) -> None:
+def _train(planned: Experiment, config: Config, lock: Lock, *, trace: bool) -> bool:
     recipe, data, model, workdir = planned.training, planned.data, planned.model, lock.folder
     if _is_finished(checkpoints_of(workdir, model.stages[-1]), recipe.train.steps):
-        return
+        claim(workdir, config)
+        return False
     params = _donated(planned, config)
     surveyed = survey(data, read_survey(workdir) if holds_checkpoints(workdir) else None)
     if is_first():
@@ -84,6 +90,7 @@ def _train(planned: Experiment, config: Config, lock: Lock, *, trace: bool) -> N
     for index, stage in enumerate(stages):
         k_init, k_stage = keys[index], keys[len(stages) + index]
         params = run_stage(stage, course, params, batches[index], k_init, k_stage)
+    return True
 
 
 def _check_devices(planned: Experiment) -> None:
@@ -124,21 +131,48 @@ def _donated(planned: Experiment, config: Config) -> Params | None:
 
 
 def _is_finished(folder: pathlib.Path, steps: int) -> bool:
+    """Returns whether the last stage has all its steps.
+
+    Raises:
+        ConfigError: if it has more.
+    """
     if not folder.is_dir():
         return False
     with Checkpoints(folder) as checkpoints:  # to write, which clears away what an interrupted save has left
-        return checkpoints.latest_step == steps
+        done = checkpoints.latest_step or 0
+    if done > steps:
+        raise ConfigError(
+            f"config.train.steps={steps}: {folder} has {done} steps already; give at least these"
+        )
+    return done == steps
 
 
 def _refuse_another_run(workdir: pathlib.Path, config: Config) -> None:
     """Refuses a config that differs from the one of the folder in more than `MAY_CHANGE` lists."""
-    if (workdir / CONFIG).exists():
-        changed = differences(read_config(workdir / CONFIG), config)
-        changed = [text for text in changed if not text.startswith(MAY_CHANGE)]
-        if changed:
+    before = _config_of(workdir)
+    changed = [] if before is None else differences(before, config)
+    changed = [text for text in changed if not text.startswith(MAY_CHANGE)]
+    if changed:
+        raise ConfigError(
+            f"{workdir} holds a run with {changed[0]}: use the same config, or another --workdir"
+        )
+
+
+def _config_of(workdir: pathlib.Path) -> Config | None:
+    """Returns the config of the run in a folder: of its file or, if that is lost or damaged, of its checkpoints."""
+    path = workdir / CONFIG
+    if not holds_checkpoints(workdir) and not path.exists():
+        return None
+    try:
+        return read_config(path)
+    except ConfigError as error:
+        records = (saved_config(folder) for folder in sorted(checkpoints_of(workdir, "").glob("*")))
+        found = next((record for record in records if record is not None), None)
+        if found is None and holds_checkpoints(workdir):
             raise ConfigError(
-                f"{workdir} holds a run with {changed[0]}: use the same config, or another --workdir"
-            )
+                f"{workdir} has lost its {CONFIG} ({error}): choose another --workdir"
+            ) from error
+        return None if found is None else as_config(found, str(path))
 
 
 def claim(workdir: pathlib.Path, config: Config) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from lsgm_jax.errors import CheckpointError
 from lsgm_jax.nn.network import Aux
-from lsgm_jax.training import checkpoint, optim, sharding
+from lsgm_jax.training import checkpoint_record, optim, sharding
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.state import create_state
@@ -71,7 +71,7 @@ def fresh(key):
 
 def save_in_format(number, folder, monkeypatch):
     """Writes a checkpoint of step 3 as older versions did; returns its state."""
-    monkeypatch.setattr(checkpoint, "FORMAT", number)
+    monkeypatch.setattr(checkpoint_record, "FORMAT", number)
     state = train(fresh("carried"), 3, "carried")
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state, {"data": {}}, score=1.0)
@@ -106,7 +106,7 @@ def test_ema_parameters_of_older_formats_are_read(tmp_path, monkeypatch, number)
 def test_training_does_not_resume_from_format_1(tmp_path, monkeypatch):
     save_in_format(1, tmp_path, monkeypatch)
     with (
-        pytest.raises(CheckpointError, match=r"/3 has format 1, this version reads 2, 3: use the version"),
+        pytest.raises(CheckpointError, match=r"/3 has format 1, this version reads 2, 3, 4: use the version"),
         Checkpoints(tmp_path) as checkpoints,
     ):
         checkpoints.restore(jax.eval_shape(lambda: fresh("state")))

@@ -6,7 +6,6 @@ training starts, and kept in the folder of the run.
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +17,7 @@ from lsgm_jax.data.repeats import repeated_files
 from lsgm_jax.data.sources import FolderSource, Source, TfdsSource
 from lsgm_jax.data.spec import DataSpec, Split
 from lsgm_jax.errors import DataError
-from lsgm_jax.files import write_json
+from lsgm_jax.sealed import DamagedError, read_json, write_json
 
 DATA = "data.json"  # in the folder of a run
 
@@ -53,11 +52,20 @@ class Survey:
 
 
 def read_survey(workdir: pathlib.Path) -> Survey | None:
-    """Reads data.json; returns None if it is missing or damaged, as in runs of earlier versions."""
+    """Reads data.json; returns None if there is none, as in runs of earlier versions.
+
+    Raises:
+        DamagedError: if it is not what was written.
+    """
+    path = workdir / DATA
     try:
-        return Survey(**json.loads((workdir / DATA).read_text()))
-    except (OSError, ValueError, TypeError):
+        return Survey(**read_json(path))
+    except FileNotFoundError:
         return None
+    except TypeError as error:
+        raise DamagedError(
+            f"{path} is damaged ({error}): delete it, and the data are checked again"
+        ) from error
 
 
 def survey(data: Data, before: Survey | None = None) -> Survey:

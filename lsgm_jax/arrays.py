@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 Key = PRNGKeyArray
 Images = Float[Array, "batch height width channels"]
@@ -54,6 +54,11 @@ def expand(values: PerSample, like: Latents) -> Array:
 def sum_per_sample(values: Latents) -> PerSample:
     """Sums over all axes but the first."""
     return jnp.sum(values.reshape(values.shape[0], -1), axis=-1)
+
+
+def finite_per_sample(values: Latents) -> Bool[Array, "batch"]:
+    """Returns for each sample whether all its values are finite."""
+    return jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=-1)
 
 
 def in_steps(t: Float[Array, "*times"], steps: int) -> Float[Array, "*times"]:

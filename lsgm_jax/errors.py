@@ -1,4 +1,4 @@
-"""What users can mend, one line each: the command prints the message and exits with status 2."""
+"""What users can mend, one line each: the command prints the message and exits with status 2, or 1 for bad numbers."""
 
 import difflib
 import re
@@ -9,7 +9,13 @@ LONGEST_LINE = 1000
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message names what is wrong, and what to do."""
+    """Something that the user can mend; the message names what is wrong, and what to do.
+
+    Attributes:
+        status: exit status of the command.
+    """
+
+    status = 2
 
 
 class ConfigError(UserError):
@@ -38,6 +44,15 @@ class LockedError(UserError):
 
 class ClusterError(UserError):
     """Processes that do not come together; the message names the ones to blame."""
+
+
+class NumericalError(UserError):
+    """Results that are not finite, of which no figure is made; the message says which and how many.
+
+    What was asked for is in order, so the exit status is another.
+    """
+
+    status = 1
 
 
 class UsageError(UserError):

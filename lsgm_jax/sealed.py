@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -83,12 +84,20 @@ def read_sealed(path: pathlib.Path) -> bytes:
 
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes a dictionary as JSON, in one step, and its checksum."""
-    write_sealed(path, (json.dumps(content, indent=2) + "\n").encode())
+    """Writes a dictionary as JSON, in one step, and its checksum.
+
+    Raises:
+        ValueError: for NaN and infinity, which JSON does not have; before anything is written.
+    """
+    write_sealed(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path, constant: Callable[[str], Any] = float) -> dict[str, Any]:
     """Reads what `write_json` wrote.
+
+    Args:
+        path: the file.
+        constant: what to make of NaN and Infinity, which older versions wrote; gets the name.
 
     Raises:
         DamagedError: if the file is not what was written, or no dictionary.
@@ -96,7 +105,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """
     content = read_sealed(path)
     try:
-        found = json.loads(content)
+        found = json.loads(content, parse_constant=constant)
     except ValueError as error:  # UnicodeDecodeError included
         raise DamagedError(f"{path} is damaged ({error})") from error
     if not isinstance(found, dict):

@@ -6,7 +6,6 @@ Loaded once the command line has been parsed: usage errors should not wait for J
 import argparse
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,17 +15,19 @@ import numpy as np
 
 from lsgm_jax.cli.parser import METRICS, ends, numbers, sampler_overrides
 from lsgm_jax.config.factory import experiment
-from lsgm_jax.config.load import load_config
+from lsgm_jax.config.load import as_plain, load_config
 from lsgm_jax.data.names import shortened
 from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import DATA_DIR
 from lsgm_jax.distributed import launch
-from lsgm_jax.errors import UsageError
+from lsgm_jax.errors import NumericalError, UsageError, UserError
 from lsgm_jax.evaluation import likelihood, plots, report, sample_quality, solver_study
 from lsgm_jax.evaluation.model_size import describe
 from lsgm_jax.files import replacing
 from lsgm_jax.interop.convert import convert
 from lsgm_jax.sampling import inpaint
+from lsgm_jax.sampling.archive import write_samples
+from lsgm_jax.sampling.failures import Failures, are_finite
 from lsgm_jax.sampling.interpolate import interpolate
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.sampling.sample import compare, sample
@@ -38,7 +39,7 @@ from lsgm_jax.training.train import train
 
 def _agree(config: Any) -> None:
     """Several processes have to run the same config."""
-    launch.agree("config", json.dumps(config.to_dict(), sort_keys=True))
+    launch.agree("config", json.dumps(as_plain(config), sort_keys=True, allow_nan=False))
 
 
 def train_command(options: argparse.Namespace) -> None:
@@ -73,35 +74,29 @@ def sample_command(options: argparse.Namespace) -> None:
 
     request = opened.conditions.request(options.count, label=options.label, prompt=options.prompt)
     params, step = opened.best(everywhere=True)
-    drawn = sample(opened, params, options.count, options.seed, request)
-    failed = int((~drawn.solution.success).sum())
-    if failed:
-        print(
-            f"lsgm: warning: {failed} of {options.count} samples ran out of steps",
-            file=sys.stderr,
-        )
-
-    plots.save_png(options.workdir / "samples.png", plots.picture(drawn.x, opened.model.labels))
-    plots.save_png(options.workdir / "comparison.png", compare(opened, drawn.x, options.seed))
-    with replacing(options.workdir / "samples.npz") as partial, partial.open("wb") as file:
-        np.savez_compressed(file, x=drawn.x, z_0=np.asarray(drawn.solution.z_0))
-    nfe, mean = int(drawn.solution.nfe), float(drawn.solution.nfe_mean)
+    batches = sample(opened, params, options.count, options.seed, request)
+    drawn = write_samples(batches, options.workdir / "samples.npz")
+    plots.save_png(options.workdir / "samples.png", plots.picture(drawn.shown, opened.model.labels))
+    plots.save_png(options.workdir / "comparison.png", compare(opened, drawn.shown, options.seed))
     report.add_to_report(
         options.workdir,
-        nfe=nfe,
-        nfe_mean=mean,
+        nfe=drawn.nfe,
+        nfe_mean=drawn.nfe_mean,
         sample_seconds=drawn.seconds,
         sample_compile_seconds=drawn.compile_seconds,
         sample_solver=solver,
         sample_count=options.count,
+        sample_failed=drawn.failures.count,
         sample_seed=options.seed,
     )
     print(
-        f"{options.count} samples of step {step} by {solver}: NFE {nfe} (mean per sample {mean:.1f}), "
+        f"{options.count} samples of step {step} by {solver}: NFE {drawn.nfe} "
+        f"(mean per sample {drawn.nfe_mean:.1f}), "
         f"{drawn.seconds:.2f} s after {drawn.compile_seconds:.1f} s of compilation"
     )
     _say_classes(opened, options.label)
     print(f"wrote {options.workdir}/samples.png, comparison.png and samples.npz")
+    _require_all(drawn.failures)
 
 
 def _say_classes(opened: Run, label: str | None) -> None:
@@ -140,15 +135,26 @@ def _at_least_one(options: argparse.Namespace) -> int:
 
 
 def _save_restored(options: argparse.Namespace, name: str, panels: list[Any], success: Any) -> None:
-    """Saves the input and the results in a row, and each result in a file."""
-    _warn_of_failures(int((~success).sum()), "samples")
+    """Saves the input and the results in a row, and each result in a file; results that failed are left out."""
+    given, results = panels[: -len(success)], np.stack(panels[-len(success) :])
+    failures, good = Failures.among(success, results), np.asarray(success) & are_finite(results)
+    if not good.any():
+        raise failures.error()
+    results = results[good]
     path = options.out or options.workdir / name
+    panels = [*given, *results]
     plots.save_png(path, plots.grid(np.stack(panels), columns=len(panels)))
-    results = panels[-len(success) :]
     files = [path.with_stem(f"{path.stem}_{number}") for number in range(len(results))]
     for file, result in zip(files, results, strict=True):
         plots.save_png(file, plots.to_pixels(result))
     print(f"wrote {path} and {files[0]}{f' to {files[-1].name}' if len(files) > 1 else ''}")
+    _require_all(failures)
+
+
+def _require_all(failures: Failures) -> None:
+    """Raises an error if samples have failed; what is written is of the others."""
+    if failures.count:
+        raise failures.error(consequence=" and left out")
 
 
 def interpolate_command(options: argparse.Namespace) -> None:
@@ -210,26 +216,42 @@ def evaluate_command(options: argparse.Namespace) -> None:
     distances = [name for name in metrics if name in sample_quality.DISTANCES]
     # Before anything that takes long, because it may be refused.
     extractor = sample_quality.choose_extractor(opened, options.inception) if distances else None
-    if any(name in likelihood.BOUNDS for name in metrics):
+
+    def bounds() -> None:
         entries = likelihood.evaluate(opened, metrics, split=options.split, seed=options.seed)
         report.add_likelihoods(workdir, options.split, entries | {"evaluate_seed": options.seed})
         print(report.likelihood_table(entries, options.split))
-        _warn_of_failures(entries.get("nelbo_ode_failed", 0), "ODE solves")
-    if extractor is not None:
+        likelihood.require_finite(entries)
+
+    def compare_samples() -> None:
         entries = sample_quality.compare_with_data(opened, distances, extractor, seed=options.seed)
         report.add_distances(workdir, entries | {"seed": options.seed})
         print(report.distance_table(entries))
-        _warn_of_failures(entries["samples_failed"], "samples")
-    if "time" in metrics:
+
+    def time_samples() -> None:
         entries = sample_quality.time_sampling(opened, seed=options.seed)
         report.add_to_report(workdir, **entries)
         print(report.time_line(entries))
+
+    chosen = {bounds: likelihood.BOUNDS, compare_samples: distances, time_samples: ("time",)}
+    _all_of([part for part, names in chosen.items() if set(names) & set(metrics)])
     print(f"wrote {workdir}/report.json")
 
 
-def _warn_of_failures(failed: int, what: str) -> None:
-    if failed:
-        print(f"lsgm: warning: {failed} {what} ran out of steps", file=sys.stderr)
+def _all_of(parts: list[Callable[[], None]]) -> None:
+    """Calls all parts; one that fails for its numbers does not keep the others from being made.
+
+    Raises:
+        NumericalError: at the end, with what all failing parts say.
+    """
+    found: list[UserError] = []
+    for part in parts:
+        try:
+            part()
+        except NumericalError as error:
+            found.append(error)
+    if found:
+        raise NumericalError("; ".join(map(str, found)))
 
 
 def study_command(options: argparse.Namespace) -> None:
@@ -258,7 +280,7 @@ def params_command(options: argparse.Namespace) -> None:
     """Counts parameters and operations."""
     planned = experiment(load_config(options.config, options.overrides))
     stage = planned.training.stages(Data.without(planned.model.data_shape))[-1]
-    print(json.dumps(describe(planned.model, stage, planned.data.batch_size)))
+    print(json.dumps(describe(planned.model, stage, planned.data.batch_size), allow_nan=False))
 
 
 def convert_command(options: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from lsgm_jax.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status, 2 for anything the user can mend."""
+    """Runs one command; returns the exit status: 2 for what the user can mend, 1 for results that are not finite."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _quieten()
     _keep_compiled()
@@ -104,7 +104,7 @@ def _is_echo(error: BaseException | None) -> bool:
 
 
 def _fail(error: object) -> int:
-    return _end(f"lsgm: error: {error}", 2)
+    return _end(f"lsgm: error: {error}", getattr(error, "status", UserError.status))
 
 
 def _end(line: str, status: int) -> int:

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+
 from lsgm_jax.config.models import MODELS, sections
 from lsgm_jax.config.registry import Config, fields, signature
 from lsgm_jax.config.specs import EvalSpec
@@ -10,6 +12,8 @@ from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.models.protocol import Model
+from lsgm_jax.processes.linear import Process, sigma
+from lsgm_jax.solvers.grids import Times
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.training.recipes.recipe import Recipe
@@ -59,6 +63,7 @@ def experiment(config: Config) -> Experiment:
             "this one has config.conditioning.name='none'"
         )
     model = kind.model(make)
+    _refuse_singular_end(sampler, model.prior.process)
     return Experiment(
         name=config.model,
         data=make("data"),
@@ -101,6 +106,15 @@ class Sections:
     def name(self, section: str) -> str:
         """Returns the name that the section gives its object, for messages."""
         return self._config[section].name
+
+
+def _refuse_singular_end(sampler: Sampler, process: Process) -> None:
+    """Refuses to sample down to a time at which the score is infinite, for want of noise."""
+    if not isinstance(sampler.steps, Times) and not sigma(process, jnp.asarray(sampler.t_min)) > 0.0:
+        raise ConfigError(
+            f"config.sampling.t_min={sampler.t_min}: {type(process).__name__} has no noise there, and its score is "
+            "infinite: choose a larger time, such as 1e-5"
+        )
 
 
 def _sampler(make: Sections) -> Sampler:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 import os
 import pathlib
 import typing
@@ -19,6 +20,8 @@ from lsgm_jax.sealed import DamagedError, read_json, write_json
 
 # Fields of a config that are no sections, and their defaults.
 PLAIN = {"model": "lsgm", "seed": 0}
+# Infinite numbers in config.json: JSON itself has none.
+NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf}
 # The sections that may differ between training and sampling or evaluation.
 SAMPLING_SECTIONS = ("solver", "steps", "sampling", "divergence", "eval")
 
@@ -126,6 +129,9 @@ def complete(tree: dict[str, Any]) -> Config:
         missing = [field for field, value in values.items() if value is inspect.Parameter.empty]
         if missing:
             raise ConfigError(f"config.{section}.{missing[0]} is missing")
+        for field, value in values.items():
+            if isinstance(value, float) and math.isnan(value):
+                raise ConfigError(f"config.{section}.{field}=nan: give a number")
         done[section] = named | values
     return ConfigDict(done)
 
@@ -138,7 +144,20 @@ def _unset(field: inspect.Parameter) -> Any:
 
 def save_config(path: pathlib.Path, config: Config) -> None:
     """Writes a config as JSON in one step."""
-    write_json(path, config.to_dict())
+    write_json(path, as_plain(config))
+
+
+def as_plain(config: Config) -> dict[str, Any]:
+    """Returns a config as JSON has it: with strings for infinite numbers, which JSON has not."""
+
+    def spell(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: spell(field) for name, field in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [spell(part) for part in value]
+        return next((name for name, number in NUMBERS.items() if value == number), value)
+
+    return spell(config.to_dict())
 
 
 def read_config(path: pathlib.Path) -> Config:
@@ -164,7 +183,7 @@ def as_config(saved: dict[str, Any], origin: str) -> Config:
         saved: section -> field -> value.
         origin: the file, for messages.
     """
-    return complete(current(_tuples(saved), origin))
+    return complete(current(_from_json(saved), origin))
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -244,8 +263,10 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _tuples(tree: Any) -> Any:
-    """JSON has lists where a config has tuples."""
+def _from_json(tree: Any) -> Any:
+    """JSON has lists where a config has tuples, and strings for infinite numbers; see `as_plain`."""
     if isinstance(tree, dict):
-        return {name: _tuples(value) for name, value in tree.items()}
-    return tuple(tree) if isinstance(tree, list) else tree
+        return {name: _from_json(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return tuple(map(_from_json, tree))
+    return NUMBERS.get(tree, tree) if isinstance(tree, str) else tree

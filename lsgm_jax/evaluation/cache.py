@@ -62,7 +62,8 @@ class Cache:
     @property
     def _of(self) -> str:
         """Everything that the results depend on, the code that makes them included."""
-        return json.dumps({"of": self.of, "format": FORMAT, "lsgm-jax": version("lsgm-jax")}, sort_keys=True)
+        of = {"of": self.of, "format": FORMAT, "lsgm-jax": version("lsgm-jax")}
+        return json.dumps(of, sort_keys=True, allow_nan=False)
 
 
 def accumulate(

@@ -130,7 +130,12 @@ class _Jobs:
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Computes mean and standard error over images; the spread includes the noise of the draws."""
+    """Computes mean and standard error over images; the spread includes the noise of the draws.
+
+    Both are NaN if a value is not finite, and the standard error of a single image is.
+    """
+    if not np.isfinite(values).all():
+        return Estimate(math.nan, math.nan)
     spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return Estimate(float(values.mean()), float(spread))
 

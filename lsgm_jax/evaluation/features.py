@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from lsgm_jax.data.pipeline import Data
+from lsgm_jax.errors import NumericalError
 from lsgm_jax.evaluation.cache import Arrays, Cache, accumulate, digest
 from lsgm_jax.evaluation.moments import Moments, merge, moments_of
 from lsgm_jax.evaluation.plots import to_bytes
@@ -77,6 +78,9 @@ def describe_images(
         batch_size: images per batch.
         cache: file of partial results, from which an interrupted call resumes.
         label: name of the progress bar; None hides it.
+
+    Raises:
+        NumericalError: if images or features are not finite.
     """
     params = place(data_mesh(), extractor.params)
     extract = OverDevices(extractor.apply)
@@ -85,6 +89,8 @@ def describe_images(
         images, others = batches(job)
         start = job * batch_size
         rows = extract(params, to_bytes(images))[: count - start]
+        if not np.isfinite(rows).all():
+            raise NumericalError(f"features by {extractor.name} are not finite: its weights are no good")
         moments = merge(_moments(results), moments_of(rows)) if job else moments_of(rows)
         results.update({name: np.asarray(value) for name, value in moments._asdict().items()})
         stored = results["features"][start : start + len(rows)]

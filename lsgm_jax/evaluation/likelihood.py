@@ -1,6 +1,7 @@
 """Likelihood evaluation of a run's data: the NELBO by terms, ODE and importance-weighted bounds."""
 
 import dataclasses
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Key, Params
-from lsgm_jax.errors import ConfigError
+from lsgm_jax.errors import ConfigError, NumericalError
 from lsgm_jax.evaluation.cache import Arrays, Cache, digest
 from lsgm_jax.evaluation.estimators import (
     Estimate,
@@ -40,7 +41,8 @@ def evaluate(run: Run, metrics: Collection[str], *, split: str = "test", seed: i
 
     Returns:
         Entries for a report: terms in nats per sample and, ending in `_bpd`, in bits per dimension, each with the
-        standard error of its mean over samples.
+        standard error of its mean over samples. A mean is None if one of its values is not finite, or its ODE was not
+        solved, and an entry that ends in `_failed` has the number of those; see `require_finite`.
 
     Raises:
         ConfigError: for an LDM, for a metric that needs an ODE if the solver integrates none, or if devices cannot
@@ -68,13 +70,30 @@ def evaluate(run: Run, metrics: Collection[str], *, split: str = "test", seed: i
         draws = report["nelbo_iw_draws"] = settings.importance_draws
         bound = evaluator.importance(f"nelbo_{name}_iw", terms, params, draws=draws)
         report |= _entries(f"nelbo_{name}_iw", estimate(bound))
+        report["nelbo_iw_failed"] = _failed(bound)
     if "ode" in metrics:
         density = evaluator.terms(f"nelbo_{name}_ode", terms, params, draws=1, sections=ODE_SECTIONS)
         report |= _entries(f"nelbo_{name}_ode", estimate(density["nelbo"]))
         report["nelbo_ode_nfe"] = int(density["nfe"].max())
         report["nelbo_ode_products"] = int(density["products"].max())
-        report["nelbo_ode_failed"] = int((density["success"] < 1).sum())
+        report["nelbo_ode_failed"] = _failed(density["nelbo"])
     return report
+
+
+def require_finite(entries: dict[str, Any]) -> None:
+    """Checks that all bounds among the entries of `evaluate` are finite.
+
+    Raises:
+        NumericalError: if one is not; says which, and for how many samples.
+    """
+    (images,) = (number for name, number in entries.items() if name.endswith("_images"))
+    failed = {name: count for name, count in entries.items() if name.endswith("_failed") and count}
+    if failed:
+        parts = (f"{name.removesuffix('_failed')} of {count}" for name, count in failed.items())
+        raise NumericalError(
+            f"{', '.join(parts)} of {images} samples is not finite or ran out of steps, so it has no mean: raise "
+            "--config.steps.max_steps, --rtol or --t_min; if none helps, training has diverged"
+        )
 
 
 def check_devices(batch_size: int) -> None:
@@ -123,6 +142,8 @@ class Evaluator:
     def _how(self, name: str, params: Params, draws: int, sections: Collection[str]) -> dict[str, Any]:
         batch_size = self.run.experiment.evaluation.batch_size
         of = self.run.identity(params, sections)
+        if sections:
+            of |= {"failed": "NaN"}  # by older versions it was where the solver gave up
         of |= {"seed": self.seed, "draws": draws, "batch_size": batch_size, "images": digest(self.data.x)}
         of |= {} if self.data.condition is None else {"condition": digest(self.data.condition)}
         cache = Cache(self.run.workdir / "evaluation" / f"{name}-{self.split}.npz", of)
@@ -135,6 +156,7 @@ def _bounds(evaluator: Evaluator, params: Params) -> dict[str, Any]:
     run, model, name = evaluator.run, evaluator.run.model, evaluator.run.experiment.name
     values = evaluator.terms(f"nelbo_{name}", bound_terms(model.bound), params)
     report: dict[str, Any] = _by_terms(name, values, model.pixel_values)
+    report[f"nelbo_{name}_failed"] = _failed(values["nelbo"])
     autoencoder = model.autoencoder
     if autoencoder is not None and autoencoder.bound is not None:
         stage = model.stages[0]
@@ -149,7 +171,7 @@ def _bounds(evaluator: Evaluator, params: Params) -> dict[str, Any]:
     return report
 
 
-def _by_terms(name: str, values: Arrays, pixel_values: int) -> dict[str, float]:
+def _by_terms(name: str, values: Arrays, pixel_values: int) -> dict[str, float | None]:
     """The terms in nats, and in bits per dimension if the data have grey levels."""
     entries = {}
     for term in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
@@ -160,8 +182,14 @@ def _by_terms(name: str, values: Arrays, pixel_values: int) -> dict[str, float]:
     return entries
 
 
-def _entries(name: str, value: Estimate) -> dict[str, float]:
-    return {name: value.mean, f"{name}_stderr": value.stderr}
+def _entries(name: str, value: Estimate) -> dict[str, float | None]:
+    """Mean and standard error, each None if it is not known: JSON has no NaN."""
+    named = {name: value.mean, f"{name}_stderr": value.stderr}
+    return {name: number if math.isfinite(number) else None for name, number in named.items()}
+
+
+def _failed(values: np.ndarray) -> int:
+    return int((~np.isfinite(values)).sum())
 
 
 def _ode_terms(run: Run) -> PerImage:
@@ -169,6 +197,9 @@ def _ode_terms(run: Run) -> PerImage:
 
     def terms(params: Params, batch: Batch, key: Key, stratum: Stratum) -> dict[str, jax.Array]:
         bound = ode_bound(params, batch, key, sampler, divergence)
+        # The density where a solver gave up is none of the data's.
+        solved = lambda values: jnp.where(bound.success, values, jnp.nan)
+        bound = bound._replace(nelbo=solved(bound.nelbo), log_weight=solved(bound.log_weight))
         return {name: jnp.broadcast_to(value, len(batch.x)) for name, value in bound._asdict().items()}
 
     return terms

@@ -7,13 +7,23 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageDraw
 
+from lsgm_jax.errors import NumericalError
 from lsgm_jax.files import replacing
 
 MINIMUM_SIDE = 48  # pixels; images of less height are enlarged
+GAP = 2  # pixels between images
+MOST_COLUMNS, MOST_PIXELS = 20, 4096  # of a picture of many images, and of its width
+MOST_POINTS = 100_000
 
 
 def to_bytes(x: np.ndarray) -> np.ndarray:
-    """Converts values in [-1, 1] to uint8, clipped and rounded, as image files store them."""
+    """Converts values in [-1, 1] to uint8, clipped and rounded, as image files store them.
+
+    Raises:
+        NumericalError: for values that are not finite, which would become black.
+    """
+    if not np.isfinite(x).all():
+        raise NumericalError(f"{np.size(x) - np.isfinite(x).sum()} values of images are not finite")
     return np.round((np.clip(np.asarray(x, np.float32), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
@@ -37,6 +47,16 @@ def _colours(count: int) -> np.ndarray:
     return np.round(255.0 * np.array([(0.0, 0.0, 0.0), *colours])).astype(np.uint8)
 
 
+def most_shown(shape: tuple[int, ...]) -> int:
+    """Returns how many samples of this shape a picture shows at most, so that its size is bounded."""
+    if len(shape) == 1:
+        return MOST_POINTS
+    height, width, _ = shape
+    zoom = max(1, math.ceil(MINIMUM_SIDE / height))
+    columns = MOST_PIXELS // (max(height, width) * zoom + GAP)
+    return max(1, min(columns, MOST_COLUMNS)) ** 2
+
+
 def picture(x: np.ndarray, labels: int = 0) -> np.ndarray:
     """Draws samples [n, h, w, c] or [n, 2] as one image [H, W, 3], uint8; `labels` as in `to_pixels`."""
     return density(x) if x.ndim == 2 else grid(x, labels=labels)
@@ -50,12 +70,11 @@ def grid(x: np.ndarray, columns: int | None = None, labels: int = 0) -> np.ndarr
     rows = math.ceil(count / columns)
     zoom = max(1, math.ceil(MINIMUM_SIDE / height))
     pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    gap = 2
     canvas = np.full(
-        (rows * (height * zoom + gap) - gap, columns * (width * zoom + gap) - gap, channels), 64, np.uint8
+        (rows * (height * zoom + GAP) - GAP, columns * (width * zoom + GAP) - GAP, channels), 64, np.uint8
     )
     for index, image in enumerate(pixels):
-        top, left = (index // columns) * (height * zoom + gap), (index % columns) * (width * zoom + gap)
+        top, left = (index // columns) * (height * zoom + GAP), (index % columns) * (width * zoom + GAP)
         canvas[top : top + height * zoom, left : left + width * zoom] = image
     return canvas
 

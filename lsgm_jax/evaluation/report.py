@@ -30,10 +30,13 @@ DISTANCE_ROWS = (
 
 
 def read_report(workdir: pathlib.Path) -> dict[str, Any]:
-    """Reads report.json; returns {} if it is missing. A damaged file is renamed, with a warning."""
+    """Reads report.json; returns {} if it is missing. NaN, which older versions wrote, is None.
+
+    A damaged file is renamed, with a warning.
+    """
     path = workdir / REPORT
     try:
-        return read_json(path)
+        return read_json(path, constant=lambda name: None)
     except FileNotFoundError:
         return {}
     except DamagedError as error:
@@ -77,7 +80,9 @@ def likelihood_table(entries: dict[str, Any], split: str = "test") -> str:
     """Formats the entries of `likelihood.evaluate` as the table that `lsgm evaluate` prints."""
 
     def cell(name: str) -> str:
-        return f"{entries[name]:9.4f} ± {entries[name + '_stderr']:.4f}"
+        mean, stderr = entries[name], entries[f"{name}_stderr"]
+        spread = "" if stderr is None else f" ± {stderr:.4f}"  # a single sample has none
+        return "not finite" if mean is None else f"{mean:9.4f}{spread}"
 
     lines: list[str] = []
     columns = [name for name in COLUMNS if f"nelbo_{name}" in entries]
@@ -89,7 +94,7 @@ def likelihood_table(entries: dict[str, Any], split: str = "test") -> str:
             lines.append("grey levels are dequantised uniformly")
         lines.append(f"{unit:20s}" + "".join(f"{COLUMNS[name]:>20s}" for name in columns))
         for row in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
-            if not any(entries[f"{row}_{name}{ending}"] for name in columns):
+            if all(entries[f"{row}_{name}{ending}"] == 0.0 for name in columns):
                 continue  # data without an autoencoder have no such term
             lines.append(
                 f"  {row:18s}" + "".join(f"{cell(f'{row}_{name}{ending}'):>20s}" for name in columns)

@@ -25,6 +25,7 @@ from lsgm_jax.evaluation.inception_weights import read_inception
 from lsgm_jax.evaluation.likelihood import check_devices
 from lsgm_jax.evaluation.plots import to_bytes
 from lsgm_jax.models.first_stage import psnr
+from lsgm_jax.sampling.failures import Failures
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.sampling.sample import compile_sampling
 from lsgm_jax.solvers.sampler import draw_noise
@@ -74,8 +75,9 @@ def compare_with_data(
         Entries for a report. `fid_` and `kid_` are distances, `precision_` and `recall_` shares.
 
     Raises:
-        ConfigError: if the data are no images, or devices cannot share a batch.
+        ConfigError: if the data are no images, devices cannot share a batch, or samples run out of steps.
         DataError: if the reference split has too few images.
+        NumericalError: if samples are not finite. The first batch with samples that fail ends the call.
     """
     settings, data = run.experiment.evaluation, _images(run)
     check_devices(settings.batch_size)
@@ -91,7 +93,7 @@ def compare_with_data(
         "samples_step": generator.step,
         "samples_solver": run.experiment.sampler.method.name,
         "samples_nfe": drawn.means["nfe"],
-        "samples_failed": round(drawn.means["failed"] * settings.samples),
+        "samples_failed": 0,  # a failed sample ends the call: a distance of the others would flatter
     }
     if "right" in drawn.means:
         report["class_accuracy"] = drawn.means["right"]
@@ -133,8 +135,10 @@ def time_sampling(run: Run, *, seed: int = 0) -> dict[str, Any]:
     seconds, nfe = [], []
     for key in jax.random.split(jax.random.key(seed), 4):  # the first warms up
         start = time.monotonic()
-        _, solution = jax.block_until_ready(draw(params, key))
+        x, solution = jax.block_until_ready(draw(params, key))
         seconds.append(time.monotonic() - start)
+        if (failures := Failures.among(solution.success, x)).count:
+            raise failures.error(consequence=", and their time says nothing")
         nfe.append(int(solution.nfe))
     return {
         "time_images": TIMED_BATCH,
@@ -179,7 +183,7 @@ def model_generator(run: Run) -> Generator:
     ) -> tuple[Images, dict[str, jax.Array]]:
         z_1, condition = given
         x, solution = model.decode(params, z_1, key, sampler, condition)
-        return x, {"nfe": jnp.full(len(x), solution.nfe), "failed": ~solution.success}
+        return x, {"nfe": jnp.full(len(x), solution.nfe), "success": solution.success}
 
     return Generator(
         params=params,
@@ -240,6 +244,8 @@ def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extr
         condition = generator.request(np.arange(job * batch_size, (job + 1) * batch_size) % count)
         given = generator.noise(k_noise), condition
         x, known = generator.decode(generator.params, given, k_decode)
+        if (failures := Failures.among(known.pop("success", True), x)).count:
+            raise failures.error(f"samples of {name} in batch {job}", consequence=", so there is no distance")
         x = as_data(x, data, np.random.default_rng((seed, job)))
         if generator.of_classes and extractor.classify is not None:
             known |= {"right": extractor.classify(extractor.params, to_bytes(x)) == condition}
@@ -247,6 +253,7 @@ def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extr
 
     count, batch_size = settings.samples, settings.batch_size
     of = generator.of | {"seed": seed, "samples": count, "batch_size": batch_size, "by": extractor.identity}
+    of |= {"failed": "refused"}  # by older versions they were not
     cache = Cache(run.workdir / "evaluation" / f"samples_{name}.npz", of)
     return describe_images(extractor, batches, count, batch_size, cache=cache, label=f"samples of {name}")
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array
 
-from lsgm_jax.arrays import Condition, Key, Latents, Params, Scalar, State
+from lsgm_jax.arrays import Condition, Key, Latents, Params, Scalar, State, finite_per_sample
 from lsgm_jax.conditioning.images import Task
 from lsgm_jax.models.score_model import ScoreModel
 from lsgm_jax.nn.network import Aux
@@ -147,7 +147,8 @@ class Model(Protocol):
         prior = self.prior.log_density(params, latents, k_probe, sampler, divergence)
         joint = prior.log_prob - posterior.reconstruction - posterior.rest
         nelbo, log_weight = -posterior.entropy - joint, joint - posterior.log_q
-        return ODEBound(nelbo, log_weight, prior.nfe, prior.products, prior.success)
+        success = prior.success & finite_per_sample(nelbo)
+        return ODEBound(nelbo, log_weight, prior.nfe, prior.products, success)
 
     def sample(
         self, params: Params, key: Key, count: int, sampler: Sampler, condition: Condition = None
@@ -172,11 +173,15 @@ class Model(Protocol):
     def decode(
         self, params: Params, z_1: State, key: Key, sampler: Sampler, condition: Condition = None
     ) -> tuple[Array, Solution]:
-        """Solves from given noise z_1 to data; the key is for the noise of SDE solvers and random decoders."""
+        """Solves from given noise z_1 to data; the key is for the noise of SDE solvers and random decoders.
+
+        Data that are not finite have not succeeded, even where their latents are.
+        """
         k_solve, k_decoder = jax.random.split(key) if self.decoder_draws else (key, key)
         given = self.encode_condition(params, condition)
         solution = self.prior.solve(params, z_1, k_solve, sampler, given)
-        return self.decode_latents(params, solution.z_0, k_decoder), solution
+        x = self.decode_latents(params, solution.z_0, k_decoder)
+        return x, solution._replace(success=solution.success & finite_per_sample(x))
 
     def decode_path(
         self,

@@ -130,7 +130,7 @@ class ODEBound(NamedTuple):
         log_weight: log p(x, z) - log q(z | x) of the draw, nats; the mean of its exponential is p(x).
         nfe: network evaluations on the batch.
         products: vector products with the network's Jacobian, on the batch.
-        success: whether the solver reached t = 1.
+        success: whether the solver reached t = 1, and the bound is finite.
     """
 
     nelbo: PerSample

@@ -10,6 +10,7 @@ from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.evaluation import plots
 from lsgm_jax.objectives.bound import Batch
+from lsgm_jax.sampling.failures import Failures
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.sampler import draw_noise, slerp
 
@@ -33,7 +34,8 @@ def interpolate(
         request: the condition of each row, from one end to the other.
 
     Raises:
-        ConfigError: for data that are no images.
+        ConfigError: for data that are no images, or images that run out of steps.
+        NumericalError: for images that are not finite.
         ValueError: for an SDE solver between test images.
     """
     model, sampler, key = run.model, run.experiment.sampler, jax.random.key(seed)
@@ -55,6 +57,8 @@ def interpolate(
         for half in (slice(0, None, 2), slice(1, None, 2))
     )
     share = jnp.tile(jnp.linspace(0.0, 1.0, points), pairs)
-    decode = jax.jit(lambda params, z_1, given: model.decode(params, z_1, k_decode, sampler, given)[0])
-    x = decode(params, slerp(first, last, share), along(points))
+    decode = jax.jit(lambda params, z_1, given: model.decode(params, z_1, k_decode, sampler, given))
+    x, solution = decode(params, slerp(first, last, share), along(points))
+    if (failures := Failures.among(solution.success, x)).count:
+        raise failures.error("images")
     return plots.grid(np.asarray(x), points, model.labels)

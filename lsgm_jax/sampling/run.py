@@ -10,7 +10,7 @@ import jax
 from lsgm_jax.arrays import Params
 from lsgm_jax.conditioning.request import Conditions
 from lsgm_jax.config.factory import Experiment, experiment
-from lsgm_jax.config.load import SAMPLING_SECTIONS, override, read_config
+from lsgm_jax.config.load import SAMPLING_SECTIONS, as_plain, override, read_config
 from lsgm_jax.config.registry import Config
 from lsgm_jax.evaluation.cache import digest
 from lsgm_jax.models.protocol import Model
@@ -98,7 +98,7 @@ class Run:
         """
         skipped = set(SAMPLING_SECTIONS) - set(sections)
         return {
-            "config": {name: value for name, value in self.config.to_dict().items() if name not in skipped},
+            "config": {name: value for name, value in as_plain(self.config).items() if name not in skipped},
             "parameters": digest(params),
         }
 

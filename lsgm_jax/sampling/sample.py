@@ -3,18 +3,20 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array
+from tqdm import tqdm
 
 from lsgm_jax.arrays import Condition, Key, Latents, Params, State
 from lsgm_jax.conditioning.request import ConditionRequest
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.errors import DataError
 from lsgm_jax.evaluation import plots
+from lsgm_jax.sampling.failures import are_finite
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.sampler import Solution
 from lsgm_jax.training.devices import OverDevices, shared_count
@@ -23,32 +25,50 @@ from lsgm_jax.training.recipes.common import first_rows
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Samples and their cost; `seconds` are those of the solve with everything compiled."""
+    """A batch of samples, and its cost.
 
+    Attributes:
+        first: number of its first sample among those that are drawn.
+        x: samples [n, ...].
+        solution: of their latents.
+        seconds: of the solve, with everything compiled.
+        compile_seconds: of the compilation, which the first batch pays for all.
+    """
+
+    first: int
     x: np.ndarray
     solution: Solution
     seconds: float
     compile_seconds: float
 
 
-def sample(run: Run, params: Params, count: int, seed: int, request: ConditionRequest) -> Samples:
-    """Draws `count` samples of the requested conditions in one compiled call over all devices."""
+def sample(run: Run, params: Params, count: int, seed: int, request: ConditionRequest) -> Iterator[Samples]:
+    """Draws `count` samples of the requested conditions, batch by batch, each in one compiled call over all devices.
+
+    Batches have the size of `config.eval.batch_size`, so that memory is bounded. The first one has the seed's own key,
+    every other its own.
+    """
     model, sampler = run.model, run.experiment.sampler
+    size = min(count, run.experiment.evaluation.batch_size)
 
     def decode(params: Params, given: tuple[State, Condition], key: Key) -> tuple[Array, Solution]:
         z_1, condition = given
         return model.decode(params, z_1, key, sampler, condition)
 
-    draw = jax.jit(lambda params, key: model.draw_noise(params, key, count, sampler))
-    z_1, k_decode = draw(params, jax.random.key(seed))
-    given = first_rows((z_1, request(np.arange(count))), shared_count(count))
-    start = time.monotonic()
-    compiled = OverDevices(decode).compile(params, given, k_decode)
-    begin = time.monotonic()
-    x, solution = compiled(params, given, k_decode)
-    seconds = time.monotonic() - begin
-    drawn = solution._replace(z_0=solution.z_0[:count], success=solution.success[:count])
-    return Samples(x[:count], drawn, seconds, begin - start)
+    draw = jax.jit(lambda params, key: model.draw_noise(params, key, size, sampler))
+    key, compiled = jax.random.key(seed), None
+    for first in tqdm(range(0, count, size), desc="samples", disable=count == size, leave=False):
+        z_1, k_decode = draw(params, jax.random.fold_in(key, first // size) if first else key)
+        rows = np.arange(first, first + size) % count  # surplus samples of the last batch are dropped
+        given = first_rows((z_1, request(rows)), shared_count(size))
+        start = time.monotonic()
+        compiled = compiled or OverDevices(decode).compile(params, given, k_decode)
+        begin = time.monotonic()
+        x, solution = compiled(params, given, k_decode)
+        seconds = time.monotonic() - begin
+        kept = min(size, count - first)
+        solution = solution._replace(z_0=solution.z_0[:kept], success=solution.success[:kept])
+        yield Samples(first, x[:kept], solution, seconds, begin - start)
 
 
 def compile_sampling(
@@ -66,15 +86,20 @@ def compile_sampling(
 
 
 def compare(run: Run, x: np.ndarray, seed: int) -> np.ndarray:
-    """Returns one figure: the samples `x`, samples of the VAE, and the test split, where there are any."""
+    """Returns one figure: the samples `x`, samples of the VAE, and the test split, where there are any.
+
+    Images are no more than a batch.
+    """
     panels = {}
+    x = x if x.ndim == 2 else x[: run.experiment.evaluation.batch_size]
     if run.has_vae_stage:
         vae_params, _ = run.best(run.model.stages[0])
         vae: Any = run.model.autoencoder
         baseline = jax.jit(vae.sample, static_argnums=2)(vae_params, jax.random.key(seed), len(x))
-        panels["VAE, Gaussian prior"] = np.asarray(baseline)
+        baseline = np.asarray(baseline)
+        panels["VAE, Gaussian prior"] = baseline[are_finite(baseline)]
     panels[run.experiment.name.upper()] = x
     with contextlib.suppress(DataError):  # a converted run may be sampled without its data
         panels["test split"] = whole_split(run.experiment.data, "test", limit=len(x))
-    drawn = {title: plots.picture(panel, run.model.labels) for title, panel in panels.items()}
+    drawn = {title: plots.picture(panel, run.model.labels) for title, panel in panels.items() if len(panel)}
     return plots.side_by_side(drawn)

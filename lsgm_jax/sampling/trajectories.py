@@ -1,6 +1,7 @@
 """Sampling trajectories: an animation from noise to data, and a still figure."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 
@@ -13,9 +14,10 @@ from tqdm import tqdm
 from lsgm_jax.arrays import Condition, Key, Params, coordinates
 from lsgm_jax.conditioning.request import ConditionRequest
 from lsgm_jax.data.pipeline import whole_split
-from lsgm_jax.errors import ConfigError, DataError
+from lsgm_jax.errors import DataError
 from lsgm_jax.evaluation import plots, trajectory_plots
 from lsgm_jax.processes.linear import Process, kernel
+from lsgm_jax.sampling.failures import Failures
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.sampler import Sampler
 
@@ -48,6 +50,7 @@ def animate(
 
     Raises:
         ConfigError: if a sample runs out of steps, or the model does not know the condition.
+        NumericalError: if a sample is not finite.
     """
     sampler, of_points = run.experiment.sampler, len(run.model.data_shape) == 1
     # Points are cheap: their paths are followed at more times than there are frames.
@@ -81,6 +84,7 @@ def follow(
 
     Raises:
         ConfigError: if a sample runs out of steps.
+        NumericalError: if a sample is not finite.
     """
     batches = math.ceil(count / BATCHES["points" if len(run.model.data_shape) == 1 else "images"])
     size = math.ceil(count / batches)
@@ -99,11 +103,11 @@ def follow(
         jax.device_get(solve(params, key, condition))
         for key, condition in tqdm(list(zip(keys, conditions, strict=True)), desc="paths", leave=False)
     ]
-    failed = sum(int((~success).sum()) for _, _, success in solved)
-    if failed:
-        raise ConfigError(
-            f"{failed} of {batches * size} samples ran out of steps: raise --config.steps.max_steps or --rtol"
-        )
+    failures = functools.reduce(
+        Failures.and_of, (Failures.among(success, x[-1]) for x, _, success in solved), Failures()
+    )
+    if failures.count:
+        raise failures.error()
     joined = lambda parts: np.concatenate(list(parts), axis=1)[:, :count]
     x = joined(x for x, _, _ in solved)
     return x, joined(v for _, (v,), _ in solved) if solved[0][1] else None

@@ -10,7 +10,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lsgm_jax.arrays import EpsNet, Key, Latents, PerSample, State, as_state, coordinates, sum_per_sample
+from lsgm_jax.arrays import (
+    EpsNet,
+    Key,
+    Latents,
+    PerSample,
+    State,
+    as_state,
+    coordinates,
+    finite_per_sample,
+    sum_per_sample,
+)
 from lsgm_jax.processes.linear import Process, add_auxiliary, prior_log_prob, probability_flow
 from lsgm_jax.solvers.sampler import Sampler, follow, require_ode
 from lsgm_jax.solvers.terms import Time, by_rows, times_like
@@ -122,4 +132,4 @@ def log_density(
     z_1, int_divergence = solved.end
     log_prob = prior_log_prob(process, z_1) + int_divergence - auxiliary_log_prob
     nfe = solved.evaluations.batch
-    return LogDensity(log_prob, nfe, nfe * vectors.shape[1], solved.success)
+    return LogDensity(log_prob, nfe, nfe * vectors.shape[1], solved.success & finite_per_sample(log_prob))

@@ -1,6 +1,7 @@
 """Sampling from noise to data with any solver, on any process."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import diffrax
@@ -16,6 +17,7 @@ from lsgm_jax.arrays import (
     State,
     coordinates,
     expand,
+    finite_per_sample,
     sum_per_sample,
 )
 from lsgm_jax.processes.linear import (
@@ -86,14 +88,17 @@ class Sampler:
             raise ValueError(f"t_min={self.t_min}: give a time in [0, 1)")
         if self.denoise not in ("none", "euler", "mean"):
             raise ValueError(f"denoise={self.denoise!r} is none of none, euler, mean")
-        if self.temperature <= 0.0:
-            raise ValueError(f"temperature={self.temperature}: give a positive number")
-        if self.guidance < 0.0:
-            raise ValueError(f"guidance={self.guidance}: give 0 or more")
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature}: give a positive, finite number")
+        if not 0.0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance={self.guidance}: give a finite number, 0 or more")
 
 
 class Solution(NamedTuple):
-    """Latents at time 0, and the number of network evaluations (NFE)."""
+    """Latents at time 0, and the number of network evaluations (NFE).
+
+    A sample that is not finite has not succeeded, whatever the solver says: fixed steps have no error estimate.
+    """
 
     z_0: Latents
     nfe: Int[Array, ""]  # evaluations on the batch, including rejected steps and denoising
@@ -178,7 +183,8 @@ def solve_and_save(
     z_0, extra = _denoising_step(sampler, process, eps_net, solved.end)
     batch, single = solved.evaluations
     mean = jnp.mean(single.astype(z_0.dtype))
-    return Solution(z_0, batch + extra, mean + extra, jnp.asarray(extra), solved.success), solved.saved
+    success = solved.success & finite_per_sample(z_0)
+    return Solution(z_0, batch + extra, mean + extra, jnp.asarray(extra), success), solved.saved
 
 
 def solve_to_noise(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key, z_0: Latents) -> State:
@@ -186,6 +192,9 @@ def solve_to_noise(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key
 
     Args:
         key: of the velocity, for processes that have one; positions alone do not determine z_1.
+
+    Returns:
+        z_1; NaN for samples whose solve fails, so that nothing can be made of them.
 
     Raises:
         ValueError: if the solver does not integrate ODEs.
@@ -197,7 +206,9 @@ def solve_to_noise(sampler: Sampler, process: Process, eps_net: EpsNet, key: Key
         times = times_like(z_t, t)
         return probability_flow(process, z_t, eps_net(z_t, times), times)
 
-    return follow(sampler, process, diffrax.ODETerm(vector_field), start, by_rows(eps_net)).end
+    solved = follow(sampler, process, diffrax.ODETerm(vector_field), start, by_rows(eps_net))
+    spoil = jnp.where(solved.success, 0.0, jnp.nan).astype(z_0.dtype)
+    return jax.tree.map(lambda z: z + expand(spoil, z), solved.end)
 
 
 def follow(

@@ -119,7 +119,9 @@ def preview(
 
     def draw(params: Params) -> np.ndarray:
         k_noise, k_decode = jax.random.split(jax.random.key(0))
-        return picture(compiled(params, noise(params, k_noise), k_decode)[:count], labels)
+        x = compiled(params, noise(params, k_noise), k_decode)[:count]
+        # A preview of a model that diverges shows black images: validation judges it, not a picture.
+        return picture(np.nan_to_num(x, nan=-1.0, posinf=1.0, neginf=-1.0), labels)
 
     return draw
 

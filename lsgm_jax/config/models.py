@@ -160,7 +160,7 @@ def build_lsgm(make: Make) -> LSGM:
         control_variate=objective.control_variate,
     )
     if encoder_density is None:
-        refuse_shared_t(balanced=make("joint_kl").balanced, encoder_uses_ema=objective.encoder_uses_ema)
+        refuse_shared_t(encoder_uses_ema=objective.encoder_uses_ema)
     else:
         require_density("encoder_density", prior.process, encoder_density)
     return LSGM(vae=vae, prior=prior)

@@ -125,18 +125,17 @@ def _start(process: Process, spec: SGMObjectiveSpec) -> Start | None:
     return start
 
 
-def refuse_shared_t(*, balanced: bool, encoder_uses_ema: bool) -> None:
-    """Refuses what needs a separate t for the encoder.
+def refuse_shared_t(*, encoder_uses_ema: bool) -> None:
+    """Refuses an encoder that uses the EMA prior at the t of the prior.
 
     Raises:
-        ConfigError: if one of them is set.
+        ConfigError: if it does.
     """
-    for key, value in {"joint_kl.balanced": balanced, "objective.encoder_uses_ema": encoder_uses_ema}.items():
-        if value:
-            raise ConfigError(
-                f"config.{key}=True needs a separate t for the encoder: "
-                "set config.encoder_density.name, to 'optimal' say"
-            )
+    if encoder_uses_ema:
+        raise ConfigError(
+            "config.objective.encoder_uses_ema=True needs a separate t for the encoder: "
+            "set config.encoder_density.name, to 'optimal' say"
+        )
 
 
 def require_density(section: str, process: Process, density: TimeDensity) -> None:

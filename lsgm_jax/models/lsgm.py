@@ -76,7 +76,7 @@ class LSGM(Model):
         autoencode = lambda x: self.vae.autoencode(params["vae"], x, k_vae, train=True)
         eps_net = self.prior.data_net(params, batch, k_dropout, k_condition)
         objective, process = self.prior.objective, self.process(params)
-        if objective.encoder_density is None:
+        if objective.encoder_density is None and not kl.balanced:
             joint = joint_dsm_loss(objective, process, autoencode, eps_net, batch.x, k_prior, kl)
         else:
             used = ema_params if ema_params is not None and objective.encoder_uses_ema else params

@@ -65,7 +65,7 @@ class Objective:
         prior_weighting: weighting lambda(t) of the squared error of the prior.
         density: density r(t) of the times t of the prior.
         encoder_density: density of a separate t for the encoder (LSGM Algorithm 2); None to share the t of the prior,
-            which takes one evaluation of the network less (Algorithm 3).
+            which takes one evaluation of the network less (Algorithm 3), and without KL balancing one backward pass.
         encoder_uses_ema: whether the encoder's loss uses the EMA prior; needs a separate t.
         spread: how evenly the times of a batch are spread.
         control_variate: estimate only what the network adds to the Gaussian prior, whose cross entropy is known
@@ -159,13 +159,14 @@ def joint_dsm_loss_separate_t(
     kl: KLWeight,
     groups_per_scale: tuple[int, ...],
 ) -> JointLoss:
-    """Computes the joint loss with a separate t for prior and encoder (LSGM Algorithm 2).
+    """Computes the joint loss with separate errors of prior and encoder, at a separate t each (LSGM Algorithm 2).
 
     Neither error reaches the parameters of the other. The encoder's is per dimension, to balance groups of latents.
+    Without `encoder_density` it is at the t and eps of the prior: groups are balanced at shared times.
 
     Args:
         eps_nets: the noise prediction that learns, and one whose parameters take no gradient, for the encoder.
-        keys: for t and eps of the prior and of the encoder.
+        keys: for t and eps of the prior and of the encoder; a shared draw takes the first.
         kl, groups_per_scale: see `kl.weigh`.
     """
     require_l2(objective)
@@ -174,13 +175,16 @@ def joint_dsm_loss_separate_t(
     encoded = autoencode(x)
     latent, z_0 = encoded.latent, encoded.latent.z_0
     # 2. The prior at its t ~ r(t): lambda(t) / r(t) |eps - eps_hat|^2, with no gradient to the encoder.
-    t, eps = sample_draw(objective.density, objective.spread, process, keys[0], z_0)
+    t, eps = draw = sample_draw(objective.density, objective.spread, process, keys[0], z_0)
     error = squared_error(prior_net, perturb(process, jax.lax.stop_gradient(z_0), t, eps), t, eps)
     lambda_t, r_t = objective.prior_weighting(process, t), objective.density.density(process, t)
     prior_loss = lambda_t * sum_per_sample(error) / r_t
-    # 3. The encoder at another t: w_ll(t) / r(t) |eps - eps_hat|^2, with no gradient to the prior.
-    density = objective.encoder_density or objective.density
-    t, eps = draw = sample_draw(density, objective.spread, process, keys[1], z_0)
+    # 3. The encoder, mostly at another t: w_ll(t) / r(t) |eps - eps_hat|^2, with no gradient to the prior.
+    density = objective.density
+    if objective.encoder_density is not None:
+        density = objective.encoder_density
+        draw = sample_draw(density, objective.spread, process, keys[1], z_0)
+    t, eps = draw
     z_t = perturb(process, z_0, t, eps)
     error = squared_error(encoder_net, z_t, t, eps)
     w_q = likelihood(process, t) / density.density(process, t)

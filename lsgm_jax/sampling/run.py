@@ -6,12 +6,15 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from lsgm_jax.arrays import Params
 from lsgm_jax.conditioning.request import Conditions
 from lsgm_jax.config.factory import Experiment, experiment
 from lsgm_jax.config.load import SAMPLING_SECTIONS, as_plain, override, read_config
 from lsgm_jax.config.registry import Config
+from lsgm_jax.errors import NumericalError
 from lsgm_jax.evaluation.cache import digest
 from lsgm_jax.models.protocol import Model
 from lsgm_jax.training.checkpoint import Checkpoints
@@ -68,6 +71,9 @@ class Run:
         Args:
             stage: name of a training stage; None for the last one, which trains the model.
             everywhere: replicates them over all devices of all processes, for `OverDevices`, instead of the first one.
+
+        Raises:
+            NumericalError: if parameters are not finite, of which nothing could be made.
         """
         stage = stage or self.model.stages[-1]
         init = self.experiment.training.init(stage)
@@ -76,7 +82,9 @@ class Run:
             if everywhere:
                 sharding = replicated(data_mesh())
                 like = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), like)
-            return checkpoints.restore_best(like)
+            params, step = checkpoints.restore_best(like)
+        _require_finite(params, f"{self._checkpoints(stage)}, step {step}")
+        return params, step
 
     @property
     def conditions(self) -> Conditions:
@@ -104,6 +112,15 @@ class Run:
 
     def _checkpoints(self, stage: str) -> pathlib.Path:
         return checkpoints_of(self.workdir, stage)
+
+
+def _require_finite(params: Params, where: str) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
+            name = "/".join(str(getattr(key, "key", key)) for key in path)
+            raise NumericalError(
+                f"{where}: the parameter {name} is not finite; train again, or with another seed"
+            )
 
 
 def checkpoints_of(workdir: pathlib.Path, stage: str) -> pathlib.Path:

@@ -57,10 +57,6 @@ from tests.tiny import CONFIG, model
         ("--config.solver.eta=0.5", "config.solver.eta does not exist: solver takes name"),
         ("--config.divergence.probes=0", "config.divergence: probes=0"),
         (
-            "--config.joint_kl.balanced=True",
-            "config.joint_kl.balanced=True needs a separate t for the encoder: set config.encoder_density.name",
-        ),
-        (
             "--config.objective.encoder_uses_ema=True",
             "encoder_uses_ema=True needs a separate t for the encoder: set config.encoder_density.name",
         ),

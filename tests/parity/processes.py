@@ -90,7 +90,9 @@ def check_mode(fixture, process, mode):
     drawn = density.quantile(borrowed, rho)
     fixture.check(f"iw/{mode}/t", drawn, atol=1e-12, single_atol=1e-5)
 
-    t = jnp.maximum(fixture.input(f"out/iw/{mode}/t"), 0.0)  # the original may return -1e-17
+    if fixture.has(f"iw/{mode}/t"):
+        drawn = fixture.input(f"out/iw/{mode}/t")
+    t = jnp.maximum(drawn, 0.0)  # the original may return -1e-17
     signal, noise = (value.reshape(len(t)) for value in linear.kernel(process, t))
     fixture.check(f"iw/{mode}/var_t", noise**2, atol=1e-15, single_atol=1e-9)
     fixture.check(f"iw/{mode}/mean_coeff", signal, atol=1e-15, single_atol=1e-9)

@@ -146,7 +146,7 @@ def lsgm(h, nvae, image_shape):
             objective=Objective(
                 prior_weighting=published_weighting(h["iw_sample_p"]),
                 density=PublishedTimes(mode=h["iw_sample_p"], h=h["sde"]),
-                encoder_density=PublishedTimes(mode=encoder_mode, h=h["sde"]) if in_two_passes(h) else None,
+                encoder_density=PublishedTimes(mode=encoder_mode, h=h["sde"]) if separate_times(h) else None,
                 encoder_uses_ema=h["update_q_ema"],
                 control_variate=False,
             ),
@@ -154,12 +154,14 @@ def lsgm(h, nvae, image_shape):
     )
 
 
-def in_two_passes(h):
-    """Whether the encoder meets the network in a pass of its own.
+def separate_times(h):
+    """Whether the encoder has its own times: in disjoint training also where they have the prior's density."""
+    return h["disjoint"] or h["iw_sample_q"] != SHARED
 
-    The original balances groups in one pass as well; ours takes two for that, here at the same times.
-    """
-    return h["disjoint"] or h["iw_sample_q"] != SHARED or h["kl_balance_vada"]
+
+def in_two_passes(h):
+    """Whether the encoder meets the network in a pass of its own; the original balances groups in one pass as well."""
+    return separate_times(h) or h["kl_balance_vada"]
 
 
 def overrides(h):
@@ -175,7 +177,7 @@ def overrides(h):
             "steps": int(h["kl_anneal_portion_vada"] * steps),
             "balanced": h["kl_balance_vada"],
         },
-        "encoder_density": {"name": "shared" if h["iw_sample_q"] == SHARED else "optimal"},
+        "encoder_density": {"name": "optimal" if separate_times(h) else "shared"},
         "joint_vae_penalty": {"weight": h["weight_decay_norm_vae"], **iterations},
         # Quirk: with this flag the original looks for convolutions of a class that its network does not have.
         "joint_prior_penalty": {

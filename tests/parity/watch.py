@@ -11,7 +11,7 @@ from lsgm_jax.models.vae import VAE
 from lsgm_jax.nn.network import Network
 from lsgm_jax.objectives import elbo
 from tests.parity.cld import channels_last
-from tests.parity.stage import SHARED
+from tests.parity.stage import separate_times
 
 
 @contextlib.contextmanager
@@ -20,7 +20,7 @@ def recorded(fixture, h, group_count):
     groups = [channels_last(fixture.input(f"in/noise/group{index}")) for index in range(group_count)]
     noises = ("_p", "_q") if h["disjoint"] else ("", "")
     eps = iter([channels_last(fixture.input(f"in/diffusion_noise{who}")) for who in noises])
-    rho_q = "in/rho_p" if h["iw_sample_q"] == SHARED else "in/rho_q"
+    rho_q = "in/rho_q" if separate_times(h) else "in/rho_p"
     rho = iter([fixture.input("in/rho_p"), fixture.input(rho_q)])
     real = elbo.sample_draw
 

@@ -49,7 +49,7 @@ class ClusterError(UserError):
 class NumericalError(UserError):
     """Results that are not finite, of which no figure is made; the message says which and how many.
 
-    What was asked for is in order, so the exit status is another.
+    The request itself is in order, so the exit status is another.
     """
 
     status = 1

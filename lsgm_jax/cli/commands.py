@@ -135,7 +135,7 @@ def _at_least_one(options: argparse.Namespace) -> int:
 
 
 def _save_restored(options: argparse.Namespace, name: str, panels: list[Any], success: Any) -> None:
-    """Saves the input and the results in a row, and each result in a file; results that failed are left out."""
+    """Saves the input and the results in a row, and each result in a file; results that failed are skipped."""
     given, results = panels[: -len(success)], np.stack(panels[-len(success) :])
     failures, good = Failures.among(success, results), np.asarray(success) & are_finite(results)
     if not good.any():
@@ -154,7 +154,7 @@ def _save_restored(options: argparse.Namespace, name: str, panels: list[Any], su
 def _require_all(failures: Failures) -> None:
     """Raises an error if samples have failed; what is written is of the others."""
     if failures.count:
-        raise failures.error(consequence=" and left out")
+        raise failures.error(consequence=" and skipped")
 
 
 def interpolate_command(options: argparse.Namespace) -> None:

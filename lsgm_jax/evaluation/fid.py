@@ -17,12 +17,16 @@ OtherVectors = Float[np.ndarray, "m d"]
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation over `subsets` random subsets, each of `size` vectors."""
+    """Mean and standard deviation over `subsets` random subsets, each of `size` vectors.
+
+    Where a subset is all of a set, the deviation says nothing of how far another set would be; `varies` is then False.
+    """
 
     mean: float
     std: float
     subsets: int
     size: int
+    varies: bool = True
 
 
 class PrecisionRecall(NamedTuple):
@@ -40,7 +44,11 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
 
     Args:
         x, y: at least two samples each, [n, ...] and [m, ...].
+
+    Raises:
+        ValueError: for fewer.
     """
+    _require(2, x, y)
     x, y = (z.reshape(len(z), -1).astype(np.float64) for z in (x, y))
     within = sum(cdist(z, z).sum() / (len(z) * (len(z) - 1)) for z in (x, y))
     return float(2.0 * cdist(x, y).mean() - within)
@@ -74,7 +82,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     root_a, root_b = (_root(moments.covariance) for moments in (a, b))
     overlap = np.linalg.svd(root_a.T @ root_b, compute_uv=False).sum()
     traces = (np.trace(moments.covariance) for moments in (a, b))
-    return float(np.sum((a.mean - b.mean) ** 2) + sum(traces) - 2.0 * overlap)
+    distance = np.sum((a.mean - b.mean) ** 2) + sum(traces) - 2.0 * overlap
+    return float(max(distance, 0.0))  # rounding may make that of equal sets negative
 
 
 def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
@@ -87,7 +96,11 @@ def kernel_mmd(x: Vectors, y: OtherVectors) -> float:
     """Computes the unbiased squared maximum mean discrepancy for (x . y / d + 1)^3 (Gretton et al. 2012, eq. 3).
 
     Its expectation over independent sets is zero if the distributions are equal; single estimates may be negative.
+
+    Raises:
+        ValueError: for sets of fewer than two vectors.
     """
+    _require(2, x, y)
     x, y = x.astype(np.float64), y.astype(np.float64)
     within = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (_kernel(x, x), _kernel(y, y)))
     return float(within - 2.0 * _kernel(x, y).mean())
@@ -111,16 +124,21 @@ def kernel_distance(
 
     Args:
         subsets: number of pairs of subsets.
-        size: vectors per subset, drawn without replacement; at most the size of the smaller set.
+        size: vectors per subset, drawn without replacement; the size of the smaller set if that is less.
         seed: seed of the subsets.
         label: name of the progress bar; None hides it.
+
+    Raises:
+        ValueError: for sets of fewer than two vectors.
     """
     rng = np.random.default_rng(seed)
     size = min(size, len(x), len(y))
+    if size == len(x) == len(y):
+        return Spread(kernel_mmd(x, y), 0.0, subsets, size, varies=False)
     draw = lambda z: z[rng.choice(len(z), size, replace=False)]
     rounds = tqdm(range(subsets), desc=label, disable=label is None, leave=False)
     values = [kernel_mmd(draw(x), draw(y)) for _ in rounds]
-    return Spread(float(np.mean(values)), float(np.std(values)), subsets, size)
+    return Spread(float(np.mean(values)), float(np.std(values)), subsets, size, size < min(len(x), len(y)))
 
 
 def precision_recall(
@@ -136,12 +154,22 @@ def precision_recall(
         real, generated: more than k vectors each.
         k: number of the neighbour that sets the radius.
         label: name of the progress bar; None hides it.
+
+    Raises:
+        ValueError: for sets of no more than k vectors.
     """
+    _require(k + 1, real, generated)
     real, generated = real.astype(np.float64), generated.astype(np.float64)
     with tqdm(total=2 * (len(real) + len(generated)), desc=label, disable=label is None, leave=False) as bar:
         precision = _on_manifold(real, generated, k, bar).mean()
         recall = _on_manifold(generated, real, k, bar).mean()
     return PrecisionRecall(float(precision), float(recall))
+
+
+def _require(least: int, *sets: np.ndarray) -> None:
+    fewest = min(map(len, sets))
+    if fewest < least:
+        raise ValueError(f"a set of {fewest}: this distance takes {least} at least")
 
 
 def _on_manifold(of: Vectors, candidates: OtherVectors, k: int, bar: tqdm) -> Bool[np.ndarray, "m"]:

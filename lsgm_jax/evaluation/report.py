@@ -22,10 +22,10 @@ COLUMNS = {
 }
 # Prefix of a metric in the names of report.json, its row heading, and the format of its values.
 DISTANCE_ROWS = (
-    ("fid", "FID", "{0:.3f}"),
-    ("kid", "KID", "{0:.5f} ± {1:.5f}"),
-    ("precision", "precision", "{0:.4f}"),
-    ("recall", "recall", "{0:.4f}"),
+    ("fid", "FID", ".3f"),
+    ("kid", "KID", ".5f"),
+    ("precision", "precision", ".4f"),
+    ("recall", "recall", ".4f"),
 )
 
 
@@ -81,8 +81,7 @@ def likelihood_table(entries: dict[str, Any], split: str = "test") -> str:
 
     def cell(name: str) -> str:
         mean, stderr = entries[name], entries[f"{name}_stderr"]
-        spread = "" if stderr is None else f" ± {stderr:.4f}"  # a single sample has none
-        return "not finite" if mean is None else f"{mean:9.4f}{spread}"
+        return "not finite" if mean is None else _with_spread(mean, stderr, "9.4f")
 
     lines: list[str] = []
     columns = [name for name in COLUMNS if f"nelbo_{name}" in entries]
@@ -126,12 +125,16 @@ def distance_table(entries: dict[str, Any]) -> str:
     for row, title, form in DISTANCE_ROWS:
         if f"{row}_{columns[0]}" in entries:
             cells = (
-                form.format(entries[f"{row}_{name}"], entries.get(f"{row}_{name}_std")) for name in columns
+                _with_spread(entries[f"{row}_{name}"], entries.get(f"{row}_{name}_std"), form)
+                for name in columns
             )
             lines.append(f"  {title:20s}" + "".join(f"{cell:>20s}" for cell in cells))
     if f"kid_{columns[0]}" in entries:
+        whole = entries[f"kid_{columns[0]}_std"] is None
         lines.append(
-            f"KID: mean ± standard deviation over {entries['kid_subsets']} subsets of {entries['kid_subset']}"
+            f"KID: of {entries['kid_subset']}, all of the smaller set: its deviation is not known"
+            if whole
+            else f"KID: mean ± standard deviation over {entries['kid_subsets']} subsets of {entries['kid_subset']}"
         )
     if "psnr_first_stage" in entries:
         lines.append(f"reconstructions: {entries['psnr_first_stage']:.2f} dB, mean over images")
@@ -141,6 +144,11 @@ def distance_table(entries: dict[str, Any]) -> str:
     if "pr_images" in entries:
         lines.append(f"precision and recall: {entries['pr_images']} of each, k = 3")
     return "\n".join(lines)
+
+
+def _with_spread(value: float, spread: float | None, form: str) -> str:
+    """Formats a value, and its spread if that is known."""
+    return f"{value:{form}}" + ("" if spread is None else f" ± {spread:{form.removeprefix('9')}}")
 
 
 def time_line(entries: dict[str, Any]) -> str:

@@ -109,13 +109,15 @@ def compare_with_data(
     return report
 
 
-def _distances(name: str, metrics: Collection[str], reference: ImageSet, drawn: ImageSet) -> dict[str, float]:
-    entries: dict[str, float] = {}
+def _distances(
+    name: str, metrics: Collection[str], reference: ImageSet, drawn: ImageSet
+) -> dict[str, float | None]:
+    entries: dict[str, float | None] = {}
     if "fid" in metrics:
         entries[f"fid_{name}"] = frechet_distance(reference.moments, drawn.moments)
     if "kid" in metrics:
         kid = kernel_distance(reference.features, drawn.features, label=f"kid_{name}")
-        entries |= {f"kid_{name}": kid.mean, f"kid_{name}_std": kid.std}
+        entries |= {f"kid_{name}": kid.mean, f"kid_{name}_std": kid.std if kid.varies else None}
         entries |= {"kid_subsets": kid.subsets, "kid_subset": kid.size}
     if "pr" in metrics:
         count = min(len(reference.features), len(drawn.features))  # a larger set would reach farther

@@ -39,10 +39,14 @@ class Row(NamedTuple):
     nfe: int  # evaluations of the network on the batch
     nfe_mean: float  # mean over samples of the NFE that each alone would have needed
     seconds_per_sample: float  # with everything compiled, decoder included
-    rms_latent: float | None  # distance to the reference's latents; None for stochastic solvers
+    rms_latent: (
+        float | None
+    )  # distance to the reference's latents; None for stochastic solvers, and if samples failed
     rms_sample: float | None  # the same of the decoded samples
-    energy_distance: float | None  # to the test split; None if the data are not at hand
-    failed: int  # samples that ran out of steps
+    energy_distance: (
+        float | None
+    )  # to the test split; None if the data are not at hand, and if samples failed
+    failed: int  # samples that ran out of steps, or are not finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +126,8 @@ def study(run: Run, settings: Sequence[Setting], count: int, seed: int, folder: 
             continue
         sampler = run.overridden(setting.overrides).experiment.sampler
         x, solution, seconds = _draw(run, params, given, key, sampler)
-        follows = not sampler.method.stochastic
+        failed = int((~solution.success).sum())
+        follows = not sampler.method.stochastic and not failed
         rows[setting.solver, setting.name] = Row(
             solver=setting.solver,
             setting=setting.name,
@@ -131,8 +136,8 @@ def study(run: Run, settings: Sequence[Setting], count: int, seed: int, folder: 
             seconds_per_sample=seconds / count,
             rms_latent=_rms(solution.z_0, reference["z_0"]) if follows else None,
             rms_sample=_rms(x, reference["x"]) if follows else None,
-            energy_distance=None if test is None else energy_distance(x, test),
-            failed=int((~solution.success).sum()),
+            energy_distance=None if test is None or failed else energy_distance(x, test),
+            failed=failed,
         )
         _write(folder / "study.csv", list(rows.values()))
     return [rows[setting.solver, setting.name] for setting in settings]
@@ -238,9 +243,10 @@ def _reference(run: Run, params: Params, given: Given, key: Key, cache: Cache) -
 
 def _test_split(run: Run) -> np.ndarray | None:
     try:
-        return whole_split(run.experiment.data, "test")
+        test = whole_split(run.experiment.data, "test")
     except DataError:  # a converted run may be studied without its data
         return None
+    return test if len(test) > 1 else None  # one image has no distance
 
 
 def _claim(folder: pathlib.Path, what: str) -> None:

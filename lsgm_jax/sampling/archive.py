@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -98,8 +98,8 @@ class _Spool:
         self._file.write(rows.tobytes())
         self._count, self._like = self._count + len(rows), rows[:0]
 
-    def write_to(self, member: IO[bytes]) -> None:
-        """Writes the array in NumPy's format."""
+    def write_to(self, member: Any) -> None:
+        """Writes the array in NumPy's format to a binary file."""
         header = np.lib.format.header_data_from_array_1_0(self._like)
         header["shape"] = (self._count, *self._like.shape[1:])
         np.lib.format.write_array_header_1_0(member, header)

@@ -15,7 +15,7 @@ from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.logs import MetricsLog, Speed, progress_bar, warn
-from lsgm_jax.training.nan_guard import Call, DivergedError, NaNGuard, keep_batch
+from lsgm_jax.training.nan_guard import Call, DivergedError, NaNGuard, keep_batch, require_sound
 from lsgm_jax.training.stage import Course, Stage
 from lsgm_jax.training.state import TrainState
 from lsgm_jax.training.step import Metrics, make_step, scan_steps
@@ -82,6 +82,7 @@ class _Training:
         loss = self.launcher.spread(stage.loss)
         self.step = make_step(loss, stage.optimiser, stage.ema, grad_accum_steps=self.train.grad_accum_steps)
         self._calls: dict[int, Callable[..., tuple[TrainState, Metrics]]] = {}
+        self._first: float | None = None  # what validation judges by, in the first call
 
     def to_the_end(self) -> None:
         """Trains to the last step; rolls back when training diverges, at most `rollbacks` times."""
@@ -140,6 +141,8 @@ class _Training:
                 batches = [Batch(**next(self.batches)) for _ in range(count)]
                 state, metrics = self._call(count)(state, self.launcher.put(batches), key)
                 number += count
+                if self._first is None:
+                    self._first = float(metrics.get(stage.judged_by, math.nan))
                 bar.update(count)
                 guard.watch(Call(number, batches, metrics))
                 trace.step(number, metrics)
@@ -162,9 +165,8 @@ class _Training:
     def _validate_and_save(self, state: TrainState, number: int, metrics: Metrics, log: MetricsLog) -> None:
         """Validates the EMA parameters and saves the state, except while steps are being skipped."""
         scores = self.stage.validate(state.ema)
-        broken = [f"{name}={value}" for name, value in scores.items() if not math.isfinite(value)]
-        if broken:
-            raise DivergedError(f"validation at step {number} of stage {self.stage.name} has {broken[0]}")
+        where = f"validation at step {number} of stage {self.stage.name}"
+        require_sound(scores, self.stage.judged_by, self._first, where)
         log.scalars(number, "validation", scores)
         log.image(number, "samples", self.stage.draw(state.ema))
         if number == self.stage.steps or not int(metrics["skipped_in_a_row"]):

@@ -1,8 +1,9 @@
 """Detects steps with a non-finite loss or gradient, reports them, and writes the failing batch to a file."""
 
 import collections
+import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,31 @@ class DivergedError(Exception):
     def __init__(self, why: str, call: Call | None = None):
         super().__init__(why)
         self.call = call
+
+
+FAR_WORSE = 1000.0  # times the first loss
+
+
+def require_sound(scores: Mapping[str, float], judged_by: str, first: float | None, where: str) -> None:
+    """Checks that a validation is finite, and not so far above the first step that only divergence leads there.
+
+    A learning rate that is much too large need not end in NaN: tanh and normalisations keep all values finite.
+
+    Args:
+        scores: means over the validation split.
+        judged_by: the metric that selects a checkpoint; lower is better.
+        first: that metric in the first step; None if it is not known.
+        where: which validation it is, for the message.
+
+    Raises:
+        DivergedError: if not.
+    """
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise DivergedError(f"{where} has {name}={value}")
+    score = scores[judged_by]
+    if first is not None and score - first > FAR_WORSE * max(abs(first), 1.0):
+        raise DivergedError(f"{where} has {judged_by}={score:.4g}, after {first:.4g} in the first step")
 
 
 class NaNGuard:

@@ -155,7 +155,7 @@ def lsgm(h, nvae, image_shape):
 
 
 def separate_times(h):
-    """Whether the encoder has its own times: in disjoint training also where they have the prior's density."""
+    """Whether the encoder has separate t: in disjoint training also where they have the prior's density."""
     return h["disjoint"] or h["iw_sample_q"] != SHARED
 
 

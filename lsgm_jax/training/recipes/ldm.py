@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array
 
 from lsgm_jax.arrays import Images, Key, Params, Scalar, sum_per_sample
+from lsgm_jax.errors import DataError
 from lsgm_jax.models.first_stage import AdversarialTraining, psnr
 from lsgm_jax.models.ldm import FROZEN, LDM
 from lsgm_jax.nn.network import Aux
@@ -130,7 +131,13 @@ class LDMRecipe:
             if data.training is None:
                 return params
             x = data.training.batch(np.arange(min(len(data.training), data.batch_size)))["x"]
-            return jax.jit(model.adopt_scale)(params, jnp.asarray(x), jax.random.key(self.seed))
+            scaled = jax.jit(model.adopt_scale)(params, jnp.asarray(x), jax.random.key(self.seed))
+            if not np.isfinite(scaled["scale"]):
+                raise DataError(
+                    f"the latents of the first {len(x)} images do not vary, so they have no scale: "
+                    "set config.objective.latent_scale=1.0, or look at the images"
+                )
+            return scaled
 
         return Stage(
             name="prior",

@@ -76,6 +76,11 @@ def did_you_mean(word: Any, options: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
+def printable(text: str) -> str:
+    """Returns the text in one line: every character that a terminal would act on is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def first_line(error: BaseException) -> str:
     """Returns type and first line of the message of any error: "ValueError: ..."."""
     return printable(f"{type(error).__name__}: {error}".strip().splitlines()[0][:160])

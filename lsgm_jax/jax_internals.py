@@ -1,7 +1,8 @@
 """Everything that the package takes from `jax._src`, for JAX 0.10 to 0.12.
 
 JAX has no public counterpart: `jax.process_index` starts a backend, which is too early before
-`jax.distributed.initialize`; the client of the coordination service and the detection of a cluster are not exported.
+`jax.distributed.initialize`; the client of the coordination service, the service apart from a process of the run, and
+the detection of a cluster are not exported.
 `tests/test_jax_internals.py` checks that these names exist and behave as described here.
 """
 
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
+from jax._src.lib import _jax
 
 
 def process_id() -> int:
@@ -23,6 +25,17 @@ def coordination_client() -> Any:
     None before `jax.distributed.initialize` and after `jax.distributed.shutdown`.
     """
     return global_state.client
+
+
+def coordination_service(address: str, processes: int, heartbeat: int) -> Any:
+    """Starts JAX's coordination service in this process, and returns it; it serves while it is referenced.
+
+    Args:
+        address: HOST:PORT to listen at.
+        processes: number of processes of the run.
+        heartbeat: seconds without a sign of life until a process counts as dead.
+    """
+    return _jax.get_distributed_runtime_service(address, processes, heartbeat_timeout=heartbeat)
 
 
 class DetectedCluster(NamedTuple):

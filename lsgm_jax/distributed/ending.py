@@ -1,6 +1,6 @@
-"""Ends all processes soon after one fails, with the same exit status and one error line.
+"""Ends all processes soon after one fails or dies, with the same exit status and one error line.
 
-Otherwise the other processes would wait in a collective for the failed one, and that one at its exit for them.
+Otherwise the other processes would wait in a collective for that one, and a failed one at its exit for them.
 """
 
 import atexit
@@ -10,19 +10,38 @@ import math
 import os
 import sys
 import threading
-import time
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 import jax
 
-from lsgm_jax.distributed.rendezvous import Place
+from lsgm_jax.distributed.lifelines import Lifelines
+from lsgm_jax.distributed.place import Place
+from lsgm_jax.errors import printable
 from lsgm_jax.jax_internals import coordination_client
 
 FAILED = "lsgm/failed"  # in JAX's key-value store: the error line of each process, and the first failure
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_FAIL = 3.0  # in which an error common to all processes occurs in each
 SECONDS_TO_END = 2.0 * SECONDS_TO_FAIL  # in which all processes see a failure
-SECONDS_WITH_COORDINATOR = 1.0  # that process 0 outlives the others, which abort without its coordinator
+STATUS_OF_DEATH = 1  # of the processes that live after another one has died
+
+_ends = threading.Lock()  # taken by the thread that ends this process, and never released
+
+
+class Failure(NamedTuple):
+    """The end of a process, as the others see it.
+
+    Attributes:
+        process: that has seen the failure.
+        line: the error message.
+        status: exit status of all processes.
+        death: whether the process at fault is another one, which cannot say so itself.
+    """
+
+    process: int
+    line: str
+    status: int
+    death: bool = False
 
 
 def stop(place: Place, line: str, status: int) -> NoReturn:
@@ -35,16 +54,21 @@ def stop(place: Place, line: str, status: int) -> NoReturn:
         line: the error message.
         status: exit status of all processes.
     """
+    _ends.acquire()
     client = coordination_client()
-    failure = json.dumps([place.process, line, status])
-    for key, value in ((str(place.process), line), ("any", failure)):
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process has set it
-            client.key_value_set(f"{FAILED}/{key}", value)
+    _note(client, Failure(place.process, line, status))
     if place.process == 0:
         print(line, file=sys.stderr)
     elif line != _line_of_first(client):
         print(f"{line} (in {place.of(place.process)})", file=sys.stderr)
-    _end(place, status)
+    _end(client, status)
+
+
+def _note(client: Any, failure: Failure) -> None:
+    """Says in JAX's key-value store that this process ends."""
+    for key, value in ((str(failure.process), failure.line), ("any", json.dumps(failure))):
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process has set it
+            client.key_value_set(f"{FAILED}/{key}", value)
 
 
 def _line_of_first(client: Any) -> str | None:
@@ -54,45 +78,79 @@ def _line_of_first(client: Any) -> str | None:
         return None
 
 
-def watch(place: Place) -> None:
-    """Starts a thread that ends this process when another one has failed."""
-    client = coordination_client()
-    error, over = sys.stderr, threading.Event()
+def lost_line(which: str, sign: str) -> str:
+    """Returns the line that names processes which do not answer, and how that shows."""
+    return (
+        f"{which} ended, or hangs ({sign}): see its output; the same command goes on from the last checkpoint"
+    )
 
-    def look() -> None:
-        failed = None
-        while failed is None and not over.wait(SECONDS_BETWEEN_LOOKS):
+
+class Watch:
+    """A thread that ends this process when another one has failed or died."""
+
+    def __init__(self, place: Place, lifelines: Lifelines):
+        self._place, self._lifelines = place, lifelines
+        self._error: TextIO = sys.stderr  # before it is silenced in all processes but the first
+        self._joined, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def joined(self) -> None:
+        """Notes that JAX's runtime has started; its key-value store says who failed."""
+        self._joined.set()
+        atexit.register(self._leave)  # registered after JAX's handler, so it runs before
+
+    def _leave(self) -> None:
+        self._over.set()
+        self._thread.join()  # a thread inside C++ at exit aborts the process
+
+    def _look(self) -> None:
+        while not self._over.wait(SECONDS_BETWEEN_LOOKS):
+            self._lifelines.beat()
+            silent = self._lifelines.silent()
             try:
-                failed = dict(client.key_value_dir_get(FAILED)).get(f"{FAILED}/any")
+                failed = _first_failure() if self._joined.is_set() else None
             except jax.errors.JaxRuntimeError:
                 return  # the coordinator is gone, and JAX ends this process
-        # The same error may be about to occur in this process.
-        if failed is None or over.wait(SECONDS_TO_FAIL):
+            if failed:
+                return self._follow(failed)
+            if silent is not None:
+                return self._report_death(*silent)
+
+    def _follow(self, failure: Failure) -> None:
+        """Ends after another process, unless the same error is about to occur here."""
+        if failure.process == self._place.process:
             return
-        process, line, status = json.loads(failed)
-        if process == place.process:
+        if not failure.death and self._over.wait(SECONDS_TO_FAIL):
             return
-        if place.process == 0:
-            print(f"{line} (in {place.of(process)})", file=error)
-        _end(place, status)
+        _ends.acquire()
+        if failure.death:  # each process that lives says it
+            print(printable(failure.line), file=self._error)
+        elif self._place.process == 0:
+            print(f"{printable(failure.line)} (in {self._place.of(failure.process)})", file=self._error)
+        _end(coordination_client(), failure.status)
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
+    def _report_death(self, process: int, sign: str) -> NoReturn:
+        """Says that a process is gone, to the user and to the other processes, and ends."""
+        _ends.acquire()
+        line = f"lsgm: error: {lost_line(self._place.of(process), sign)}"
+        print(line, file=self._error)
+        client = coordination_client() if self._joined.is_set() else None
+        if client is not None:
+            _note(client, Failure(self._place.process, line, STATUS_OF_DEATH, death=True))
+        _end(client, STATUS_OF_DEATH)
 
-    def leave() -> None:
-        over.set()
-        thread.join()  # a thread inside C++ at exit aborts the process
 
-    atexit.register(leave)  # registered after JAX's handler, so it runs before
+def _first_failure() -> Failure | None:
+    found = dict(coordination_client().key_value_dir_get(FAILED)).get(f"{FAILED}/any")
+    return Failure(*json.loads(found)) if found else None
 
 
-def _end(place: Place, status: int) -> NoReturn:
+def _end(client: Any, status: int) -> NoReturn:
     """Exits without the exit handlers of Python and JAX, which would wait for processes that wait for this one."""
-    client = coordination_client()
     sys.stdout.flush()
     sys.stderr.flush()
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        client.wait_at_barrier("lsgm/end", math.ceil(1000 * SECONDS_TO_END))
-    if place.process == 0:
-        time.sleep(SECONDS_WITH_COORDINATOR)
+    if client is not None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            client.wait_at_barrier("lsgm/end", math.ceil(1000 * SECONDS_TO_END))
     os._exit(status)

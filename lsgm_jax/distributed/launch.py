@@ -14,19 +14,21 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from lsgm_jax.distributed import ending, rendezvous
-from lsgm_jax.distributed.rendezvous import Place
-from lsgm_jax.errors import ClusterError
+from lsgm_jax.distributed import coordinator, ending, rendezvous
+from lsgm_jax.distributed.lifelines import Lifelines
+from lsgm_jax.distributed.place import Place, missing_message
+from lsgm_jax.errors import ClusterError, printable
 from lsgm_jax.files import is_first
 from lsgm_jax.jax_internals import coordination_client, detect_cluster
 
 __all__ = ["ClusterError", "Place", "agree", "barrier", "is_first", "join", "joined", "others_silent", "stop"]
 
 TIMEOUT = 300.0  # default, in seconds
-# Seconds without a heartbeat until JAX considers a process dead.
-LEAST_HEARTBEAT, MOST_HEARTBEAT = 10.0, 100.0
+# Seconds without a sign of life until a process is considered dead: here, and later by JAX, which then aborts.
+LEAST_PATIENCE, MOST_PATIENCE = 10.0, 100.0
+SECONDS_TO_JAX = 30.0
 SECONDS_TO_JOIN = 60.0  # minimum for the start of JAX's runtime, after the rendezvous
-SECONDS_TO_ANSWER = 3.0  # for other processes, after an error
+SECONDS_TO_ANSWER = 5.0  # for other processes, after an error
 
 _joined: list["_Joined"] = []  # empty, or one entry after `join`
 _numbers = itertools.count()  # of barriers, because JAX lets each be passed once
@@ -50,8 +52,12 @@ def join(place: Place | None = None, timeout: float = TIMEOUT, *, notes_sigterm:
         RuntimeError: from JAX, if its devices are initialised already.
     """
     place = place or detect(timeout)
-    rendezvous.wait_for_all(place, timeout)
-    heartbeat = min(max(timeout, LEAST_HEARTBEAT), MOST_HEARTBEAT)
+    connections = rendezvous.wait_for_all(place, timeout)
+    patience = min(max(timeout, LEAST_PATIENCE), MOST_PATIENCE)
+    heartbeat = math.ceil(patience + SECONDS_TO_JAX)
+    watch = ending.Watch(place, Lifelines(connections, patience))
+    if place.process == 0:
+        coordinator.start(place, heartbeat)
     jax.config.update("jax_enable_preemption_service", notes_sigterm)
     jax.distributed.initialize(
         coordinator_address=place.coordinator,
@@ -60,10 +66,11 @@ def join(place: Place | None = None, timeout: float = TIMEOUT, *, notes_sigterm:
         local_device_ids=None if place.devices is None else list(place.devices),
         cluster_detection_method="deactivate",
         initialization_timeout=math.ceil(max(timeout, SECONDS_TO_JOIN)),
-        heartbeat_timeout_seconds=math.ceil(heartbeat),
+        heartbeat_timeout_seconds=heartbeat,
+        coordinator_bind_address=coordinator.IDLE_ADDRESS,
     )
     _joined.append(_Joined(place, timeout))
-    ending.watch(place)
+    watch.joined()
 
 
 def detect(timeout: float) -> Place:
@@ -137,7 +144,7 @@ def _meet(where: str, value: str, timeout: float | None = None) -> list[str]:
         missing = set(range(place.processes)) - _values(client, folder).keys()
         if not missing:
             raise
-        raise ClusterError(rendezvous.missing_message(place, missing, f"the {where}", timeout)) from error
+        raise ClusterError(missing_message(place, missing, f"the {where}", timeout)) from error
     return [value for _, value in sorted(_values(client, folder).items())]
 
 
@@ -172,7 +179,7 @@ def lost(error: Exception) -> str | None:
     except ClusterError as absence:
         names = str(absence).partition(" did not")[0]
         reason = (str(error).splitlines() or [""])[0][:160]
-        return f"{names} ended, or hangs ({reason}): see its output; the same command goes on from the last checkpoint"
+        return ending.lost_line(names, printable(reason))
     return None
 
 

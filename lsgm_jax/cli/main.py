@@ -36,8 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     # Here and below, not at the top: --help and usage errors should not wait for JAX.
-    from jax.errors import JaxRuntimeError
-
     from lsgm_jax.cli.commands import COMMANDS
     from lsgm_jax.distributed import launch
     from lsgm_jax.distributed.preemption import StoppedError, ended_by_second_signal
@@ -54,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
     except Exception as error:
         if not launch.joined():
             raise
-        if isinstance(error, JaxRuntimeError) and (line := launch.lost(error)) is not None:
+        if (line := launch.lost(error)) is not None:
             return _end(f"lsgm: error: {line}", 1)
         traceback.print_exc()
         return _end(f"lsgm: error: {type(error).__name__}, see above", 1)

@@ -44,7 +44,8 @@ def start(place: Place, heartbeat: int) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # signals to this process, such as Ctrl-C, are not for the service
     )
-    assert service.stdin is not None and service.stdout is not None
+    assert service.stdin is not None
+    assert service.stdout is not None
     atexit.register(_release, service.stdin)  # before JAX's handler, so it runs after
     if service.stdout.readline() != READY:
         raise ClusterError(

@@ -103,19 +103,27 @@ class Watch:
     def _leave(self) -> None:
         self._over.set()
         self._thread.join()  # a thread inside C++ at exit aborts the process
+        self._check()  # an exception that ends this process may come from the death of another
 
     def _look(self) -> None:
         while not self._over.wait(SECONDS_BETWEEN_LOOKS):
-            self._lifelines.beat()
-            silent = self._lifelines.silent()
-            try:
-                failed = _first_failure() if self._joined.is_set() else None
-            except jax.errors.JaxRuntimeError:
-                return  # the coordinator is gone, and JAX ends this process
-            if failed:
-                return self._follow(failed)
-            if silent is not None:
-                return self._report_death(*silent)
+            if self._check():
+                return
+
+    def _check(self) -> bool:
+        """Ends this process if another one has failed or died; returns whether there is nothing more to see."""
+        self._lifelines.beat()
+        silent = self._lifelines.silent()
+        try:
+            failed = _first_failure() if self._joined.is_set() else None
+        except jax.errors.JaxRuntimeError:  # the coordinator is gone, and JAX ends this process
+            return True
+        if failed is not None:
+            self._follow(failed)
+            return True
+        if silent is not None:
+            self._report_death(*silent)
+        return False
 
     def _follow(self, failure: Failure) -> None:
         """Ends after another process, unless the same error is about to occur here."""

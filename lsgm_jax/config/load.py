@@ -1,20 +1,18 @@
 """Config file -> complete config: reads it with its overrides, fills in defaults and checks every key."""
 
-import ast
 import inspect
 import math
 import os
 import pathlib
-import typing
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from ml_collections.config_dict import placeholder
 
 from lsgm_jax.config.models import sections
 from lsgm_jax.config.registry import Config, Section, fields
 from lsgm_jax.config.renamed import current, renamed_to
+from lsgm_jax.config.values import checked, checked_seed, literal, parsed
 from lsgm_jax.errors import ConfigError, did_you_mean, first_line
 from lsgm_jax.sealed import DamagedError, read_json, write_json
 
@@ -60,30 +58,24 @@ def _overridden(tree: dict[str, Any], overrides: list[str]) -> Config:
     for key, value in changes:
         section, _, field = key.partition(".")
         _check_section(section, known)
-        named = isinstance(known[section].targets, dict) if section in known else False
-        if field == "name" and named and value != tree.get(section, {}).get("name"):
+        if field == "name" and _is_named(section, known) and value != tree.get(section, {}).get("name"):
             tree[section] = {"name": value}
-    _fill_required(tree, changes)
-    config = complete(tree)
-    for key, _ in changes:
-        section, _, field = key.partition(".")
-        if section not in PLAIN and field not in config[section]:
-            raise ConfigError(_no_such_key(section, field, config[section]))
-    return _apply(config, overrides)
-
-
-def _fill_required(tree: dict[str, Any], changes: list[tuple[str, str]]) -> None:
-    """What has no default has to be there before the config is completed."""
     for key, value in changes:
         section, _, field = key.partition(".")
-        if not field or field == "name" or field in tree.get(section, {}):
-            continue
-        parameter = _fields(section, tree).get(field)
-        if parameter is not None and parameter.default is inspect.Parameter.empty:
-            literal, kind = _literal(value), parameter.annotation
-            if isinstance(kind, type) and not isinstance(literal, kind):
-                raise ConfigError(f"config.{key}={value}: give {kind.__name__}")
-            tree[section] = tree.get(section, {}) | {field: literal}
+        if key == "seed":
+            tree["seed"] = literal(value)
+        elif section not in PLAIN and not (field == "name" and _is_named(section, known)):
+            allowed = _fields(section, tree)
+            if field not in allowed:
+                names = ["name"] if _is_named(section, known) else []
+                raise ConfigError(_no_such_key(section, field, sorted([*allowed, *names])))
+            tree[section] = tree.get(section, {}) | {field: parsed(key, value, allowed[field])}
+    return complete(tree)
+
+
+def _is_named(section: str, known: dict[str, Section]) -> bool:
+    """Whether the section has a name that chooses what it describes."""
+    return section in known and isinstance(known[section].targets, dict)
 
 
 def _named(section: str, tree: dict[str, Any]) -> dict[str, Any]:
@@ -98,13 +90,6 @@ def _fields(section: str, tree: dict[str, Any]) -> dict[str, inspect.Parameter]:
     return fields(described, described.target(section, _named(section, tree).get("name")))
 
 
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
 def complete(tree: dict[str, Any]) -> Config:
     """Returns the config that `tree` describes, with every section and every default filled in.
 
@@ -117,15 +102,19 @@ def complete(tree: dict[str, Any]) -> Config:
         if section not in PLAIN and not isinstance(content, dict):
             raise ConfigError(f"config.{section}={content!r} is no section: it takes a ConfigDict")
     done: dict[str, Any] = {field: tree.get(field, default) for field, default in PLAIN.items()}
+    done["seed"] = checked_seed(done["seed"])
     for section in known:
         given, allowed = _named(section, tree), _fields(section, tree)
         named = {"name": given["name"]} if "name" in given and "name" not in allowed else {}
         for field in given:
             if field not in allowed and field not in named:
                 raise ConfigError(_no_such_key(section, field, allowed))
-        values = {field: given.get(field, parameter.default) for field, parameter in allowed.items()}
-        # An optional value has a type all the same, or no override could set it.
-        values |= {name: _unset(allowed[name]) for name, value in values.items() if value is None}
+        values = {
+            field: checked(f"{section}.{field}", given[field], parameter)
+            if field in given
+            else parameter.default
+            for field, parameter in allowed.items()
+        }
         missing = [field for field, value in values.items() if value is inspect.Parameter.empty]
         if missing:
             raise ConfigError(f"config.{section}.{missing[0]} is missing")
@@ -134,12 +123,6 @@ def complete(tree: dict[str, Any]) -> Config:
                 raise ConfigError(f"config.{section}.{field}=nan: give a number")
         done[section] = named | values
     return ConfigDict(done)
-
-
-def _unset(field: inspect.Parameter) -> Any:
-    """`None`, of the type that the annotation of the field has next to it; any type without one."""
-    options = (typing.get_origin(option) or option for option in typing.get_args(field.annotation))
-    return placeholder(next((option for option in options if option in (int, float, str, tuple)), object))
 
 
 def save_config(path: pathlib.Path, config: Config) -> None:
@@ -214,16 +197,6 @@ def _root(error: BaseException) -> BaseException:
     """The exception that set off the chain."""
     before = error.__cause__ or error.__context__
     return _root(before) if before else error
-
-
-def _apply(config: Config, overrides: list[str]) -> Config:
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["lsgm", *overrides])
-    try:
-        values(["lsgm", *overrides])
-    except (flags.Error, TypeError, ValueError) as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    return values["config"].value
 
 
 def _split_override(override: str) -> tuple[str, str]:

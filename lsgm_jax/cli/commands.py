@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lsgm_jax.cli.parser import METRICS, ends, numbers, sampler_overrides
+from lsgm_jax.cli.parser import METRICS, ends, numbers, real, sampler_overrides, whole
 from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import as_plain, load_config
 from lsgm_jax.data.names import shortened
@@ -69,9 +69,6 @@ def sample_command(options: argparse.Namespace) -> None:
     opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
     _agree(opened.config)
     solver = opened.experiment.sampler.method.name
-    if options.count < 1:
-        raise UsageError(f"--count={options.count}: draw at least one sample")
-
     request = opened.conditions.request(options.count, label=options.label, prompt=options.prompt)
     params, step = opened.best(everywhere=True)
     batches = sample(opened, params, options.count, options.seed, request)
@@ -111,7 +108,7 @@ def inpaint_command(options: argparse.Namespace) -> None:
     x = inpaint.read_picture(opened, options.image, "an image for this model")
     mask = inpaint.read_mask(opened, options.mask)
     params, _ = opened.best()
-    copies = lambda image: np.repeat(image[None], _at_least_one(options), axis=0)
+    copies = lambda image: np.repeat(image[None], options.count, axis=0)
     filled, success = inpaint.inpaint(opened, params, copies(x), copies(mask), jax.random.key(options.seed))
     _save_restored(options, "inpainted.png", [x, (1.0 - mask) * x, *filled], success)
 
@@ -121,17 +118,11 @@ def upscale_command(options: argparse.Namespace) -> None:
     opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
     small = inpaint.read_small(opened, options.image)
     params, _ = opened.best()
-    copies = np.repeat(small[None], _at_least_one(options), axis=0)
+    copies = np.repeat(small[None], options.count, axis=0)
     large, success = inpaint.upscale(opened, params, copies, jax.random.key(options.seed))
     factor = large.shape[1] // len(small)
     blocks = small.repeat(factor, axis=0).repeat(factor, axis=1)
     _save_restored(options, "upscaled.png", [blocks, *large], success)
-
-
-def _at_least_one(options: argparse.Namespace) -> int:
-    if options.count < 1:
-        raise UsageError(f"--count={options.count}: make at least one image")
-    return options.count
 
 
 def _save_restored(options: argparse.Namespace, name: str, panels: list[Any], success: Any) -> None:
@@ -160,8 +151,6 @@ def _require_all(failures: Failures) -> None:
 def interpolate_command(options: argparse.Namespace) -> None:
     """Draws images between samples, or between test images."""
     opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
-    if options.pairs < 1 or options.points < 2:
-        raise UsageError(f"--pairs={options.pairs} --points={options.points}: give at least 1 and 2")
     request = opened.conditions.request(options.pairs, label=options.label, prompt=options.prompt)
     params, _ = opened.best()
     try:
@@ -185,10 +174,6 @@ def interpolate_command(options: argparse.Namespace) -> None:
 def animate_command(options: argparse.Namespace) -> None:
     """Draws sampling trajectories."""
     opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
-    if options.frames < 2:
-        raise UsageError(f"--frames={options.frames}: give at least 2, one of noise and one of data")
-    if options.count is not None and options.count < 1:
-        raise UsageError(f"--count={options.count}: follow at least one sample")
     params, _ = opened.best()
     animate(
         opened,
@@ -258,12 +243,10 @@ def study_command(options: argparse.Namespace) -> None:
     """Compares solvers."""
     overrides = [f"--config.sampling.{key}={value}" for key, value in ends(options).items()]
     opened = Run.open(options.workdir, [*overrides, *options.overrides])
-    if options.count < 2:
-        raise UsageError(f"--count={options.count}: give at least two samples")
     solvers, nfe, rtol = (
         options.solvers.split(","),
-        numbers(int, options, "nfe"),
-        numbers(float, options, "rtol"),
+        numbers(whole(1), options, "nfe"),
+        numbers(real, options, "rtol"),
     )
     settings = solver_study.make_settings(opened, solvers, nfe, rtol, options.grid)
     folder = options.workdir / "study"

@@ -12,26 +12,37 @@ import traceback
 import warnings
 from collections.abc import Iterator
 
+from lsgm_jax.cli.console import plain
 from lsgm_jax.cli.parser import TOGETHER, parse, place
-from lsgm_jax.errors import UserError
+from lsgm_jax.errors import UsageError, UserError, first_line, printable
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 2 for what the user can mend, 1 for results that are not finite."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    with plain():
+        return _main(arguments)
+
+
+def _main(arguments: list[str]) -> int:
     _quieten()
-    _keep_compiled()
-    # Import paths of a config may name modules of the current folder, after all installed ones.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     try:
+        _find_modules_here()
         options = parse(arguments)
+        _keep_compiled()
         return _run(options)
     except UserError as error:
         return _fail(error)
     except KeyboardInterrupt:
         goes_on = "starts again" if arguments[:1] == ["data"] else "continues from the last checkpoint"
-        return _end(f"\nlsgm: interrupted; the same command {goes_on}", 130)
+        return _end(f"lsgm: interrupted; the same command {goes_on}", 130)
+
+
+def _find_modules_here() -> None:
+    """Import paths of a config may name modules of the current folder, after all installed ones."""
+    with contextlib.suppress(FileNotFoundError):  # the folder has been deleted
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -50,6 +61,7 @@ def _run(options: argparse.Namespace) -> int:
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}")
     except Exception as error:
+        _refuse_platform()
         if not launch.joined():
             raise
         if (line := launch.lost(error)) is not None:
@@ -57,6 +69,25 @@ def _run(options: argparse.Namespace) -> int:
         traceback.print_exc()
         return _end(f"lsgm: error: {type(error).__name__}, see above", 1)
     return 0
+
+
+def _refuse_platform() -> None:
+    """Explains an error that only follows from JAX having no device.
+
+    Raises:
+        UsageError: if JAX has none.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:
+        platforms = os.environ.get("JAX_PLATFORMS") or "(not set)"
+        reason = f" ({first_line(error)})" if str(error) else ""
+        raise UsageError(
+            f"JAX_PLATFORMS={platforms}: JAX finds no such device here{reason}: install JAX for it, "
+            "or set JAX_PLATFORMS=cpu"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -80,7 +111,7 @@ def _processes(options: argparse.Namespace) -> Iterator[None]:
 def _quieten() -> None:
     """Libraries' chatter would drown the one line that matters."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("absl", "asyncio"):  # what they call an error is raised as well
+    for name in ("absl", "asyncio", "matplotlib"):  # what they call an error is raised as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="tensorflow_datasets")
     # A full disk is reported by the command; threads and exit handlers that meet it too would add their tracebacks.
@@ -91,9 +122,16 @@ def _quieten() -> None:
 
 def _keep_compiled() -> None:
     """What took long to compile is kept for the next command, in JAX's own cache, which the user may have chosen."""
-    if "jax" not in sys.modules:  # which reads it once
+    if "jax" in sys.modules:  # which reads it once
+        return
+    try:
         caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "lsgm_jax" / "compiled"))
+        folder = caches / "lsgm_jax" / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or one that cannot be written: nothing is kept
+        return
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
 
 
 def _is_echo(error: BaseException | None) -> bool:
@@ -107,6 +145,7 @@ def _fail(error: object) -> int:
 
 def _end(line: str, status: int) -> int:
     """Prints the line and returns the status; one of several processes ends the others with it."""
+    line = printable(line)
     launch = sys.modules.get("lsgm_jax.distributed.launch")  # usage errors should not wait for it
     if launch is not None and launch.joined():
         launch.stop(line, status)

@@ -2,11 +2,14 @@
 
 import argparse
 import pathlib
+import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from lsgm_jax.errors import UsageError
+from lsgm_jax import __version__
+from lsgm_jax.errors import UsageError, printable
 
-USAGE = """lsgm COMMAND [options]
+USAGE = """lsgm COMMAND [options] | --help | --version
 
   lsgm train    --config=FILE[:ARG] --workdir=DIR [--profile] [--config.SECTION.KEY=VALUE ...]
   lsgm sample   --workdir=DIR [SAMPLER] [--count=N] [--seed=N] [--label=CLASS,... | --prompt=TEXT]
@@ -46,6 +49,12 @@ OVERRIDDEN = (
 )  # and those that change one
 
 
+MOST_SEED = 2**32 - 1  # JAX's keys take 32 bits of it
+MOST_INT, MOST_FLOAT = 2**31 - 1, 3.4e38  # JAX computes with 32 bits
+_INT = re.compile(r"[+-]?[0-9]{1,40}")
+_FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports errors as one line, like every other error of the command."""
 
@@ -58,7 +67,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
     Raises:
         UsageError: for a command or an option that does not exist, or is missing.
-        SystemExit: for --help.
+        SystemExit: for --help and --version.
     """
     options, rest = _make_parser().parse_known_args(arguments)
     options.overrides = [argument for argument in rest if argument.startswith("--config.")]
@@ -72,13 +81,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def _make_parser() -> _Parser:
     parser = _Parser(prog="lsgm", usage=USAGE, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"lsgm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
     def command(name: str) -> _Parser:
         return commands.add_parser(name, allow_abbrev=False)
 
     for name in CONFIGURED:
-        command(name).add_argument("--config", required=True)
+        command(name).add_argument("--config", required=True, type=_word)
     train, convert = commands.choices["train"], commands.choices["convert"]
     sample, evaluate, study, interpolate, animate, inpaint, upscale = map(
         command, ("sample", "evaluate", "study", "interpolate", "animate", "inpaint", "upscale")
@@ -91,76 +101,103 @@ def _make_parser() -> _Parser:
         _add_sampler(each)
     for each in (sample, evaluate, interpolate, animate, study, inpaint, upscale):
         _add_ends(each)
-        each.add_argument("--seed", type=int, default=0)
+        each.add_argument("--seed", type=whole(0, MOST_SEED), default=0)
     train.add_argument("--profile", action="store_true")
     convert.add_argument("--checkpoint", required=True, type=_path)
     convert.add_argument("--weights", choices=("ema", "last"), default="ema")
-    sample.add_argument("--count", type=int, default=64)
+    sample.add_argument("--count", type=whole(1), default=64)
     for each in (sample, animate, interpolate):
         condition = each.add_mutually_exclusive_group()
-        condition.add_argument("--label")
+        condition.add_argument("--label", type=_word)
         condition.add_argument("--prompt")
     for each in (inpaint, upscale):
         each.add_argument("--image", required=True, type=_path)
-        each.add_argument("--count", type=int, default=4)
+        each.add_argument("--count", type=whole(1), default=4)
         each.add_argument("--out", type=_path)
     inpaint.add_argument("--mask", required=True, type=_path)
-    evaluate.add_argument("--metrics", default="nelbo,ode")
+    evaluate.add_argument("--metrics", type=_word, default="nelbo,ode")
     evaluate.add_argument("--split", choices=("test", "validation"), default="test")
-    evaluate.add_argument("--samples", type=int)
+    evaluate.add_argument("--samples", type=whole(1))
     evaluate.add_argument("--inception", type=_path)
     interpolate.add_argument("--between", choices=("noise", "test"), default="noise")
-    interpolate.add_argument("--pairs", type=int, default=6)
-    interpolate.add_argument("--points", type=int, default=10)
-    animate.add_argument("--count", type=int)
-    animate.add_argument("--frames", type=int, default=48)
-    study.add_argument("--solvers", default=SOLVERS)
-    study.add_argument("--nfe", default="5,10,20,50")
-    study.add_argument("--rtol", default="1e-2,1e-3,1e-4")
-    study.add_argument("--grid", default="quadratic")
-    study.add_argument("--count", type=int, default=256)
+    interpolate.add_argument("--pairs", type=whole(1), default=6)
+    interpolate.add_argument("--points", type=whole(2), default=10)
+    animate.add_argument("--count", type=whole(1))
+    animate.add_argument("--frames", type=whole(2), default=48)
+    study.add_argument("--solvers", type=_word, default=SOLVERS)
+    study.add_argument("--nfe", type=_word, default="5,10,20,50")
+    study.add_argument("--rtol", type=_word, default="1e-2,1e-3,1e-4")
+    study.add_argument("--grid", type=_word, default="quadratic")
+    study.add_argument("--count", type=whole(2), default=256)
     _add_data(command("data"))
     return parser
+
+
+def whole(least: int, most: int = MOST_INT) -> Callable[[str], int]:
+    """Returns a reader of whole numbers from `least` to `most`, in digits of ASCII."""
+
+    def read(text: str) -> int:
+        if not _INT.fullmatch(text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"invalid int value: {text!r}: give {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def real(text: str) -> float:
+    """Returns a finite number."""
+    if not _FLOAT.fullmatch(text) or not abs(float(text)) <= MOST_FLOAT:
+        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}: give a finite number")
+    return float(text)
 
 
 def _path(text: str) -> pathlib.Path:
     """Returns the path with `~` for the home folder, which shells leave as it is in `--workdir=~/runs`."""
     try:
-        return pathlib.Path(text).expanduser()
+        if text and "\0" not in text:
+            return pathlib.Path(text).expanduser()
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{text}: the home folder is not known") from error
+    raise argparse.ArgumentTypeError(f"{text!r} is no path")
+
+
+def _word(text: str) -> str:
+    """Returns a text that says something."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} says nothing")
+    return text
 
 
 def _add_sampler(parser: _Parser) -> None:
-    parser.add_argument("--solver")
-    parser.add_argument("--rtol", type=float)
-    parser.add_argument("--atol", type=float)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--grid")
+    parser.add_argument("--solver", type=_word)
+    parser.add_argument("--rtol", type=real)
+    parser.add_argument("--atol", type=real)
+    parser.add_argument("--steps", type=whole(1))
+    parser.add_argument("--grid", type=_word)
 
 
 def _add_ends(parser: _Parser) -> None:
-    parser.add_argument("--t_min", type=float)
-    parser.add_argument("--denoise")
-    parser.add_argument("--temperature", type=float)
-    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--t_min", type=real)
+    parser.add_argument("--denoise", type=_word)
+    parser.add_argument("--temperature", type=real)
+    parser.add_argument("--guidance", type=real)
 
 
 def _add_processes(parser: _Parser) -> None:
     parser.add_argument("--distributed", action="store_true")
-    parser.add_argument("--coordinator")
-    parser.add_argument("--processes", type=int)
-    parser.add_argument("--process", type=int)
-    parser.add_argument("--timeout", type=float, default=300.0)
+    parser.add_argument("--coordinator", type=_word)
+    parser.add_argument("--processes", type=whole(1))
+    parser.add_argument("--process", type=whole(0))
+    parser.add_argument("--timeout", type=real, default=300.0)
 
 
 def _add_data(parser: _Parser) -> None:
     parser.add_argument("action", choices=("prepare",))
-    parser.add_argument("kind", metavar="NAME")
+    parser.add_argument("kind", metavar="NAME", type=_word)
     parser.add_argument("--source", required=True, type=_path)
     parser.add_argument("--data_dir", type=_path)
-    parser.add_argument("--name")
-    parser.add_argument("--size", type=int)
+    parser.add_argument("--name", type=_word)
+    parser.add_argument("--size", type=whole(1))
     parser.add_argument("--skip_bad", action="store_true")
 
 
@@ -184,13 +221,13 @@ def place(options: argparse.Namespace) -> dict[str, Any] | None:
     return given or None
 
 
-def numbers(kind: type, options: argparse.Namespace, name: str) -> list[Any]:
-    """The numbers of an option that takes several."""
+def numbers(kind: Callable[[str], Any], options: argparse.Namespace, name: str) -> list[Any]:
+    """The numbers of an option that takes several; `kind` is `whole(least)` or `real`."""
     text = getattr(options, name)
     try:
         return [kind(part) for part in text.split(",") if part]
-    except ValueError as error:
-        raise UsageError(f"--{name}={text}: give numbers, separated by commas") from error
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--{name}={printable(text)}: {error}, with commas between") from error
 
 
 def ends(options: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,6 @@ accepts; the object that is built from the section judges it.
 
 import ast
 import inspect
-import math
 import numbers
 import types
 import typing
@@ -15,9 +14,12 @@ from typing import Any
 from lsgm_jax.errors import ConfigError, printable
 
 MOST_SEED = 2**32 - 1  # JAX's keys take 32 bits of it
+# JAX computes with 32 bits.
+MOST_INT = 2**31 - 1
+MOST_FLOAT = 3.4e38
 _TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 _EXAMPLES = {
-    int: "int, a whole number such as 10",
+    int: f"int, a whole number of at most {MOST_INT}",
     float: "float, a finite number such as 0.5",
     bool: "bool, True or False",
     str: "str, a text",
@@ -62,6 +64,8 @@ def checked(key: str, value: Any, field: inspect.Parameter, text: str | None = N
     Raises:
         ConfigError: for a value that the field does not take.
     """
+    if value is field.default or (type(value) is type(field.default) and value == field.default):
+        return value  # a default may be infinite
     for kind in _kinds(field):
         try:
             return _fit(value, kind)
@@ -115,9 +119,11 @@ def _fit(value: Any, kind: Any) -> Any:
         return _only_if(isinstance(value, kind), value)
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if kind is int:
-        return int(_only_if(is_number and isinstance(value, numbers.Integral), value))
+        return int(
+            _only_if(is_number and isinstance(value, numbers.Integral) and abs(value) <= MOST_INT, value)
+        )
     if kind is float:
-        return _finite(_only_if(is_number, value))
+        return float(_only_if(is_number and abs(value) <= MOST_FLOAT, value))  # false for NaN
     return _only_if(not _is_array(kind), value)
 
 
@@ -134,14 +140,6 @@ def _fit_tuple(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
 def _is_array(kind: Any) -> bool:
     """Whether an alternative is for computations alone: a config holds numbers."""
     return getattr(kind, "__module__", "").startswith(("jaxtyping", "jax", "numpy"))
-
-
-def _finite(value: Any) -> float:
-    try:
-        number = float(value)
-    except OverflowError as error:
-        raise _RefusedError from error
-    return _only_if(math.isfinite(number), number)
 
 
 def _only_if(fits: bool, value: Any) -> Any:

@@ -81,7 +81,9 @@ def likelihood_table(entries: dict[str, Any], split: str = "test") -> str:
 
     def cell(name: str) -> str:
         mean, stderr = entries[name], entries[f"{name}_stderr"]
-        return "not finite" if mean is None else _with_spread(mean, stderr, "9.4f")
+        if mean is None:
+            return "not finite"
+        return _number(mean) + ("" if stderr is None else f" ± {_number(stderr)}")
 
     lines: list[str] = []
     columns = [name for name in COLUMNS if f"nelbo_{name}" in entries]
@@ -91,23 +93,22 @@ def likelihood_table(entries: dict[str, Any], split: str = "test") -> str:
             continue  # continuous data have no bits per dimension
         if ending and "sgm" in columns:
             lines.append("grey levels are dequantised uniformly")
-        lines.append(f"{unit:20s}" + "".join(f"{COLUMNS[name]:>20s}" for name in columns))
+        rows = [[unit, *(COLUMNS[name] for name in columns)]]
         for row in ("nelbo", "reconstruction", "entropy", "cross_entropy"):
             if all(entries[f"{row}_{name}{ending}"] == 0.0 for name in columns):
                 continue  # data without an autoencoder have no such term
-            lines.append(
-                f"  {row:18s}" + "".join(f"{cell(f'{row}_{name}{ending}'):>20s}" for name in columns)
-            )
+            rows.append([f"  {row}", *(cell(f"{row}_{name}{ending}") for name in columns)])
+        lines += _aligned(rows)
     if "improvement" in entries:
-        lines.append(f"LSGM below VAE by {cell('improvement').strip()} nats, paired over samples")
+        lines.append(f"LSGM below VAE by {cell('improvement')} nats, paired over samples")
     vae = f", VAE {entries['chosen_step_vae']}" if "chosen_step_vae" in entries else ""
     lines.append(f"steps chosen by validation: {entries['chosen_step']}{vae}")
     if "nelbo_ode_nfe" in entries:
-        ode = cell(f"nelbo_{columns[0]}_ode").strip()
+        ode = cell(f"nelbo_{columns[0]}_ode")
         cost = f"NFE {entries['nelbo_ode_nfe']}, products with the Jacobian {entries['nelbo_ode_products']}"
         lines.append(f"NELBO by the ODE {ode} nats, {cost}")
     if "nelbo_iw_draws" in entries:
-        weighted = cell(f"nelbo_{columns[0]}_iw").strip()
+        weighted = cell(f"nelbo_{columns[0]}_iw")
         lines.append(f"importance-weighted bound of {entries['nelbo_iw_draws']} latents {weighted} nats")
     return "\n".join(lines)
 
@@ -120,15 +121,16 @@ def distance_table(entries: dict[str, Any]) -> str:
         f"NFE {entries['samples_nfe']:.1f}, against "
         f"{entries['reference_images']} images of the {entries['reference']} split",
         f"by {entries['features']}",
-        " " * 22 + "".join(f"{COLUMNS[name]:>20s}" for name in columns),
     ]
+    rows = [["", *(COLUMNS[name] for name in columns)]]
     for row, title, form in DISTANCE_ROWS:
         if f"{row}_{columns[0]}" in entries:
             cells = (
                 _with_spread(entries[f"{row}_{name}"], entries.get(f"{row}_{name}_std"), form)
                 for name in columns
             )
-            lines.append(f"  {title:20s}" + "".join(f"{cell:>20s}" for cell in cells))
+            rows.append([f"  {title}", *cells])
+    lines += _aligned(rows)
     if f"kid_{columns[0]}" in entries:
         whole = entries[f"kid_{columns[0]}_std"] is None
         lines.append(
@@ -149,6 +151,21 @@ def distance_table(entries: dict[str, Any]) -> str:
 def _with_spread(value: float, spread: float | None, form: str) -> str:
     """Formats a value, and its spread if that is known."""
     return f"{value:{form}}" + ("" if spread is None else f" ± {spread:{form.removeprefix('9')}}")
+
+
+def _number(value: float) -> str:
+    """Formats a number with four decimals, and in powers of ten where its digits would be meaningless."""
+    return f"{value:.4f}" if abs(value) < 1e7 else f"{value:.4e}"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Returns the lines of a table: headings to the left, numbers to the right, two spaces at least between."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        f"{heading:{first}s}"
+        + "".join(f"  {cell:>{max(width, 18)}s}" for cell, width in zip(cells, others, strict=True))
+        for heading, *cells in rows
+    ]
 
 
 def time_line(entries: dict[str, Any]) -> str:

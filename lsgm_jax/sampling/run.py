@@ -38,7 +38,7 @@ class Run:
     experiment: Experiment
 
     @classmethod
-    def open(cls, workdir: pathlib.Path, overrides: Sequence[str] = ()) -> "Run":
+    def open(cls, workdir: pathlib.Path | str, overrides: Sequence[str] = ()) -> "Run":
         """Reads the config that training has left in the folder.
 
         Args:
@@ -47,7 +47,7 @@ class Run:
         Raises:
             ConfigError: if there is none, or an override is off.
         """
-        workdir = workdir.expanduser()
+        workdir = pathlib.Path(workdir).expanduser()
         config = override(read_config(workdir / CONFIG), list(overrides))
         return cls(workdir, config, experiment(config))
 

@@ -2,7 +2,7 @@
 
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -155,7 +155,7 @@ class _Training:
                     rows = len(batches[0].x) * jax.process_count()
                     values["images_per_second"] = speed.read(number) * rows
                     log.scalars(number, "train", values)
-                    bar.set_postfix_str(_shown(values), refresh=False)
+                    bar.set_postfix_str(_shown(values, stage.shown), refresh=False)
                 if to_save:
                     with speed.paused():
                         self._validate_and_save(state, number, metrics, log)
@@ -229,7 +229,16 @@ def _finite(metrics: Metrics) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def _shown(values: dict[str, float]) -> str:
-    shown = {"loss": "loss {:.2f}", "nelbo": "NELBO {:.2f}", "images_per_second": "{:.0f} images/s"}
-    parts = [form.format(values[name]) for name, form in shown.items() if name in values]
+def _shown(values: dict[str, float], names: Mapping[str, str]) -> str:
+    """Formats metrics for the progress bar.
+
+    Args:
+        names: those that the stage shows, with the names to show them by.
+    """
+    parts = [f"{title} {_number(values[name])}" for name, title in names.items() if name in values]
+    parts += [f"{values['images_per_second']:.0f} images/s"]
     return ", ".join(parts + [f"{values['skipped']:.0f} skipped"] * bool(values["skipped"]))
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 1e6 else f"{value:.2e}"

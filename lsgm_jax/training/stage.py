@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class Stage:
         validate: returns metrics of EMA parameters on the validation split.
         draw: returns an image grid of samples of EMA parameters, [h, w, c] uint8.
         judged_by: the metric of `validate` that selects the best checkpoint; lower is better.
+        shown: the metrics of a step on the progress bar, with their names there.
         adapt: changes initial parameters given the training data.
         memory: returns the `Context.memory` of the first step from parameters and a key (see `Aux.memory`).
     """
@@ -44,6 +45,7 @@ class Stage:
     validate: Callable[[Params], dict[str, float]]
     draw: Callable[[Params], np.ndarray]
     judged_by: str = "nelbo"
+    shown: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"loss": "loss", "nelbo": "NELBO"})
     adapt: Callable[[Params], Params] = lambda params: params
     memory: Callable[[Params, Key], Any] = lambda params, key: ()
 

@@ -148,6 +148,7 @@ class LDMRecipe:
             ema=ema(self.train, skip=FROZEN),
             steps=self.train.steps,
             validate=validator(bound_terms(model.latent_bound), data),
+            shown={"loss": "loss"},  # the bound is of latents, not of data
             draw=sample_preview(model, data),
         )
 

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any
 
 SECONDS_BETWEEN_LINES = 15.0  # of a progress bar in a log file
 _ERRORS = "lsgm.plain"  # name of the handler of characters that the console lacks
@@ -48,7 +48,7 @@ class PlainLines(io.TextIOBase):
     passes as it is.
     """
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self._stream = stream
         self._line, self._redrawn = "", False
         self._next = 0.0  # time from which the state of a progress bar is due

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import threading
-from typing import Any, NamedTuple, NoReturn, TextIO
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 
@@ -90,7 +90,7 @@ class Watch:
 
     def __init__(self, place: Place, lifelines: Lifelines):
         self._place, self._lifelines = place, lifelines
-        self._error: TextIO = sys.stderr  # before it is silenced in all processes but the first
+        self._error = sys.stderr  # before it is silenced in all processes but the first
         self._joined, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()

@@ -23,7 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from lsgm_jax.errors import DataError, UserError, printable
+from lsgm_jax.errors import DataError, UserError, in_one_line, printable
 
 CHUNK = 2**20
 SHOWN = 60  # characters of a value in a message
@@ -107,7 +107,7 @@ def damaged(
 ) -> UserError:
     """Returns the error for a file that is not as it was written."""
     # MemoryError and EOFError may say nothing.
-    reason = printable(str(what))[:200] or type(what).__name__
+    reason = in_one_line(str(what))[:200] or type(what).__name__
     return error(f"{origin} is damaged or incomplete ({reason}): {remedy}")
 
 
@@ -265,7 +265,7 @@ def parse_json(
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as found:  # JSONDecodeError, and integers of thousands of digits
-        raise error(f"{origin} is no JSON ({printable(str(found))}): {remedy}") from found
+        raise error(f"{origin} is no JSON ({in_one_line(str(found))}): {remedy}") from found
     if _deeper(value, limits.nesting):
         raise error(f"{origin} is nested more than {limits.nesting} deep: {remedy}")
     return value

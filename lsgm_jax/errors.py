@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -77,19 +78,24 @@ def did_you_mean(word: Any, options: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns the text in one line: every character that a terminal would act on is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Returns a text or a name with escapes for bytes that are no UTF-8 and for what a terminal would act on."""
+    return unicodedata.normalize("NFC", "".join(c if c.isprintable() else _escaped(c) for c in text))
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # Python's stand-in for a byte that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def in_one_line(text: str) -> str:
+    """Returns a message of another library, or a text from a file, as one printable line, cut if long."""
+    return printable(" ".join(text[: 2 * LONGEST_LINE].split())[:LONGEST_LINE])
 
 
 def first_line(error: BaseException) -> str:
     """Returns type and first line of the message of any error: "ValueError: ..."."""
     return printable(f"{type(error).__name__}: {error}".strip().splitlines()[0][:160])
-
-
-def printable(text: str) -> str:
-    """Returns text from a file as one line, cut if long, with escapes for characters that a terminal may obey."""
-    line = " ".join(text[: 2 * LONGEST_LINE].split())[:LONGEST_LINE]
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def reason(error: BaseException) -> str:

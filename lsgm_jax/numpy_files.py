@@ -25,7 +25,7 @@ from lsgm_jax.bounded import (
     reading,
     shown,
 )
-from lsgm_jax.errors import DataError, UserError, printable
+from lsgm_jax.errors import DataError, UserError, in_one_line, printable
 
 NUMBERS_AND_TEXT = "biufcSU"  # kinds of dtypes; objects would be pickles
 HEADER_BYTES = 10_000  # numpy's own limit
@@ -166,7 +166,7 @@ def _header_errors(origin: object, error: type[UserError]) -> Iterator[None]:
             warnings.simplefilter("ignore")  # headers from Python 2, which numpy reads all the same
             yield
     except Exception as found:
-        reason = printable(str(found))[:120] or type(found).__name__
+        reason = in_one_line(str(found))[:120] or type(found).__name__
         raise error(f"{origin} is no NPY file, or damaged ({reason}): {AGAIN}") from found
 
 

@@ -82,7 +82,7 @@ CONFINED = {
     "tensorflow_datasets": ("data/",),
     "grain": ("data/", "training/loop.py"),
     "tokenizers": ("data/",),
-    "tensorboardX": ("training/logs.py",),
+    "tensorboardX": ("training/tensorboard.py",),
 }
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 

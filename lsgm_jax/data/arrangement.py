@@ -11,8 +11,8 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from lsgm_jax.data.names import Folder, Skipped, SortKey, components, hashed, natural, printable, why_skipped
-from lsgm_jax.errors import DataError
+from lsgm_jax.data.names import Folder, Skipped, SortKey, components, hashed, natural, why_skipped
+from lsgm_jax.errors import DataError, printable
 
 SPLIT_NAMES = ("train", "validation", "test")
 SPELLINGS = {

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from lsgm_jax.bounded import CHUNK, reading
-from lsgm_jax.data.names import printable
 from lsgm_jax.data.readers.tars import is_tar
+from lsgm_jax.errors import printable
 
 LISTED = 16  # above this number of files a single checksum covers all of them
 # sha256 of published files (of MNIST's after decompression) -> description.

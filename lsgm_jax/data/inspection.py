@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lsgm_jax.bounded import reading
 from lsgm_jax.data.images import FORMATS, NPY, Layout, check_shape, decode, turned_size
-from lsgm_jax.data.names import printable
+from lsgm_jax.errors import printable
 
 THREADS = 8
 TAIL = 16

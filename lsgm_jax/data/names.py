@@ -4,9 +4,10 @@ import collections
 import hashlib
 import posixpath
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from lsgm_jax.errors import printable
 
 IMAGE_SUFFIXES = frozenset(
     f".{ending}"
@@ -37,17 +38,6 @@ def components(name: str) -> Folder:
     """Returns the folders and the file of a name; `./a/b`, `/a/b` and `a/b` with backslashes are `a/b`."""
     path = posixpath.normpath("/" + name.replace("\\", "/"))
     return tuple(part for part in path.split("/") if part)
-
-
-def printable(name: str) -> str:
-    """Returns a name for messages and class names: bytes that are no UTF-8, and control characters, are escaped."""
-    return unicodedata.normalize("NFC", "".join(c if c.isprintable() else _escaped(c) for c in name))
-
-
-def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # Python's stand-in for a byte that is no UTF-8
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode()
 
 
 def natural(name: str) -> SortKey:

@@ -14,10 +14,10 @@ from lsgm_jax.bounded import decoded, read_file
 from lsgm_jax.data.arrangement import SPLIT_NAMES, arrange
 from lsgm_jax.data.captions import Captions, FolderCaptions
 from lsgm_jax.data.images import FILE_BYTES
-from lsgm_jax.data.names import Skipped, printable
+from lsgm_jax.data.names import Skipped
 from lsgm_jax.data.readers.folder import no_images, other_files
 from lsgm_jax.data.readers.trees import Folder
-from lsgm_jax.errors import DataError, first_line
+from lsgm_jax.errors import DataError, first_line, printable
 
 DATA_DIR = "~/.cache/lsgm_jax"  # default
 DAMAGED_SET = "the files of the set are damaged: remove it, and prepare it again"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from lsgm_jax.errors import ConversionError, printable
+from lsgm_jax.errors import ConversionError, in_one_line, printable
 from lsgm_jax.evaluation.cache import digest
 from lsgm_jax.evaluation.features import Extractor
 from lsgm_jax.evaluation.inception import SIDE, Inception, features_of
@@ -67,7 +67,7 @@ def read_inception(path: pathlib.Path) -> Extractor:
         found = to_variables(table(), tensors, shapes())
     except ConversionError as error:
         raise ConversionError(
-            f"{path}: not the InceptionV3 of FID, {printable(str(error))}: give {FILE}"
+            f"{path}: not the InceptionV3 of FID, {in_one_line(str(error))}: give {FILE}"
         ) from error
     _check_numbers(tensors, path)
     variables = as_float32(found)

@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Iterator
 from typing import Any
 
-from lsgm_jax.errors import ConversionError, first_line, printable
+from lsgm_jax.errors import ConversionError, first_line, in_one_line
 from lsgm_jax.interop.safetensors_file import read_safetensors
 from lsgm_jax.interop.torch_file import read_legacy, read_zip
 
@@ -46,7 +46,7 @@ def _about(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (ConversionError, pickle.UnpicklingError) as error:
-        raise ConversionError(f"{path}: {printable(str(error))}") from error
+        raise ConversionError(f"{path}: {in_one_line(str(error))}") from error
     except OSError as error:
         raise ConversionError(f"{path}: cannot be read ({error.strerror or error})") from error
     # Headers and directories of damaged files can raise anything.

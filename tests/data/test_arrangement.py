@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsgm_jax.data.arrangement import SPLIT_OF_WORD, arrange, splits_by_folder
-from lsgm_jax.data.names import components, printable, summary, why_skipped
-from lsgm_jax.errors import DataError
+from lsgm_jax.data.names import components, summary, why_skipped
+from lsgm_jax.errors import DataError, printable
 
 SPLITS = {"train": 8, "validation": 2, "test": 3}
 

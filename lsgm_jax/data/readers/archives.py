@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from lsgm_jax.bounded import LIMITS, check_size, reading
-from lsgm_jax.data.names import Skipped, components, natural, printable
+from lsgm_jax.data.names import Skipped, components, natural
 from lsgm_jax.data.readers.listing import Listing
 from lsgm_jax.data.readers.tars import Tar, is_tar
 from lsgm_jax.data.readers.trees import Folder
-from lsgm_jax.errors import DataError
+from lsgm_jax.errors import DataError, printable
 
 NOT_READ = (".rar", ".7z", ".zst", ".lz4", ".lz", ".cab", ".iso", ".dmg", ".lmdb", ".h5", ".hdf5", ".parquet")
 LINK_BYTES = 4096  # of the target of a link

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from lsgm_jax.data.arrangement import arrange
 from lsgm_jax.data.captions import FolderCaptions
 from lsgm_jax.data.images import FILE_BYTES
-from lsgm_jax.data.names import Skipped, printable, summary
+from lsgm_jax.data.names import Skipped, summary
 from lsgm_jax.data.readers.archives import Archive, open_archive
 from lsgm_jax.data.readers.contents import Contents, Example, Stream
-from lsgm_jax.errors import DataError
+from lsgm_jax.errors import DataError, printable
 
 
 def read_folder(source: pathlib.Path) -> Contents:

@@ -7,8 +7,8 @@ import itertools
 from typing import Any
 
 from lsgm_jax.bounded import LIMITS, check_size
-from lsgm_jax.data.names import Folder, Skipped, components, printable, unseen
-from lsgm_jax.errors import DataError
+from lsgm_jax.data.names import Folder, Skipped, components, unseen
+from lsgm_jax.errors import DataError, printable
 
 HOPS = 40  # links to links, as many as Linux follows
 

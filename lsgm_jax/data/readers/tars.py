@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from lsgm_jax.bounded import CHUNK, LIMITS, check_size, damaged, read_exactly, reading
-from lsgm_jax.data.names import Skipped, components, printable
+from lsgm_jax.data.names import Skipped, components
 from lsgm_jax.data.readers.listing import Listing
-from lsgm_jax.errors import DataError
+from lsgm_jax.errors import DataError, printable
 
 OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
     **dict.fromkeys((".tar.gz", ".tgz"), gzip.open),

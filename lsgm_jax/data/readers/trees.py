@@ -6,9 +6,9 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from lsgm_jax.bounded import LIMITS, read_file
-from lsgm_jax.data.names import Skipped, components, printable, unseen
+from lsgm_jax.data.names import Skipped, components, unseen
 from lsgm_jax.data.readers.listing import Listing
-from lsgm_jax.errors import DataError
+from lsgm_jax.errors import DataError, printable
 
 Ancestors = frozenset[tuple[int, int]]  # device and inode of the folders around a file
 

@@ -37,6 +37,7 @@ SPREAD = {"L;2": 85, "L;2I": 85, "L;4": 17, "L;4I": 17}
 PIXELS = 178_956_970  # Pillow refuses larger images
 # Pillow warns from half of them on, on whatever thread decodes; they are meant.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # damaged metadata
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

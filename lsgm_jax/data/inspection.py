@@ -9,7 +9,6 @@ import pathlib
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO
 
 from PIL import Image
 from tqdm import tqdm
@@ -45,7 +44,7 @@ def _inspect_file(path: pathlib.Path, layout: Layout) -> None:
         _inspect(file, layout, origin)
 
 
-def _inspect(file: BinaryIO, layout: Layout, origin: str) -> None:
+def _inspect(file: io.BufferedIOBase, layout: Layout, origin: str) -> None:
     size = _size_if_whole(file) if layout.kind == "grey" else None
     if size is None or size[0] * size[1] > layout.pixels:
         file.seek(0)
@@ -54,7 +53,7 @@ def _inspect(file: BinaryIO, layout: Layout, origin: str) -> None:
         check_shape((size[1], size[0]), layout, origin)
 
 
-def _size_if_whole(file: BinaryIO) -> tuple[int, int] | None:
+def _size_if_whole(file: io.BufferedIOBase) -> tuple[int, int] | None:
     """Returns width and height of an image that has a header and an end; None if only decoding can tell."""
     start = file.read(TAIL)
     length = file.seek(0, io.SEEK_END)

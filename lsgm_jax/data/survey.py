@@ -9,13 +9,16 @@ import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from tqdm import tqdm
+
 from lsgm_jax.data.arrangement import SPLIT_NAMES
 from lsgm_jax.data.inspection import inspect_bytes, inspect_files
 from lsgm_jax.data.names import shortened, summary
 from lsgm_jax.data.pipeline import Data, Samples
 from lsgm_jax.data.repeats import repeated_files
-from lsgm_jax.data.sources import FolderSource, Source, TfdsSource
-from lsgm_jax.data.spec import DataSpec, Split
+from lsgm_jax.data.sources import FolderSource, TfdsSource
+from lsgm_jax.data.spec import Split
 from lsgm_jax.errors import DataError
 from lsgm_jax.sealed import DamagedError, read_json, write_json
 
@@ -79,16 +82,15 @@ def survey(data: Data, before: Survey | None = None) -> Survey:
         DataError: if an image is damaged or of another size, or if the classes are others than before.
     """
     samples = _opened(data)
-    sources = {split: found.source for split, found in samples.items() if isinstance(found, Split)}
-    folders = {split: source for split, source in sources.items() if isinstance(source, FolderSource)}
+    images = [found for found in samples.values() if isinstance(found, Split)]
+    folders = {s.source.split: s.source for s in images if isinstance(s.source, FolderSource)}
     fingerprint = _fingerprint(folders)
     if before is not None and before.fingerprint == fingerprint and folders:
         notes = before.notes
     else:
         notes = [*_notes(folders), *_changed(before, samples, fingerprint)]
-        for source in sources.values():
-            assert isinstance(data, DataSpec)
-            _check(source, data)
+        for split in images:
+            _check(split)
     classes = list(samples["train"].classes)
     if before is not None:
         check_classes(data, classes, before.classes)
@@ -124,10 +126,9 @@ def _notes(folders: Mapping[str, FolderSource]) -> list[str]:
     """Returns the lines on skipped files and on images in two splits."""
     if not folders:
         return []
-    skipped = folders["train"].skipped()
+    skipped = next(iter(folders.values())).skipped()
     lines = [f"skipped {summary(skipped)}"] if skipped else []
-    unique = {source.split: source.files for source in folders.values()}
-    return [*lines, *repeated_files(unique).lines()]
+    return [*lines, *repeated_files({split: source.files for split, source in folders.items()}).lines()]
 
 
 def _changed(before: Survey | None, samples: Mapping[str, Samples], fingerprint: str) -> list[str]:
@@ -149,11 +150,15 @@ def _fingerprint(folders: Mapping[str, FolderSource]) -> str:
     return digest.hexdigest() if folders else ""
 
 
-def _check(source: Source, data: DataSpec) -> None:
+def _check(split: Split) -> None:
     """Checks the images of a split."""
-    if isinstance(source, FolderSource):
+    data, source = split.spec, split.source
+    if data.kind == "classes":  # only the pixels tell whether there are as many classes
+        for index in tqdm(range(len(split)), desc="checking label maps", delay=1, leave=False):
+            split.batch(np.array([index]))
+    elif isinstance(source, FolderSource):
         inspect_files(source.files, data.layout)
     elif isinstance(source, TfdsSource) and source.sizes_differ and data.fit == "exact":
-        for index in range(len(source)):
+        for index in tqdm(range(len(source)), desc="checking images", delay=1, leave=False):
             record = source[index]
             inspect_bytes(record.image, data.layout, record.origin)

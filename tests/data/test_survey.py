@@ -15,7 +15,7 @@ from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.data.survey import DATA, read_survey, survey
-from lsgm_jax.errors import ConfigError, DataError
+from lsgm_jax.errors import ConfigError, DataError, UserError
 from lsgm_jax.evaluation.report import add_to_report
 from tests.data.published import image_file, write
 
@@ -63,7 +63,8 @@ def test_the_run_keeps_what_it_was_trained_on_and_its_report_names_the_file(fold
     }
     assert add_to_report(tmp_path, fid=1.0)["data"] == DATA
     (tmp_path / DATA).write_text("{")
-    assert read_survey(tmp_path) is None
+    with pytest.raises(UserError, match="data.json is damaged"):
+        read_survey(tmp_path)
 
 
 def test_points_are_counted(tmp_path):

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pathlib
 import reprlib
 import struct
@@ -216,6 +217,7 @@ def read_file(
     if path.exists() and not path.is_file():
         raise error(f"{path} is a folder or a device: give a file")
     with reading(path, error, remedy), path.open("rb") as file:
+        check_size(os.fstat(file.fileno()).st_size, most, path, error=error)
         return read_all(file, most, path, error=error)
 
 

@@ -70,7 +70,7 @@ def test_files_are_regular_and_no_larger_than_the_limit(tmp_path):
     refused(f"cannot read {path}: No such file", read_file, path)
     path.write_bytes(b"abc")
     assert read_file(path, most=3) == b"abc"
-    refused("more than 2 bytes", read_file, path, most=2)
+    refused("has 3 bytes, and at most 2", read_file, path, most=2)
     os.mkfifo(tmp_path / "pipe")
     refused(
         "is a folder or a device: give a file", read_file, tmp_path / "pipe"

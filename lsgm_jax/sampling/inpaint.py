@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32
 
 from lsgm_jax.arrays import Images, Key, Params
+from lsgm_jax.bounded import read_file
 from lsgm_jax.conditioning.images import Inpainting, Masked, Upscaling, nearest
 from lsgm_jax.data import pixels
 from lsgm_jax.data.images import Layout, decode
@@ -43,7 +44,7 @@ def read_picture(run: Run, path: pathlib.Path, what: str, *, shape: tuple[int, .
         raise ConfigError(f"samples of shape {data.shape} of this run are no images that could be restored")
     height, width, channels = shape or data.shape
     layout = Layout(height=None, width=None, channels=channels)
-    found = decode(path.expanduser().read_bytes(), layout, str(path))
+    found = decode(read_file(path.expanduser()), layout, str(path))
     if found.shape[:2] != (height, width):
         sides = f"{found.shape[0]} x {found.shape[1]}"
         raise ConfigError(f"{path} has {sides} pixels: {what} has {height} x {width}, scale it first")

@@ -11,7 +11,7 @@ from lsgm_jax.bounded import AGAIN, shown
 from lsgm_jax.data.readers.archives import Archive, matching, open_archive
 from lsgm_jax.data.readers.batches import class_labels, rows
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
-from lsgm_jax.data.readers.members import opened, origin_of
+from lsgm_jax.data.readers.members import content_of, opened, origin_of
 from lsgm_jax.data.readers.pickles import unpickle
 from lsgm_jax.errors import DataError
 from lsgm_jax.numpy_files import read_npz
@@ -19,6 +19,7 @@ from lsgm_jax.numpy_files import read_npz
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
 RECORD = 1 + 3 * SIDE * SIDE  # bytes per image of the binary version: the label, then the pixels
+BATCH_BYTES = 2**28  # the published batches have 31 MB
 
 Batch = Callable[[Archive, str], Iterator[Example]]
 
@@ -61,13 +62,13 @@ def _all(archive: Archive, names: list[str], batch: Batch) -> Iterator[Example]:
 
 def _pickled(archive: Archive, name: str) -> Iterator[Example]:
     origin = origin_of(archive, name)
-    content = unpickle(archive.read(name), origin)
+    content = unpickle(content_of(archive, name, BATCH_BYTES), origin)
     images = rows(content, SIDE, origin)
     return arrays(images, class_labels(content.get("labels"), len(images), len(CLASSES), origin), name)
 
 
 def _binary(archive: Archive, name: str) -> Iterator[Example]:
-    content = archive.read(name)
+    content = content_of(archive, name, BATCH_BYTES)
     if not content or len(content) % RECORD:
         raise DataError(
             f"{origin_of(archive, name)} is damaged or incomplete: {len(content)} bytes are no multiple of {RECORD}: "
@@ -82,7 +83,7 @@ def _binary(archive: Archive, name: str) -> Iterator[Example]:
 def _jpegs(archive: Archive, name: str) -> Iterator[Example]:
     """Reads an .npz of concatenated files (`jpeg`), their bounds (`offsets`, one more than files), and `labels`."""
     origin = origin_of(archive, name)
-    with opened(archive, name) as (file, _):
+    with opened(archive, name, BATCH_BYTES) as (file, _):
         batch = read_npz(file, origin, names=("jpeg", "offsets", "labels"))
     if missing := [key for key in ("jpeg", "offsets", "labels") if key not in batch]:
         raise DataError(f"{origin} is no batch of JPEG files, it has no {missing[0]!r}: {AGAIN}")

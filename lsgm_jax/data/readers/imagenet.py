@@ -10,13 +10,14 @@ from tqdm import tqdm
 from lsgm_jax.data.readers.archives import Archive, matching, open_archive
 from lsgm_jax.data.readers.batches import class_labels, rows
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
-from lsgm_jax.data.readers.members import opened, origin_of
+from lsgm_jax.data.readers.members import content_of, opened, origin_of
 from lsgm_jax.data.readers.pickles import unpickle
 from lsgm_jax.errors import DataError
 from lsgm_jax.numpy_files import read_npz
 
 PATTERNS = {"train": r"train_data_batch_\d+(\.npz)?", "validation": r"val_data(\.npz)?"}
 CLASSES = 1000
+BATCH_BYTES = 2**31  # the published batches of 64 x 64 pixels have 1.6 GB
 Place = tuple[Archive, str]
 
 
@@ -70,9 +71,9 @@ def _load(place: Place, side: int) -> tuple[np.ndarray, np.ndarray]:
     archive, name = place
     origin = origin_of(archive, name)
     if name.endswith(".npz"):
-        with opened(archive, name) as (file, _):
+        with opened(archive, name, BATCH_BYTES) as (file, _):
             content = read_npz(file, origin, names=("data", "labels"))
     else:
-        content = unpickle(archive.read(name), origin)
+        content = unpickle(content_of(archive, name, BATCH_BYTES), origin)
     images = rows(content, side, origin)
     return images, class_labels(content.get("labels"), len(images), CLASSES, origin, first=1)

@@ -19,6 +19,7 @@ from lsgm_jax.bounded import LIMITS, damaged, read_exactly, reading
 from lsgm_jax.errors import DataError
 
 HEADER = 128
+VARIABLE_BYTES = 2**30  # the published characters have 152 MB
 ORDERS = {b"IM": "<", b"MI": ">"}  # the last bytes of the header -> the order of bytes
 VERSION, VERSION_HDF5 = 0x0100, 0x0200
 MATRIX, COMPRESSED = 14, 15
@@ -63,7 +64,7 @@ def _variables(path: pathlib.Path) -> Iterator[tuple[str, memoryview]]:
             kind, length = struct.unpack(f"{order}II", tag)
             if length > size - file.tell():
                 raise damaged(path, f"it ends within a variable of {length} bytes")
-            content = read_exactly(file, length, path, most=length).data
+            content = read_exactly(file, length, path, most=VARIABLE_BYTES).data
             if kind == COMPRESSED:
                 content = memoryview(_inflated(content, path))
                 kind, length = struct.unpack_from(f"{order}II", content)
@@ -85,7 +86,7 @@ def _order(header: bytes, path: pathlib.Path) -> str:
 
 
 def _inflated(packed: memoryview, path: pathlib.Path) -> bytes:
-    most = LIMITS.expanded(len(packed))
+    most = LIMITS.expanded(len(packed), VARIABLE_BYTES)
     stream = zlib.decompressobj()
     content = stream.decompress(packed, most)
     if not stream.eof or stream.unused_data:

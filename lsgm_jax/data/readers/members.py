@@ -15,17 +15,29 @@ def origin_of(archive: Archive, name: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(archive: Archive, name: str) -> Iterator[tuple[io.BufferedIOBase, int]]:
+def opened(
+    archive: Archive, name: str, most: int = LIMITS.content
+) -> Iterator[tuple[io.BufferedIOBase, int]]:
     """Yields the stream of a file and its size; a file on disk is not read into memory.
 
     Raises:
-        DataError: if it cannot be read, is damaged, or larger than the limit.
+        DataError: if it cannot be read, is damaged, or larger than `most` bytes.
     """
     origin = origin_of(archive, name)
     if isinstance(archive, Folder):
         (path,) = archive.files([name])
         with reading(origin), path.open("rb") as file:
-            yield file, check_size(path.stat().st_size, LIMITS.content, origin)
+            yield file, check_size(path.stat().st_size, most, origin)
     else:
         content = archive.read(name)
-        yield io.BytesIO(content), len(content)
+        yield io.BytesIO(content), check_size(len(content), most, origin)
+
+
+def content_of(archive: Archive, name: str, most: int) -> bytes:
+    """Returns the content of a file of at most `most` bytes.
+
+    Raises:
+        DataError: as `opened`.
+    """
+    with opened(archive, name, most) as (stream, _):
+        return stream.read()

@@ -8,12 +8,13 @@ import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from lsgm_jax.bounded import AGAIN, damaged, reading
+from lsgm_jax.bounded import AGAIN, check_size, damaged, reading
 from lsgm_jax.data.readers.crc32c import masked_crc32c
 from lsgm_jax.errors import DataError
 
 HEADER = 12
 FOOTER = 4
+RECORD_BYTES = 2**28  # the published records of 1024 x 1024 pixels have 3 MB
 
 
 def count_records(path: pathlib.Path) -> int:
@@ -76,4 +77,4 @@ def _length(file: BinaryIO, size: int, path: pathlib.Path, index: int) -> int:
     (length,) = struct.unpack("<Q", header[:8])
     if length + FOOTER > size - file.tell():
         raise damaged(path, f"it ends within record {index}, which should have {length} bytes")
-    return length
+    return check_size(length, RECORD_BYTES, f"record {index} of {path}")

@@ -258,7 +258,7 @@ def _builder_of(folder: pathlib.Path) -> Any:
 
     remedy = f"remove it with  rm -r {folder.parent}  and prepare it again"
     try:
-        builder = tfds.builder_from_directory(folder)
+        builder: Any = tfds.builder_from_directory(folder)
         found = {split: info.num_examples for split, info in builder.info.splits.items()}
         written = dict(builder.info.metadata["images"])
     # The errors of the library for damaged files are not documented.

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from lsgm_jax.errors import ConversionError, first_line, in_one_line
+from lsgm_jax.interop.diffusers_folder import alone, read_folder
 from lsgm_jax.interop.safetensors_file import read_safetensors
 from lsgm_jax.interop.torch_file import read_legacy, read_zip
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
-    """Returns the content of a file of `torch.save` or of safetensors; its first bytes say which it is.
+    """Returns the content of a file of `torch.save` or of safetensors, or of a folder in diffusers' layout.
+
+    The first bytes of a file say which it is. Names of diffusers become those of latent diffusion.
 
     These are dictionaries, lists and numbers, with read-only numpy arrays for tensors. Arrays of zip files and of
     safetensors are memory-mapped: a file of 3 GB takes as much memory as the tensors that are used, and has to stay in
@@ -26,7 +29,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
             that state dictionaries do not need. No code from the file runs.
     """
     path = pathlib.Path(path)
-    with _about(path), path.open("rb") as file:
+    with _about(path):
+        if path.is_dir():
+            return read_folder(path, _read)
+        content = _read(path)
+        return alone(content) if isinstance(content, dict) else content
+
+
+def _read(path: pathlib.Path) -> Any:
+    with path.open("rb") as file:
         start = file.read(9)
         if start[:4] == b"PK\x03\x04":
             return read_zip(file)
@@ -34,10 +45,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
             return read_safetensors(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         if start[:1] == b"\x80":  # first byte of a pickle since protocol 2
             return read_legacy(file)
-        raise ConversionError(
-            "not a file of torch.save, neither a zip nor a pickle, nor of safetensors: give the path of a .pt, .ckpt "
-            "or .safetensors file"
-        )
+    raise ConversionError(
+        "not a file of torch.save, neither a zip nor a pickle, nor of safetensors: give the path of a .pt, .ckpt "
+        "or .safetensors file"
+    )
 
 
 @contextlib.contextmanager

@@ -189,7 +189,7 @@ def plain_zip(path):
     ("make", "message"),
     [
         (lambda path: None, "cannot be read .No such file"),
-        (lambda path: path.mkdir(), "cannot be read .Is a directory"),
+        (lambda path: path.mkdir(), "is a folder, and not one in diffusers' layout"),
         (lambda path: path.write_text("<html>not found</html>"), "neither a zip nor a pickle"),
         (plain_zip, "without the data.pkl"),
         (lambda path: path.write_bytes(pickle.dumps({"a": 1}, 2)), "a pickle, but none of torch.save"),

@@ -71,7 +71,9 @@ class Lock:
             LockedError: if it has been moved or deleted; whatever is written now would go to a folder without a past.
         """
         if self.descriptor is not None and not _is_at(self.descriptor, self.folder / NAME):
-            raise LockedError(f"{self.folder} has been moved or deleted while it was being written to")
+            raise LockedError(
+                f"{self.folder} has been moved or deleted: put it back, and the same command goes on"
+            )
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
+from typing import NoReturn
 
 from lsgm_jax.cli.console import plain
 from lsgm_jax.cli.parser import TOGETHER, parse, place
@@ -18,13 +19,27 @@ from lsgm_jax.errors import UsageError, UserError, first_line, printable
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 2 for what the user can mend, 1 for results that are not finite."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Runs one command; returns the exit status: 2 for what the user can mend, 1 for results that are not finite.
+
+    Args:
+        arguments: None for those of this process, which then ends after a failure.
+    """
     with plain():
-        return _main(arguments)
+        status = _status(sys.argv[1:] if arguments is None else arguments)
+    if status and arguments is None:
+        _leave(status)
+    return status
 
 
-def _main(arguments: list[str]) -> int:
+def _leave(status: int) -> NoReturn:
+    """Ends the process without waiting for threads of libraries, some of which wait for minutes after a failure."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def _status(arguments: list[str]) -> int:
     _quieten()
     try:
         _find_modules_here()

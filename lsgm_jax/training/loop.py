@@ -10,7 +10,7 @@ import jax
 
 from lsgm_jax.arrays import Key, Params
 from lsgm_jax.distributed.preemption import StoppedError, Termination
-from lsgm_jax.errors import TrainingError
+from lsgm_jax.errors import CheckpointError, TrainingError
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place
@@ -44,6 +44,16 @@ def run_stage(
         CheckpointError: if checkpoints cannot be read or written.
         LockedError: if the folder of the run has been moved or deleted.
     """
+    try:
+        return _run_stage(stage, course, before, batches, k_init, key)
+    except (TrainingError, CheckpointError):
+        course.lock.check()  # a folder that is gone is the cause
+        raise
+
+
+def _run_stage(
+    stage: Stage, course: Course, before: Params | None, batches: grain.DatasetIterator, k_init: Key, key: Key
+) -> Params:
     with Checkpoints(course.workdir / "checkpoints" / stage.name, keep=course.train.keep) as checkpoints:
         training = _Training(stage, course, checkpoints, before, batches, k_init, key)
         if checkpoints.latest_step != stage.steps:

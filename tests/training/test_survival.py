@@ -1,5 +1,6 @@
 """A run that is killed, stopped or out of disk space resumes and ends like an undisturbed run."""
 
+import json
 import os
 import pathlib
 import random

@@ -38,6 +38,8 @@ ASIDE = {
         "config/registry.py": "the walk of a field of a config",
         "config/renamed.py": "older configs",
         "config/specs.py": "fields of sections",
+        "sampling/archive.py": "writes the samples",
+        "sampling/failures.py": "counts those that failed",
         "models/lsgm.py": "which autoencoder",
         "models/vae.py": "the autoencoder",
         "solvers/registry.py": "names of solvers",

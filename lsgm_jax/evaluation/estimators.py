@@ -90,7 +90,8 @@ def importance_bound(
 
     def advance(job: int, totals: Arrays) -> None:
         part, values = jobs.run(job)
-        totals["log_sum"][part] = np.logaddexp(totals["log_sum"][part], values["log_weight"])
+        with np.errstate(invalid="ignore"):  # NaN stays NaN, and is counted
+            totals["log_sum"][part] = np.logaddexp(totals["log_sum"][part], values["log_weight"])
 
     start = {"log_sum": np.full(len(batch.x), -np.inf)}
     totals = accumulate(start, len(jobs), advance, cache=cache, label=label)

@@ -1,6 +1,5 @@
 """What the command prints where there is no terminal, or ASCII alone."""
 
-import io
 import os
 import subprocess
 import sys
@@ -11,15 +10,7 @@ from tqdm import tqdm
 from lsgm_jax.cli import console
 
 
-@pytest.fixture
-def log(monkeypatch):
-    """Standard error as a log file, by lines."""
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
-
-
-def test_a_progress_bar_is_a_line_now_and_then(log, monkeypatch):
+def test_a_progress_bar_is_a_line_now_and_then(capsys, monkeypatch):
     """One each 15 seconds and the last one, without carriage returns; other lines stand between."""
     clock = iter(range(10_000))
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
@@ -28,7 +19,7 @@ def test_a_progress_bar_is_a_line_now_and_then(log, monkeypatch):
             bar.update()
             if step == 50:
                 tqdm.write("lsgm: warning: half", file=sys.stderr)
-    text = log.getvalue()
+    text = capsys.readouterr().err
     assert "\r" not in text
     assert "\x1b" not in text
     lines = text.splitlines()
@@ -39,25 +30,26 @@ def test_a_progress_bar_is_a_line_now_and_then(log, monkeypatch):
     assert "100/100" in bars[-1]
 
 
-def test_a_bar_that_vanishes_leaves_no_empty_line(log):
+def test_a_bar_that_vanishes_leaves_no_empty_line(capsys):
     with console.plain():
         for _ in tqdm(range(3), desc="study", leave=False):
             pass
-    assert all(line.startswith("study:") for line in log.getvalue().splitlines())
+    assert all(line.startswith("study:") for line in capsys.readouterr().err.splitlines())
 
 
 @pytest.mark.parametrize("text", ["one\n", "one\n\ntwo\n", "no end", "a\n  b  \n"])
-def test_other_text_passes_as_it_is(log, text):
+def test_other_text_passes_as_it_is(capsys, text):
     with console.plain():
         sys.stderr.write(text)
         sys.stderr.flush()
-        assert log.getvalue() == text
+        assert capsys.readouterr().err == text
 
 
-def test_the_stream_is_restored_after_an_error(log):
+def test_the_stream_is_restored_after_an_error():
+    before = sys.stderr
     with pytest.raises(ZeroDivisionError), console.plain():
         print(1 / 0)
-    assert sys.stderr is log
+    assert sys.stderr is before
 
 
 PRINTS = """
@@ -66,7 +58,7 @@ from lsgm_jax.cli.console import plain
 
 with plain():
     for stream in (sys.stdout, sys.stderr):
-        print("1.5 ± 0.5, β → 0, 数 \\udcff", file=stream)
+        print("1.5 \\xb1 0.5, \\u03b2 \\u2192 0, \\u6570 \\udcff", file=stream)
 """
 
 

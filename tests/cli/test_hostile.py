@@ -11,33 +11,10 @@ import lsgm_jax
 from lsgm_jax.cli import commands
 from lsgm_jax.cli import main as cli
 from lsgm_jax.cli import parser as command_line
+from lsgm_jax.errors import UsageError
 
-HOSTILE = [
-    "",
-    " ",
-    "0",
-    "-1",
-    "nan",
-    "inf",
-    "-inf",
-    "1e999",
-    "12345678901234567890",
-    "9" * 5000,
-    "1_000",
-    "0x10",
-    "²",
-    "٣",
-    "１",
-    "½",
-    "ten",
-    "a\nb",
-    "a\rb\x1b[2J",
-    "\udcff",
-    ",",
-    "()",
-    "None",
-    "../..",
-]
+HOSTILE = ["", "-1", "12345678901234567890", "nan", "²", "a\nb\r\x1b[2J\udcff"]
+NOT_A_NUMBER = ["", "nan", "inf", "-inf", "1e999", "9" * 5000, "1_000", "0x10", "²", "٣", "ten", "a\nb", ","]
 # Options that a command needs, with values that end it before it does anything.
 NEEDED = {
     "--config": "nowhere.py",
@@ -50,12 +27,17 @@ NEEDED = {
 POSITIONAL = {"data": ["prepare", "folder"]}
 
 
+PARSER = command_line._make_parser()
+
+
+@pytest.fixture(autouse=True)
+def one_parser(monkeypatch):
+    """Makes the parser once."""
+    monkeypatch.setattr(command_line, "_make_parser", lambda: PARSER)
+
+
 def subcommands():
-    (found,) = (
-        action
-        for action in command_line._make_parser()._actions
-        if isinstance(action, argparse._SubParsersAction)
-    )
+    (found,) = (action for action in PARSER._actions if isinstance(action, argparse._SubParsersAction))
     return found.choices
 
 
@@ -110,17 +92,17 @@ def test_a_hostile_value_is_one_line(name, option, capsys, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(("name", "option"), NUMBERS)
-def test_what_is_no_finite_number_of_ascii_digits_is_refused_by_the_option(name, option, capsys):
-    for value in ("", "nan", "inf", "-inf", "1e999", "9" * 5000, "1_000", "0x10", "²", "٣", "ten", "a\nb"):
-        assert cli.main(arguments(name, option, value)) == 2
-        assert f"argument {option}: invalid " in error_line(capsys)
+def test_what_is_no_finite_number_of_ascii_digits_is_refused_by_the_option(name, option):
+    for value in NOT_A_NUMBER:
+        with pytest.raises(UsageError, match=f"argument {option}: invalid "):
+            command_line.parse(arguments(name, option, value))
 
 
 @pytest.mark.parametrize("command", sorted({name for name, option in OPTIONS if option == "--seed"}))
 @pytest.mark.parametrize("seed", ["-1", str(2**32), "12345678901234567890"])
-def test_a_seed_has_32_bits(command, seed, capsys):
-    assert cli.main(arguments(command, "--seed", seed)) == 2
-    assert "give 0 to 4294967295" in error_line(capsys)
+def test_a_seed_has_32_bits(command, seed):
+    with pytest.raises(UsageError, match=f"argument --seed: .*'{seed}': give 0 to 4294967295"):
+        command_line.parse(arguments(command, "--seed", seed))
 
 
 @pytest.mark.parametrize("seed", [0, 2**31, command_line.MOST_SEED])
@@ -133,7 +115,7 @@ def test_every_seed_is_one_of_jax(seed):
 def test_lists_of_numbers_are_read_by_the_same_rule(option):
     options = command_line.parse(["study", "--workdir=x", f"{option}=5,nan"])
     kind = {"--nfe": command_line.whole(1), "--rtol": command_line.real}[option]
-    with pytest.raises(command_line.UsageError, match=f"{option}=5,nan: invalid .* with commas between"):
+    with pytest.raises(UsageError, match=f"{option}=5,nan: invalid .* with commas between"):
         command_line.numbers(kind, options, option[2:])
 
 

@@ -7,7 +7,7 @@ import argparse
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ from lsgm_jax.sampling.interpolate import interpolate
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.sampling.sample import compare, sample
 from lsgm_jax.sampling.trajectories import animate
-from lsgm_jax.training.logs import CompileClock
+from lsgm_jax.training.logs import CompileClock, warn
 from lsgm_jax.training.recipes.recipe import Data
 from lsgm_jax.training.train import train
 
@@ -40,6 +40,15 @@ from lsgm_jax.training.train import train
 def _agree(config: Any) -> None:
     """Several processes have to run the same config."""
     launch.agree("config", json.dumps(as_plain(config), sort_keys=True, allow_nan=False))
+
+
+def _open(options: argparse.Namespace, further: Sequence[str] = ()) -> Run:
+    """Opens the run with the options of its sampler, and warns of a grid that ruins the solver."""
+    opened = Run.open(options.workdir, [*sampler_overrides(options), *further, *options.overrides])
+    caution = opened.experiment.sampler.caution(opened.model.prior.process)
+    if caution is not None:
+        warn(caution)
+    return opened
 
 
 def train_command(options: argparse.Namespace) -> None:
@@ -66,7 +75,7 @@ def train_command(options: argparse.Namespace) -> None:
 
 def sample_command(options: argparse.Namespace) -> None:
     """Draws samples."""
-    opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    opened = _open(options)
     _agree(opened.config)
     solver = opened.experiment.sampler.method.name
     request = opened.conditions.request(options.count, label=options.label, prompt=options.prompt)
@@ -104,7 +113,7 @@ def _say_classes(opened: Run, label: str | None) -> None:
 
 def inpaint_command(options: argparse.Namespace) -> None:
     """Fills in the hole of an image."""
-    opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    opened = _open(options)
     x = inpaint.read_picture(opened, options.image, "an image for this model")
     mask = inpaint.read_mask(opened, options.mask)
     params, _ = opened.best()
@@ -115,7 +124,7 @@ def inpaint_command(options: argparse.Namespace) -> None:
 
 def upscale_command(options: argparse.Namespace) -> None:
     """Makes a small image large."""
-    opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    opened = _open(options)
     small = inpaint.read_small(opened, options.image)
     params, _ = opened.best()
     copies = np.repeat(small[None], options.count, axis=0)
@@ -150,7 +159,7 @@ def _require_all(failures: Failures) -> None:
 
 def interpolate_command(options: argparse.Namespace) -> None:
     """Draws images between samples, or between test images."""
-    opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    opened = _open(options)
     request = opened.conditions.request(options.pairs, label=options.label, prompt=options.prompt)
     params, _ = opened.best()
     try:
@@ -173,7 +182,7 @@ def interpolate_command(options: argparse.Namespace) -> None:
 
 def animate_command(options: argparse.Namespace) -> None:
     """Draws sampling trajectories."""
-    opened = Run.open(options.workdir, [*sampler_overrides(options), *options.overrides])
+    opened = _open(options)
     params, _ = opened.best()
     animate(
         opened,
@@ -196,7 +205,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     if unknown:
         raise UsageError(f"--metrics={options.metrics}: {unknown[0]!r} is none of {', '.join(METRICS)}")
     samples = [] if options.samples is None else [f"--config.eval.samples={options.samples}"]
-    opened = Run.open(workdir, [*sampler_overrides(options), *samples, *options.overrides])
+    opened = _open(options, samples)
     _agree(opened.config)
     distances = [name for name in metrics if name in sample_quality.DISTANCES]
     # Before anything that takes long, because it may be refused.

@@ -127,7 +127,7 @@ def _make_parser() -> _Parser:
     study.add_argument("--solvers", type=_word, default=SOLVERS)
     study.add_argument("--nfe", type=_word, default="5,10,20,50")
     study.add_argument("--rtol", type=_word, default="1e-2,1e-3,1e-4")
-    study.add_argument("--grid", type=_word, default="quadratic")
+    study.add_argument("--grid", type=_word, default="default")
     study.add_argument("--count", type=whole(2), default=256)
     _add_data(command("data"))
     return parser
@@ -237,8 +237,8 @@ def ends(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def sampler_overrides(options: argparse.Namespace) -> list[str]:
-    """The short options as overrides of the config. A number of steps without a grid means equal ones."""
-    grid = options.grid or (None if options.steps is None else "linear")
+    """The short options as overrides of the config. A number of steps without a grid means the solver's own grid."""
+    grid = options.grid or (None if options.steps is None else "default")
     # A tolerance given alone is meant for both, as in the literature.
     atol = options.rtol if options.atol is None else options.atol
     adaptive = None if atol is None else "adaptive"

@@ -15,6 +15,7 @@ from lsgm_jax.models.protocol import Model
 from lsgm_jax.processes.linear import Process, sigma
 from lsgm_jax.solvers.grids import Times
 from lsgm_jax.solvers.likelihood import Divergence
+from lsgm_jax.solvers.method import Method
 from lsgm_jax.solvers.sampler import Sampler
 from lsgm_jax.training.recipes.recipe import Recipe
 from lsgm_jax.training.sharding import Launcher
@@ -119,6 +120,11 @@ def _refuse_singular_end(sampler: Sampler, process: Process) -> None:
 
 def _sampler(make: Sections) -> Sampler:
     method = make("solver")
+    if not isinstance(method, Method):
+        raise ConfigError(
+            f"config.solver.name={make.name('solver')!r} makes no Method but {type(method).__name__}: wrap it in "
+            "lsgm_jax.solvers.method.Method, which says what it integrates and costs"
+        )
     if (refusal := method.refuse(make("process"))) is not None:
         raise ConfigError(f"config.solver: {refusal}")
     return make("sampling", method=method, steps=make("steps"))

@@ -43,7 +43,7 @@ from lsgm_jax.processes.discrete import discrete_vp
 from lsgm_jax.processes.linear import gaussian_eps
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
-from lsgm_jax.solvers.grids import EDM, Linear, LogSNR, Quadratic, Times
+from lsgm_jax.solvers.grids import GRIDS, Default, Times
 from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.training.optim import Adam, Adamax, AdamW
 from lsgm_jax.training.sharding import Replicated, Sharded, whole
@@ -223,13 +223,6 @@ DENSITIES: dict[str, Target] = {
 }
 CONDITIONINGS: dict[str, Target] = {"none": unconditional, "labels": Labels, "text": Texts}
 TASKS: dict[str, Target] = {"inpainting": Inpainting, "upscaling": Upscaling}
-STEPS: dict[str, Target] = {
-    "adaptive": Adaptive,
-    "linear": Linear,
-    "quadratic": Quadratic,
-    "log_snr": LogSNR,
-    "edm": EDM,
-    "times": Times,
-}
+STEPS: dict[str, Target] = {"adaptive": Adaptive, "default": Default, **GRIDS, "times": Times}
 LAUNCHERS: dict[str, Target] = {"data": whole, "fsdp": Sharded, "pmap": Replicated}
 OPTIMISERS: dict[str, Target] = {"adamax": Adamax, "adam": Adam, "adamw": AdamW}

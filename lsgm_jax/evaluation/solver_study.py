@@ -16,13 +16,12 @@ from tqdm import tqdm
 
 from lsgm_jax.arrays import Condition, Key, Params, State
 from lsgm_jax.data.pipeline import whole_split
-from lsgm_jax.errors import ConfigError, DataError, first_line, look_up
+from lsgm_jax.errors import ConfigError, DataError, first_line
 from lsgm_jax.evaluation.cache import Cache, digest
 from lsgm_jax.evaluation.fid import energy_distance
 from lsgm_jax.files import replacing, set_aside
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.sealed import DamagedError, read_sealed, write_sealed
-from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise
 from lsgm_jax.training.logs import warn
 
@@ -63,23 +62,26 @@ def make_settings(
 ) -> list[Setting]:
     """Returns every solver with every NFE budget that buys it a step, and every tolerance if it is adaptive.
 
+    Args:
+        solvers: names, or import paths of solvers of one's own.
+        grid: of the fixed steps; "default" for each solver's own.
+
     Raises:
         ConfigError: for a solver that does not exist or cannot integrate the model's process.
     """
-    process = run.model.prior.process
     extra = 0 if run.experiment.sampler.denoise == "none" else 1
     settings = []
     for solver in solvers:
-        method = look_up(METHODS, solver, "solver.name")()
-        if (refusal := method.refuse(process)) is not None:
-            raise ConfigError(refusal)
-        cost = method.cost
         chosen = f"--config.solver.name={solver}"
+        any_steps = ("--config.steps.name=default", "--config.steps.steps=1")
+        method = run.overridden([chosen, *any_steps]).experiment.sampler.method
+        cost = method.cost
         for budget in nfe:
             steps = (budget - extra - cost.first - cost.extra) // cost.per_step
             if steps > 0:
-                name = f"{steps} {grid} steps"
-                overrides = (chosen, f"--config.steps.name={grid}", f"--config.steps.steps={steps}")
+                own = method.grid if grid == "default" else grid
+                name = f"{steps} {own} steps"
+                overrides = (chosen, f"--config.steps.name={own}", f"--config.steps.steps={steps}")
                 settings.append(Setting(solver, name, overrides))
         if method.adaptive:
             for tolerance in rtol:

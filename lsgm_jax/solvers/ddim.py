@@ -19,15 +19,20 @@ class DDIM(ReverseSolver):
     eta: float = eqx.field(static=True)
     temperature: float = eqx.field(static=True)
     clip: float | None = eqx.field(static=True)
+    rederive_eps: bool = eqx.field(static=True)
 
     def advance(self, term: Reverse, step: Step, z: Latents, memory: None) -> tuple[Latents, None]:
         """Takes one evaluation, and draws noise unless eta is 0."""
         interval = between(term.problem.process, step.s, step.t)
-        eps_hat = _clipped(interval, z, term.problem.eps(z, step.t), self.clip)
+        eps_hat = term.problem.eps(z, step.t)
+        excess = _excess(interval, z, eps_hat, self.clip)
+        fall, noise = _stochastic(interval, self.eta) if self.eta > 0.0 else (interval.fall(), 0.0)
+        if self.rederive_eps:
+            z_s = (z - fall * (eps_hat + interval.alpha_t / interval.sigma_t * excess)) / interval.mean
+        else:
+            z_s = (z - fall * eps_hat) / interval.mean - interval.alpha_s * excess
         if self.eta == 0.0:
-            return interval.follow(z, eps_hat), None
-        fall, noise = _stochastic(interval, self.eta)
-        z_s = (z - fall * eps_hat) / interval.mean
+            return z_s, None
         return z_s + self.temperature * noise * term.problem.noise.draw(step.index, 0, z), None
 
 
@@ -66,20 +71,24 @@ _ADAMS_BASHFORTH = (
 )
 
 
-def ddim(*, eta: float = 0.0, temperature: float = 1.0, clip: float | None = None) -> Method:
+def ddim(
+    *, eta: float = 0.0, temperature: float = 1.0, clip: float | None = None, rederive_eps: bool = False
+) -> Method:
     """DDIM (Song, Meng and Ermon 2021, eq. 12), for any process of one coordinate.
 
     Args:
         eta: noise of each step as a share of that of ancestral sampling; 0 is deterministic.
         temperature: factor of that noise. Any value but 1 (with eta > 0) samples another distribution.
         clip: predicted data are clipped to [-clip, clip]; None for no clipping.
+        rederive_eps: whether the predicted noise is derived again from the clipped data, as in DDPM's posterior and as
+            `Ancestral` does. By default it stays the network's, as in diffusers and in LDM. No difference without clip.
 
     Raises:
         ValueError: if eta is not in [0, 1], or temperature or clip is not positive.
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta={eta}: give a number from 0 (deterministic) to 1 (ancestral)")
-    return _ddim("DDIM", eta, temperature, clip)
+    return _ddim("DDIM", eta, temperature, clip, rederive_eps)
 
 
 def ancestral(*, temperature: float = 1.0, clip: float | None = None) -> Method:
@@ -87,12 +96,13 @@ def ancestral(*, temperature: float = 1.0, clip: float | None = None) -> Method:
 
     Args:
         temperature: factor of the noise of each step.
-        clip: predicted data are clipped to [-clip, clip]; None for no clipping.
+        clip: predicted data are clipped to [-clip, clip]; None for no clipping. The step draws from the posterior given
+            the clipped data, as in DDPM.
 
     Raises:
         ValueError: if temperature or clip is not positive.
     """
-    return _ddim("Ancestral", 1.0, temperature, clip)
+    return _ddim("Ancestral", 1.0, temperature, clip, rederive_eps=True)
 
 
 def plms() -> Method:
@@ -110,11 +120,11 @@ def plms() -> Method:
     )
 
 
-def _ddim(name: str, eta: float, temperature: float, clip: float | None) -> Method:
+def _ddim(name: str, eta: float, temperature: float, clip: float | None, rederive_eps: bool) -> Method:
     for label, value in (("temperature", temperature), ("clip", clip)):
         if value is not None and value <= 0.0:
             raise ValueError(f"{label}={value}: give a positive number")
-    scheme = DDIM(eta, temperature, clip)
+    scheme = DDIM(eta, temperature, clip, rederive_eps)
     return Method(
         name=name,
         scheme=scheme,
@@ -135,9 +145,9 @@ def _stochastic(interval: Interval, eta: float) -> tuple[Scalars, Scalars]:
     return (variance + (mean * new) ** 2) / (sigma_t + mean * old), new
 
 
-def _clipped(interval: Interval, z_t: Latents, eps_hat: Latents, clip: float | None) -> Latents:
-    """Returns the noise for the clipped data; exactly eps_hat where nothing is clipped."""
+def _excess(interval: Interval, z_t: Latents, eps_hat: Latents, clip: float | None) -> Latents | float:
+    """Returns what clipping removes from the predicted data; exactly 0 where nothing is clipped."""
     if clip is None:
-        return eps_hat
+        return 0.0
     data = interval.data(z_t, eps_hat)
-    return eps_hat + interval.alpha_t / interval.sigma_t * (data - jnp.clip(data, -clip, clip))
+    return data - jnp.clip(data, -clip, clip)

@@ -7,7 +7,7 @@ from lsgm_jax.arrays import Latents, Scalar
 from lsgm_jax.processes.linear import Process, log_snr
 from lsgm_jax.solvers.grids import time_of_log_snr
 from lsgm_jax.solvers.interval import between
-from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step, one_coordinate
+from lsgm_jax.solvers.method import Cost, Method, ReverseSolver, Step, one_coordinate, ruined_on
 from lsgm_jax.solvers.terms import Reverse
 
 MOST_CHURN = 2.0**0.5 - 1.0  # at most as much new noise as there is
@@ -49,6 +49,7 @@ def edm_heun(
     """EDM's sampler (Karras et al. 2022, Algorithm 2) for any process of one coordinate; its sigma is sigma / alpha.
 
     Every step takes two evaluations, the last one included: it usually ends at a positive time, not at zero noise.
+    With fewer than about 20 evaluations it is worse than DDIM with as many: the first steps are too long for Heun.
 
     Args:
         churn: relative increase of sigma / alpha at the start of each step, S_churn over the number of steps.
@@ -71,4 +72,5 @@ def edm_heun(
         cost=Cost(2),
         stochastic=churn > 0.0,
         refuse=one_coordinate("EDMHeun"),
+        caution=ruined_on("EDMHeun", ("quadratic", "log_snr"), "use linear or edm"),
     )

@@ -75,6 +75,7 @@ def gddim(*, order: int = 2) -> Method:
         order=order,
         cost=Cost(1),
         refuse=_only_phases,
+        grid="quadratic",
     )
 
 

@@ -1,6 +1,7 @@
 """Time grids of fixed steps, from 1 down to t_min."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -114,6 +115,29 @@ class Times:
     def times(self, process: Process, t_min: float) -> Nodes:
         """Returns the given times."""
         return jnp.asarray(self.values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Default:
+    """Steps on the grid that suits the solver best (see `Method.grid`), by which a `Sampler` replaces it."""
+
+    steps: int
+
+    def __post_init__(self):
+        _require_positive(self.steps)
+
+    def times(self, process: Process, t_min: float) -> Nodes:
+        """Refuses: without a solver there is no grid."""
+        raise TypeError("the default grid is that of a solver: give it to a Sampler")
+
+
+# Grids of a number of steps, by name.
+GRIDS: dict[str, Callable[..., Grid]] = {
+    "linear": Linear,
+    "quadratic": Quadratic,
+    "log_snr": LogSNR,
+    "edm": EDM,
+}
 
 
 def time_of_log_snr(process: Process, value: Scalars) -> Scalars:

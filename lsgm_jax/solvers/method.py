@@ -1,7 +1,7 @@
 """`Method`, a diffrax solver with its properties, and `ReverseSolver`, the base of the solvers of this package."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar, NamedTuple
 
 import diffrax
@@ -12,6 +12,7 @@ from lsgm_jax.processes.linear import Process
 from lsgm_jax.solvers.terms import Index, Reverse, Time
 
 Refusal = Callable[[Process], str | None]
+Caution = Callable[[Process, str], str | None]
 
 
 class Cost(NamedTuple):
@@ -40,6 +41,9 @@ class Method:
         adaptive: whether it has an error estimate, for adaptive steps.
         stochastic: whether it draws noise, so that z_1 does not determine z_0.
         refuse: returns why it cannot integrate a process and which solver can; None if it can.
+        grid: name of the grid of a number of steps that names none (see `grids.GRIDS`).
+        caution: returns why a few steps on a grid of this name are worse than as many of DDIM, and what helps; None if
+            they are not. The command warns of it.
     """
 
     name: str
@@ -50,15 +54,21 @@ class Method:
     adaptive: bool = False
     stochastic: bool = False
     refuse: Refusal = lambda process: None
+    grid: str = "linear"
+    caution: Caution = lambda process, grid: None
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Step `index` of a fixed grid, from t to s < t."""
+    """Step `index` of a fixed grid, from t to s < t.
+
+    `remaining` counts the steps from this one to the last; None if their number is not known.
+    """
 
     index: Index
     t: Scalar
     s: Scalar
+    remaining: Index | None = None
 
 
 class ReverseSolver(diffrax.AbstractSolver):
@@ -95,8 +105,10 @@ class ReverseSolver(diffrax.AbstractSolver):
     ) -> tuple[State, None, dict[str, State], tuple[Index, Any], diffrax.RESULTS]:
         """Takes one step, by diffrax's interface."""
         index, memory = solver_state
-        step = Step(index, jnp.asarray(1.0 - t0), jnp.asarray(1.0 - t1))
-        y1, memory = self.advance(_unwrapped(terms), step, y0, memory)
+        term = _unwrapped(terms)
+        remaining = None if term.problem.steps is None else term.problem.steps - index
+        step = Step(index, jnp.asarray(1.0 - t0), jnp.asarray(1.0 - t1), remaining)
+        y1, memory = self.advance(term, step, y0, memory)
         return y1, None, {"y0": y0, "y1": y1}, (index + 1, memory), diffrax.RESULTS.successful
 
     def func(self, terms: Any, t0: Time, y0: State, args: Any) -> State:
@@ -121,3 +133,14 @@ def one_coordinate(name: str) -> Refusal:
         )
 
     return refuse
+
+
+def ruined_on(name: str, grids: Collection[str], instead: str) -> Caution:
+    """Returns the `caution` of a solver that grids of these names ruin, whatever the process."""
+
+    def caution(process: Process, grid: str) -> str | None:
+        if grid not in grids:
+            return None
+        return f"few steps of {name} on the grid {grid!r} are worse than those of DDIM: {instead}"
+
+    return caution

@@ -8,11 +8,13 @@ from collections.abc import Callable
 
 import diffrax
 
+from lsgm_jax.processes.linear import Process
+from lsgm_jax.processes.ve import VE
 from lsgm_jax.solvers.ddim import ancestral, ddim, plms
 from lsgm_jax.solvers.edm import edm_heun
 from lsgm_jax.solvers.exponential import deis, dpm_solver_pp, unipc
 from lsgm_jax.solvers.gddim import gddim
-from lsgm_jax.solvers.method import Cost, Method
+from lsgm_jax.solvers.method import Caution, Cost, Method
 from lsgm_jax.solvers.predictor_corrector import predictor_corrector
 from lsgm_jax.solvers.sscs import sscs
 
@@ -43,13 +45,40 @@ _SDE = {
 def _ode(name: str) -> Callable[[], Method]:
     scheme, order, cost, adaptive = _ODE[name]
     return lambda: Method(
-        name=name, scheme=scheme(), dynamics="ode", order=order, cost=cost, adaptive=adaptive
+        name=name,
+        scheme=scheme(),
+        dynamics="ode",
+        order=order,
+        cost=cost,
+        adaptive=adaptive,
+        grid="linear" if order == 1 else "quadratic",
+        caution=_ruined_by_ve(name),
     )
 
 
 def _sde(name: str) -> Callable[[], Method]:
     scheme, order, cost = _SDE[name]
-    return lambda: Method(name=name, scheme=scheme(), dynamics="sde", order=order, cost=cost, stochastic=True)
+    return lambda: Method(
+        name=name,
+        scheme=scheme(),
+        dynamics="sde",
+        order=order,
+        cost=cost,
+        stochastic=True,
+        grid="quadratic",
+        caution=_ruined_by_ve(name),
+    )
+
+
+def _ruined_by_ve(name: str) -> Caution:
+    """Returns the caution of solvers that step in time: the noise of `VE` grows exponentially, which they overshoot."""
+
+    def caution(process: Process, grid: str) -> str | None:
+        if not isinstance(process, VE):
+            return None
+        return f"few steps of {name} on {type(process).__name__} are worse than those of DDIM: use DDIM, DEIS or UniPC"
+
+    return caution
 
 
 METHODS: dict[str, Callable[..., Method]] = {

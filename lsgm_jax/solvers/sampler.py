@@ -28,7 +28,7 @@ from lsgm_jax.processes.linear import (
     reverse_drift,
     sample_prior,
 )
-from lsgm_jax.solvers.grids import Grid, Times
+from lsgm_jax.solvers.grids import GRIDS, Default, Grid, Times
 from lsgm_jax.solvers.integrate import (
     Adaptive,
     BatchTree,
@@ -53,6 +53,7 @@ from lsgm_jax.solvers.terms import (
 )
 
 TSIT5, ADAPTIVE = METHODS["Tsit5"](), Adaptive()
+FEW = 30  # steps; with more, all solvers are far from ruin on all grids
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Sampler:
 
     Attributes:
         method: the solver.
-        steps: `Adaptive`, or a grid of fixed steps.
+        steps: `Adaptive`, or a grid of fixed steps; `Default` is replaced by the solver's own grid.
         t_min: time at which the integration towards the data stops.
         denoise: the denoising step after it: "none"; "euler", a step of the reverse SDE's drift to t = 0 (CLD-SGM); or
             "mean", the expected data given the last state. The latter two take one more evaluation.
@@ -80,6 +81,8 @@ class Sampler:
     guidance: float = 1.0
 
     def __post_init__(self):
+        if isinstance(self.steps, Default):
+            object.__setattr__(self, "steps", GRIDS[self.method.grid](steps=self.steps.steps))
         if isinstance(self.steps, Adaptive) and not self.method.adaptive:
             raise ValueError(
                 f"solver {self.method.name!r} has no error estimate to adapt its steps: give a number of steps"
@@ -92,6 +95,13 @@ class Sampler:
             raise ValueError(f"temperature={self.temperature}: give a positive, finite number")
         if not 0.0 <= self.guidance < math.inf:
             raise ValueError(f"guidance={self.guidance}: give a finite number, 0 or more")
+
+    def caution(self, process: Process) -> str | None:
+        """Returns why these steps are worse than as many of DDIM, and what helps; None if they are not."""
+        names = {grid: name for name, grid in GRIDS.items()}
+        if isinstance(self.steps, Adaptive) or self.steps.steps > FEW:
+            return None
+        return self.method.caution(process, names.get(type(self.steps), "times"))
 
 
 class Solution(NamedTuple):
@@ -248,6 +258,7 @@ def _integrate(sampler: Sampler, problem: Problem, z_1: State, keep: SavedTimes 
             method, steps, Reverse(problem), z_1, 0.0, 1.0 - sampler.t_min, eps_net, keep
         )
     taus = 1.0 - steps.times(problem.process, sampler.t_min)
+    problem = dataclasses.replace(problem, steps=len(taus) - 1)
     if method.dynamics != "sde":
         return integrate_on(method, taus, Reverse(problem), z_1, eps_net, keep)
     last = coordinates(z_1)[-1]

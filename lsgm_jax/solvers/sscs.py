@@ -47,6 +47,7 @@ def sscs(*, order: int = 1) -> Method:
         cost=Cost(order),
         stochastic=True,
         refuse=_only_cld,
+        grid="quadratic",
     )
 
 

@@ -53,6 +53,7 @@ class Problem:
     process: Process
     eps_net: EpsNet
     noise: Noise  # for stochastic solvers
+    steps: int | None = None  # number of fixed steps; None if it is not known
 
     def eps(self, z_t: State, t: Time) -> Latents:
         """Returns eps_hat of the batch at one time."""

@@ -131,6 +131,61 @@ def test_clipped_data_stay_within_the_bound(name):
     np.testing.assert_allclose(clipped, jnp.clip(clipped, -1.2, 1.2), rtol=1e-6)
 
 
+def test_clipping_leaves_the_noise_prediction_unless_it_is_derived_again(x64, process):
+    """As in diffusers' DDIM: its option `use_clipped_model_output` is our `rederive_eps`."""
+    z, t, s = 3.0 * start(), 0.8, 0.3
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = (alpha_sigma(process, time) for time in (s, t))
+    eps_hat = exact_eps(process)(z, jnp.full(5, t))
+    data = jnp.clip((z - sigma_t * eps_hat) / alpha_t, -1.2, 1.2)
+    again = (z - alpha_t * data) / sigma_t
+    for rederive, noise in ((False, eps_hat), (True, again)):
+        method = METHODS["DDIM"](clip=1.2, rederive_eps=rederive)
+        end = solve(method, process, Times(values=(t, s)), z)
+        np.testing.assert_allclose(end, alpha_s * data + sigma_s * noise, rtol=1e-9, atol=1e-9)
+    assert jnp.abs(eps_hat - again).max() > 0.01
+
+
+def test_third_order_is_the_published_or_the_exact_one(x64):
+    """Three steps by the published formulas of 2M and 3M (Lu et al. 2022b), in half log-SNR `lam`."""
+    process, times = VP(), (0.9, 0.7, 0.5, 0.3)
+    lam = [0.5 * float(linear.log_snr(process, jnp.asarray(t))) for t in times]
+    z, data, eps_net = start(), [], exact_eps(process)
+    for factor, third in ((0.5, "published"), (1.0, "exact")):
+        z, data = start(), []
+        for i, (t, s) in enumerate(itertools.pairwise(times)):
+            (alpha_s, sigma_s), (alpha_t, sigma_t) = (alpha_sigma(process, time) for time in (s, t))
+            data = [(z - sigma_t * eps_net(z, jnp.full(5, t))) / alpha_t, *data]
+            h, fall = lam[i + 1] - lam[i], np.expm1(lam[i] - lam[i + 1])
+            rise = -fall * data[0]
+            if i > 0:
+                slope = (data[0] - data[1]) * h / (lam[i] - lam[i - 1])
+            if i == 1:
+                rise = rise - 0.5 * fall * slope
+            if i == 2:
+                before = (data[1] - data[2]) * h / (lam[1] - lam[0])
+                r0, r1 = ((lam[k] - lam[k - 1]) / h for k in (2, 1))
+                first = slope + r0 / (r0 + r1) * (slope - before)
+                second = 2.0 * factor * (slope - before) / (r0 + r1)
+                rise = rise + (fall / h + 1.0) * first - ((fall + h) / h**2 - 0.5) * second
+            z = sigma_s / sigma_t * z + alpha_s * rise
+        method = METHODS["DPMSolverPP"](order=3, third=third, lower_order_final=False)
+        np.testing.assert_allclose(solve(method, process, Times(values=times), start()), z, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverPP", "UniPC"])
+def test_the_order_falls_in_the_last_step(x64, name):
+    """The last of two steps is DDIM's, from the corrected state in UniPC; two single steps have order 1 anyway."""
+    process, (t, s, r) = VP(), (0.9, 0.6, 0.2)
+    falling, constant = (
+        solve(METHODS[name](order=2, lower_order_final=falls), process, Times(values=(t, s, r)), start())
+        for falls in (True, False)
+    )
+    assert jnp.abs(falling - constant).max() > 1e-3
+    if name == "DPMSolverPP":
+        ddim = solve(METHODS["DDIM"](), process, Times(values=(t, s, r)), start())
+        np.testing.assert_allclose(falling, ddim, rtol=1e-11)
+
+
 def test_heun_of_edm_is_heun_in_the_noise_level(x64):
     """For VE, where sigma / alpha is the standard deviation."""
     process, times = VE(), (1.0, 0.7, 0.5, 0.2)
@@ -162,18 +217,49 @@ def test_churn_is_limited_to_its_bounds(x64):
     assert jnp.abs(late - everywhere).min() > 0
 
 
-def test_corrections_preserve_the_moments_of_the_data():
-    """For two samples of 10000 dimensions. A wrong prediction for the second one does not change the first."""
+@pytest.mark.parametrize("norms", ["batch", "sample"])
+def test_corrections_preserve_the_moments_of_the_data(norms):
+    """For two samples of 10000 dimensions. A wrong prediction for the second changes the first by the batch's norms."""
     process, shape = VP(), (2, 10_000)
     z_1 = linear.sample_prior(process, jax.random.key(1), shape)
     exact = exact_eps(process)
     wrong = lambda z_t, t: exact(z_t, t) * jnp.array([[1.0], [3.0]])
-    method = METHODS["PredictorCorrector"](corrections=2, snr=0.1)
+    method = METHODS["PredictorCorrector"](corrections=2, snr=0.1, norms=norms)
     ends = [solve(method, process, Linear(steps=60), z_1, eps_net, t_min=1e-3) for eps_net in (exact, wrong)]
     np.testing.assert_allclose(ends[0][0].mean(), MEAN, atol=0.03)
     np.testing.assert_allclose(ends[0].std(axis=1), VARIANCE**0.5, rtol=0.04)
-    np.testing.assert_allclose(ends[1][0], ends[0][0], rtol=1e-4, atol=1e-4)
+    assert np.allclose(ends[1][0], ends[0][0], rtol=1e-4, atol=1e-4) == (norms == "sample")
     assert jnp.abs(ends[1][1] - ends[0][1]).max() > 0.1
+
+
+class Numbered:
+    """Noise that is 1 in the predictor, and 2 in the first correction."""
+
+    def draw(self, step, part, like):
+        return jnp.full_like(like, 1.0 + part)
+
+
+def test_a_correction_is_the_published_langevin_step(x64):
+    """Song et al. 2021, Algorithm 5, on the chain's own steps: alpha is 1 - beta of the corrected node."""
+    process, z = PROCESSES["discrete"], start()
+    t, s = 0.6, 0.58  # timesteps 29 and 28
+    beta, alpha = process.betas[29], 1.0 - process.betas[28]
+    exact = exact_eps(process)
+    score = lambda z, time: -exact(z, jnp.full(5, time)) / alpha_sigma(process, time)[1]
+    z_s = (2.0 - (1.0 - beta) ** 0.5) * z + beta * score(z, t) + beta**0.5
+    pull = score(z_s, s)
+    size = 2.0 * alpha * (0.16 * 2.0 / jnp.abs(pull).mean()) ** 2
+    end = solve(METHODS["PredictorCorrector"](), process, Times(values=(t, s)), z, noise=Numbered())
+    np.testing.assert_allclose(end, z_s + size * pull + jnp.sqrt(2.0 * size) * 2.0, rtol=1e-9)
+
+
+def test_corrections_throw_no_sample_out():
+    """In the plane the score of some samples is near zero; steps by the norms of each would be huge there."""
+    process = VP()
+    z_1 = linear.sample_prior(process, jax.random.key(1), (2000, 1))
+    method = METHODS["PredictorCorrector"]()
+    far = jnp.abs(solve(method, process, Linear(steps=50), z_1, t_min=1e-3) - MEAN)
+    assert far.max() < 6.0 * VARIANCE**0.5
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -249,6 +335,7 @@ def test_phases_are_refused(name):
         ("UniPC", dict(order=1), "choose one of 2, 3"),
         ("EDMHeun", dict(churn=2 * MOST_CHURN), "S_churn / steps"),
         ("EDMHeun", dict(least=2.0, most=1.0), "least=2.0 exceeds"),
+        ("DPMSolverPP", dict(third="half"), "third='half' is none of published, exact"),
         ("PredictorCorrector", dict(corrections=-1), "corrections=-1"),
         ("PredictorCorrector", dict(snr=0.0), "snr=0.0"),
     ],

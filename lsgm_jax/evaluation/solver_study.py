@@ -22,6 +22,7 @@ from lsgm_jax.evaluation.fid import energy_distance
 from lsgm_jax.files import replacing, set_aside
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.sealed import DamagedError, read_sealed, write_sealed
+from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.sampler import Sampler, Solution, draw_noise
 from lsgm_jax.training.logs import warn
 
@@ -70,6 +71,7 @@ def make_settings(
         ConfigError: for a solver that does not exist or cannot integrate the model's process.
     """
     extra = 0 if run.experiment.sampler.denoise == "none" else 1
+    controller = run.config.steps.name if _adapts(run) else "adaptive"
     settings = []
     for solver in solvers:
         chosen = f"--config.solver.name={solver}"
@@ -85,15 +87,33 @@ def make_settings(
                 settings.append(Setting(solver, name, overrides))
         if method.adaptive:
             for tolerance in rtol:
-                settings.append(Setting(solver, f"tolerance {tolerance:g}", (chosen, *_adaptive(tolerance))))
+                overrides = (chosen, *_adaptive(tolerance, controller))
+                settings.append(Setting(solver, f"tolerance {tolerance:g}", overrides))
     if not settings:
         raise ConfigError(f"--nfe={','.join(map(str, nfe))} buys no step of {', '.join(solvers)}: give more")
     return list(dict.fromkeys(settings))  # two budgets may buy the same steps
 
 
-def _adaptive(tolerance: float) -> tuple[str, ...]:
+def _adapts(run: Run) -> bool:
+    return isinstance(run.experiment.sampler.steps, Adaptive)
+
+
+def _controller(run: Run) -> str:
+    """Describes the controller of adaptive steps, unless it is the default one; tolerances are those of each row."""
+    if not _adapts(run):
+        return ""
+    fields, plain = run.config.steps.to_dict(), {"name": "adaptive", **dataclasses.asdict(Adaptive())}
+    chosen = {
+        name: value
+        for name, value in fields.items()
+        if name not in ("rtol", "atol", "max_steps") and value != plain.get(name)
+    }
+    return "".join(f", steps.{name} {value}" for name, value in sorted(chosen.items()))
+
+
+def _adaptive(tolerance: float, controller: str = "adaptive") -> tuple[str, ...]:
     return (
-        "--config.steps.name=adaptive",
+        f"--config.steps.name={controller}",
         f"--config.steps.rtol={tolerance}",
         f"--config.steps.atol={tolerance}",
     )
@@ -115,7 +135,8 @@ def study(run: Run, settings: Sequence[Setting], count: int, seed: int, folder: 
     k_prior, key = jax.random.split(jax.random.key(seed))
     folder.mkdir(parents=True, exist_ok=True)
     ends = ", ".join(f"{name} {value}" for name, value in sorted(run.config.sampling.items()))
-    of = f"{count} samples, seed {seed}, parameters {digest(params)} of step {step}, {ends}"
+    parameters = f"parameters {digest(params)} of step {step}"
+    of = f"{count} samples, seed {seed}, {parameters}, {ends}{_controller(run)}"
     _claim(folder, of)
     process, shape = run.model.process(params), (count, *run.model.latent_shape)
     z_1 = draw_noise(run.experiment.sampler, process, k_prior, shape)

@@ -1,6 +1,7 @@
 """Integration by diffrax, with fixed steps, or with adaptive steps per sample or per batch."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import diffrax
@@ -17,11 +18,14 @@ from lsgm_jax.solvers.terms import Time
 # vector field: arrays [batch, ...] each.
 BatchTree = PyTree[Array]
 SavedTimes = Float[Array, "saved"]
+Norm = Callable[[BatchTree], Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """Adaptive steps, by the error estimate of the solver.
+    """Adaptive steps, by the error estimate of the solver and diffrax's `PIDController`.
+
+    A subclass may return a controller of its own; its import path is then the name of the steps in a config.
 
     Attributes:
         rtol: relative tolerance.
@@ -31,20 +35,46 @@ class Adaptive:
             over the batch, as in the original code; a sample with a large error can go unnoticed. "hardest": one step
             size for all, by the largest error of a sample.
         max_steps: maximum number of attempted steps; a solve that needs more fails.
+        pcoeff: proportional coefficient of the controller, on the error of the step before.
+        icoeff: integral coefficient of the controller, on the error of the present step.
+        dcoeff: derivative coefficient of the controller.
     """
 
     rtol: float = 1e-5
     atol: float = 1e-5
     per: str = "sample"
     max_steps: int = 4096
+    pcoeff: float = 0.0
+    icoeff: float = 1.0
+    dcoeff: float = 0.0
 
     def __post_init__(self):
+        if not self.pcoeff + self.icoeff + self.dcoeff > 0.0:
+            raise ValueError(
+                f"pcoeff={self.pcoeff}, icoeff={self.icoeff}, dcoeff={self.dcoeff}: their sum must be positive, "
+                "or steps would not shrink after a large error"
+            )
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol={self.rtol}, atol={self.atol}: tolerances must be positive")
         if self.per not in ("sample", "batch", "hardest"):
             raise ValueError(f"per={self.per!r} is none of sample, batch, hardest")
         if self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps}: give a positive number")
+
+    def controller(self, norm: Norm) -> diffrax.AbstractAdaptiveStepSizeController:
+        """Returns the controller of step sizes.
+
+        Args:
+            norm: of errors, by `per`.
+        """
+        return diffrax.PIDController(
+            rtol=self.rtol,
+            atol=self.atol,
+            norm=norm,
+            pcoeff=self.pcoeff,
+            icoeff=self.icoeff,
+            dcoeff=self.dcoeff,
+        )
 
 
 class Integral(NamedTuple):
@@ -86,7 +116,7 @@ def integrate_adaptively(
     """
     dtype = jax.tree.leaves(start)[0].dtype
     norm = _hardest if steps.per == "hardest" else _rms
-    controller = CountingController(rtol=steps.rtol, atol=steps.atol, norm=norm)
+    controller = CountingController(steps.controller(norm))
 
     def solve(term: diffrax.ODETerm, start: BatchTree, args: BatchTree) -> diffrax.Solution:
         return diffrax.diffeqsolve(

@@ -17,12 +17,33 @@ class EarlyRejections(NamedTuple):
     accepted: Array  # whether a step has been accepted
 
 
-class CountingController(diffrax.PIDController):
-    """A PID controller that also counts the rejections before the first accepted step."""
+class CountingController(diffrax.AbstractAdaptiveStepSizeController):
+    """A controller of adaptive steps that also counts the rejections before the first accepted step."""
+
+    inner: diffrax.AbstractAdaptiveStepSizeController
+
+    @property
+    def rtol(self) -> Any:
+        """The relative tolerance, for implicit solvers."""
+        return self.inner.rtol
+
+    @property
+    def atol(self) -> Any:
+        """The absolute tolerance, for implicit solvers."""
+        return self.inner.atol
+
+    @property
+    def norm(self) -> Any:
+        """The norm of errors, for implicit solvers."""
+        return self.inner.norm
+
+    def wrap(self, direction: Any) -> "CountingController":
+        """Tells the controller the direction of time."""
+        return CountingController(self.inner.wrap(direction))
 
     def init(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Initialises controller and count."""
-        end_of_step, inner = super().init(*args, **kwargs)
+        end_of_step, inner = self.inner.init(*args, **kwargs)
         return end_of_step, EarlyRejections(inner, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
     def adapt_step_size(
@@ -38,7 +59,7 @@ class CountingController(diffrax.PIDController):
     ) -> tuple[Any, ...]:
         """Accepts or rejects the step, and counts early rejections."""
         state = controller_state
-        keep, next_t0, next_t1, made_jump, inner, result = super().adapt_step_size(
+        keep, next_t0, next_t1, made_jump, inner, result = self.inner.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state.inner
         )
         early = jnp.asarray(~keep & ~state.accepted, jnp.int32)

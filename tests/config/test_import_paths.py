@@ -73,6 +73,37 @@ def early(process, t):
     """More weight on early times."""
     return jnp.exp(-t)
 ''',
+    "solvers.py": '''
+import dataclasses
+import diffrax
+from lsgm_jax.processes.linear import expected_data, perturb
+from lsgm_jax.solvers.integrate import Adaptive
+from lsgm_jax.solvers.method import Cost, Method, ReverseSolver
+from lsgm_jax.solvers.terms import times_like
+
+
+class Regroup(ReverseSolver):
+    """DDIM."""
+
+    def advance(self, term, step, z, memory):
+        process, eps_hat = term.problem.process, term.problem.eps(z, step.t)
+        data = expected_data(process, z, eps_hat, times_like(z, step.t))
+        return perturb(process, data, times_like(z, step.s), eps_hat), memory
+
+
+def regroup() -> Method:
+    return Method(name="Regroup", scheme=Regroup(), dynamics="own", order=1, cost=Cost(1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Careful(Adaptive):
+    """Steps that grow by at most a factor."""
+
+    growth: float = 2.0
+
+    def controller(self, norm):
+        return diffrax.PIDController(rtol=self.rtol, atol=self.atol, norm=norm, factormax=self.growth)
+''',
 }
 OVERRIDES = [
     "--config.process.name=outside_parts.cosine:CosineVP",
@@ -107,10 +138,26 @@ def test_a_run_of_outside_parts_trains_samples_and_is_studied(outside):
     assert config["score"] == {"name": "outside_parts.nets:Wide", "width": 16}
     assert cli.main(["sample", f"--workdir={workdir}", "--count=8", "--solver=Heun", "--steps=4"]) == 0
     assert np.isfinite(np.load(workdir / "samples.npz")["x"]).all()
-    study = ["--solvers=Heun,DDIM", "--nfe=6", "--rtol=", "--count=16"]
-    assert cli.main(["study", f"--workdir={workdir}", *study]) == 0
+    regroup, careful = (f"outside_parts.solvers:{name}" for name in ("regroup", "Careful"))
+    ddim = np.load(sampled(workdir, "--solver=DDIM", "--steps=4"))["x"]
+    np.testing.assert_allclose(
+        np.load(sampled(workdir, f"--solver={regroup}", "--steps=4"))["x"], ddim, rtol=1e-3, atol=1e-3
+    )
+    nfe = {}
+    for growth in ("1.1", "10.0"):
+        sampled(workdir, f"--config.steps.name={careful}", f"--config.steps.growth={growth}")
+        nfe[growth] = json.loads((workdir / "report.json").read_text())["nfe"]
+    assert nfe["1.1"] > nfe["10.0"]
+    study = [f"--solvers=Heun,{regroup}", "--nfe=6", "--rtol=1e-2", "--count=16"]
+    assert cli.main(["study", f"--workdir={workdir}", *study, f"--config.steps.name={careful}"]) == 0
     rows = list(csv.DictReader((workdir / "study" / "study.csv").open()))
-    assert [row["solver"] for row in rows] == ["Heun", "DDIM"]
+    assert [row["solver"] for row in rows] == ["Heun", "Heun", regroup]
+
+
+def sampled(workdir, *options):
+    """The file of samples that the command writes."""
+    assert cli.main(["sample", f"--workdir={workdir}", "--count=8", *options]) == 0
+    return workdir / "samples.npz"
 
 
 def test_outside_parts_are_the_objects_of_the_package(outside):
@@ -155,6 +202,10 @@ def test_any_optax_transformation_is_an_optimiser():
             r"config\.objective\.weighting=.* cannot be imported",
         ),
         ("process.name=outside_parts:__name__", r"is neither a class nor a function"),
+        (
+            "solver.name=outside_parts.solvers:Regroup",
+            r"config\.solver\.name=.* makes no Method but Regroup: wrap it",
+        ),
     ],
 )
 def test_errors_are_those_of_built_in_names(outside, override, message):

@@ -52,7 +52,9 @@ def test_a_study_measures_and_resumes(workdir, capsys, monkeypatch):
     rms = {(row["solver"], row["setting"]): row["rms_latent"] for row in rows}
     assert rms["EulerMaruyama", "32 quadratic steps"] == ""  # it follows no path
     assert float(rms["Heun", "tolerance 0.0001"]) < 1e-3
-    assert float(rms["DDIM", "32 quadratic steps"]) < float(rms["DDIM", "4 quadratic steps"])
+    assert float(rms["DDIM", "32 linear steps"]) < float(
+        rms["DDIM", "4 linear steps"]
+    )  # each on its own grid
     assert Image.open(workdir / "study" / "study.png").width > 400
     table = capsys.readouterr().out
     assert table.count("| Heun |") == 3

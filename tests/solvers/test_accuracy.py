@@ -9,7 +9,21 @@ from experiments.solver_accuracy import PROCESSES, errors, quantiles
 from lsgm_jax.solvers.registry import METHODS
 
 CHAIN, T_MIN = PROCESSES["DDPM chain"]
-ON_LINES = [name for name, make in METHODS.items() if make().refuse(CHAIN) is None]
+FAST = (
+    "PLMS",
+    "DEIS",
+    "DPMSolverPP",
+    "UniPC",
+    "EDMHeun",
+    "Ancestral",
+    "PredictorCorrector",
+    "Heun",
+    "EulerMaruyama",
+)
+OTHERS = [
+    name for name, make in METHODS.items() if make().refuse(CHAIN) is None and name not in (*FAST, "DDIM")
+]
+CASES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 NOISE = 0.05  # of the distance to the mixture for stochastic solvers, by their random share of each component
 
 
@@ -19,7 +33,7 @@ def error(name, grid=None, steps=10, **options):
     return errors(CHAIN, T_MIN, method, grid or method.grid, steps)
 
 
-@pytest.mark.parametrize("name", [name for name in ON_LINES if name != "DDIM"])
+@pytest.mark.parametrize("name", CASES)
 def test_ten_steps_are_no_worse_than_those_of_ddim(name):
     """On Gaussian data and on a mixture."""
     assert (error(name) < error("DDIM") + (NOISE if METHODS[name]().stochastic else 0.0)).all()

@@ -145,15 +145,16 @@ def _orientation(image: Image.Image) -> int:
 
 def turned_size(image: Image.Image) -> tuple[int, int]:
     """Returns width and height of an image once it is upright."""
-    return image.size if _orientation(image) < 5 else image.size[::-1]
+    width, height = image.size
+    return (width, height) if _orientation(image) < 5 else (height, width)
 
 
 def _levels(image: Image.Image, layout: Layout) -> Pixels:
     turn = _orientation(image) if image.format in JPEGS else 1
     if layout.height is not None and layout.width is not None and layout.fit != "exact":
         # JPEG's decoder reduces by powers of two at little cost; twice the size is enough for the filter.
-        wanted = (2 * layout.width, 2 * layout.height)
-        image.draft(None, wanted if turn < 5 else wanted[::-1])
+        width, height = 2 * layout.width, 2 * layout.height
+        image.draft(None, (width, height) if turn < 5 else (height, width))
     image.load()
     turn = _orientation(image)  # of PNG it may follow the pixels; Pillow itself turns TIFF
     image = _eight_bits(image)

@@ -9,6 +9,7 @@ import pathlib
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import IO, cast
 
 from PIL import Image
 from tqdm import tqdm
@@ -62,7 +63,7 @@ def _size_if_whole(file: io.BufferedIOBase) -> tuple[int, int] | None:
         return None
     file.seek(0)
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(cast(IO[bytes], file), formats=FORMATS) as image:
             size = image.size
             if image.mode in ("I", "F"):  # their values may be out of range
                 return None

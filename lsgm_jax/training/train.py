@@ -1,6 +1,7 @@
 """Trains all stages of a config in a folder, or resumes them."""
 
 import pathlib
+import sys
 
 import jax
 
@@ -74,14 +75,14 @@ def _train(planned: Experiment, config: Config, lock: Lock, *, trace: bool) -> b
         return False
     params = _donated(planned, config)
     surveyed = survey(data, read_survey(workdir) if holds_checkpoints(workdir) else None)
-    if is_first():
-        print("\n".join(surveyed.lines()))
     conditions = Conditions.for_training(planned.conditioning, data, workdir)
     training, condition = data.open("train"), conditions.for_batches("train")
     stages = recipe.stages(Data(training, conditions.batch("validation"), data.batch_size))
     batches = [training_batches(training, planned.seed + index, condition) for index in range(len(stages))]
     claim(workdir, config)
     surveyed.save(workdir)
+    if is_first():
+        print("\n".join(surveyed.lines()), file=sys.stderr)
     conditions.save(workdir)
     course = Course(
         train=recipe.train, launcher=planned.parallel, lock=lock, config=config.to_dict(), trace=trace

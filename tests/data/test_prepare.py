@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 import re
 
@@ -20,6 +21,7 @@ from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import FolderSource, open_split
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.errors import DataError, LockedError
+from lsgm_jax.locks import locked
 from tests.data import published
 from tests.data.published import colour, grey, labels, write
 
@@ -194,6 +196,18 @@ def test_published_files_are_known(mnist, monkeypatch):
 
 
 # Failures
+
+
+def test_of_two_preparations_at_once_the_second_is_refused(mnist):
+    """And the first one loses nothing."""
+    unfinished = write(mnist.folder.parent / "incomplete.FIRST_1.0.0" / "part", b"half")
+    with (
+        locked(mnist.folder.parent, "prepared", "wait"),
+        pytest.raises(LockedError, match=rf"mnist is being prepared by process {os.getpid()} on .*: wait"),
+    ):
+        prepare(mnist)
+    assert unfinished.read_bytes() == b"half"
+    assert prepare(mnist).record["images"] == {"test": 10}
 
 
 class Died(BaseException):

@@ -63,7 +63,7 @@ def test_the_run_keeps_what_it_was_trained_on_and_its_report_names_the_file(fold
     }
     assert add_to_report(tmp_path, fid=1.0)["data"] == DATA
     (tmp_path / DATA).write_text("{")
-    with pytest.raises(UserError, match="data.json is damaged"):
+    with pytest.raises(UserError, match=r"data\.json is damaged"):
         read_survey(tmp_path)
 
 

@@ -17,7 +17,7 @@ from lsgm_jax.data.names import Skipped, components
 from lsgm_jax.data.readers.listing import Listing
 from lsgm_jax.errors import DataError, printable
 
-OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
+OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
     **dict.fromkeys((".tar.gz", ".tgz"), gzip.open),
     **dict.fromkeys((".tar.bz2", ".tbz2", ".tbz"), bz2.open),
     **dict.fromkeys((".tar.xz", ".txz", ".tar.lzma"), lzma.open),
@@ -88,7 +88,7 @@ class Tar:
                     raise damaged(self.path, f"it ends within {printable(member.name)}")
                 before = member.offset_data
                 self._add(member, links)
-                file.members.clear()
+                file.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
             self._check_end(file.offset)
         self._listing.follow(links)
 
@@ -138,7 +138,7 @@ def _rewound(file: BinaryIO) -> BinaryIO:
     return file
 
 
-def _decompressed(path: pathlib.Path, opener: Callable[[BinaryIO], BinaryIO]) -> BinaryIO:
+def _decompressed(path: pathlib.Path, opener: Callable[[BinaryIO], Any]) -> BinaryIO:
     """Returns the decompressed content as a temporary file, which is deleted when it is closed."""
     plain, size = tempfile.TemporaryFile(), path.stat().st_size  # noqa: SIM115
     most = LIMITS.expanded(size, LIMITS.archive)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from lsgm_jax.data.names import Folder, Skipped, SortKey, components, hashed, natural, why_skipped
 from lsgm_jax.errors import DataError, printable
 
+LOOSE = "."  # the class of images beside the folders of the other classes
 SPLIT_NAMES = ("train", "validation", "test")
 SPELLINGS = {
     "train": "train trainset training trn",
@@ -54,7 +55,7 @@ def arrange(names: Iterable[str], where: object) -> Arrangement:
 
     Splits: if on one level all images lie in folders with names of splits, in whatever case and spelling (`Train`,
     `val`, `test_images`), these are the splits. If no folder is named like a split, a hash of each name assigns 80 % to
-    train, 10 % to validation and 10 % to test; it does not depend on the other names.
+    train, 10 % to validation and 10 % to test; it does not depend on the other names, but for the folders around all.
 
     Classes: the other folders, without those around all images, in natural order.
 
@@ -213,7 +214,7 @@ def _classes(folders: Mapping[str, Folder], level: int | None) -> tuple[list[str
     """Returns the classes in natural order, and the label of each image; both empty if there is one class."""
     inner = {name: _without(folder, level) for name, folder in folders.items()}
     outer = len(_common(inner.values()))
-    class_of = {name: printable("/".join(folder[outer:])) or "." for name, folder in inner.items()}
+    class_of = {name: printable("/".join(folder[outer:])) or LOOSE for name, folder in inner.items()}
     classes = sorted(set(class_of.values()), key=_class_order)
     if len(classes) < 2:
         return [], {}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from lsgm_jax.data.arrangement import SPLIT_NAMES
+from lsgm_jax.data.arrangement import LOOSE, SPLIT_NAMES
 from lsgm_jax.data.inspection import inspect_bytes, inspect_files
 from lsgm_jax.data.names import shortened, summary
 from lsgm_jax.data.pipeline import Data, Samples
@@ -76,26 +76,24 @@ def survey(data: Data, before: Survey | None = None) -> Survey:
 
     Args:
         data: the data set.
-        before: the survey of the same run when it began. A folder whose files have not changed is not checked again.
+        before: the survey of the same run when it began. What has not changed since then is not checked again.
 
     Raises:
-        DataError: if an image is damaged or of another size, or if the classes are others than before.
+        DataError: if an image is damaged or of another size.
     """
     samples = _opened(data)
     images = [found for found in samples.values() if isinstance(found, Split)]
     folders = {s.source.split: s.source for s in images if isinstance(s.source, FolderSource)}
     fingerprint = _fingerprint(folders)
-    if before is not None and before.fingerprint == fingerprint and folders:
+    if before is not None and before.fingerprint == fingerprint:
         notes = before.notes
     else:
         notes = [*_notes(folders), *_changed(before, samples, fingerprint)]
         for split in images:
             _check(split)
     classes = list(samples["train"].classes)
-    if before is not None:
-        check_classes(data, classes, before.classes)
-    images = {split: len(found) for split, found in samples.items()}
-    return Survey(source=data.source, images=images, classes=classes, notes=notes, fingerprint=fingerprint)
+    counts = {split: len(found) for split, found in samples.items()}
+    return Survey(source=data.source, images=counts, classes=classes, notes=notes, fingerprint=fingerprint)
 
 
 def check_classes(data: Data, classes: Sequence[str], before: Sequence[str]) -> None:
@@ -126,8 +124,11 @@ def _notes(folders: Mapping[str, FolderSource]) -> list[str]:
     """Returns the lines on skipped files and on images in two splits."""
     if not folders:
         return []
-    skipped = next(iter(folders.values())).skipped()
+    source = next(iter(folders.values()))
+    skipped = source.skipped()
     lines = [f"skipped {summary(skipped)}"] if skipped else []
+    if LOOSE in source.classes:
+        lines.append(f"images beside the folders of classes are a class of their own, {LOOSE!r}")
     return [*lines, *repeated_files({split: source.files for split, source in folders.items()}).lines()]
 
 

@@ -48,6 +48,12 @@ def one_line(capsys):
     return lines[0]
 
 
+def test_the_run_keeps_what_it_was_trained_on(trained):
+    record = json.loads((trained / "data.json").read_text())
+    assert record["images"] == {"train": 1437, "validation": 120, "test": 240}
+    assert record["classes"] == [str(digit) for digit in range(10)]
+
+
 def test_quick_run_learns(trained):
     """Between the validations at steps 20 and 40 the NELBO falls, by 8 nats in the first stage and 10 in the second."""
     rows = list(csv.DictReader((trained / "metrics.csv").open()))

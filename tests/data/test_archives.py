@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsgm_jax.data.readers.archives import open_archive
+from lsgm_jax.data.readers.folder import read_folder
 from lsgm_jax.errors import DataError
 from tests.data.published import tar, write, zipped
 
@@ -206,6 +207,24 @@ def test_devices_and_fifos_in_a_tar_file_are_skipped(tmp_path):
     )
     assert contents(path) == {"a.png": b"a"}
     assert [file.reason for file in open_archive(path).skipped] == ["no regular file"] * 2
+
+
+@pytest.mark.parametrize("form", ["{}", "./{}", "set/{}", "./a/set/{}", "windows"])
+def test_a_set_has_the_same_splits_and_classes_in_every_form(tmp_path, form):
+    named = {
+        name.replace("/", "\\") if form == "windows" else form.format(name): c for name, c in FILES.items()
+    }
+    for name, content in named.items():
+        write(tmp_path / "folder" / name, content)
+    zip_of(tmp_path / "set.zip", named)
+    tar_of(tmp_path / "set.tar.xz", [member(name, content) for name, content in named.items()], "w:xz")
+    for path in ("folder", "set.zip", "set.tar.xz"):
+        found = read_folder(tmp_path / path)
+        assert {split: stream.count for split, stream in found.splits.items()} == {"train": 4, "test": 4}
+        assert found.classes == ["a", "b"]
+        for split, stream in found.splits.items():
+            images = sorted((example.image, example.label) for example in stream.read())
+            assert images == [(f"{split}{name}{i}".encode(), "ab".index(name)) for name in "ab" for i in "01"]
 
 
 # Damage and bombs: one line, at once

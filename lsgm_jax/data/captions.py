@@ -9,7 +9,7 @@ from typing import Any
 
 from lsgm_jax.bounded import LIMITS, decoded, parse_json
 from lsgm_jax.data.readers.archives import Archive
-from lsgm_jax.data.readers.members import content_of, origin_of
+from lsgm_jax.data.readers.members import origin_of
 from lsgm_jax.errors import DataError, printable
 
 Captions = tuple[str, ...]  # all texts of one image, in no order of preference
@@ -94,4 +94,4 @@ def _is_text(value: Any) -> bool:
 
 
 def _read(archive: Archive, name: str) -> str:
-    return decoded(content_of(archive, name, LIMITS.text), origin_of(archive, name), remedy="save it as such")
+    return decoded(archive.read(name, LIMITS.text), origin_of(archive, name), remedy="save it as such")

@@ -11,7 +11,7 @@ from lsgm_jax.bounded import AGAIN, shown
 from lsgm_jax.data.readers.archives import Archive, matching, open_archive
 from lsgm_jax.data.readers.batches import class_labels, rows
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
-from lsgm_jax.data.readers.members import content_of, opened, origin_of
+from lsgm_jax.data.readers.members import opened, origin_of
 from lsgm_jax.data.readers.pickles import unpickle
 from lsgm_jax.errors import DataError
 from lsgm_jax.numpy_files import read_npz
@@ -62,13 +62,13 @@ def _all(archive: Archive, names: list[str], batch: Batch) -> Iterator[Example]:
 
 def _pickled(archive: Archive, name: str) -> Iterator[Example]:
     origin = origin_of(archive, name)
-    content = unpickle(content_of(archive, name, BATCH_BYTES), origin)
+    content = unpickle(archive.read(name, BATCH_BYTES), origin)
     images = rows(content, SIDE, origin)
     return arrays(images, class_labels(content.get("labels"), len(images), len(CLASSES), origin), name)
 
 
 def _binary(archive: Archive, name: str) -> Iterator[Example]:
-    content = content_of(archive, name, BATCH_BYTES)
+    content = archive.read(name, BATCH_BYTES)
     if not content or len(content) % RECORD:
         raise DataError(
             f"{origin_of(archive, name)} is damaged or incomplete: {len(content)} bytes are no multiple of {RECORD}: "

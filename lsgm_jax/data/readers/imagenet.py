@@ -10,7 +10,7 @@ from tqdm import tqdm
 from lsgm_jax.data.readers.archives import Archive, matching, open_archive
 from lsgm_jax.data.readers.batches import class_labels, rows
 from lsgm_jax.data.readers.contents import Contents, Example, Stream, arrays
-from lsgm_jax.data.readers.members import content_of, opened, origin_of
+from lsgm_jax.data.readers.members import opened, origin_of
 from lsgm_jax.data.readers.pickles import unpickle
 from lsgm_jax.errors import DataError
 from lsgm_jax.numpy_files import read_npz
@@ -74,6 +74,6 @@ def _load(place: Place, side: int) -> tuple[np.ndarray, np.ndarray]:
         with opened(archive, name, BATCH_BYTES) as (file, _):
             content = read_npz(file, origin, names=("data", "labels"))
     else:
-        content = unpickle(content_of(archive, name, BATCH_BYTES), origin)
+        content = unpickle(archive.read(name, BATCH_BYTES), origin)
     images = rows(content, side, origin)
     return images, class_labels(content.get("labels"), len(images), CLASSES, origin, first=1)

@@ -29,15 +29,5 @@ def opened(
         with reading(origin), path.open("rb") as file:
             yield file, check_size(path.stat().st_size, most, origin)
     else:
-        content = archive.read(name)
-        yield io.BytesIO(content), check_size(len(content), most, origin)
-
-
-def content_of(archive: Archive, name: str, most: int) -> bytes:
-    """Returns the content of a file of at most `most` bytes.
-
-    Raises:
-        DataError: as `opened`.
-    """
-    with opened(archive, name, most) as (stream, _):
-        return stream.read()
+        content = archive.read(name, most)
+        yield io.BytesIO(content), len(content)

@@ -268,12 +268,12 @@ def parse_json(
         value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as found:  # JSONDecodeError, and integers of thousands of digits
         raise error(f"{origin} is no JSON ({in_one_line(str(found))}): {remedy}") from found
-    if _deeper(value, limits.nesting):
+    if is_deeper(value, limits.nesting):
         raise error(f"{origin} is nested more than {limits.nesting} deep: {remedy}")
     return value
 
 
-def _deeper(value: Any, most: int) -> bool:
+def is_deeper(value: Any, most: int) -> bool:
     """Returns whether containers lie within more than `most` containers, level by level."""
     level = [value]
     for _ in range(most + 1):

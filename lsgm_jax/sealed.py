@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lsgm_jax.bounded import LIMITS, is_deeper
 from lsgm_jax.errors import UserError
 from lsgm_jax.files import is_first, replacing
 
@@ -106,8 +107,10 @@ def read_json(path: pathlib.Path, constant: Callable[[str], Any] = float) -> dic
     content = read_sealed(path)
     try:
         found = json.loads(content, parse_constant=constant)
-    except ValueError as error:  # UnicodeDecodeError included
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError included
         raise DamagedError(f"{path} is damaged ({error})") from error
+    if is_deeper(found, LIMITS.nesting):
+        raise DamagedError(f"{path} is damaged: it is nested more than {LIMITS.nesting} deep")
     if not isinstance(found, dict):
         raise DamagedError(f"{path} is damaged: it holds a {type(found).__name__}, not an object")
     return found

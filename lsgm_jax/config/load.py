@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from lsgm_jax.bounded import shown
 from lsgm_jax.config.models import sections
 from lsgm_jax.config.registry import Config, Section, fields
 from lsgm_jax.config.renamed import current, renamed_to
@@ -96,6 +97,7 @@ def complete(tree: dict[str, Any]) -> Config:
     Raises:
         ConfigError: for a section or key that does not exist, or one that is missing.
     """
+    _check_names(tree)
     known = _sections_of(tree)
     for section, content in tree.items():
         _check_section(section, known)
@@ -208,6 +210,17 @@ def _split_override(override: str) -> tuple[str, str]:
 
 def _sections_of(tree: dict[str, Any]) -> dict[str, Section]:
     return sections(tree.get("model", PLAIN["model"]))
+
+
+def _check_names(tree: dict[str, Any]) -> None:
+    """Raises a ConfigError for a name that is no text, which no table can have."""
+    names = {"model": tree.get("model")}
+    names |= {
+        f"{key}.name": section.get("name") for key, section in tree.items() if isinstance(section, dict)
+    }
+    for key, name in names.items():
+        if not isinstance(name, str | None):
+            raise ConfigError(f"config.{key}={shown(name)}: give a name")
 
 
 def _check_section(section: str, known: dict[str, Section]) -> None:

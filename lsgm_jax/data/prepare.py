@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 import re
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lsgm_jax.bounded import parse_json, read_text
 from lsgm_jax.data.checksums import KNOWN, checksums
 from lsgm_jax.data.images import Layout, as_file, decode, encode
 from lsgm_jax.data.names import summary
@@ -135,9 +135,12 @@ def _check(job: Job) -> None:
 def _same(job: Job, record: dict[str, Any]) -> dict[str, Any]:
     """Returns the record of the existing set, which must come from the same files."""
     remedy = f"remove it with  rm -r {job.folder.parent}  or give another --name"
+    path = job.folder / "metadata.json"
     try:
-        there = json.loads((job.folder / "metadata.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        there = parse_json(read_text(path), path)
+        if not isinstance(there, dict):
+            raise DataError(f"{path} is no object")
+    except DataError as error:
         raise DataError(f"{job.folder} is damaged, its metadata.json cannot be read: {remedy}") from error
     for key in ("kind", "size", "sha256"):
         if there.get(key) != record[key]:

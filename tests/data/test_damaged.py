@@ -244,6 +244,12 @@ def test_labels_are_one_class_for_each_image(tmp_path, kind, side):
         refused(lambda: read(tmp_path), name, *words)
 
 
+def test_control_characters_of_a_pickle_are_escaped(tmp_path):
+    content = published.python2_pickle(published.by_channel(colour(2)), labels(2)).replace(b"u1K", b"\x1b1K")
+    write(tmp_path / "data_batch_1", content)
+    refused(lambda: examples("cifar10")(tmp_path), "data_batch_1", r"\x1b1")
+
+
 def test_whole_numbers_of_any_type_are_labels(tmp_path):
     for values in ([1, 2], np.array([1, 2], ">i2"), np.array([1.0, 2.0]), (np.int8(1), 2)):
         content = {"data": published.by_channel(colour(2)), "labels": values}

@@ -4,7 +4,7 @@ import io
 import pickle
 from typing import Any
 
-from lsgm_jax.errors import DataError
+from lsgm_jax.errors import DataError, printable
 from lsgm_jax.unpickling.machine import load
 from lsgm_jax.unpickling.numpy_names import NUMPY_NAMES
 
@@ -18,7 +18,7 @@ def unpickle(content: bytes, origin: str) -> dict[str, Any]:
     try:
         loaded = load(io.BytesIO(content), NUMPY_NAMES)
     except pickle.UnpicklingError as error:
-        raise DataError(f"{origin}: {error}; get it again") from error
+        raise DataError(f"{origin}: {printable(str(error))}; get it again") from error
     if not isinstance(loaded, dict):
         raise DataError(f"{origin} is no dictionary of arrays")
     return {

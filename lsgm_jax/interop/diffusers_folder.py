@@ -5,7 +5,7 @@ A pipeline is a folder with `model_index.json`, and a folder for each network wi
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from lsgm_jax.interop.tables import State
 
 Read = Callable[[pathlib.Path], Any]  # a file of weights -> its tensors by name
 LARGEST_JSON = 2**20
+HEADS = "heads of the denoiser"  # {field of LDMUNet: value}, beside the state dict
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.bin",
@@ -35,14 +36,14 @@ SCHEDULES = {
 }
 
 
-def read_folder(folder: pathlib.Path, read: Read) -> dict[str, State]:
+def read_folder(folder: pathlib.Path, read: Read) -> dict[str, Any]:
     """Returns the checkpoint of a pipeline, or of a first stage alone, under the names of latent diffusion.
 
     Raises:
         ConversionError: if the folder is none in diffusers' layout, or has other networks than latent diffusion.
     """
     if (folder / "model_index.json").exists():
-        return {"state_dict": _pipeline(folder, _json(folder / "model_index.json"), read)}
+        return _pipeline(folder, _json(folder / "model_index.json"), read)
     if (folder / "config.json").exists():
         return {"state_dict": alone(_weights(folder, read))}
     raise ConversionError(
@@ -61,15 +62,20 @@ def alone(state: State) -> State:
     return autoencoder_state(state) if is_autoencoder(state) else state
 
 
-def _pipeline(folder: pathlib.Path, index: Any, read: Read) -> dict[str, np.ndarray]:
+def _heads_of(config: Mapping[str, Any]) -> str:
+    """Returns our name of what diffusers call attention_head_dim, which means two things."""
+    return "heads" if config.get("_class_name") == "UNet2DConditionModel" else "head_width"
+
+
+def _pipeline(folder: pathlib.Path, index: Any, read: Read) -> dict[str, Any]:
     first_stage = next((name for name in ("vqvae", "vae") if name in index), None)
     if "unet" not in index or first_stage is None:
         raise ConversionError(f"diffusers' layout, without unet and vae or vqvae: {WHOLE}")
     config = _json(folder / "unet" / "config.json")
+    kind, heads = _heads_of(config), config.get("attention_head_dim")
+    unet = unet_state(_weights(folder / "unet", read), heads if kind == "head_width" else None)
     parts = {
-        "model.diffusion_model": unet_state(
-            _weights(folder / "unet", read), config.get("attention_head_dim")
-        ),
+        "model.diffusion_model": unet,
         "first_stage_model": autoencoder_state(_weights(folder / first_stage, read)),
     }
     if "bert" in index:
@@ -78,7 +84,8 @@ def _pipeline(folder: pathlib.Path, index: Any, read: Read) -> dict[str, np.ndar
         texts = _weights(folder / "text_encoder", read)
         parts["cond_stage_model"] = {f"transformer.{name}": tensor for name, tensor in texts.items()}
     named = {f"{prefix}.{name}": tensor for prefix, state in parts.items() for name, tensor in state.items()}
-    return named | _betas(folder / "scheduler" / "scheduler_config.json")
+    betas = _betas(folder / "scheduler" / "scheduler_config.json")
+    return {"state_dict": named | betas, HEADS: {kind: heads}}
 
 
 def _betas(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from lsgm_jax.conditioning.images import ConcatMaps
 from lsgm_jax.conditioning.labels import Labels
 from lsgm_jax.conditioning.text import Texts
 from lsgm_jax.errors import ConversionError
+from lsgm_jax.interop.diffusers_folder import HEADS
 from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, discriminator_variables, first_stage_variables
 from lsgm_jax.interop.ldm_text import text_encoder_variables
 from lsgm_jax.interop.ldm_unet import ldm_unet_variables
@@ -70,6 +71,7 @@ class LDMParts:
     average: State  # EMA of the denoiser; names as stored, without dots
     conditioner: State
     buffers: State
+    heads: Mapping[str, Any]  # fields of the denoiser that its tensors do not show, where a file says them
     counters: Mapping[str, int]  # those of `COUNTERS` in the file
 
 
@@ -98,6 +100,7 @@ def find_ldm_parts(checkpoint: Any) -> LDMParts:
         average=part("EMAs", EMA) if denoiser else {},
         conditioner=part("conditioners", CONDITIONER),
         buffers=part("schedules", BUFFERS),
+        heads=checkpoint.get(HEADS, {}) if isinstance(checkpoint, Mapping) else {},
         counters=counters(checkpoint),
     )
 
@@ -122,6 +125,7 @@ def ldm_params(parts: LDMParts, model: LDM, *, ema: bool) -> Params:
     conditioner = _conditioner(parts, model)
     state = _ema(parts.denoiser, parts.average) if ema and parts.average else parts.denoiser
     score_net = _denoiser(state, model)
+    _require_heads(parts.heads, model)
     _require_schedule(parts.buffers, model)
     params = {"first_stage": first_stage, "scale": _scale(parts.buffers, model), "score_net": score_net}
     return {**params, "conditioner": conditioner} if conditioner else params
@@ -177,6 +181,16 @@ def _denoiser(state: State, model: LDM) -> Params:
     _require_inputs(state, module, channels)
     with _about("its denoiser is not that of config.score"):
         return as_float32(ldm_unet_variables(state, module, channels))["params"]
+
+
+def _require_heads(heads: Mapping[str, Any], model: LDM) -> None:
+    """Checks how attention is divided into heads, which the shapes of the tensors do not say."""
+    for field, value in heads.items():
+        ours = getattr(model.prior.net.module, field)
+        if value is not None and value != ours:
+            raise ConversionError(
+                f"its denoiser has {field}={value}, the config's {ours}: set config.score.{field}={value}"
+            )
 
 
 def _concatenated_channels(model: LDM) -> int:

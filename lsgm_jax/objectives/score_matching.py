@@ -8,7 +8,6 @@ the velocity (O12). A `Norm` is the size of an error.
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from lsgm_jax.arrays import (
@@ -23,8 +22,7 @@ from lsgm_jax.arrays import (
 )
 from lsgm_jax.objectives.weightings import Weighting
 from lsgm_jax.processes.cld import CLD
-from lsgm_jax.processes.linear import Process, kernel, perturb, sigma
-from lsgm_jax.processes.matrices import matvec
+from lsgm_jax.processes.linear import Process, perturb, perturb_state, sigma
 
 
 def prediction_error(eps_net: EpsNet, z_t: State, t: Times, eps: State) -> Latents:
@@ -93,9 +91,7 @@ def phase_prediction_error(
         eps_hat = eps_net(z_t, t)
         return expand(noise_ratio(start, process, t), eps_hat) * eps_hat
 
-    mean, noise = start.transition(jnp.zeros_like(t), t).mean, kernel(start, t).noise
-    z_t = jax.tree.map(jnp.add, matvec(mean, z_0), matvec(noise, eps))
-    return prediction_error(from_start, z_t, t, eps)
+    return prediction_error(from_start, perturb_state(start, z_0, t, eps), t, eps)
 
 
 def known_start(process: CLD) -> CLD:

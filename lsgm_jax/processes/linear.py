@@ -144,6 +144,12 @@ def perturb(process: Process, z_0: Latents, t: Times, eps: State) -> State:
     return as_state([expand(signal[:, i], z_0) * z_0 + noises[i] for i in range(len(noises))])
 
 
+def perturb_state(process: Process, z_0: State, t: Times, eps: State) -> State:
+    """Returns z_t = A z_0 + L eps for all coordinates of z_0, in the kernel of a process without initial variance."""
+    mean, noise = process.transition(jnp.zeros_like(t), t).mean, kernel(process, t).noise
+    return jax.tree.map(jnp.add, matvec(mean, z_0), matvec(noise, eps))
+
+
 def move(process: Process, z_s: State, s: Times, t: Times, eps: State) -> State:
     """Returns z_t = A z_s + L eps, a sample of the transition from s to t for unit noise eps (D1)."""
     mean, noise = process.transition(s, t)

@@ -71,10 +71,16 @@ def test_a_pipeline_of_texts_has_the_tensors_of_the_checkpoint(tmp_path):
     assert_states_equal(read_checkpoint(tmp_path / "pipeline")["state_dict"], state)
 
 
-def test_a_folder_becomes_a_run(tmp_path):
+def test_a_folder_becomes_a_run(tmp_path, capsys):
     config, state = checkpoint("celebahq256", *LAYERS)
     write_folder(tmp_path / "pipeline", networks(config, state), SCHEDULER)
     assert convert(tmp_path / "pipeline", tmp_path / "run", "celebahq256", *LAYERS) == 0
+    other = [LAYERS[0], "--config.score.head_width=16"]  # of which the tensors show nothing
+    assert convert(tmp_path / "pipeline", tmp_path / "other", "celebahq256", *other) == 2
+    assert (
+        "its denoiser has head_width=8, the config's 16: set config.score.head_width=8"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])

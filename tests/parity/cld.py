@@ -148,8 +148,7 @@ def check_loss_case(fixture, h, case, objective, mixed):
     )
     eps_net = lambda w: model.eps_net({"score_net": {**affine, "W": w}})
 
-    at_start = jnp.zeros_like(t)
-    z_t = linear.move(start, phase, at_start, t, eps) if start else linear.perturb(process, x, t, eps)
+    z_t = linear.perturb_state(start, phase, t, eps) if start else linear.perturb(process, x, t, eps)
     folder = f"{case}/{objective}"
     fixture.check(f"{folder}/perturbed", channels_first(jnp.concatenate(z_t, axis=-1)), **loose)
     folder += "/mixed_score" if mixed else "/plain_score"

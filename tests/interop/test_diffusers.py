@@ -50,8 +50,9 @@ def assert_states_equal(found, expected):
         np.testing.assert_allclose(found[name], tensor, rtol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("era", ["old", "new"])
-@pytest.mark.parametrize("variant", ["celebahq256", "imagenet256", "kl-f8"])
+@pytest.mark.parametrize(
+    ("variant", "era"), [("celebahq256", "old"), ("imagenet256", "new"), ("kl-f8", "new")]
+)
 def test_a_pipeline_has_the_tensors_of_the_checkpoint(tmp_path, variant, era):
     """Of both namings of attention; with a codebook, with attention in the first stage, and with KL."""
     fields = ["--config.conditioning.name=none"] if variant == "imagenet256" else []
@@ -83,8 +84,7 @@ def test_a_folder_becomes_a_run(tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(("suffix", "whole"), [("safetensors", True), ("bin", False)])
 def test_a_first_stage_alone_is_read_from_its_folder_or_file(tmp_path, suffix, whole):
     config, state = checkpoint("kl-f8")
     stage = below("first_stage_model.", state)

@@ -156,6 +156,6 @@ def _seal(path: pathlib.Path, new: _Seal) -> None:
     """Writes the checksum of the content that is about to be written, before that of the present one."""
     seals = [new]
     with contextlib.suppress(DamagedError, FileNotFoundError):
-        seals.append(_Seal.of(read_sealed(path)))
+        seals += {_Seal.of(read_sealed(path))} - {new}
     with replacing(_beside(path)) as partial:
         partial.write_text("".join(f"{seal.sha256} {seal.length}\n" for seal in seals))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lsgm_jax.bounded import LIMITS, read_text, shown
 from lsgm_jax.data.captions import Captions
 from lsgm_jax.errors import DataError
-from lsgm_jax.files import replacing
+from lsgm_jax.sealed import read_sealed, write_sealed
 
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 SPECIAL = (
@@ -92,9 +92,13 @@ class Tokenizer:
 
         Raises:
             DataError: if the file cannot be read, or is not a vocabulary.
+            DamagedError: if a run has written it, and it is not what was written.
         """
         remedy = "give a vocab.txt with one piece per line"
         lines = read_text(path, remedy=remedy).removesuffix("\n").split("\n")
+        read_sealed(
+            path
+        )  # after the file is known to be small; compares its checksum, if a run has written it
         if (longest := max(map(len, lines))) > LIMITS.key:
             raise DataError(f"{path} has a line of {longest} characters: {remedy}")
         try:
@@ -104,8 +108,7 @@ class Tokenizer:
 
     def write(self, path: pathlib.Path) -> None:
         """Writes the file that `read` reads, in one step."""
-        with replacing(path) as partial:
-            partial.write_bytes("".join(f"{piece}\n" for piece in self.vocabulary).encode())
+        write_sealed(path, "".join(f"{piece}\n" for piece in self.vocabulary).encode())
 
     @property
     def pieces(self) -> int:

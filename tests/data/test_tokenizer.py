@@ -15,6 +15,7 @@ from lsgm_jax.data.pipeline import _Order, training_batches
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.data.tokenizer import CHARACTERS, SPECIAL, EncodedCaptions, Tokenizer, encode_captions
 from lsgm_jax.errors import DataError
+from lsgm_jax.sealed import DamagedError
 
 
 def texts(count, seed=0, letters="abcdefghij"):
@@ -210,6 +211,16 @@ def test_an_invalid_vocabulary_is_refused_in_one_line(tmp_path, content, message
         Tokenizer.read(tmp_path / "vocab.txt")
     assert str(error.value).startswith(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_a_changed_vocabulary_of_a_run_is_refused(tmp_path):
+    """Another piece in the place of one would be another condition."""
+    path = tmp_path / "vocabulary.txt"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\n")
+    Tokenizer.read(path).write(path)
+    path.write_text(path.read_text().replace("b", "c"))
+    with pytest.raises(DamagedError, match=r"vocabulary\.txt is damaged"):
+        Tokenizer.read(path)
 
 
 def test_a_missing_vocabulary_is_named(tmp_path):

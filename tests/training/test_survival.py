@@ -109,7 +109,7 @@ def test_a_signal_saves_and_stops(undisturbed, tmp_path, number):
         f"lsgm: stopped by {number.name}; step {step} of stage score is saved, and the same command goes on"
         in message
     )
-    assert out == ""
+    assert "trained in" not in out
     assert cli.main(command(tmp_path)) == 0
     tiny.assert_trees_equal(saved(tmp_path), saved(undisturbed))
 

@@ -68,6 +68,36 @@ def test_a_damaged_file_is_ignored(tmp_path, content):
     assert accumulate({}, 3, square, cache=cache)["sum"] == 5
 
 
+def test_a_flipped_bit_is_noticed(tmp_path):
+    """Wherever it is: results are read as they were written, or are computed again."""
+    cache = Cache(tmp_path / "a.npz", {"seed": 0})
+    cache.write(3, {"sum": np.arange(8.0), "other": np.ones(2)})
+    content = cache.path.read_bytes()
+    read = 0
+    for position in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        cache.path.write_bytes(changed)
+        done, results = cache.read()
+        if done:
+            np.testing.assert_equal(results, {"sum": np.arange(8.0), "other": np.ones(2)})
+        assert done in (0, 3)
+        read += done == 3
+    assert read < 0.5 * len(content) / 7  # what zip files do not use
+
+
+@pytest.mark.parametrize("change", ["format", "package"])
+def test_results_of_another_version_are_ignored(tmp_path, monkeypatch, change):
+    """Half of an evaluation by each would be a number of neither."""
+    cache = Cache(tmp_path / "a.npz", {})
+    cache.write(3, {"sum": np.ones(2)})
+    if change == "format":
+        monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
+    else:
+        monkeypatch.setattr(module, "version", lambda name: "0.0.0")
+    assert cache.read() == (0, {})
+
+
 def test_a_digest_depends_on_every_value_and_name():
     tree = {"a": np.zeros((2, 3), np.float32), "b": jnp.ones(2)}
     assert digest(tree) == digest(jax.tree.map(jnp.asarray, tree))

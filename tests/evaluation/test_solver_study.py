@@ -93,6 +93,29 @@ def test_what_cannot_be_studied_is_refused_in_one_line(workdir, capsys):
     assert "not of 50 samples, seed 0" in capsys.readouterr().err
 
 
+def test_other_parameters_of_the_same_step_are_another_study(workdir, capsys, monkeypatch):
+    assert command(workdir, "--nfe=4", "--rtol=1e-1") == 0
+    params, step = Run.open(workdir).best()
+    monkeypatch.setattr(Run, "best", lambda self: (jax.tree.map(lambda leaf: 1.001 * leaf, params), step))
+    assert command(workdir, "--nfe=4", "--rtol=1e-1") == 2
+    assert f"of step {step}" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("damage", [("8,8.0", "9,8.0"), ("Heun", "Hexn"), ("failed", "f\niled")])
+def test_a_damaged_study_is_renamed_and_measured_again(tmp_path, capsys, damage):
+    """Also one of an older version, without a checksum, if it cannot be read."""
+    path = tmp_path / "study.csv"
+    solver_study._write(path, [solver_study.Row("Heun", "4 steps", 8, 8.0, 0.5, None, 0.25, None, 0)])
+    path.write_text(path.read_text().replace(*damage))
+    assert list(solver_study._read(path)) == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("renamed to study.csv.damaged, and its rows are measured again")
+    (tmp_path / ".study.csv.sha256").unlink()
+    path.write_text("solver,setting\nHeun,4 steps\n")
+    assert list(solver_study._read(path)) == []
+    assert (tmp_path / "study.csv.damaged2").exists()
+
+
 def test_the_energy_distance_of_equal_distributions_is_zero():
     """And that of two points their distance twice."""
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ import scipy.stats
 from sklearn.metrics.pairwise import polynomial_kernel
 
 from lsgm_jax.evaluation.fid import (
+    energy_distance,
     frechet_distance,
     kernel_distance,
     kernel_mmd,
@@ -159,7 +160,8 @@ def test_kernel_distance_of_full_sets_does_not_vary():
     full = kernel_distance(x, y, subsets=3, size=1000)
     np.testing.assert_allclose(full.mean, kernel_mmd(x, y), rtol=1e-12)
     assert full.std < 1e-12
-    assert (full.subsets, full.size) == (3, 9)
+    assert (full.subsets, full.size, full.varies) == (3, 9, False)
+    assert not kernel_distance(x, np.concatenate([y, x]), subsets=2).varies  # the subset is all of x
     subsets = kernel_distance(x, y, subsets=50, size=5)
     assert subsets.std > 0.01
     assert subsets == kernel_distance(x, y, subsets=50, size=5)
@@ -198,3 +200,40 @@ def test_precision_and_recall_agree_with_the_full_distance_matrix():
         found = precision_recall(real, generated, k=k)
         assert found == (share(real, generated, k), share(generated, real, k))
         assert 0.0 < found.precision < 1.0
+
+
+# Degenerate sets
+
+
+@pytest.mark.parametrize("vectors", [2, 3, 8])
+def test_frechet_distance_of_fewer_vectors_than_dimensions(vectors):
+    """A translation by b gives |b|^2. Sets x and -x have one covariance and means m and -m: |2 m|^2."""
+    x, shift = RNG.normal(size=(vectors, 50)), RNG.normal(size=50)
+    found = frechet_distance(moments_of(x), moments_of(x + shift))
+    np.testing.assert_allclose(found, shift @ shift, rtol=1e-9)
+    mean = x.mean(axis=0)
+    np.testing.assert_allclose(frechet_distance(moments_of(x), moments_of(-x)), 4.0 * mean @ mean, rtol=1e-9)
+
+
+def test_distances_of_constant_features():
+    """Without any variance the Fréchet distance is that of the means; with it on one side, its trace more."""
+    still, x = np.ones((5, 3)), RNG.normal(size=(40, 3))
+    assert frechet_distance(moments_of(still), moments_of(still)) == 0.0
+    np.testing.assert_allclose(frechet_distance(moments_of(still), moments_of(3.0 * still)), 12.0, rtol=1e-12)
+    whole = moments_of(x)
+    expected = np.sum((whole.mean - 1.0) ** 2) + np.trace(whole.covariance)
+    np.testing.assert_allclose(frechet_distance(whole, moments_of(still)), expected, rtol=1e-10)
+    assert kernel_distance(still, still, subsets=4, size=3)[:2] == (0.0, 0.0)
+    assert precision_recall(still, still) == (1.0, 1.0)
+    assert energy_distance(still, still) == 0.0
+
+
+@pytest.mark.parametrize("distance", [kernel_mmd, kernel_distance, energy_distance])
+def test_a_single_vector_has_no_distance(distance):
+    with pytest.raises(ValueError, match="a set of 1: this distance takes 2 at least"):
+        distance(np.ones((1, 3)), np.ones((5, 3)))
+
+
+def test_a_manifold_takes_more_vectors_than_neighbours():
+    with pytest.raises(ValueError, match="a set of 3: this distance takes 4 at least"):
+        precision_recall(np.ones((3, 2)), np.ones((9, 2)))

@@ -13,12 +13,15 @@ from lsgm_jax.arrays import expand
 from lsgm_jax.cli import main as cli
 from lsgm_jax.config.factory import experiment
 from lsgm_jax.errors import ConfigError, NumericalError
-from lsgm_jax.evaluation import plots
+from lsgm_jax.evaluation import plots, sample_quality
+from lsgm_jax.evaluation.features import Extractor
+from lsgm_jax.evaluation.sample_quality import Generator
 from lsgm_jax.models.score_model import ScoreModel
 from lsgm_jax.processes.linear import gaussian_eps
 from lsgm_jax.processes.ve import VE
 from lsgm_jax.processes.vp import VP, GeometricVP, SubVP
 from lsgm_jax.sampling.failures import Failures
+from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.grids import Linear
 from lsgm_jax.solvers.likelihood import log_density
 from lsgm_jax.solvers.registry import METHODS
@@ -201,26 +204,39 @@ def test_without_a_finite_sample_nothing_is_written(workdir, capsys):
     assert not (workdir / "report.json").exists()
 
 
-def test_no_distance_and_no_bound_of_what_is_not_finite(workdir, spoiled, capsys):
-    """The failing metrics are null or absent, also where an older report has them."""
-    spoiled("sampling_net", "data_net")
+def test_no_bound_of_what_is_not_finite(workdir, spoiled, capsys):
+    """Bounds that fail are null, also where an older report has values."""
+    spoiled("data_net")
     older = {"nelbo_lsgm_ode": 1.0, "nelbo_lsgm_ode_stderr": float("nan")}
     (workdir / "report.json").write_text(json.dumps(older))
-    few = (
-        "--config.eval.draws=1",
-        "--samples=8",
-        "--config.eval.batch_size=72",
-        "--config.eval.classifier_steps=1",
-    )
-    assert lsgm("evaluate", workdir, "--metrics=nelbo,ode,fid", *few) == 1
-    line = last_line(capsys)
-    assert "nelbo_lsgm of 80, nelbo_ode of 80 of 240 samples is not finite" in line
-    assert "24 of 72 samples of lsgm in batch 0 are not finite, so there is no distance" in line
+    few = ("--config.eval.draws=1", "--config.eval.batch_size=72")
+    assert lsgm("evaluate", workdir, "--metrics=ode", *few) == 1
+    assert "nelbo_lsgm of 80, nelbo_ode of 80 of 240 samples is not finite" in last_line(capsys)
     report = strict_report(workdir)
     assert report["nelbo_lsgm"] is report["nelbo_lsgm_ode"] is None
     assert report["reconstruction_lsgm"] is not None
     assert report["nelbo_ode_failed"] == 80
-    assert "distances" not in report
+
+
+def test_no_distance_of_samples_that_fail(fresh):
+    """The first batch that fails ends it: a distance of the others would flatter."""
+    run = Run.open(fresh, ["--config.eval.samples=40", "--config.eval.batch_size=8"])
+    calls = []
+
+    def decode(params, given, key):
+        calls.append(given)
+        x = np.zeros((8, 8, 8, 1), np.float32)
+        return x, {"success": np.arange(8) != (5 if len(calls) == 3 else 8)}
+
+    noise, request = lambda key: np.zeros(8), lambda rows: None
+    generator = Generator(params=None, step=3, of={}, noise=noise, request=request, decode=decode)
+    flat = lambda params, x: x.reshape(len(x), -1).astype(jnp.float32)
+    extractor = Extractor("pixels", "1", 64, jnp.zeros(1), flat)
+    with pytest.raises(
+        ConfigError, match="1 of 8 samples of lsgm in batch 2 ran out of steps, so there is no"
+    ):
+        sample_quality._describe_samples(run, "lsgm", generator, extractor, 0)
+    assert len(calls) == 3
 
 
 def test_parameters_that_are_not_finite_are_refused(workdir, capsys):

@@ -10,9 +10,10 @@ import pytest
 from lsgm_jax.cli import main as cli
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.sampling.run import Run, holds_checkpoints
-from lsgm_jax.training import sharding
+from lsgm_jax.training import loop, sharding
 from lsgm_jax.training import train as training
 from lsgm_jax.training.checkpoint import Checkpoints
+from lsgm_jax.training.nan_guard import DivergedError, require_sound
 from tests import tiny
 
 # Points in the plane and a small perceptron, which compile in seconds.
@@ -88,6 +89,30 @@ def test_an_absurd_learning_rate(tmp_path, capsys):
     assert saved(tmp_path)[1] == 4
     assert [int(row["step"]) for row in rows(tmp_path) if row["split"] == "validation"] == [1, 2, 3, 4]
     assert any(not np.array_equal(a, b) for a, b in zip(before, saved(tmp_path)[0], strict=True))
+
+
+FAR = [(5e3, 10.0, True), (1.1e4, 10.0, False), (900.0, 0.0, True), (1.9e26, -3.0, False), (-1e9, 5.0, True)]
+
+
+@pytest.mark.parametrize(("score", "first", "sound"), [*FAR, (1e9, None, True)])
+def test_losses_far_above_the_first_are_divergence(score, first, sound):
+    """A learning rate that is much too large need not end in NaN."""
+    check = lambda: require_sound({"nelbo": score}, "nelbo", first, "validation at step 9")
+    if sound:
+        return check()
+    with pytest.raises(DivergedError, match=r"validation at step 9 has nelbo=.*, after .* in the first step"):
+        check()
+
+
+def test_a_loss_that_explodes_without_nan_is_said(tmp_path, capsys, monkeypatch):
+    """Training stops with one line, and no checkpoint is left."""
+    real = loop.require_sound
+    exploded = lambda scores, name, first, where: real({name: abs(first) * 2e3 + 2e3}, name, first, where)
+    monkeypatch.setattr(loop, "require_sound", exploded)
+    assert train(tmp_path, "train.rollbacks=0") == 2
+    (message,) = lines(capsys)
+    assert "training has diverged: validation at step 1 of stage score has nelbo=" in message
+    assert not holds_checkpoints(tmp_path)
 
 
 def test_a_non_finite_batch_is_skipped(tmp_path, capsys, monkeypatch):

@@ -51,7 +51,9 @@ def main() -> None:
         make_sets(pathlib.Path(folder))
         rows = measure(folder, options.seconds)
     if options.json:
-        print(json.dumps({"pipelines": rows, "cores": os.cpu_count(), "threads": READ_AHEAD}))
+        print(
+            json.dumps({"pipelines": rows, "cores": os.cpu_count(), "threads": READ_AHEAD}, allow_nan=False)
+        )
         return
     print(f"{os.cpu_count()} cores, {READ_AHEAD} threads where images are decoded")
     print(f"{'pipeline':50s}{'images/s':>10s}{'ms per batch':>14s}")

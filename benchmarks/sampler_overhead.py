@@ -45,7 +45,7 @@ def main() -> None:
     rows = measure(options.steps, options.width)
     evaluation = rows[0]["seconds_per_evaluation"]
     if options.json:
-        print(json.dumps({"solvers": rows, "device": jax.devices()[0].device_kind}))
+        print(json.dumps({"solvers": rows, "device": jax.devices()[0].device_kind}, allow_nan=False))
         return
     print(f"{options.steps} steps, one evaluation {1e3 * evaluation:.2f} ms, {jax.devices()[0].device_kind}")
     print(f"{'solver':28s}{'NFE':>6s}{'seconds':>10s}{'overhead':>10s}{'over scan':>11s}")

@@ -51,7 +51,7 @@ def main() -> None:
     rows = measure(options.config, overrides, options.steps)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
     if options.json:
-        print(json.dumps({"config": options.config, "devices": devices, "rows": rows}))
+        print(json.dumps({"config": options.config, "devices": devices, "rows": rows}, allow_nan=False))
         return
     print(f"{options.config} {' '.join(overrides)}: {devices}")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")

@@ -1,6 +1,7 @@
 """Estimates average over draws with correct standard errors; figures show all images; reports merge entries."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,38 @@ def test_reports_merge_entries(tmp_path):
     report.add_to_report(tmp_path, nfe=10, nelbo=1.5)
     assert report.add_to_report(tmp_path, nfe=20) == {"nfe": 20, "nelbo": 1.5}
     assert json.loads((tmp_path / "report.json").read_text()) == {"nfe": 20, "nelbo": 1.5}
+
+
+def test_reports_are_strict_json(tmp_path):
+    """NaN is refused before the file is touched; of an older report it is read as None."""
+    report.add_to_report(tmp_path, nfe=10)
+    before = (tmp_path / "report.json").read_bytes()
+    for value in (np.nan, np.inf, {"deeper": -np.inf}):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            report.add_to_report(tmp_path, nelbo=value)
+        assert (tmp_path / "report.json").read_bytes() == before
+    older = tmp_path / "older"
+    older.mkdir()
+    (older / "report.json").write_text('{"nelbo": NaN, "nfe": 3}')
+    assert report.read_report(older) == {"nelbo": None, "nfe": 3}
+
+
+def test_a_mean_of_what_is_not_finite_is_not_known():
+    """A single image has a mean, and no standard error."""
+    single = estimate(np.array([2.5]))
+    assert (single.mean, np.isnan(single.stderr)) == (2.5, True)
+    for bad in (np.nan, np.inf):
+        assert np.isnan(estimate(np.array([1.0, bad, 2.0]))).all()
+
+
+def test_a_table_says_what_is_not_known():
+    names = ("nelbo_sgm", "reconstruction_sgm", "entropy_sgm", "cross_entropy_sgm")
+    entries = {name: 0.0 for name in names} | {f"{name}_stderr": None for name in names}
+    entries |= {"nelbo_sgm": 1.25, "cross_entropy_sgm": None, "test_images": 1, "chosen_step": 3}
+    table = report.likelihood_table(entries)
+    assert re.search(r"nelbo +1.2500$", table, re.MULTILINE)
+    assert re.search(r"cross_entropy +not finite$", table, re.MULTILINE)
+    assert "reconstruction" not in table  # data without an autoencoder
 
 
 def test_flops_of_a_matrix_product():

@@ -56,6 +56,12 @@ class NumericalError(UserError):
     status = 1
 
 
+class OutOfStepsError(NumericalError):
+    """Solves that ran out of steps, which the user can mend; the message says how many."""
+
+    status = 2
+
+
 class UsageError(UserError):
     """A command line that is off; the message says what it should be."""
 

@@ -20,7 +20,7 @@ from lsgm_jax.data.names import shortened
 from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import DATA_DIR
 from lsgm_jax.distributed import launch
-from lsgm_jax.errors import NumericalError, UsageError, UserError
+from lsgm_jax.errors import NumericalError, UsageError
 from lsgm_jax.evaluation import likelihood, plots, report, sample_quality, solver_study
 from lsgm_jax.evaluation.model_size import describe
 from lsgm_jax.files import replacing
@@ -238,14 +238,15 @@ def _all_of(parts: list[Callable[[], None]]) -> None:
     Raises:
         NumericalError: at the end, with what all failing parts say.
     """
-    found: list[UserError] = []
+    found: list[NumericalError] = []
     for part in parts:
         try:
             part()
         except NumericalError as error:
             found.append(error)
     if found:
-        raise NumericalError("; ".join(map(str, found)))
+        kinds = {type(error) for error in found}
+        raise (kinds.pop() if len(kinds) == 1 else NumericalError)("; ".join(map(str, found)))
 
 
 def study_command(options: argparse.Namespace) -> None:

@@ -75,9 +75,9 @@ def compare_with_data(
         Entries for a report. `fid_` and `kid_` are distances, `precision_` and `recall_` shares.
 
     Raises:
-        ConfigError: if the data are no images, devices cannot share a batch, or samples run out of steps.
+        ConfigError: if the data are no images, or devices cannot share a batch.
         DataError: if the reference split has too few images.
-        NumericalError: if samples are not finite. The first batch with samples that fail ends the call.
+        NumericalError: if samples are not finite or run out of steps. The first batch with such samples ends the call.
     """
     settings, data = run.experiment.evaluation, _images(run)
     check_devices(settings.batch_size)

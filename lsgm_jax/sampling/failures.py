@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsgm_jax.errors import ConfigError, NumericalError, UserError
+from lsgm_jax.errors import NumericalError, OutOfStepsError
 
 
 class Failures(NamedTuple):
@@ -40,7 +40,7 @@ class Failures(NamedTuple):
         """The number of samples that failed."""
         return self.not_finite + self.out_of_steps
 
-    def error(self, what: str = "samples", consequence: str = "") -> UserError:
+    def error(self, what: str = "samples", consequence: str = "") -> NumericalError:
         """Returns the error that says how many failed, and what helps.
 
         Args:
@@ -58,7 +58,7 @@ class Failures(NamedTuple):
                 f"{self.out_of_steps} of {self.drawn} {what} ran out of steps{'' if parts else consequence}: "
                 "raise --config.steps.max_steps or --rtol"
             )
-        return (NumericalError if self.not_finite else ConfigError)("; ".join(parts))
+        return (NumericalError if self.not_finite else OutOfStepsError)("; ".join(parts))
 
 
 def are_finite(*values: Any) -> np.ndarray:

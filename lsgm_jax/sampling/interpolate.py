@@ -34,8 +34,8 @@ def interpolate(
         request: the condition of each row, from one end to the other.
 
     Raises:
-        ConfigError: for data that are no images, or images that run out of steps.
-        NumericalError: for images that are not finite.
+        ConfigError: for data that are no images.
+        NumericalError: for images that are not finite or run out of steps.
         ValueError: for an SDE solver between test images.
     """
     model, sampler, key = run.model, run.experiment.sampler, jax.random.key(seed)

@@ -49,8 +49,8 @@ def animate(
         label, prompt: requested condition, see `Conditions.request`.
 
     Raises:
-        ConfigError: if a sample runs out of steps, or the model does not know the condition.
-        NumericalError: if a sample is not finite.
+        ConfigError: if the model does not know the condition.
+        NumericalError: if a sample is not finite or runs out of steps.
     """
     sampler, of_points = run.experiment.sampler, len(run.model.data_shape) == 1
     # Points are cheap: their paths are followed at more times than there are frames.
@@ -83,8 +83,7 @@ def follow(
     """Returns the trajectories of `count` samples: data at decreasing `times`, and velocities if the process has them.
 
     Raises:
-        ConfigError: if a sample runs out of steps.
-        NumericalError: if a sample is not finite.
+        NumericalError: if a sample is not finite or runs out of steps.
     """
     batches = math.ceil(count / BATCHES["points" if len(run.model.data_shape) == 1 else "images"])
     size = math.ceil(count / batches)

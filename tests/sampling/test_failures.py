@@ -12,7 +12,7 @@ from PIL import Image
 from lsgm_jax.arrays import expand
 from lsgm_jax.cli import main as cli
 from lsgm_jax.config.factory import experiment
-from lsgm_jax.errors import ConfigError, NumericalError
+from lsgm_jax.errors import ConfigError, NumericalError, OutOfStepsError
 from lsgm_jax.evaluation import plots, sample_quality
 from lsgm_jax.evaluation.features import Extractor
 from lsgm_jax.evaluation.sample_quality import Generator
@@ -115,7 +115,7 @@ def test_failures_are_counted_by_their_reason():
     assert "2 of 4 samples are not finite" in str(failures.error())
     assert "1 of 4 samples ran out of steps" in str(failures.error())
     assert failures.and_of(failures) == (8, 4, 2)
-    assert isinstance(Failures(4, 0, 1).error(), ConfigError)
+    assert isinstance(Failures(4, 0, 1).error(), OutOfStepsError)
 
 
 def test_black_is_not_a_picture_of_nan():
@@ -233,7 +233,7 @@ def test_no_distance_of_samples_that_fail(fresh):
     flat = lambda params, x: x.reshape(len(x), -1).astype(jnp.float32)
     extractor = Extractor("pixels", "1", 64, jnp.zeros(1), flat)
     with pytest.raises(
-        ConfigError, match="1 of 8 samples of lsgm in batch 2 ran out of steps, so there is no"
+        OutOfStepsError, match="1 of 8 samples of lsgm in batch 2 ran out of steps, so there is no"
     ):
         sample_quality._describe_samples(run, "lsgm", generator, extractor, 0)
     assert len(calls) == 3

@@ -46,6 +46,7 @@ LAYERS = (
         "interop/convert.py",
     ),
     ("cli/parser.py",),
+    ("cli/metrics.py",),
     ("cli/commands.py",),
     ("cli/",),
 )

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lsgm_jax.cli.metrics import compute_metrics
 from lsgm_jax.cli.parser import METRICS, ends, numbers, real, sampler_overrides, whole
 from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import as_plain, load_config
@@ -20,8 +21,8 @@ from lsgm_jax.data.names import shortened
 from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import DATA_DIR
 from lsgm_jax.distributed import launch
-from lsgm_jax.errors import NumericalError, UsageError
-from lsgm_jax.evaluation import likelihood, plots, report, sample_quality, solver_study
+from lsgm_jax.errors import UsageError
+from lsgm_jax.evaluation import plots, report, sample_quality, solver_study
 from lsgm_jax.evaluation.model_size import describe
 from lsgm_jax.files import replacing
 from lsgm_jax.interop.convert import convert
@@ -92,7 +93,7 @@ def sample_command(options: argparse.Namespace) -> None:
         sample_compile_seconds=drawn.compile_seconds,
         sample_solver=solver,
         sample_count=options.count,
-        sample_failed=drawn.failures.count,
+        sample_failed=drawn.failures.total,
         sample_seed=options.seed,
     )
     print(
@@ -153,7 +154,7 @@ def _save_restored(options: argparse.Namespace, name: str, panels: list[Any], su
 
 def _require_all(failures: Failures) -> None:
     """Raises an error if samples have failed; what is written is of the others."""
-    if failures.count:
+    if failures.total:
         raise failures.error(consequence=" and skipped")
 
 
@@ -200,7 +201,7 @@ def animate_command(options: argparse.Namespace) -> None:
 
 def evaluate_command(options: argparse.Namespace) -> None:
     """Evaluates the likelihood of the model and the quality of its samples."""
-    metrics, workdir = options.metrics.split(","), options.workdir
+    metrics = options.metrics.split(",")
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
         raise UsageError(f"--metrics={options.metrics}: {unknown[0]!r} is none of {', '.join(METRICS)}")
@@ -210,43 +211,8 @@ def evaluate_command(options: argparse.Namespace) -> None:
     distances = [name for name in metrics if name in sample_quality.DISTANCES]
     # Before anything that takes long, because it may be refused.
     extractor = sample_quality.choose_extractor(opened, options.inception) if distances else None
-
-    def bounds() -> None:
-        entries = likelihood.evaluate(opened, metrics, split=options.split, seed=options.seed)
-        report.add_likelihoods(workdir, options.split, entries | {"evaluate_seed": options.seed})
-        print(report.likelihood_table(entries, options.split))
-        likelihood.require_finite(entries)
-
-    def compare_samples() -> None:
-        entries = sample_quality.compare_with_data(opened, distances, extractor, seed=options.seed)
-        report.add_distances(workdir, entries | {"seed": options.seed})
-        print(report.distance_table(entries))
-
-    def time_samples() -> None:
-        entries = sample_quality.time_sampling(opened, seed=options.seed)
-        report.add_to_report(workdir, **entries)
-        print(report.time_line(entries))
-
-    chosen = {bounds: likelihood.BOUNDS, compare_samples: distances, time_samples: ("time",)}
-    _all_of([part for part, names in chosen.items() if set(names) & set(metrics)])
-    print(f"wrote {workdir}/report.json")
-
-
-def _all_of(parts: list[Callable[[], None]]) -> None:
-    """Calls all parts; one that fails for its numbers does not keep the others from being made.
-
-    Raises:
-        NumericalError: at the end, with what all failing parts say.
-    """
-    found: list[NumericalError] = []
-    for part in parts:
-        try:
-            part()
-        except NumericalError as error:
-            found.append(error)
-    if found:
-        kinds = {type(error) for error in found}
-        raise (kinds.pop() if len(kinds) == 1 else NumericalError)("; ".join(map(str, found)))
+    compute_metrics(opened, options, metrics, extractor)
+    print(f"wrote {options.workdir}/report.json")
 
 
 def study_command(options: argparse.Namespace) -> None:

@@ -142,8 +142,6 @@ class Evaluator:
     def _how(self, name: str, params: Params, draws: int, sections: Collection[str]) -> dict[str, Any]:
         batch_size = self.run.experiment.evaluation.batch_size
         of = self.run.identity(params, sections)
-        if sections:
-            of |= {"failed": "NaN"}  # by older versions it was where the solver gave up
         of |= {"seed": self.seed, "draws": draws, "batch_size": batch_size, "images": digest(self.data.x)}
         of |= {} if self.data.condition is None else {"condition": digest(self.data.condition)}
         cache = Cache(self.run.workdir / "evaluation" / f"{name}-{self.split}.npz", of)

@@ -63,10 +63,9 @@ def compare_with_data(
 ) -> dict[str, Any]:
     """Computes distances between samples of the model and the reference split, and those of its first stage.
 
-    For an LSGM the first stage gives samples of its VAE, for an LDM reconstructions of the test split.
-
-    Samples are drawn and described in batches over all devices. Features of the reference are cached with the data sets
-    (`data_dir`), for all runs; those of samples in the run's folder `evaluation`, where an interrupted call resumes.
+    For an LSGM the first stage gives samples of its VAE, for an LDM reconstructions of the test split. Samples are drawn
+    and described in batches over all devices. Features of the reference are cached with the data sets (`data_dir`),
+    for all runs; those of samples in the run's folder `evaluation`, where an interrupted call resumes.
 
     Args:
         metrics: of `DISTANCES`.
@@ -139,7 +138,7 @@ def time_sampling(run: Run, *, seed: int = 0) -> dict[str, Any]:
         start = time.monotonic()
         x, solution = jax.block_until_ready(draw(params, key))
         seconds.append(time.monotonic() - start)
-        if (failures := Failures.among(solution.success, x)).count:
+        if (failures := Failures.among(solution.success, x)).total:
             raise failures.error(consequence=", and their time says nothing")
         nfe.append(int(solution.nfe))
     return {
@@ -246,7 +245,7 @@ def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extr
         condition = generator.request(np.arange(job * batch_size, (job + 1) * batch_size) % count)
         given = generator.noise(k_noise), condition
         x, known = generator.decode(generator.params, given, k_decode)
-        if (failures := Failures.among(known.pop("success", True), x)).count:
+        if (failures := Failures.among(known.pop("success", True), x)).total:
             raise failures.error(f"samples of {name} in batch {job}", consequence=", so there is no distance")
         x = as_data(x, data, np.random.default_rng((seed, job)))
         if generator.of_classes and extractor.classify is not None:
@@ -255,7 +254,6 @@ def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extr
 
     count, batch_size = settings.samples, settings.batch_size
     of = generator.of | {"seed": seed, "samples": count, "batch_size": batch_size, "by": extractor.identity}
-    of |= {"failed": "refused"}  # by older versions they were not
     cache = Cache(run.workdir / "evaluation" / f"samples_{name}.npz", of)
     return describe_images(extractor, batches, count, batch_size, cache=cache, label=f"samples of {name}")
 

@@ -59,7 +59,7 @@ def write_samples(batches: Iterable[Samples], path: pathlib.Path) -> Written:
             shown.append(x[good][: plots.most_shown(x.shape[1:]) - sum(map(len, shown))])
             of_all = float(solution.nfe_mean) * len(x)
             costs.append((int(solution.nfe), of_all, batch.seconds, batch.compile_seconds))
-        if failures.count == failures.drawn:
+        if failures.total == failures.drawn:
             raise failures.error()
     nfe, total, seconds, compile_seconds = zip(*costs, strict=True)
     mean = sum(total) / failures.drawn

@@ -36,7 +36,7 @@ class Failures(NamedTuple):
         return Failures(*(mine + theirs for mine, theirs in zip(self, others, strict=True)))
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """The number of samples that failed."""
         return self.not_finite + self.out_of_steps
 

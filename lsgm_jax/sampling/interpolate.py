@@ -59,6 +59,6 @@ def interpolate(
     share = jnp.tile(jnp.linspace(0.0, 1.0, points), pairs)
     decode = jax.jit(lambda params, z_1, given: model.decode(params, z_1, k_decode, sampler, given))
     x, solution = decode(params, slerp(first, last, share), along(points))
-    if (failures := Failures.among(solution.success, x)).count:
+    if (failures := Failures.among(solution.success, x)).total:
         raise failures.error("images")
     return plots.grid(np.asarray(x), points, model.labels)

@@ -105,7 +105,7 @@ def follow(
     failures = functools.reduce(
         Failures.and_of, (Failures.among(success, x[-1]) for x, _, success in solved), Failures()
     )
-    if failures.count:
+    if failures.total:
         raise failures.error()
     joined = lambda parts: np.concatenate(list(parts), axis=1)[:, :count]
     x = joined(x for x, _, _ in solved)

@@ -63,9 +63,9 @@ def compare_with_data(
 ) -> dict[str, Any]:
     """Computes distances between samples of the model and the reference split, and those of its first stage.
 
-    For an LSGM the first stage gives samples of its VAE, for an LDM reconstructions of the test split. Samples are drawn
-    and described in batches over all devices. Features of the reference are cached with the data sets (`data_dir`),
-    for all runs; those of samples in the run's folder `evaluation`, where an interrupted call resumes.
+    For an LSGM the first stage gives samples of its VAE, for an LDM reconstructions of the test split. Samples are
+    drawn and described in batches over all devices. Features of the reference are cached with the data sets
+    (`data_dir`), for all runs; those of samples in the run's folder `evaluation`, where an interrupted call resumes.
 
     Args:
         metrics: of `DISTANCES`.

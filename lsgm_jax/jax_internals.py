@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
-from jax._src.lib import _jax
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
 
 def process_id() -> int:

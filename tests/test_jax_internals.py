@@ -57,6 +57,7 @@ def test_the_names_exist():
     assert type(jax_internals.global_state.process_id) is int
     assert hasattr(jax_internals.global_state, "client")
     assert callable(jax_internals.ClusterEnv.auto_detect_unset_distributed_params)
+    assert callable(jax_internals._jax.get_distributed_runtime_service)
 
 
 def test_a_single_process_has_index_0_and_no_client():
@@ -68,6 +69,19 @@ def test_a_single_process_has_index_0_and_no_client():
 def test_the_process_id_starts_no_backend_and_the_client_has_the_methods_used():
     program = CLIENT.format(port=free_port())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "a key is set once\n"
+
+
+def test_the_service_runs_apart_from_the_processes():
+    """A client of another process finds it; that of process 0 listens in vain."""
+    port = free_port()
+    service = jax_internals.coordination_service(f"localhost:{port}", 1, 30)
+    program = CLIENT.format(port=port).replace(
+        "process_id=0)", "process_id=0, coordinator_bind_address='localhost:0')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    service.shutdown()
     assert done.returncode == 0, done.stderr
     assert done.stdout == "a key is set once\n"
 

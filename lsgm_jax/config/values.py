@@ -43,7 +43,7 @@ def parsed(key: str, text: str, field: inspect.Parameter) -> Any:
         ConfigError: for a value that the field does not take.
     """
     kinds = _kinds(field)
-    if str in kinds or typing.Literal in map(typing.get_origin, kinds):
+    if str in kinds or any(typing.get_origin(kind) is typing.Literal for kind in kinds):
         value: Any = None if text == "None" and type(None) in kinds else text
     elif bool in kinds and text.lower() in _TRUTHS:
         value = _TRUTHS[text.lower()]
@@ -117,14 +117,15 @@ def _fit(value: Any, kind: Any) -> Any:
         return _only_if(value is None, value)
     if kind is bool or kind is str:
         return _only_if(isinstance(value, kind), value)
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if kind is int:
-        return int(
-            _only_if(is_number and isinstance(value, numbers.Integral) and abs(value) <= MOST_INT, value)
-        )
-    if kind is float:
-        return float(_only_if(is_number and abs(value) <= MOST_FLOAT, value))  # false for NaN
+    if kind in (int, float):
+        return _fit_number(value, kind)
     return _only_if(not _is_array(kind), value)
+
+
+def _fit_number(value: Any, kind: type) -> int | float:
+    allowed, most = (numbers.Integral, MOST_INT) if kind is int else (numbers.Real, MOST_FLOAT)
+    fits = isinstance(value, allowed) and not isinstance(value, bool)
+    return kind(_only_if(fits and abs(value) <= most, value))  # no NaN is small
 
 
 def _fit_tuple(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -102,7 +102,7 @@ class Port:
     def __enter__(self) -> "Port":
         for listener in self._listeners:
             listener.setblocking(False)
-            self._selector.register(listener, selectors.EVENT_READ)
+            self._selector.register(listener, selectors.EVENT_READ, listener)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -119,10 +119,11 @@ class Port:
             if remaining <= 0.0:
                 return Outcome("missing", (len(missing), *missing[:MOST_NAMED]))
             for key, _ in self._selector.select(min(remaining, SECONDS_BETWEEN_LOOKS)):
-                if key.data is None:
-                    self._admit(key.fileobj)
-                elif (outcome := self._hear(key.data)) is not None:
-                    return outcome
+                if isinstance(key.data, Visitor):
+                    if (outcome := self._hear(key.data)) is not None:
+                        return outcome
+                else:
+                    self._admit(key.data)
             self._dismiss_late()
         return Outcome("complete")
 

@@ -162,7 +162,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     """Returns the lines of a table: headings to the left, numbers to the right, two spaces at least between."""
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [
-        f"{heading:{first}s}"
+        f"{heading:{max(first, 20)}s}"
         + "".join(f"  {cell:>{max(width, 18)}s}" for cell, width in zip(cells, others, strict=True))
         for heading, *cells in rows
     ]

@@ -54,7 +54,7 @@ class PlainLines(io.TextIOBase):
         self._next = 0.0  # time from which the state of a progress bar is due
 
     @property
-    def encoding(self) -> str:
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The encoding of the stream, by which progress bars choose their characters."""
         return self._stream.encoding or "ascii"
 

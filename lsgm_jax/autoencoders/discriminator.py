@@ -25,6 +25,11 @@ class PatchDiscriminator(nn.Module):
     channels: int = 64
     layers: int = 3
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.channels < 1 or self.layers < 1:
+            raise ValueError(f"channels={self.channels}, layers={self.layers}: give positive numbers")
+
     @nn.compact
     def __call__(self, x: Images, *, train: bool) -> Resized:
         h = _leaky(_conv("conv_0", x, self.channels, stride=2))

@@ -32,7 +32,8 @@ class Levels:
         dropout: dropout rate in the residual blocks.
 
     Raises:
-        ValueError: if the number of channels of a level is not a multiple of 32, the groups of GroupNorm.
+        ValueError: if the number of channels of a level is not a multiple of 32, the groups of GroupNorm; without
+            levels or blocks; for a dropout rate outside [0, 1).
     """
 
     channels: int = 128
@@ -43,6 +44,12 @@ class Levels:
     dropout: float = 0.0
 
     def __post_init__(self):
+        if not self.channel_mult:
+            raise ValueError("channel_mult=(): give one factor per level")
+        if self.blocks < 1 or self.resolution < 1:
+            raise ValueError(f"blocks={self.blocks}, resolution={self.resolution}: give positive numbers")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout={self.dropout}: give a rate in [0, 1)")
         for width in self.widths:
             if width % LDM_GROUPS or width <= 0:
                 raise ValueError(

@@ -61,6 +61,11 @@ class KLSpec(FirstStageSpec):
 
     kl_weight: float = 1e-6
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kl_weight < 0.0:
+            raise ValueError(f"kl_weight={self.kl_weight}: give 0 or more")
+
     def first_stage(self, image_shape: tuple[int, int, int], compute: Compute) -> FirstStage:
         """Builds the first stage."""
         return self.build(image_shape, GaussianBottleneck(latent_channels=self.latent_channels), compute)

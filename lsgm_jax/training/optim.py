@@ -76,6 +76,10 @@ class Adamax(LearningRate):
     weight_decay: float = 0.0
     eps: float = 1e-3
 
+    def __post_init__(self):
+        super().__post_init__()
+        _refuse(self.eps, self.weight_decay)
+
     def __call__(self, steps: int) -> optax.GradientTransformation:
         """Builds the optimiser of a stage of this many steps."""
         decay = optax.add_decayed_weights(self.weight_decay)
@@ -104,6 +108,7 @@ class Adam(LearningRate):
         for name, value in (("b1", self.b1), ("b2", self.b2)):
             if not 0.0 <= value < 1.0:
                 raise ValueError(f"{name}={value}: give a decay rate in [0, 1)")
+        _refuse(self.eps)
 
     def __call__(self, steps: int) -> optax.GradientTransformation:
         """Builds the optimiser of a stage of this many steps."""
@@ -127,11 +132,23 @@ class AdamW(LearningRate):
     eps: float = 1e-8
     decay_all: bool = False
 
+    def __post_init__(self):
+        super().__post_init__()
+        _refuse(self.eps, self.weight_decay)
+
     def __call__(self, steps: int) -> optax.GradientTransformation:
         """Builds the optimiser of a stage of this many steps."""
         mask = None if self.decay_all else _is_matrix
         adamw = optax.adamw(self.schedule(steps), eps=self.eps, weight_decay=self.weight_decay, mask=mask)
         return optax.chain(self._clipping(), adamw)
+
+
+def _refuse(eps: float, weight_decay: float = 0.0) -> None:
+    """Raises an error for a denominator that may be zero, and for a decay that is growth."""
+    if eps <= 0.0:
+        raise ValueError(f"eps={eps}: give a positive number, which the denominator of the update needs")
+    if weight_decay < 0.0:
+        raise ValueError(f"weight_decay={weight_decay}: give a number that is not negative")
 
 
 def per_part(

@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 
+from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import complete, load_config, read_config, save_config
 from lsgm_jax.config.models import sections
 from lsgm_jax.config.registry import fields
@@ -127,3 +128,25 @@ def test_a_number_is_no_tuple_of_one():
         ConfigError, match=r"config\.score\.channels=32: give a tuple of int, such as \(32,\)"
     ):
         complete(tree)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("autoencoder.blocks", "0"),
+        ("autoencoder.dropout", "-0.5"),
+        ("autoencoder.resolution", "-1"),
+        ("autoencoder.channel_mult", "()"),
+        ("autoencoder.kl_weight", "-1"),
+        ("discriminator.channels", "0"),
+        ("discriminator.layers", "-1"),
+        ("optimiser.eps", "0"),
+        ("first_stage.eps", "-1"),
+        ("optimiser.weight_decay", "-0.1"),
+    ],
+)
+def test_numbers_of_latent_diffusion_have_their_bounds(field, value):
+    section, _, name = field.partition(".")
+    ldm = CONFIG.replace("digits.py:quick", "ldm_digits.py")
+    with pytest.raises(ConfigError, match=rf"config\.{section}: .*{name}="):
+        experiment(load_config(ldm, [f"--config.{field}={value}"]))

@@ -21,7 +21,7 @@ IDLE_ADDRESS = "localhost:0"
 READY = b"ready\n"
 END = b"end\n"
 SECONDS_AFTER_END = 0.5  # in which the last answers arrive
-SECONDS_AFTER_DEATH = 12.0  # in which the others notice the death of process 0 and end
+SECONDS_AFTER_DEATH = 15.0  # in which the others notice the death of process 0 and end
 
 
 def start(place: Place, heartbeat: int) -> None:

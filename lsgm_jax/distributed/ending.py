@@ -134,7 +134,8 @@ class Watch:
         _ends.acquire()
         if failure.death:  # each process that lives says it
             print(printable(failure.line), file=self._error)
-        elif self._place.process == 0:
+            _end(None, failure.status)
+        if self._place.process == 0:
             print(f"{printable(failure.line)} (in {self._place.of(failure.process)})", file=self._error)
         _end(coordination_client(), failure.status)
 
@@ -146,7 +147,7 @@ class Watch:
         client = coordination_client() if self._joined.is_set() else None
         if client is not None:
             _note(client, Failure(self._place.process, line, STATUS_OF_DEATH, death=True))
-        _end(client, STATUS_OF_DEATH)
+        _end(None, STATUS_OF_DEATH)  # the coordinator keeps the note; a barrier would wait for the dead
 
 
 def _first_failure() -> Failure | None:

@@ -17,7 +17,7 @@ from lsgm_jax.distributed.place import MOST_NAMED, Place
 from lsgm_jax.errors import ClusterError
 
 SECONDS_TO_SPEAK = 5.0  # for a visitor to introduce itself
-SECONDS_FOR_PORT = 15.0  # for the coordinator of a run that has just ended to leave the port
+SECONDS_FOR_PORT = 20.0  # for the coordinator of a run that has just ended to leave the port
 MOST_VISITORS = 128  # that have not introduced themselves; one more dismisses the oldest
 SECONDS_BETWEEN_LOOKS = 0.2
 

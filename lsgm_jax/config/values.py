@@ -124,8 +124,8 @@ def _fit(value: Any, kind: Any) -> Any:
 
 def _fit_number(value: Any, kind: type) -> int | float:
     allowed, most = (numbers.Integral, MOST_INT) if kind is int else (numbers.Real, MOST_FLOAT)
-    _only_if(isinstance(value, allowed) and not isinstance(value, bool), value)
-    return kind(_only_if(-most <= value <= most, value))  # which is false for NaN
+    number: Any = _only_if(isinstance(value, allowed) and not isinstance(value, bool), value)
+    return kind(_only_if(-most <= number <= most, number))  # which is false for NaN
 
 
 def _fit_tuple(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:

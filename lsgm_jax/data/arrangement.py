@@ -155,16 +155,20 @@ def _levels(folders: Iterable[Folder]) -> list[set[str]]:
 def _named(names: Iterable[str]) -> dict[str, str]:
     """Returns the splits of those folders of one level that are named like splits.
 
-    `DIV2K_train_HR` counts if there is another like `DIV2K_valid_HR`; alone it could be a class, as `train_station`.
+    `DIV2K_train_HR` and `trains` count if there is another like `DIV2K_valid_HR` and `tests`; alone they could be
+    classes, as `train_station`.
     """
     named, alike = {}, collections.defaultdict(dict)
     for name in names:
         words = re.findall(r"[^\W\d_]+", _spaced(name).lower())
-        splits = [SPLIT_OF_WORD[word] for word in words if word in SPLIT_OF_WORD]
-        others = [word for word in words if word not in SPLIT_OF_WORD]
+        singular = [word if word in SPLIT_OF_WORD else word.removesuffix("s") for word in words]
+        splits = [SPLIT_OF_WORD[word] for word in singular if word in SPLIT_OF_WORD]
+        others = [word for word in singular if word not in SPLIT_OF_WORD]
         if len(splits) != 1:
             continue
-        if all(word in NEUTRAL or len(word) == 1 for word in others):
+        if not SPLIT_OF_WORD.keys().isdisjoint(words) and all(
+            word in NEUTRAL or len(word) == 1 for word in others
+        ):
             named[name] = splits[0]
         alike[tuple(others)][name] = splits[0]
     for group in alike.values():

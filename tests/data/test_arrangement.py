@@ -53,6 +53,7 @@ PLAIN = tree(["train", "validation", "test"])
             .replace("validation", "x_eval_HR")
             .replace("test", "x_test_HR")
         ),
+        lambda name: name.replace("train", "trains").replace("validation", "vals").replace("test", "tests"),
         lambda name: "/".join([name.split("/")[1], name.split("/")[0], name.split("/")[2]]),  # class/split
     ],
 )
@@ -126,8 +127,8 @@ def test_classes_are_in_the_order_of_their_numbers():
 
 
 def test_a_folder_that_only_begins_like_a_split_is_a_class():
-    found = arrange(["train_station/1.png", "bus_station/2.png", "testament/3.png"], "it")
-    assert found.classes == ["bus_station", "testament", "train_station"]
+    found = arrange(["train_station/1.png", "bus_station/2.png", "testament/3.png", "trains/4.png"], "it")
+    assert found.classes == ["bus_station", "testament", "train_station", "trains"]
     assert not found.by_folder
 
 

@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from lsgm_jax.data.names import Folder, Skipped, SortKey, components, hashed, natural, why_skipped
+from lsgm_jax.data.names import Folder, Skipped, SortKey, components, hashed, natural, why_not_an_image
 from lsgm_jax.errors import DataError, printable
 
 LOOSE = "."  # the class of images beside the folders of the other classes
@@ -112,9 +112,10 @@ def _images(names: Iterable[str]) -> tuple[dict[str, Folder], list[Skipped]]:
     folders: dict[str, Folder] = {}
     skipped, first = [], {}
     for name in sorted(names):
-        if reason := why_skipped(name):
+        parts = components(name)
+        if reason := why_not_an_image(parts):
             skipped.append(Skipped(name, reason))
-        elif (parts := components(name)) in first:
+        elif parts in first:
             skipped.append(Skipped(name, f"another name of {printable(first[parts])}"))
         else:
             first[parts], folders[name] = name, parts[:-1]
@@ -218,12 +219,12 @@ def _classes(folders: Mapping[str, Folder], level: int | None) -> tuple[list[str
     """Returns the classes in natural order, and the label of each image; both empty if there is one class."""
     inner = {name: _without(folder, level) for name, folder in folders.items()}
     outer = len(_common(inner.values()))
-    class_of = {name: printable("/".join(folder[outer:])) or LOOSE for name, folder in inner.items()}
+    class_of = {folder: printable("/".join(folder[outer:])) or LOOSE for folder in set(inner.values())}
     classes = sorted(set(class_of.values()), key=_class_order)
     if len(classes) < 2:
         return [], {}
-    index = {folder: number for number, folder in enumerate(classes)}
-    return classes, {name: index[folder] for name, folder in class_of.items()}
+    index = {name: number for number, name in enumerate(classes)}
+    return classes, {name: index[class_of[folder]] for name, folder in inner.items()}
 
 
 def _class_order(name: str) -> list[tuple[int, float, SortKey]]:

@@ -36,8 +36,10 @@ class Skipped(NamedTuple):
 
 def components(name: str) -> Folder:
     """Returns the folders and the file of a name; `./a/b`, `/a/b` and `a/b` with backslashes are `a/b`."""
-    path = posixpath.normpath("/" + name.replace("\\", "/"))
-    return tuple(part for part in path.split("/") if part)
+    parts = name.replace("\\", "/").split("/")
+    if "" in parts or "." in parts or ".." in parts:
+        parts = posixpath.normpath("/" + "/".join(parts)).split("/")
+    return tuple(part for part in parts if part)
 
 
 def natural(name: str) -> SortKey:
@@ -57,7 +59,11 @@ def unseen(parts: Folder) -> str | None:
 
 def why_skipped(name: str) -> str | None:
     """Returns why a file is not read as an image; None if it is."""
-    parts = components(name)
+    return why_not_an_image(components(name))
+
+
+def why_not_an_image(parts: Folder) -> str | None:
+    """Returns why a file is not read as an image, by its folders and name; None if it is."""
     if reason := unseen(parts):
         return reason
     suffix = posixpath.splitext(parts[-1])[1].lower() if parts else ""

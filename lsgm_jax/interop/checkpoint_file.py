@@ -8,10 +8,8 @@ import pickle
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from lsgm_jax.errors import ConversionError, first_line, in_one_line
-from lsgm_jax.interop.diffusers_folder import alone, read_folder
+from lsgm_jax.interop.diffusers_folder import alone, is_state, read_folder
 from lsgm_jax.interop.safetensors_file import read_safetensors
 from lsgm_jax.interop.torch_file import read_legacy, read_zip
 
@@ -35,14 +33,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
         if path.is_dir():
             return read_folder(path, _read)
         content = _read(path)
-        return alone(content) if _is_state(content) else content
-
-
-def _is_state(content: Any) -> bool:
-    """Returns whether all that a file holds is named tensors."""
-    return isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(value, np.ndarray) for name, value in content.items()
-    )
+        return alone(content) if is_state(content) else content
 
 
 def _read(path: pathlib.Path) -> Any:

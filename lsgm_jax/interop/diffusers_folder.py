@@ -51,6 +51,13 @@ def read_folder(folder: pathlib.Path, read: Read) -> dict[str, Any]:
     )
 
 
+def is_state(content: Any) -> bool:
+    """Returns whether a file holds tensors by name, and nothing else."""
+    return isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(tensor, np.ndarray) for name, tensor in content.items()
+    )
+
+
 def alone(state: State) -> State:
     """Returns a state dict, that of a first stage in diffusers' layout under the names of latent diffusion.
 
@@ -110,7 +117,7 @@ def _weights(folder: pathlib.Path, read: Read) -> State:
             f"diffusers' layout, without {folder.name}/{WEIGHTS[0]} or .bin{several}: download it again"
         )
     state = read(found)
-    if not isinstance(state, dict) or not all(isinstance(tensor, np.ndarray) for tensor in state.values()):
+    if not is_state(state):
         raise ConversionError(
             f"diffusers' layout, and {folder.name}/{found.name} is no state dict: download it again"
         )

@@ -152,7 +152,7 @@ def _keep(machine: _Machine, index: int) -> None:
     machine.memo[index] = machine.stack[-1]
 
 
-def _look_up(machine: _Machine, name: tuple[str, ...]) -> None:
+def _look_up(machine: _Machine, name: tuple[str, str]) -> None:
     if name not in machine.names:
         shown = printable(".".join(name)[:LONGEST_NAME])
         raise pickle.UnpicklingError(
@@ -162,10 +162,10 @@ def _look_up(machine: _Machine, name: tuple[str, ...]) -> None:
 
 
 def _look_up_pair(machine: _Machine, _: None) -> None:
-    name = tuple(machine.pop(2))
-    if not all(type(part) is str for part in name):
+    module, name = machine.pop(2)
+    if not (type(module) is type(name) is str):
         raise TypeError("a name that is not text")
-    _look_up(machine, name)
+    _look_up(machine, (module, name))
 
 
 def _call(machine: _Machine, _: None) -> None:
@@ -241,7 +241,7 @@ OPCODES: dict[str, Act] = {
     **dict.fromkeys(
         ("GET", "BINGET", "LONG_BINGET"), lambda machine, index: machine.stack.append(machine.memo[index])
     ),
-    "GLOBAL": lambda machine, name: _look_up(machine, tuple(name.split(" ", 1))),
+    "GLOBAL": lambda machine, name: _look_up(machine, name.partition(" ")[::2]),
     "STACK_GLOBAL": _look_up_pair,
     "REDUCE": _call,
     "NEWOBJ": _call,
@@ -258,7 +258,7 @@ class _Code(NamedTuple):
     act: Act
 
 
-def _quoted(file: Readable) -> str:
+def _quoted(file: Any) -> str:
     """Returns text in quotes, in which bytes that are not ASCII are escaped; `pickletools` decodes it as ASCII."""
     line: Any = pickletools.read_stringnl(file, decode=False)
     return codecs.escape_decode(line)[0].decode("latin-1")  # pyright: ignore[reportAttributeAccessIssue]

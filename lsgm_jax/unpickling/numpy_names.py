@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lsgm_jax.errors import in_one_line
 from lsgm_jax.unpickling.machine import Function, Names
 
 # Numbers and text. Objects, dates, structures and long doubles are none.
@@ -23,7 +24,7 @@ LARGEST_CHARACTER = 0x10FFFF
 
 def refused(what: str) -> pickle.UnpicklingError:
     """Returns the error of an array that is not what data have."""
-    return pickle.UnpicklingError(f"its pickle has {what}: refused")
+    return pickle.UnpicklingError(in_one_line(f"its pickle has {what}: refused"))
 
 
 class PickledDType:
@@ -109,7 +110,9 @@ def encode(text: Any, encoding: Any) -> bytes:
     """
     if encoding != "latin1":
         shown = encoding[:40] if type(encoding) is str else f"a {type(encoding).__name__}"
-        raise pickle.UnpicklingError(f"its pickle encodes text in {shown}, which bytes never need: refused")
+        raise pickle.UnpicklingError(
+            in_one_line(f"its pickle encodes text in {shown}, which bytes never need: refused")
+        )
     return text.encode("latin1")
 
 

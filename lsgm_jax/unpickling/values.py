@@ -61,7 +61,7 @@ class _Copy(NamedTuple):
     """A value without inert objects, the number of values in its tree, and the height of that tree."""
 
     value: Any
-    count: int = 1
+    size: int = 1
     height: int = 0
 
 
@@ -101,12 +101,12 @@ class _Tree:
 
     def _parts(self, parts: Iterable[Any], depth: int, make: Callable[[list[Any]], Any]) -> _Copy:
         copies = [self.copy(part, depth) for part in parts]
-        count = 1 + sum(copy.count for copy in copies)
+        size = 1 + sum(copy.size for copy in copies)
         height = 1 + max((copy.height for copy in copies), default=0)
-        if count > MOST_VALUES:
+        if size > MOST_VALUES:
             raise pickle.UnpicklingError(f"its pickle repeats containers to more than {MOST_VALUES} values")
         _require_shallow(height)
-        return _Copy(make([copy.value for copy in copies]), count, height)
+        return _Copy(make([copy.value for copy in copies]), size, height)
 
 
 def _require_shallow(depth: int) -> None:

@@ -224,6 +224,8 @@ def test_a_name_that_is_not_known_is_shown_on_one_line():
         (dtype("O"), "array of O"),
         (dtype("V8"), "array of V8"),
         (dtype("M8"), "array of M8"),
+        (dtype("f4\x1b[2J\n"), r"array of f4\\x1b\[2J ,"),
+        (call(programs.name("_codecs", "encode"), text("a"), text("\x1b[2J")), r"encodes text in \\x1b\[2J,"),
         (dtype("f4,O"), "array of f4,O"),
         (dtype("g"), "array of g"),
         (dtype("S0"), "array of S0"),

@@ -58,6 +58,23 @@ def test_a_damaged_checksum_does_not_pass_for_none(path):
     assert read_sealed(path) == CONTENT
 
 
+def test_every_bit_of_the_checksums_counts(path):
+    """A larger length of the newest content would make its last row look like a torn one."""
+    append_sealed(path, b"score,20\n")
+    beside = path.with_name(".a.csv.sha256")
+    content = beside.read_bytes()
+    for position in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[position] ^= 1 << bit
+            beside.write_bytes(changed)
+            try:
+                found = read_sealed(path)
+            except DamagedError:
+                continue
+            assert found == CONTENT + b"score,20\n"
+
+
 class Killed(Exception):
     pass
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -22,15 +21,14 @@ from lsgm_jax.training.checkpoint_record import (
     STATE_KEYS,
     UnreadableError,
     make_record,
+    mend,
     read_record,
     renamed,
-    repair_scores,
     score_of,
 )
 from lsgm_jax.training.logs import note, warn
 from lsgm_jax.training.state import TrainState
 
-HALF_WRITTEN = ".orbax-checkpoint-tmp"  # part of the name of a folder that orbax is writing
 DAMAGED = "damaged"  # folder next to those of the stages, for unreadable checkpoints
 LOOKS = 10  # how often a reader looks for a checkpoint that a training deletes meanwhile
 SECONDS_TO_DELETE = 1.0  # in which a checkpoint that is being deleted is gone
@@ -109,23 +107,18 @@ class Checkpoints:
         Raises:
             CheckpointError: if this checkpoint, or the one before, cannot be written.
         """
-        trees = {"state": state.replace(ema=None), "ema": state.ema}
-        items = ocp.args.Composite(
-            **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
-            meta=ocp.args.JsonSave(make_record(meta, trees, score)),
-        )
-        metrics = None if score is None else {METRIC: score}
-        with self._writing():
-            self._manager.save(int(state.step), args=items, metrics=metrics)
+        self._save(int(state.step), {"state": state.replace(ema=None), "ema": state.ema}, meta, score)
 
     def save_finished(self, step: int, ema: Params, meta: dict[str, Any]) -> None:
         """Writes a checkpoint of EMA parameters alone, as the last step of a finished stage."""
-        items = ocp.args.Composite(
-            ema=ocp.args.StandardSave(ema),
-            meta=ocp.args.JsonSave(make_record(meta, {"ema": ema}, None)),
-        )
+        self._save(step, {"ema": ema}, meta, None)
+
+    def _save(self, step: int, trees: dict[str, Any], meta: dict[str, Any], score: float | None) -> None:
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        record = ocp.args.JsonSave(make_record(meta, trees, score))
+        metrics = None if score is None else {METRIC: score}
         with self._writing():
-            self._manager.save(step, args=items)
+            self._manager.save(step, args=ocp.args.Composite(**items, meta=record), metrics=metrics)
 
     def wait(self) -> None:
         """Waits until all checkpoints are written.
@@ -199,20 +192,22 @@ class Checkpoints:
         if not self._read_only:
             self.wait()
         damaged: dict[int, UnreadableError] = {}
-        for _ in range(LOOKS):
+        for _ in range(LOOKS if self._read_only else 1):
             damaged = {}
             for step in order():
                 try:
                     found = read(step)
                 except UnreadableError as error:
+                    damaged[step] = error
                     if self._vanishes(step):
                         break
-                    damaged[step] = error
-                    continue
-                self._set_all_aside(damaged, step)
-                return found, step
-            else:
+                else:
+                    self._set_all_aside(damaged, step)
+                    return found, step
+            if damaged and all(self._path(step).exists() for step in damaged):
                 break
+            # A training has deleted it, or a newer one is just taking the place of the others.
+            time.sleep(SECONDS_TO_DELETE / LOOKS)
             self._manager.reload()
         raise CheckpointError(self._none_readable(damaged)) from next(iter(damaged.values()), None)
 
@@ -280,11 +275,9 @@ class Checkpoints:
         return target
 
     def _tidy(self) -> None:
-        """Deletes checkpoints that a killed process was writing, and mends scores, before orbax opens the folder."""
+        """Mends the folder before orbax opens it."""
         if is_first():
-            for path in self.folder.glob(f"*{HALF_WRITTEN}*"):
-                shutil.rmtree(path, ignore_errors=True)
-            for warning in repair_scores(self.folder):
+            for warning in mend(self.folder):
                 warn(warning)
         ocp.multihost.sync_global_processes(f"{self.folder.name} is clear")
 

@@ -18,6 +18,7 @@ STATE_KEYS = {1: "carried", 2: "carried", 3: STATE, 4: STATE}  # the same by for
 RESUMABLE = (2, 3, 4)  # formats whose training state can be restored; EMA parameters can be from all
 SEALED = (4,)  # formats with checksums
 METRIC = "nelbo"  # key of the score in checkpoints, whichever metric a stage is judged by
+HALF_WRITTEN = ".orbax-checkpoint-tmp"  # part of the name of a folder that orbax is writing
 
 
 class UnreadableError(Exception):
@@ -72,11 +73,13 @@ def score_of(checkpoint: pathlib.Path) -> float | None:
         return None
 
 
-def repair_scores(folder: pathlib.Path) -> Iterator[str]:
-    """Mends the scores of the checkpoints in a folder, where orbax reads them; yields warnings.
+def mend(folder: pathlib.Path) -> Iterator[str]:
+    """Deletes checkpoints that a killed process was writing, and mends the scores of the others; yields warnings.
 
     Orbax does not open a folder with a damaged score, and might delete the best checkpoint for a wrong one.
     """
+    for path in folder.glob(f"*{HALF_WRITTEN}*"):
+        shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob("[0-9]*"):
         if path.name.isdigit() and (warning := _repair_score(path)) is not None:
             yield warning

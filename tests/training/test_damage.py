@@ -138,6 +138,24 @@ def test_a_checkpoint_that_vanishes_while_it_is_read_is_looked_up_again(saved, t
     tiny.assert_trees_equal(ema, state_of(2).ema)
 
 
+def test_a_folder_that_is_empty_for_a_moment_is_looked_up_again(saved, tmp_path, monkeypatch):
+    """So it looks to a reader if the newest checkpoint takes the place of the others while it lists them."""
+    folder, looks = tmp_path / "score", iter([[], [], [2]])
+    shutil.copytree(saved, folder)
+    monkeypatch.setattr(Checkpoints, "_best_first", lambda self: next(looks))
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.restore_best(jax.eval_shape(lambda: state_of(1)).ema)[1] == 2
+
+
+def test_a_folder_without_checkpoints_says_what_to_run(tmp_path):
+    (tmp_path / "score").mkdir()
+    with (
+        pytest.raises(CheckpointError, match=r"no checkpoint in .*: run  lsgm train"),
+        Checkpoints(tmp_path / "score", read_only=True) as checkpoints,
+    ):
+        checkpoints.restore_best(jax.eval_shape(lambda: state_of(1)).ema)
+
+
 def test_a_changed_array_is_named(saved, tmp_path, monkeypatch):
     """And the remedy destroys nothing."""
     monkeypatch.setattr("lsgm_jax.training.checkpoint.SECONDS_TO_DELETE", 0.0)

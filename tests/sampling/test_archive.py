@@ -98,6 +98,7 @@ def test_counts_that_no_number_of_devices_divides(workdir, tmp_path):
         np.testing.assert_allclose(file["x"], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_sample_in_one_step(workdir):
     assert cli.main(["sample", f"--workdir={workdir}", "--count=1", "--solver=Euler", "--steps=1"]) == 0
     with np.load(workdir / "samples.npz") as file:

@@ -50,8 +50,7 @@ def fails_on_the_second(process):
 # Solves
 
 
-ENDS = [(VP(), "Euler"), (VP(), "Heun"), (VP(), "PredictorCorrector")]
-ENDS += [(SubVP(), "Heun"), (GeometricVP(), "Heun"), (VE(), "Heun")]
+ENDS = [(VP(), "Euler"), (VP(), "Heun"), (SubVP(), "Heun"), (GeometricVP(), "Heun"), (VE(), "Heun")]
 
 
 @pytest.mark.parametrize(("process", "name"), ENDS)

@@ -99,16 +99,16 @@ def _adapts(run: Run) -> bool:
 
 
 def _controller(run: Run) -> str:
-    """Describes the controller of adaptive steps, unless it is the default one; tolerances are those of each row."""
-    if not _adapts(run):
-        return ""
-    fields, plain = run.config.steps.to_dict(), {"name": "adaptive", **dataclasses.asdict(Adaptive())}
-    chosen = {
-        name: value
-        for name, value in fields.items()
-        if name not in ("rtol", "atol", "max_steps") and value != plain.get(name)
-    }
-    return "".join(f", steps.{name} {value}" for name, value in sorted(chosen.items()))
+    """Describes how adaptive steps differ from the default ones; tolerances are those of each row."""
+    plain = {"name": "adaptive", **dataclasses.asdict(Adaptive())}
+    given = run.config.steps.items() if _adapts(run) else ()
+    changed = sorted(
+        (name, value) for name, value in given if name not in _OF_ROWS and value != plain.get(name)
+    )
+    return "".join(f", steps.{name} {value}" for name, value in changed)
+
+
+_OF_ROWS = ("rtol", "atol", "max_steps")
 
 
 def _adaptive(tolerance: float, controller: str = "adaptive") -> tuple[str, ...]:

@@ -53,7 +53,8 @@ def predictor_corrector(
     """Predictor-corrector sampling (Song et al. 2021, Algorithms 4 and 5).
 
     The order is 1 without corrections. With corrections it is 0: the size of the Langevin steps depends on `snr` alone,
-    so the samples do not converge to the data with the number of steps.
+    so the samples do not converge to the data with the number of steps. With ten steps or fewer they are up to twice as
+    far from Gaussian data as those of DDIM.
 
     Args:
         predictor: "reverse_diffusion" or "ancestral".
@@ -84,6 +85,7 @@ def predictor_corrector(
         cost=Cost(1 + corrections),
         stochastic=True,
         refuse=one_coordinate("PredictorCorrector"),
+        grid="quadratic",
     )
 
 

@@ -110,7 +110,7 @@ def starts(process: Process) -> np.ndarray:
     """Returns quasi-random draws of the exact marginal at t = 1, [data, coordinates, samples]."""
     signal, noise = (np.asarray(value, float) for value in kernel(process, jnp.ones(())))
     size = len(signal)
-    draws = ndtri(qmc.Sobol(size + 2, seed=SEED).random(COUNT))
+    draws = ndtri(qmc.Sobol(size + 2, rng=SEED).random(COUNT))
     component = np.minimum((3 * ndtr(draws[:, 0])).astype(int), 2)
     data = MEANS[:, component] + np.sqrt(VARIANCES[:, component]) * draws[:, 1]
     return signal[:, None] * data[:, None] + (noise @ draws[:, 2:].T)
@@ -127,7 +127,7 @@ def quantiles(process: Process, t_min: float) -> np.ndarray:
         each = (middle[..., None] - signal[0] * MEANS[:, None]) / deviations[:, None]
         below = ndtr(each).mean(axis=-1) < wanted
         low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return middle
+    return 0.5 * (low + high)
 
 
 def errors(process: Process, t_min: float, method: Method, grid: str, steps: int) -> np.ndarray:
@@ -180,7 +180,7 @@ def table(name: str, grids: Sequence[str], only: Sequence[str]) -> Iterator[str]
 
 def main() -> None:
     """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--processes", default=",".join(PROCESSES), help="names, separated by commas")
     parser.add_argument("--grids", default="", help="grids for all solvers, instead of each one's own")
     parser.add_argument("--solvers", default="", help="solvers to compare; all if empty")

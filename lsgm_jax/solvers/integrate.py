@@ -116,7 +116,7 @@ def integrate_adaptively(
     """
     dtype = jax.tree.leaves(start)[0].dtype
     norm = _hardest if steps.per == "hardest" else _rms
-    controller = CountingController(steps.controller(norm))
+    controller = CountingController.around(steps.controller(norm))
 
     def solve(term: diffrax.ODETerm, start: BatchTree, args: BatchTree) -> diffrax.Solution:
         return diffrax.diffeqsolve(

@@ -1,6 +1,6 @@
 """Exact numbers of network evaluations (NFE) of a solve; diffrax reports steps, not evaluations."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import diffrax
 import jax.numpy as jnp
@@ -20,26 +20,19 @@ class EarlyRejections(NamedTuple):
 class CountingController(diffrax.AbstractAdaptiveStepSizeController):
     """A controller of adaptive steps that also counts the rejections before the first accepted step."""
 
+    rtol: Any
+    atol: Any
+    norm: Any
     inner: diffrax.AbstractAdaptiveStepSizeController
 
-    @property
-    def rtol(self) -> Any:
-        """The relative tolerance, for implicit solvers."""
-        return self.inner.rtol
-
-    @property
-    def atol(self) -> Any:
-        """The absolute tolerance, for implicit solvers."""
-        return self.inner.atol
-
-    @property
-    def norm(self) -> Any:
-        """The norm of errors, for implicit solvers."""
-        return self.inner.norm
+    @classmethod
+    def around(cls, inner: diffrax.AbstractAdaptiveStepSizeController) -> "CountingController":
+        """Returns the counting controller that steps as `inner` does; implicit solvers read its tolerances, too."""
+        return cls(rtol=inner.rtol, atol=inner.atol, norm=inner.norm, inner=inner)
 
     def wrap(self, direction: Any) -> "CountingController":
         """Tells the controller the direction of time."""
-        return CountingController(self.inner.wrap(direction))
+        return CountingController.around(cast(Any, self.inner.wrap(direction)))
 
     def init(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Initialises controller and count."""

@@ -55,7 +55,7 @@ PROCESSES: dict[str, tuple[Process, float]] = {
 # Options that are solvers of their own.
 VARIANTS = {
     "DPMSolverPP": [dict(), dict(order=3), dict(order=3, third="exact")],
-    "UniPC": [dict(), dict(order=2)],
+    "UniPC": [dict(), dict(order=3)],
     "SSCS": [dict(), dict(order=2)],
     "GDDIM": [dict(order=1), dict(), dict(order=3)],
 }

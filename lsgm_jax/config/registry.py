@@ -85,9 +85,9 @@ def resolve(table: dict[str, Any], name: str, key: str) -> Any:
     Raises:
         ConfigError: if there is no such entry, module or object.
     """
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
-    if ":" not in str(name):
+    if not isinstance(name, str) or ":" not in name:
         near = did_you_mean(name, table) or '; an import path is "module:Name"'
         raise ConfigError(f"config.{key}={name!r} is none of {', '.join(table)}{near}")
     module_name, _, attribute = name.partition(":")

@@ -206,6 +206,15 @@ def test_differences_name_the_keys():
     assert differences(old, new) == ["data.batch_size=64, not 8"]
 
 
+@pytest.mark.parametrize("name", [7, None, ["Heun"], {"a": 1}])
+def test_a_name_in_a_saved_config_that_is_no_text_is_refused(tmp_path, name):
+    tree = load_config(CONFIG, []).to_dict()
+    tree["solver"]["name"] = name
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(ConfigError, match=r"config\.solver"):
+        read_config(tmp_path / "config.json")
+
+
 def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json is damaged"):

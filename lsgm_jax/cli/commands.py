@@ -22,7 +22,7 @@ from lsgm_jax.data.prepare import Job, prepare
 from lsgm_jax.data.sources import DATA_DIR
 from lsgm_jax.distributed import launch
 from lsgm_jax.errors import UsageError
-from lsgm_jax.evaluation import plots, report, sample_quality, solver_study
+from lsgm_jax.evaluation import plots, report, sample_quality, solver_study, study_rows
 from lsgm_jax.evaluation.model_size import describe
 from lsgm_jax.files import replacing
 from lsgm_jax.interop.convert import convert
@@ -227,10 +227,10 @@ def study_command(options: argparse.Namespace) -> None:
     settings = solver_study.make_settings(opened, solvers, nfe, rtol, options.grid)
     folder = options.workdir / "study"
     rows = solver_study.study(opened, settings, options.count, options.seed, folder)
-    table = solver_study.as_markdown(rows)
+    table = study_rows.as_markdown(rows)
     with replacing(folder / "study.md") as partial:
         partial.write_text(table + "\n")
-    solver_study.plot(rows, folder / "study.png")
+    study_rows.plot(rows, folder / "study.png")
     print(table)
     print(f"wrote {folder}/study.csv, study.md and study.png")
 

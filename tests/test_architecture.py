@@ -40,6 +40,7 @@ LAYERS = (
     (
         "sampling/",
         "training/train.py",
+        "evaluation/generators.py",
         "evaluation/likelihood.py",
         "evaluation/sample_quality.py",
         "evaluation/solver_study.py",
@@ -76,7 +77,7 @@ CONFINED = {
         "evaluation/classifier.py",
     ),
     "diffrax": ("solvers/",),
-    "orbax": ("training/checkpoint.py",),
+    "orbax": ("training/checkpoint.py", "training/checkpoint_record.py"),
     "ml_collections": ("config/",),
     "tensorflow": (),
     "torch": (),

@@ -23,6 +23,7 @@ from lsgm_jax.data.sources import DATA_DIR
 from lsgm_jax.distributed import launch
 from lsgm_jax.errors import UsageError
 from lsgm_jax.evaluation import plots, report, sample_quality, solver_study, study_rows
+from lsgm_jax.evaluation.generators import DISTANCES
 from lsgm_jax.evaluation.model_size import describe
 from lsgm_jax.files import replacing
 from lsgm_jax.interop.convert import convert
@@ -208,7 +209,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     samples = [] if options.samples is None else [f"--config.eval.samples={options.samples}"]
     opened = _open(options, samples)
     _agree(opened.config)
-    distances = [name for name in metrics if name in sample_quality.DISTANCES]
+    distances = [name for name in metrics if name in DISTANCES]
     # Before anything that takes long, because it may be refused.
     extractor = sample_quality.choose_extractor(opened, options.inception) if distances else None
     compute_metrics(opened, options, metrics, extractor)
@@ -219,12 +220,8 @@ def study_command(options: argparse.Namespace) -> None:
     """Compares solvers."""
     overrides = [f"--config.sampling.{key}={value}" for key, value in ends(options).items()]
     opened = Run.open(options.workdir, [*overrides, *options.overrides])
-    solvers, nfe, rtol = (
-        options.solvers.split(","),
-        numbers(whole(1), options, "nfe"),
-        numbers(real, options, "rtol"),
-    )
-    settings = solver_study.make_settings(opened, solvers, nfe, rtol, options.grid)
+    nfe, rtol = numbers(whole(1), options, "nfe"), numbers(real, options, "rtol")
+    settings = solver_study.make_settings(opened, options.solvers.split(","), nfe, rtol, options.grid)
     folder = options.workdir / "study"
     rows = solver_study.study(opened, settings, options.count, options.seed, folder)
     table = study_rows.as_markdown(rows)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from lsgm_jax.errors import NumericalError
 from lsgm_jax.evaluation import likelihood, report, sample_quality
 from lsgm_jax.evaluation.features import Extractor
+from lsgm_jax.evaluation.generators import DISTANCES
 from lsgm_jax.sampling.run import Run
 
 
@@ -40,7 +41,7 @@ def _bounds(opened: Run, options: argparse.Namespace, metrics: Sequence[str]) ->
 def _distances(
     opened: Run, options: argparse.Namespace, metrics: Sequence[str], extractor: Extractor
 ) -> None:
-    chosen = [name for name in metrics if name in sample_quality.DISTANCES]
+    chosen = [name for name in metrics if name in DISTANCES]
     entries = sample_quality.compare_with_data(opened, chosen, extractor, seed=options.seed)
     report.add_distances(opened.workdir, entries | {"seed": options.seed})
     print(report.distance_table(entries))

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lsgm_jax.bounded import parse_json, read_text
+from lsgm_jax.data.builders import silence
 from lsgm_jax.data.checksums import KNOWN, checksums
 from lsgm_jax.data.images import Layout, as_file, decode, encode
 from lsgm_jax.data.names import summary
@@ -26,7 +27,7 @@ from lsgm_jax.data.readers.imagenet import read_imagenet
 from lsgm_jax.data.readers.mnist import read_mnist
 from lsgm_jax.data.readers.omniglot import read_omniglot
 from lsgm_jax.data.repeats import Repeats
-from lsgm_jax.data.sources import PREPARED, VERSION, silence
+from lsgm_jax.data.sources import PREPARED, VERSION
 from lsgm_jax.errors import DataError
 from lsgm_jax.locks import locked
 

@@ -1,17 +1,16 @@
 """Random access to the encoded images of a data set, with labels and texts where it has them."""
 
-import contextlib
 import functools
-import io
 import numbers
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from lsgm_jax.bounded import decoded, read_file
 from lsgm_jax.data.arrangement import SPLIT_NAMES, arrange
+from lsgm_jax.data.builders import prepared_builder, tfds_builder
 from lsgm_jax.data.captions import Captions, FolderCaptions
 from lsgm_jax.data.images import FILE_BYTES
 from lsgm_jax.data.names import Skipped
@@ -23,14 +22,6 @@ DATA_DIR = "~/.cache/lsgm_jax"  # default
 DAMAGED_SET = "the files of the set are damaged: remove it, and prepare it again"
 PREPARED = "prepared"  # folder within data_dir for the sets of `lsgm data prepare`
 VERSION = "1.0.0"  # of the layout of prepared sets
-PUBLISHED = (
-    "mnist",
-    "omniglot",
-    "cifar10",
-    "celebahq256",
-    "imagenet32",
-    "imagenet64",
-)  # published sets that `lsgm data prepare` reads
 TEXT_FEATURES = ("captions", "caption", "text")  # names of features in TFDS data sets, in order of preference
 
 
@@ -90,10 +81,10 @@ def open_split(name: str, split: str, data_dir: str) -> Source:
     if name.startswith(("/", "~", ".")):
         return FolderSource(pathlib.Path(name).expanduser(), split)
     if (prepared := root / PREPARED / name / VERSION).is_dir():
-        return TfdsSource(_builder_of(prepared), name, split)
+        return TfdsSource(prepared_builder(prepared), name, split)
     if pathlib.Path(name).is_dir():
         return FolderSource(pathlib.Path(name), split)
-    return TfdsSource(_tfds_builder(name, root), name, split)
+    return TfdsSource(tfds_builder(name, root), name, split)
 
 
 class FolderSource:
@@ -240,67 +231,3 @@ def _is_text(features: Any, name: str) -> bool:
     kind = features[name].np_dtype if name in features else None
     kind = kind.get("text") if isinstance(kind, dict) else kind
     return kind is not None and np.dtype(kind) == np.object_
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Suppresses the output of TFDS, which is a screenful for a second of work."""
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-def _builder_of(folder: pathlib.Path) -> Any:
-    """Returns the builder of a prepared set, if its files say the same as when it was written."""
-    import tensorflow_datasets as tfds
-
-    remedy = f"remove it with  rm -r {folder.parent}  and prepare it again"
-    try:
-        builder: Any = tfds.builder_from_directory(folder)
-        found = {split: info.num_examples for split, info in builder.info.splits.items()}
-        written = dict(builder.info.metadata["images"])
-    # The errors of the library for damaged files are not documented.
-    except Exception as error:
-        raise DataError(
-            f"{folder} is damaged, its description cannot be read ({first_line(error)}): {remedy}"
-        ) from error
-    if found != written:
-        raise DataError(f"{folder} is damaged, it has {found} images where {written} were written: {remedy}")
-    return builder
-
-
-def _tfds_builder(name: str, data_dir: pathlib.Path) -> Any:
-    import tensorflow_datasets as tfds
-
-    from lsgm_jax.data import digits
-
-    try:
-        if name == "digits":
-            # Several processes may prepare the digits at once; the first one to finish wins.
-            with silence(), contextlib.suppress(FileExistsError):
-                digits.Digits(data_dir=data_dir, file_format="array_record").download_and_prepare()
-            builder: Any = digits.Digits(data_dir=data_dir, file_format="array_record")
-        else:
-            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.DatasetNotFoundError as error:
-        raise DataError(_not_there(name, data_dir)) from error
-    except OSError as error:
-        raise DataError(f"cannot write the data set {name!r} to {data_dir}: {error.strerror}") from error
-    if not builder.data_path.exists():
-        where = f"data_dir={str(data_dir)!r}, file_format='array_record'"
-        run = f"tfds.builder({name!r}, {where}).download_and_prepare()"
-        raise DataError(_not_there(name, data_dir, f'python -c "import tensorflow_datasets as tfds; {run}"'))
-    return builder
-
-
-def _not_there(name: str, data_dir: pathlib.Path, command: str | None = None) -> str:
-    if name in PUBLISHED:
-        command = f"lsgm data prepare {name} --source=PATH --data_dir={data_dir}"
-    if command:
-        return f"data set {name!r} is not prepared in {data_dir}: run  {command}"
-    return (
-        f"TFDS has no data set {name!r}, nor has {data_dir}: set config.data.source to a folder of images, or make one "
-        f"of them by  lsgm data prepare folder --source=PATH --name={name}"
-    )

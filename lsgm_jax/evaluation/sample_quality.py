@@ -1,18 +1,14 @@
 """Sample quality metrics of a run: FID, KID, precision and recall against the data, and the time of sampling."""
 
-import dataclasses
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.arrays import Condition, Images, Key, Params, PerSample, State
-from lsgm_jax.conditioning.request import ConditionRequest
 from lsgm_jax.config.specs import FEWEST_SAMPLES
 from lsgm_jax.data import pixels
 from lsgm_jax.data.spec import DataSpec
@@ -21,20 +17,22 @@ from lsgm_jax.evaluation.cache import Cache, digest
 from lsgm_jax.evaluation.classifier import Training, classifier_of
 from lsgm_jax.evaluation.features import Extractor, ImageSet, describe_images, fingerprint
 from lsgm_jax.evaluation.fid import frechet_distance, kernel_distance, precision_recall
+from lsgm_jax.evaluation.generators import (
+    Generator,
+    images_of,
+    model_generator,
+    reconstructor,
+    vae_generator,
+)
 from lsgm_jax.evaluation.inception_weights import read_inception
 from lsgm_jax.evaluation.likelihood import check_devices
 from lsgm_jax.evaluation.plots import to_bytes
-from lsgm_jax.models.first_stage import psnr
 from lsgm_jax.sampling.failures import Failures
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.sampling.sample import compile_sampling
-from lsgm_jax.solvers.sampler import draw_noise
-from lsgm_jax.training.devices import OverDevices
 
-DISTANCES = ("fid", "kid", "pr")
 TIMED_BATCH = 16  # images, as the papers time it
 REFERENCE_BATCH = 64  # the same for all runs, so that they share the cache
-SAMPLING_CHOICES = ("solver", "steps", "sampling")
 
 
 def choose_extractor(run: Run, inception: pathlib.Path | None) -> Extractor:
@@ -45,7 +43,7 @@ def choose_extractor(run: Run, inception: pathlib.Path | None) -> Extractor:
         ConversionError: if the file is not to be read.
         DataError: if there is no file and the data set has no labels.
     """
-    data, settings = _images(run), run.experiment.evaluation
+    data, settings = images_of(run), run.experiment.evaluation
     check_devices(settings.batch_size)  # before a classifier is trained, which takes a while
     if inception is not None:
         if data.shape[-1] not in (1, 3):
@@ -68,7 +66,7 @@ def compare_with_data(
     (`data_dir`), for all runs; those of samples in the run's folder `evaluation`, where an interrupted call resumes.
 
     Args:
-        metrics: of `DISTANCES`.
+        metrics: of `generators.DISTANCES`.
 
     Returns:
         Entries for a report. `fid_` and `kid_` are distances, `precision_` and `recall_` shares.
@@ -78,7 +76,7 @@ def compare_with_data(
         DataError: if the reference split has too few images.
         NumericalError: if samples are not finite or run out of steps. The first batch with such samples ends the call.
     """
-    settings, data = run.experiment.evaluation, _images(run)
+    settings, data = run.experiment.evaluation, images_of(run)
     check_devices(settings.batch_size)
     reference = _describe_split(data, settings.reference, extractor)
     name, generator = run.experiment.name, model_generator(run)
@@ -150,95 +148,8 @@ def time_sampling(run: Run, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Generator:
-    """Images from noise.
-
-    Attributes:
-        params: the first argument of `decode`.
-        step: training step at which they were chosen.
-        of: what the images depend on besides the noise; the key of the cache.
-        noise: draws the noise of a batch, for a key.
-        request: the conditions of the images.
-        decode: noise and conditions to images [batch, h, w, c] and values of each, [batch]; over all devices.
-        of_classes: whether conditions are classes, which a classifier can check.
-    """
-
-    params: Params
-    step: int
-    of: dict[str, Any]
-    noise: Callable[[Key], State]
-    request: ConditionRequest
-    decode: Callable[[Params, tuple[State, Condition], Key], tuple[np.ndarray, dict[str, np.ndarray]]]
-    of_classes: bool = False
-
-
-def model_generator(run: Run) -> Generator:
-    """Returns the generator of the run's model."""
-    model, sampler, settings = run.model, run.experiment.sampler, run.experiment.evaluation
-    params, step = run.best(everywhere=True)
-    process, shape = model.process(params), (settings.batch_size, *model.latent_shape)
-
-    def decode(
-        params: Params, given: tuple[State, Condition], key: Key
-    ) -> tuple[Images, dict[str, jax.Array]]:
-        z_1, condition = given
-        x, solution = model.decode(params, z_1, key, sampler, condition)
-        return x, {"nfe": jnp.full(len(x), solution.nfe), "success": solution.success}
-
-    return Generator(
-        params=params,
-        step=step,
-        of=run.identity(params, SAMPLING_CHOICES),
-        noise=lambda key: draw_noise(sampler, process, key, shape),
-        request=run.conditions.request(settings.samples),
-        of_classes=run.conditions.of_labels,
-        decode=OverDevices(decode),
-    )
-
-
-def vae_generator(run: Run) -> Generator:
-    """Returns the generator of the VAE that the first stage left, with its standard Gaussian prior."""
-    vae: Any = run.model.autoencoder
-    batch_size = run.experiment.evaluation.batch_size
-    params, step = run.best(run.model.stages[0], everywhere=True)
-    return Generator(
-        params=params,
-        step=step,
-        of=run.identity(params, ()),
-        noise=lambda key: jax.random.normal(key, (batch_size, *vae.latent_shape)),
-        request=lambda rows: None,
-        decode=OverDevices(lambda params, given, key: (vae.decode(params, given[0], key), {})),
-    )
-
-
-def reconstructor(run: Run) -> Generator:
-    """Returns reconstructions of the test split by an LDM's first stage: no prior can do better."""
-    first_stage: Any = run.model.autoencoder
-    stage, batch_size = run.model.stages[0], run.experiment.evaluation.batch_size
-    params, step = run.best(everywhere=True)
-    data = _images(run)
-    samples = data.open("test")
-
-    def decode(
-        params: Params, given: tuple[State, Condition], key: Key
-    ) -> tuple[Images, dict[str, PerSample]]:
-        _, x = given
-        x_hat = first_stage.autoencode(params[stage], x, key).x_hat
-        return x_hat, {"psnr": psnr(x, x_hat)}
-
-    return Generator(
-        params=params,
-        step=step,
-        of=run.identity(params, ()) | {"images": fingerprint(data, "test")},
-        noise=lambda key: jnp.zeros(batch_size),
-        request=lambda rows: samples.batch(rows % len(samples))["x"],
-        decode=OverDevices(decode),
-    )
-
-
 def _describe_samples(run: Run, name: str, generator: Generator, extractor: Extractor, seed: int) -> ImageSet:
-    settings, key, data = run.experiment.evaluation, jax.random.key(seed), _images(run)
+    settings, key, data = run.experiment.evaluation, jax.random.key(seed), images_of(run)
 
     def batches(job: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         k_noise, k_decode = jax.random.split(jax.random.fold_in(key, job))
@@ -282,20 +193,6 @@ def _describe_split(data: DataSpec, split: str, extractor: Extractor) -> ImageSe
     name = f"{pathlib.Path(data.source).name}-{split}-{digest(of)}.npz"
     cache = Cache(_shared_folder(data) / name, of)
     return describe_images(extractor, batches, len(samples), batch_size, cache=cache, label=f"{split} split")
-
-
-def _images(run: Run) -> DataSpec:
-    """Returns the run's data, if they are images.
-
-    Raises:
-        ConfigError: if not.
-    """
-    data = run.experiment.data
-    if not isinstance(data, DataSpec):
-        raise ConfigError(
-            f"samples of shape {data.shape} are no images, which {', '.join(DISTANCES)} compare: skip these"
-        )
-    return data
 
 
 def _shared_folder(data: DataSpec) -> pathlib.Path:

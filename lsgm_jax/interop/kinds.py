@@ -8,11 +8,10 @@ import jax.numpy as jnp
 
 from lsgm_jax.arrays import Params
 from lsgm_jax.interop.ldm_checkpoint import (
-    discriminator_params,
     find_ldm_parts,
-    first_stage_params,
     ldm_params,
 )
+from lsgm_jax.interop.ldm_first_stage import discriminator_params, first_stage_params
 from lsgm_jax.interop.official import find_parts, official_params, vae_params
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.models.lsgm import LSGM

@@ -4,34 +4,28 @@ In a checkpoint of a full model, names of tensors begin with `model.diffusion_mo
 with names without dots), `first_stage_model.` or `cond_stage_model.`. In one of a first stage they have no such prefix.
 """
 
-import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from lsgm_jax.arrays import Params
-from lsgm_jax.autoencoders.bottlenecks import CodebookBottleneck
-from lsgm_jax.autoencoders.discriminator import PatchDiscriminator
-from lsgm_jax.autoencoders.ldm import Decoder, Encoder
 from lsgm_jax.conditioning.images import ConcatMaps
 from lsgm_jax.conditioning.labels import Labels
 from lsgm_jax.conditioning.text import Texts
 from lsgm_jax.errors import ConversionError
 from lsgm_jax.interop.diffusers_folder import HEADS
-from lsgm_jax.interop.ldm_autoencoder import AutoencoderParts, discriminator_variables, first_stage_variables
+from lsgm_jax.interop.ldm_first_stage import about, first_stage_params
 from lsgm_jax.interop.ldm_text import text_encoder_variables
 from lsgm_jax.interop.ldm_unet import ldm_unet_variables
 from lsgm_jax.interop.official import contents, counters, only
 from lsgm_jax.interop.search import Found, containers, state_dicts
 from lsgm_jax.interop.tables import State, as_float32
-from lsgm_jax.models.first_stage import FirstStage
 from lsgm_jax.models.ldm import LDM
 from lsgm_jax.nn.ldm import LDMUNet
-from lsgm_jax.nn.network import StatefulNetwork
 from lsgm_jax.processes.discrete import DiscreteVP
 
 # The first group of each is the prefix of the network's names.
@@ -131,46 +125,6 @@ def ldm_params(parts: LDMParts, model: LDM, *, ema: bool) -> Params:
     return {**params, "conditioner": conditioner} if conditioner else params
 
 
-def first_stage_params(state: State, first_stage: FirstStage) -> Params:
-    """Returns the parameters of a first stage, float32 copies.
-
-    Raises:
-        ConversionError: if the kind of bottleneck differs, or for the reasons of `first_stage_variables`.
-    """
-    encoder, decoder, bottleneck = (
-        first_stage.encoder.module,
-        first_stage.decoder.module,
-        first_stage.bottleneck,
-    )
-    assert isinstance(encoder, Encoder)
-    assert isinstance(decoder, Decoder)
-    quantiser = bottleneck.quantiser if isinstance(bottleneck, CodebookBottleneck) else None
-    kinds = {True: "a codebook (vq)", False: "a narrow Gaussian (kl)"}
-    stored = "quantize.embedding.weight" in state
-    if stored != (quantiser is not None):
-        raise ConversionError(
-            f"its first stage has {kinds[stored]}, not {kinds[not stored]}: set config.autoencoder.name"
-        )
-    with _about("its first stage is not that of config.autoencoder"):
-        variables = as_float32(first_stage_variables(state, AutoencoderParts(encoder, decoder, quantiser)))
-    return {
-        name: part["params"] if name in ("encoder", "decoder") else part for name, part in variables.items()
-    }
-
-
-def discriminator_params(state: State, discriminator: StatefulNetwork) -> Params:
-    """Returns the parameters of a discriminator, float32 copies, with its running statistics under "state".
-
-    Raises:
-        ConversionError: for the reasons of `discriminator_variables`.
-    """
-    module = discriminator.module
-    assert isinstance(module, PatchDiscriminator)
-    with _about("its discriminator is not that of config.discriminator"):
-        variables = as_float32(discriminator_variables(state, module))
-    return {"net": variables.pop("params"), "state": variables}
-
-
 def _denoiser(state: State, model: LDM) -> Params:
     module = model.prior.net.module
     if not isinstance(module, LDMUNet):
@@ -179,7 +133,7 @@ def _denoiser(state: State, model: LDM) -> Params:
         )
     channels = model.latent_shape[-1] + _concatenated_channels(model)
     _require_inputs(state, module, channels)
-    with _about("its denoiser is not that of config.score"):
+    with about("its denoiser is not that of config.score"):
         return as_float32(ldm_unet_variables(state, module, channels))["params"]
 
 
@@ -240,7 +194,7 @@ def _conditioner(parts: LDMParts, model: LDM) -> Params:
     if isinstance(conditioning, Labels):
         return {"table": {"embedding": _class_tokens(state["embedding.weight"], conditioning)}}
     if isinstance(conditioning, Texts):
-        with _about("its text encoder is not that of config.conditioning"):
+        with about("its text encoder is not that of config.conditioning"):
             return as_float32(text_encoder_variables(state, conditioning.net))["params"]
     return {}
 
@@ -298,12 +252,3 @@ def _scale(buffers: State, model: LDM) -> Float[np.ndarray, ""]:
             f"its latents have the scale {float(stored):.6g}, not config.objective.latent_scale={model.scale}"
         )
     return np.asarray(model.scale if stored is None else stored, np.float32)
-
-
-@contextlib.contextmanager
-def _about(what: str) -> Iterator[None]:
-    """Prefixes a `ConversionError` with its subject."""
-    try:
-        yield
-    except ConversionError as error:
-        raise ConversionError(f"{what}: {error}") from error

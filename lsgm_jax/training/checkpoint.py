@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -20,6 +19,7 @@ from lsgm_jax.training.checkpoint_record import (
     STATE,
     STATE_KEYS,
     UnreadableError,
+    as_abstract,
     make_record,
     mend,
     read_record,
@@ -143,7 +143,7 @@ class Checkpoints:
         Raises:
             CheckpointError: if all are damaged, of an unknown format, or belong to another model.
         """
-        abstract = _abstract(like)
+        abstract = as_abstract(like)
 
         def read(step: int) -> tuple[TrainState, dict[str, Any]]:
             record = self._record(step, RESUMABLE)
@@ -168,7 +168,7 @@ class Checkpoints:
         Raises:
             CheckpointError: as `restore`.
         """
-        abstract = _abstract(like)
+        abstract = as_abstract(like)
 
         def read(step: int) -> Params:
             (ema,) = self._trees(step, self._record(step, tuple(STATE_KEYS)), ema=abstract)
@@ -291,14 +291,3 @@ class Checkpoints:
                 f"cannot write checkpoints to {self.folder} ({reason(error)}): "
                 f"with that fixed the same command {self.resume_message}"
             ) from error
-
-
-def _abstract(like: Any) -> Any:
-    """Returns shapes with shardings; an array without sharding goes to the first device, wherever it was saved."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        leaf = ocp.utils.to_shape_dtype_struct(leaf)
-        return leaf if leaf.sharding is not None else leaf.update(sharding=here)
-
-    return jax.tree.map(place, like)

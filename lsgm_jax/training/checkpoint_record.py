@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 
 from lsgm_jax.sealed import array_sums
 
@@ -133,3 +134,14 @@ def _score_file(checkpoint: pathlib.Path) -> pathlib.Path:
 def _sum(record: Mapping[str, Any]) -> str:
     as_read = json.loads(json.dumps(record))  # with lists for tuples
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
+def as_abstract(like: Any) -> Any:
+    """Returns shapes with shardings; an array without sharding goes to the first device, wherever it was saved."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        leaf = ocp.utils.to_shape_dtype_struct(leaf)
+        return leaf if leaf.sharding is not None else leaf.update(sharding=here)
+
+    return jax.tree.map(place, like)

@@ -29,7 +29,7 @@ from lsgm_jax.data.pipeline import (
 )
 from lsgm_jax.data.survey import check_classes, read_survey
 from lsgm_jax.data.tokenizer import EncodedCaptions, Tokenizer, encode_captions
-from lsgm_jax.errors import ConfigError
+from lsgm_jax.errors import ConfigError, DataError
 from lsgm_jax.objectives.bound import Batch
 
 VOCABULARY = "vocabulary.txt"  # in the folder of a run
@@ -176,7 +176,7 @@ class Conditions:
 
     def _classes(self, label: str, classes: int) -> np.ndarray:
         """The classes that a `--label` names."""
-        names = self.class_names
+        names = self._names(label)
         return np.asarray([find_class(part.strip(), names, classes) for part in label.split(",")], np.int32)
 
     def drawn(self, label: str | None) -> str | None:
@@ -184,7 +184,16 @@ class Conditions:
         if label is None or not self.of_labels:
             return None
         found = dict.fromkeys(self._classes(label, self.conditioning.classes).tolist())
-        return "class " + ", ".join(described(index, self.class_names) for index in found)
+        return "class " + ", ".join(described(index, self._names(label)) for index in found)
+
+    def _names(self, label: str) -> Sequence[str]:
+        """The names of the classes. A converted run has no data: it has none then, and takes numbers alone."""
+        try:
+            return self.class_names
+        except DataError:
+            if not all(part.strip().isdecimal() for part in label.split(",")):
+                raise
+            return ()
 
     @functools.cached_property
     def class_names(self) -> Sequence[str]:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,13 +231,15 @@ def test_another_config_does_not_overwrite_a_run(trained, data_dir, capsys):
     assert (trained / "config.json").read_text() == before
 
 
-def test_a_samples_folder_that_cannot_be_written_is_named(trained, capsys):
-    (trained / "samples.npz.tmp").mkdir()
-    try:
-        assert cli.main(["sample", f"--workdir={trained}", "--solver=Heun", "--steps=2", "--count=1"]) == 2
-        assert "samples.npz.tmp" in one_line(capsys)
-    finally:
-        (trained / "samples.npz.tmp").rmdir()
+def test_samples_that_cannot_be_written_are_named(trained, tmp_path, capsys):
+    """By their own name, not by that of a temporary file, and none of these stays."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "samples.npz").unlink(missing_ok=True)
+    (run / "samples.npz").mkdir()
+    assert cli.main(["sample", f"--workdir={run}", "--solver=Heun", "--steps=2", "--count=1"]) == 2
+    assert f"{run}/samples.npz" in one_line(capsys)
+    assert not list(run.glob("*.tmp"))
 
 
 @pytest.mark.slow

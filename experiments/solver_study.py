@@ -14,7 +14,8 @@ import time
 
 import jax
 
-from lsgm_jax.evaluation.solver_study import Row, as_markdown, make_settings, plot, study
+from lsgm_jax.evaluation.solver_study import make_settings, study
+from lsgm_jax.evaluation.study_rows import Row, as_markdown, plot
 from lsgm_jax.sampling.run import Run
 
 SOLVERS = {

@@ -54,8 +54,11 @@ PROCESSES: dict[str, tuple[Process, float]] = {
 }
 # Options that are solvers of their own.
 VARIANTS = {
-    "DPMSolverPP": [dict(), dict(order=3), dict(order=3, third="exact")],
-    "UniPC": [dict(), dict(order=3)],
+    "DPMSolverPP": [
+        *(dict(), dict(order=3), dict(order=3, third="exact")),
+        *(dict(lower_order_final=False), dict(order=3, lower_order_final=False)),
+    ],
+    "UniPC": [dict(), dict(order=3), dict(order=3, lower_order_final=False)],
     "SSCS": [dict(), dict(order=2)],
     "GDDIM": [dict(order=1), dict(), dict(order=3)],
 }

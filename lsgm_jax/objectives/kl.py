@@ -1,7 +1,6 @@
 """The KL term of a hierarchical encoder: warm-up schedule, and balancing over groups (NVAE, LSGM appendix)."""
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,10 @@ PerGroup = Float[Array, "batch groups"]
 Coefficients = Float[Array, "groups"]
 
 
-class KLWeight(NamedTuple):
-    """The weight of KL(q || p) in the loss of one step.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KLWeight:
+    """The weight of KL(q || p) in the loss of one step; a pytree whose leaf is the coefficient.
 
     Attributes:
         coefficient: of the total KL.
@@ -23,7 +24,7 @@ class KLWeight(NamedTuple):
     """
 
     coefficient: float | Scalar = 1.0
-    balanced: bool = False
+    balanced: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

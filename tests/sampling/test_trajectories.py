@@ -137,8 +137,8 @@ def test_frames_of_images_show_their_values(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--frames=1",), "--frames=1: give at least 2"),
-        (("--count=0",), "--count=0: follow at least one"),
+        (("--frames=1",), "--frames: invalid int value: '1': give 2 "),
+        (("--count=0",), "--count: invalid int value: '0': give 1 "),
         (("--solver=DDIM", "--steps=3"), "'DDIM' is for processes of one coordinate"),
         (("--config.steps.max_steps=2", "--count=3"), "3 of 3 samples ran out of steps: raise"),
         (("--frames=few",), "argument --frames: invalid int value"),
@@ -148,6 +148,7 @@ def test_mistakes_end_with_one_line(workdir, options, message, capsys):
     assert command(workdir, *options) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    (line,) = [line for line in captured.err.split("\r")[-1].splitlines() if line.strip()]
+    *progress, line = [line for line in captured.err.replace("\r", "\n").splitlines() if line.strip()]
+    assert all(earlier.startswith("paths:") for earlier in progress)
     assert line.startswith("lsgm: error: ")
     assert message in line

@@ -131,7 +131,7 @@ def test_tensorboard_forgets_the_steps_after_the_checkpoint(tmp_path):
 
 def test_a_full_disk_ends_the_log_with_the_name_of_the_file(tmp_path, monkeypatch):
     """At once: no thread of TensorBoard's has the error to itself."""
-    with MetricsLog(tmp_path, "score", 0) as log, pathlib.Path("/dev/full").open("wb", buffering=0) as full:
+    with pathlib.Path("/dev/full").open("wb", buffering=0) as full, MetricsLog(tmp_path, "score", 0) as log:
         monkeypatch.setattr(log._events._writer._py_recordio_writer, "_writer", full)
         with pytest.raises(OSError, match="No space left on device") as caught:
             log.scalars(1, "train", {"loss": 1.0})

@@ -92,7 +92,7 @@ def test_training_resumes_after_every_kill(trained, tmp_path):
     ("name", "options"),
     [
         ("sample", ["--count=32"]),
-        ("evaluate", ["--metrics=nelbo", "--samples=2"]),
+        ("evaluate", ["--metrics=nelbo", "--samples=8"]),
         ("study", ["--solvers=Heun,SSCS", "--nfe=6,10", "--rtol=", "--count=64"]),
     ],
 )
@@ -125,7 +125,7 @@ def test_a_set_is_prepared_as_if_nothing_had_been_killed(tmp_path):
             path = tmp_path / "images" / split / str(index % 3) / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
-    command = ["data", "prepare", "folder", f"--source={tmp_path / 'images'}"]
+    command = ["data", "prepare", "folder", f"--source={tmp_path / 'images'}", "--name=noise"]
     undisturbed, killed = (tmp_path / name for name in ("undisturbed", "killed"))
     seconds = finish([*command, f"--data_dir={undisturbed}"])
     assert kill_many_times([*command, f"--data_dir={killed}"], seconds, seed=3) > 0

@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_named(straight, tmp_path):
             path.write_bytes(b"damaged")
     with pytest.raises(
         CheckpointError,
-        match=r"checkpoints/joint/\d+ cannot be read, nor any other .*delete \S*joint to train",
+        match=r"checkpoints/joint/\d+ cannot be read, nor any other .*rename \S*joint, and  lsgm train",
     ):
         Run.open(tmp_path / "damaged").best("joint")
 

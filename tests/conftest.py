@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pathlib
 
 import jax
 import jaxlib
@@ -39,6 +40,21 @@ def compilation_cache(tmp_path_factory):
     folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("xla"))
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Forgets compiled programs after a module that left more than 5 GiB in memory: two workers share the machine."""
+    yield
+    if resident_bytes() > 5 * 2**30:
+        jax.clear_caches()
+        gc.collect()
+
+
+def resident_bytes():
+    """Memory of this process; 0 where the system does not say."""
+    statm = pathlib.Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
+import os
 import pathlib
 import re
 import shutil
@@ -28,7 +30,7 @@ from lsgm_jax.data.readers.mnist import read_mnist
 from lsgm_jax.data.readers.omniglot import read_omniglot
 from lsgm_jax.data.repeats import Repeats
 from lsgm_jax.data.sources import PREPARED, VERSION
-from lsgm_jax.errors import DataError
+from lsgm_jax.errors import DataError, first_line
 from lsgm_jax.locks import locked
 
 READERS: dict[str, Callable[[pathlib.Path], Contents]] = {
@@ -161,10 +163,17 @@ def _all_or_nothing(folder: pathlib.Path) -> Iterator[None]:
     try:
         _remove_unfinished(parent)
         yield
-    except OSError as error:
-        raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
+    # The writer of array_record raises a RuntimeError, with the words of the system within its own.
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"cannot write {folder}: {_reason(error)}") from error
     finally:
         _remove_unfinished(parent)
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    """Returns the system's words for an error of writing, wherever its message has them."""
+    words = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO))
+    return next((text for text in words if text in str(error)), first_line(error))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from lsgm_jax.data.checksums import checksums
 from lsgm_jax.data.names import mixed
 from lsgm_jax.data.pipeline import split_labels, training_batches, whole_split
 from lsgm_jax.data.prepare import Job, prepare
+from lsgm_jax.data.prepare import _all_or_nothing as all_or_nothing
 from lsgm_jax.data.sources import FolderSource, open_split
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.errors import DataError, LockedError
@@ -371,3 +372,16 @@ def test_a_prepared_set_comes_before_a_folder_of_its_name(mnist, tmp_path, monke
     assert len(open_split("mnist", "test", str(mnist.data_dir))) == 10
     assert len(open_split("./mnist", "train", str(mnist.data_dir))) == 1
     assert len(open_split("mnist", "train", str(tmp_path / "elsewhere"))) == 1
+
+
+def test_a_full_disk_is_named_although_the_writer_hides_it(tmp_path):
+    folder = tmp_path / "x" / "1.0.0"
+    folder.parent.mkdir()
+    message = (
+        'Failed to finalize writing of split "train": write() failed: No space left on device; writing ...'
+    )
+    with (
+        pytest.raises(DataError, match=f"cannot write {folder}: No space left on device$"),
+        all_or_nothing(folder),
+    ):
+        raise RuntimeError(message)

@@ -18,7 +18,6 @@ from lsgm_jax.data.checksums import checksums
 from lsgm_jax.data.names import mixed
 from lsgm_jax.data.pipeline import split_labels, training_batches, whole_split
 from lsgm_jax.data.prepare import Job, prepare
-from lsgm_jax.data.prepare import _all_or_nothing as all_or_nothing
 from lsgm_jax.data.sources import FolderSource, open_split
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.errors import DataError, LockedError

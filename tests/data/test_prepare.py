@@ -381,6 +381,6 @@ def test_a_full_disk_is_named_although_the_writer_hides_it(tmp_path):
     )
     with (
         pytest.raises(DataError, match=f"cannot write {folder}: No space left on device$"),
-        all_or_nothing(folder),
+        preparing._all_or_nothing(folder),
     ):
         raise RuntimeError(message)

@@ -67,7 +67,6 @@ class Limits:
         slack: decompressed bytes that are allowed whatever the ratio.
         members: files in an archive.
         nesting: containers within containers, of JSON and pickles.
-        pixels: of one image.
         key: characters of a name or a key.
         text: bytes of a text that is parsed at once: JSON, a vocabulary, the captions of one file.
     """
@@ -78,7 +77,6 @@ class Limits:
     slack: int = 2**26
     members: int = 2**24
     nesting: int = 32
-    pixels: int = 2**28
     key: int = 4096
     text: int = 2**28
 

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import UInt
 from PIL import Image, ImageFile, ImageOps
 
-from lsgm_jax.bounded import LIMITS
 from lsgm_jax.errors import DataError
 from lsgm_jax.numpy_files import read_npy
 
@@ -16,7 +15,7 @@ Pixels = UInt[np.ndarray, "height width channels"]  # uint8, or uint16 for label
 
 # Pillow's other readers are for files without a magic number, or run other programs (EPS).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-FILE_BYTES = 4 * LIMITS.pixels  # the most that an encoded image may have
+FILE_BYTES = 2**30  # the most that an encoded image may have
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 JPEGS = ("JPEG", "MPO")
 NPY = b"\x93NUMPY"

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import mean_over_devices, parts_of_batch
+from lsgm_jax.nn.depthwise import depthwise_conv
 from lsgm_jax.nn.layers import FAN_IN_UNIFORM, Block, Embedding, Maps, Resized, at_least_float32, upsample
 
 Kernel = Float[Array, "rows columns inputs outputs"]
@@ -45,7 +46,7 @@ class Conv(nn.Module):
         channels: output channels.
         size: odd height and width of the kernel.
         stride: stride along both axes.
-        feature_groups: groups of channels that are convolved separately.
+        depthwise: whether each channel is convolved by itself; `channels` is then that of the input.
         use_bias: whether to add a bias.
         weight_norm: whether to learn the logarithm of the norm of each output channel.
     """
@@ -53,13 +54,13 @@ class Conv(nn.Module):
     channels: int
     size: int
     stride: int = 1
-    feature_groups: int = 1
+    depthwise: bool = False
     use_bias: bool = True
     weight_norm: bool = True
 
     @nn.compact
     def __call__(self, h: Maps, mask: Mask | None = None) -> Resized:
-        shape = (self.size, self.size, h.shape[-1] // self.feature_groups, self.channels)
+        shape = (self.size, self.size, 1 if self.depthwise else h.shape[-1], self.channels)
         stored = kernel = self.param("kernel", FAN_IN_UNIFORM, shape, jnp.float32)
         if mask is not None:
             kernel = kernel * mask.astype(kernel.dtype)
@@ -71,16 +72,20 @@ class Conv(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", _uniform_bias(shape), (self.channels,), jnp.float32)
+        h = self._convolve(h, kernel.astype(h.dtype))
+        return h if bias is None else h + bias.astype(h.dtype)
+
+    def _convolve(self, h: Maps, kernel: Kernel) -> Resized:
+        if self.depthwise:
+            return depthwise_conv(h, kernel)
         pad = self.size // 2
-        h = jax.lax.conv_general_dilated(
+        return jax.lax.conv_general_dilated(
             h,
-            kernel.astype(h.dtype),
+            kernel,
             window_strides=(self.stride, self.stride),
             padding=((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.feature_groups,
         )
-        return h if bias is None else h + bias.astype(h.dtype)
 
 
 def _uniform_bias(kernel_shape: tuple[int, ...]) -> nn.initializers.Initializer:
@@ -180,7 +185,7 @@ class BottleneckBranch(nn.Module):
         h = BatchNorm(name="norm_in")(h, train=train)
         h = Conv(inner, 1, use_bias=False, weight_norm=False, name="expand")(h)
         h = nn.swish(BatchNorm(name="norm_0")(h, train=train))
-        h = Conv(inner, 5, feature_groups=inner, use_bias=False, weight_norm=False, name="depthwise")(h)
+        h = Conv(inner, 5, depthwise=True, use_bias=False, weight_norm=False, name="depthwise")(h)
         h = nn.swish(BatchNorm(name="norm_1")(h, train=train))
         h = Conv(self.channels, 1, use_bias=False, weight_norm=False, name="project")(h)
         return BatchNorm(name="norm_out")(h, train=train)

@@ -62,7 +62,7 @@ class FlowCell(nn.Module):
         inner = EXPANSION * channels
         first, depthwise, last = flow_masks(channels, mirrored=self.mirrored)
         h = nn.elu(Conv(inner, 3, use_bias=False, name="first")(z, first))
-        h = nn.elu(Conv(inner, 5, feature_groups=inner, use_bias=False, name="depthwise")(h, depthwise))
+        h = nn.elu(Conv(inner, 5, depthwise=True, use_bias=False, name="depthwise")(h, depthwise))
         return z - Conv(channels, 1, name="last")(h, last)
 
 

@@ -4,8 +4,9 @@ The first axis of an array is the batch; all other axes belong to one sample. No
 so images, vectors and sequences use the same objectives and solvers.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +57,25 @@ def sum_per_sample(values: Latents) -> PerSample:
     return jnp.sum(values.reshape(values.shape[0], -1), axis=-1)
 
 
+def at_least_float32(values: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """Casts values of lower precision to float32; float64 stays float64."""
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
 def finite_per_sample(values: Latents) -> Bool[Array, "batch"]:
     """Returns for each sample whether all its values are finite."""
     return jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=-1)
+
+
+def draw_array(sampler: Callable[..., Array], key: Key, shape: tuple[int, ...], dtype: Any = float) -> Array:
+    """Returns `sampler(key, shape, dtype)`, such as `jax.random.normal`, drawn as a matrix.
+
+    The numbers are the same. But XLA's CPU compiler takes four times as long over the random bits of four axes, about
+    one second per draw (docs/speed.md), and networks have many.
+    """
+    if len(shape) < 3:
+        return sampler(key, shape, dtype)
+    return sampler(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
 
 
 def in_steps(t: Float[Array, "*times"], steps: int) -> Float[Array, "*times"]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Images, Key, Latents, Params, sum_per_sample
+from lsgm_jax.arrays import Images, Key, Latents, Params, draw_array, sum_per_sample
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
 from lsgm_jax.autoencoders.gaussian import LOG_2PI, Gaussian
 from lsgm_jax.autoencoders.likelihoods import Features
@@ -234,4 +234,7 @@ def _sums(groups: list[Level]) -> PerGroup:
 
 def _gaussian_noise(key: Key, shapes: list[tuple[int, ...]]) -> list[Level]:
     """Draws standard Gaussian arrays of these shapes."""
-    return [jax.random.normal(jax.random.fold_in(key, index), shape) for index, shape in enumerate(shapes)]
+    return [
+        draw_array(jax.random.normal, jax.random.fold_in(key, index), shape)
+        for index, shape in enumerate(shapes)
+    ]

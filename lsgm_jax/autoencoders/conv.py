@@ -3,7 +3,7 @@
 from flax import linen as nn
 
 from lsgm_jax.arrays import Images
-from lsgm_jax.nn.layers import Maps, ResBlock, Resized, downsample, group_norm, upsample
+from lsgm_jax.nn.layers import Conv, Maps, ResBlock, Resized, downsample, group_norm, upsample
 
 
 class ConvEncoder(nn.Module):
@@ -19,14 +19,14 @@ class ConvEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, *, deterministic: bool) -> Resized:
-        h = nn.Conv(self.channels[0], (3, 3), dtype=x.dtype, name="stem")(x)
+        h = Conv(self.channels[0], (3, 3), dtype=x.dtype, name="stem")(x)
         for level, channels in enumerate(self.channels):
             if level:
                 h = downsample(h)
             for _ in range(self.blocks):
                 h = ResBlock(channels, self.dropout)(h, deterministic=deterministic)
         h = nn.swish(group_norm(h))
-        return nn.Conv(2 * self.latent_channels, (3, 3), dtype=h.dtype, name="posterior")(h)
+        return Conv(2 * self.latent_channels, (3, 3), dtype=h.dtype, name="posterior")(h)
 
 
 class ConvDecoder(nn.Module):
@@ -39,11 +39,11 @@ class ConvDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z_0: Maps, *, deterministic: bool) -> Resized:
-        h = nn.Conv(self.channels[-1], (3, 3), dtype=z_0.dtype, name="stem")(z_0)
+        h = Conv(self.channels[-1], (3, 3), dtype=z_0.dtype, name="stem")(z_0)
         for level, channels in enumerate(reversed(self.channels)):
             if level:
                 h = upsample(h)
             for _ in range(self.blocks):
                 h = ResBlock(channels, self.dropout)(h, deterministic=deterministic)
         h = nn.swish(group_norm(h))
-        return nn.Conv(self.out_channels, (3, 3), dtype=h.dtype, name="features")(h)
+        return Conv(self.out_channels, (3, 3), dtype=h.dtype, name="features")(h)

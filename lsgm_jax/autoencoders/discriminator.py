@@ -4,7 +4,7 @@ from flax import linen as nn
 
 from lsgm_jax.arrays import Images
 from lsgm_jax.autoencoders.nvae_cells import BatchNorm
-from lsgm_jax.nn.layers import Maps, Resized
+from lsgm_jax.nn.layers import Conv, Maps, Resized
 
 NARROW = nn.initializers.normal(0.02)
 NORM_MOMENTUM = 0.1
@@ -45,7 +45,7 @@ class PatchDiscriminator(nn.Module):
 
 def _conv(name: str, h: Maps, channels: int, *, stride: int, use_bias: bool = True) -> Resized:
     """Applies a 4 x 4 convolution with one pixel of padding, which shrinks its input by one pixel at stride 1."""
-    conv = nn.Conv(
+    conv = Conv(
         channels,
         (4, 4),
         strides=stride,

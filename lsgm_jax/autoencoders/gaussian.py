@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import Key, Latents
+from lsgm_jax.arrays import Key, Latents, draw_array
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -49,7 +49,9 @@ class Gaussian:
 
     def sample(self, key: Key) -> Latents:
         """Draws a reparameterised sample."""
-        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + jnp.exp(self.log_std) * draw_array(
+            jax.random.normal, key, self.mean.shape, self.mean.dtype
+        )
 
     def log_density(self, z: Latents) -> Latents:
         """Returns the log density of each entry of `z`, nats; the sum is log q(z | x)."""

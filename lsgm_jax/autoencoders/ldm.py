@@ -12,7 +12,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lsgm_jax.arrays import Images, Latents, Scalar
-from lsgm_jax.nn.layers import LDM_GROUPS, Block, Maps, Resized, attend, ldm_group_norm, upsample
+from lsgm_jax.nn.layers import (
+    LDM_GROUPS,
+    Block,
+    Conv,
+    Maps,
+    Resized,
+    attend,
+    dropout,
+    ldm_group_norm,
+    upsample,
+)
 
 EPSILON = 1e-6  # of every GroupNorm
 
@@ -84,7 +94,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: Images, *, deterministic: bool) -> Resized:
         levels, widths = self.levels, self.levels.widths
-        h = nn.Conv(levels.channels, (3, 3), dtype=x.dtype, name="stem")(x)
+        h = Conv(levels.channels, (3, 3), dtype=x.dtype, name="stem")(x)
         for level, width in enumerate(widths):
             if level:
                 h = halving_conv(f"down_{level - 1}", h)
@@ -96,7 +106,7 @@ class Encoder(nn.Module):
                     h = PixelAttention(name=f"attention_{level}_{index}")(h)
         h = Middle(levels, name="middle")(h, deterministic=deterministic)
         h = nn.swish(ldm_group_norm(h, "last_norm", EPSILON))
-        h = nn.Conv(self.trunk_channels, (3, 3), dtype=h.dtype, name="trunk")(h)
+        h = Conv(self.trunk_channels, (3, 3), dtype=h.dtype, name="trunk")(h)
         return nn.Dense(self.features, dtype=h.dtype, name="latent")(h)
 
 
@@ -119,7 +129,7 @@ class Decoder(nn.Module):
     def __call__(self, z: Maps, *, deterministic: bool) -> Resized:
         levels, widths = self.levels, self.levels.widths
         h = nn.Dense(self.trunk_channels, dtype=z.dtype, name="latent")(z)
-        h = nn.Conv(widths[-1], (3, 3), dtype=h.dtype, name="stem")(h)
+        h = Conv(widths[-1], (3, 3), dtype=h.dtype, name="stem")(h)
         h = Middle(levels, name="middle")(h, deterministic=deterministic)
         for level in reversed(range(len(widths))):
             for index in range(levels.blocks + 1):
@@ -129,9 +139,9 @@ class Decoder(nn.Module):
                 if levels.attends(level):
                     h = PixelAttention(name=f"attention_{level}_{index}")(h)
             if level:
-                h = nn.Conv(widths[level], (3, 3), dtype=h.dtype, name=f"up_{level}")(upsample(h))
+                h = Conv(widths[level], (3, 3), dtype=h.dtype, name=f"up_{level}")(upsample(h))
         h = nn.swish(ldm_group_norm(h, "last_norm", EPSILON))
-        return nn.Conv(self.out_channels, (3, 3), dtype=h.dtype, name="image")(h)
+        return Conv(self.out_channels, (3, 3), dtype=h.dtype, name="image")(h)
 
 
 class Middle(nn.Module):
@@ -167,10 +177,10 @@ class ResidualBlock(Block):
         if h.shape[-1] != self.channels:
             skip = nn.Dense(self.channels, dtype=h.dtype, name="shortcut")(h)
         h = nn.swish(ldm_group_norm(h, "norm_0", EPSILON))
-        h = nn.Conv(self.channels, (3, 3), dtype=h.dtype, name="conv_0")(h)
+        h = Conv(self.channels, (3, 3), dtype=h.dtype, name="conv_0")(h)
         h = nn.swish(ldm_group_norm(h, "norm_1", EPSILON))
-        h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
-        return skip + nn.Conv(self.channels, (3, 3), dtype=h.dtype, name="conv_1")(h)
+        h = dropout(h, self.dropout, deterministic=deterministic)
+        return skip + Conv(self.channels, (3, 3), dtype=h.dtype, name="conv_1")(h)
 
 
 class PixelAttention(Block):
@@ -191,7 +201,7 @@ class PixelAttention(Block):
 def halving_conv(name: str, h: Maps) -> Resized:
     """Applies a 3x3 convolution with stride 2 that pads only at the bottom and right; odd sizes are rounded down."""
     padding = ((0, 1), (0, 1))
-    return nn.Conv(h.shape[-1], (3, 3), strides=2, padding=padding, dtype=h.dtype, name=name)(h)
+    return Conv(h.shape[-1], (3, 3), strides=2, padding=padding, dtype=h.dtype, name=name)(h)
 
 
 def unit_scale(z: Latents) -> Scalar:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lsgm_jax.arrays import Images, Key, PerSample, sum_per_sample
+from lsgm_jax.arrays import Images, Key, PerSample, draw_array, sum_per_sample
 from lsgm_jax.autoencoders.gaussian import Gaussian
 
 Features = Float[Array, "batch height width features"]
@@ -66,7 +66,8 @@ class Bernoulli:
 
     def sample(self, features: Features, key: Key) -> Images:
         """Draws -1 or 1 for each value."""
-        return jnp.where(jax.random.bernoulli(key, jax.nn.sigmoid(features)), 1.0, -1.0)
+        uniform = draw_array(jax.random.uniform, key, features.shape, features.dtype)
+        return jnp.where(uniform < jax.nn.sigmoid(features), 1.0, -1.0)
 
 
 def on_grid(values: Float[Array, "..."], levels: int) -> Float[Array, "..."]:
@@ -150,8 +151,8 @@ class DiscretisedLogistic:
     def sample(self, features: Features, key: Key) -> Images:
         """Draws from the logistic and rounds to the grid."""
         mean, log_scale = self._split(features)
-        draw = mean + jnp.exp(log_scale) * jax.random.logistic(key, mean.shape, mean.dtype)
-        return on_grid(draw, self.levels)
+        noise = draw_array(jax.random.logistic, key, mean.shape, mean.dtype)
+        return on_grid(mean + jnp.exp(log_scale) * noise, self.levels)
 
     def _split(self, features: Features) -> tuple[Images, Images]:
         mean, log_scale = jnp.split(features, 2, axis=-1)
@@ -268,7 +269,9 @@ class Categorical:
 
     def sample(self, features: Features, key: Key) -> Images:
         """Draws a level for each value."""
-        return self._values()[jax.random.categorical(key, self._logits(features))]
+        logits = self._logits(features)
+        gumbel = draw_array(jax.random.gumbel, key, logits.shape, logits.dtype)
+        return self._values()[jnp.argmax(logits + gumbel, axis=-1)]
 
     def _values(self) -> Float[Array, "levels"]:
         return jnp.linspace(-1.0, 1.0, self.levels)

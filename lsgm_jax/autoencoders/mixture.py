@@ -5,6 +5,7 @@ linear in the colours before it. The interface is that of `likelihoods.py`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import Images, Key, PerSample, sum_per_sample
+from lsgm_jax.arrays import Images, Key, PerSample, draw_array, sum_per_sample
 from lsgm_jax.autoencoders.likelihoods import (
     MIN_LOG_SCALE,
     Features,
@@ -102,9 +103,10 @@ class MixtureOfLogistics:
         Each colour is rounded to the grid before the next depends on it.
         """
         k_component, k_colour = jax.random.split(key)
-        shape, tiny = features.shape[:-1], jnp.finfo(features.dtype).tiny
-        u_component = jax.random.uniform(k_component, (*shape, self.mixtures), features.dtype, minval=tiny)
-        u_colour = jax.random.uniform(k_colour, (*shape, 3), features.dtype, minval=tiny)
+        shape = features.shape[:-1]
+        uniform = functools.partial(jax.random.uniform, minval=jnp.finfo(features.dtype).tiny)
+        u_component = draw_array(uniform, k_component, (*shape, self.mixtures), features.dtype)
+        u_colour = draw_array(uniform, k_colour, (*shape, 3), features.dtype)
         return self.draw(features, u_component, u_colour, lambda colour: on_grid(colour, self.levels))
 
     def draw(

@@ -12,9 +12,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import mean_over_devices, parts_of_batch
-from lsgm_jax.nn.depthwise import depthwise_conv
-from lsgm_jax.nn.layers import FAN_IN_UNIFORM, Block, Embedding, Maps, Resized, at_least_float32, upsample
+from lsgm_jax.arrays import at_least_float32, mean_over_devices, parts_of_batch
+from lsgm_jax.nn.convolution import convolve
+from lsgm_jax.nn.layers import FAN_IN_UNIFORM, Block, Embedding, Maps, Resized, upsample
 
 Kernel = Float[Array, "rows columns inputs outputs"]
 Mask = Float[np.ndarray, "rows columns inputs outputs"]
@@ -76,16 +76,9 @@ class Conv(nn.Module):
         return h if bias is None else h + bias.astype(h.dtype)
 
     def _convolve(self, h: Maps, kernel: Kernel) -> Resized:
-        if self.depthwise:
-            return depthwise_conv(h, kernel)
         pad = self.size // 2
-        return jax.lax.conv_general_dilated(
-            h,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        groups = h.shape[-1] if self.depthwise else 1
+        return convolve(h, kernel, (self.stride, self.stride), ((pad, pad), (pad, pad)), groups)
 
 
 def _uniform_bias(kernel_shape: tuple[int, ...]) -> nn.initializers.Initializer:

@@ -4,10 +4,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from lsgm_jax.arrays import at_least_float32
 from lsgm_jax.autoencoders.gaussian import Gaussian
 from lsgm_jax.autoencoders.nvae_cells import BatchNorm, Cell, Conv
 from lsgm_jax.autoencoders.nvae_flow import FlowPair
-from lsgm_jax.nn.layers import Maps, Resized, at_least_float32
+from lsgm_jax.nn.layers import Maps, Resized
 
 Level = Float[Array, "batch _ _ _"]  # maps of any resolution and width
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from lsgm_jax.arrays import Images, PerSample
-from lsgm_jax.nn.layers import Maps, at_least_float32
+from lsgm_jax.arrays import Images, PerSample, at_least_float32
+from lsgm_jax.nn.layers import Maps
 
 # Mean and standard deviation of images in [-1, 1], per colour.
 SHIFT = (-0.030, -0.088, -0.188)

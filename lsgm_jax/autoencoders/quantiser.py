@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lsgm_jax.arrays import Key, Scalar
-from lsgm_jax.nn.layers import at_least_float32
+from lsgm_jax.arrays import Key, Scalar, at_least_float32
 
 Codebook = Float[Array, "entries width"]
 Vectors = Float[Array, "*places width"]

@@ -24,7 +24,7 @@ from lsgm_jax.arrays import Images, Key, Scalar
 from lsgm_jax.data.pipeline import Data, Samples, padded_batches, split_labels, whole_split
 from lsgm_jax.evaluation.cache import Arrays, Cache, digest
 from lsgm_jax.evaluation.features import Bytes, Extractor, Features, fingerprint
-from lsgm_jax.nn.layers import ResBlock, downsample, group_norm
+from lsgm_jax.nn.layers import Conv, ResBlock, downsample, dropout, group_norm
 from lsgm_jax.training.devices import OverDevices
 
 FEATURES = 64
@@ -53,12 +53,12 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: Images, *, deterministic: bool) -> Outputs:
         width = 16
-        h = nn.Conv(width, (3, 3))(x)
+        h = Conv(width, (3, 3))(x)
         while min(h.shape[1:3]) > 3:
             width = min(2 * width, 128)
             h = ResBlock(width, resample=downsample)(h, deterministic=deterministic)
         h = nn.swish(group_norm(h)).mean(axis=(1, 2))
-        h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
+        h = dropout(h, self.dropout, deterministic=deterministic)
         features = nn.swish(nn.Dense(FEATURES)(h))
         return features, nn.Dense(self.classes)(features)
 

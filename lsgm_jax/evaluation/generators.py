@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsgm_jax.arrays import Condition, Images, Key, Params, PerSample, State
+from lsgm_jax.arrays import Condition, Images, Key, Params, PerSample, State, draw_array
 from lsgm_jax.conditioning.request import ConditionRequest
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.errors import ConfigError
@@ -78,7 +78,7 @@ def vae_generator(run: Run) -> Generator:
         params=params,
         step=step,
         of=run.identity(params, ()),
-        noise=lambda key: jax.random.normal(key, (batch_size, *vae.latent_shape)),
+        noise=lambda key: draw_array(jax.random.normal, key, (batch_size, *vae.latent_shape)),
         request=lambda rows: None,
         decode=OverDevices(lambda params, given, key: (vae.decode(params, given[0], key), {})),
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lsgm_jax.arrays import Params
 from lsgm_jax.conditioning.protocol import encode_condition
 from lsgm_jax.models.protocol import Model
+from lsgm_jax.nn.convolution import KERNEL, MAPS, OUTPUT, multiply_adds
 from lsgm_jax.nn.network import trainable
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.processes.linear import sample_prior
@@ -25,7 +26,8 @@ def count_parameters(tree: Any) -> int:
 def flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Operations of one call by XLA's cost analysis of the lowered, not yet optimised program.
 
-    A multiply-add counts as two. Loops count once, so use it on straight-line programs.
+    A multiply-add counts as two. Loops count once, so use it on straight-line programs. On CPU the gradients of
+    depthwise kernels are loops.
     """
     cost = jax.jit(function).lower(*arguments).cost_analysis()
     return round(cost["flops"]) if cost else 0
@@ -48,6 +50,9 @@ def _count(program: Any) -> int:
         if equation.primitive.name == "conv_general_dilated":
             kernel, outputs = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec[0]
             total += 2 * size * math.prod(kernel) // kernel[outputs]
+        elif equation.primitive in (OUTPUT, MAPS, KERNEL):
+            operands = (operand.aval for operand in equation.invars)
+            total += 2 * multiply_adds(equation.primitive, *operands, **equation.params)
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += 2 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)

@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Condition, Key, Latents, Params, Scalar
+from lsgm_jax.arrays import Condition, Key, Latents, Params, Scalar, draw_array
 from lsgm_jax.models.protocol import Model
 from lsgm_jax.models.score_model import ScoreModel
 from lsgm_jax.nn.network import Aux
@@ -57,7 +57,7 @@ class SGM(Model):
     def posterior(self, params: Params, x: Latents, key: Key) -> Posterior:
         """Draws dequantised data, uniform over the bin of each value; the data themselves if they are continuous."""
         zero = jnp.zeros(len(x), x.dtype)
-        noise = jax.random.uniform(key, x.shape, x.dtype) - 0.5
+        noise = draw_array(jax.random.uniform, key, x.shape, x.dtype) - 0.5
         return Posterior(
             x + self.bin_width * noise, zero, zero + self._bin_entropy, zero, zero - self._bin_entropy
         )

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lsgm_jax.arrays import Images, Key, Latents, Params, Scalar, sum_per_sample
+from lsgm_jax.arrays import Images, Key, Latents, Params, Scalar, draw_array, sum_per_sample
 from lsgm_jax.autoencoders.backbones import Backbone
 from lsgm_jax.autoencoders.likelihoods import Likelihood, shown
 from lsgm_jax.nn.network import Aux
@@ -57,7 +57,9 @@ class VAE:
     def sample(self, params: Params, key: Key, count: int) -> Images:
         """Returns expected images of `count` latents drawn from the standard Gaussian prior."""
         k_prior, k_decoder = jax.random.split(key)
-        return self.decode(params, jax.random.normal(k_prior, (count, *self.latent_shape)), k_decoder)
+        return self.decode(
+            params, draw_array(jax.random.normal, k_prior, (count, *self.latent_shape)), k_decoder
+        )
 
 
 def _gaussian_bound(encoded: Encoded) -> Bound:

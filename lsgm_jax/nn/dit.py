@@ -11,7 +11,17 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.nn.layers import Block, Context, Embedding, Maps, TokenAttention, Tokens, attend, see_context
+from lsgm_jax.nn.layers import (
+    Block,
+    Context,
+    Embedding,
+    Maps,
+    TokenAttention,
+    Tokens,
+    attend,
+    dropout,
+    see_context,
+)
 from lsgm_jax.nn.ldm_layers import ZEROS, dense, embed_time, timestep_embedding
 from lsgm_jax.nn.unet import Prediction
 
@@ -129,7 +139,7 @@ class DiTBlock(Block):
     def _feed(self, tokens: Tokens, deterministic: bool) -> Tokens:
         width = tokens.shape[-1]
         hidden = nn.gelu(dense(self.mlp_ratio * width, tokens, "widen", XAVIER)(tokens), approximate=True)
-        hidden = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
+        hidden = dropout(hidden, self.dropout, deterministic=deterministic)
         return dense(width, tokens, "narrow", XAVIER)(hidden)
 
 

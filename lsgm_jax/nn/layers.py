@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-Maps = Float[Array, "batch height width channels"]
-Resized = Float[Array, "batch new_height new_width new_channels"]
+from lsgm_jax.arrays import at_least_float32
+from lsgm_jax.nn.convolution import Maps, Resized, flax_convolution
+
 Embedding = Float[Array, "batch features"]
 Tokens = Float[Array, "batch tokens width"]
 Context = Float[Array, "batch context_tokens context_width"]
@@ -25,11 +26,6 @@ Resample = Callable[[Maps], Resized]
 FAN_IN_UNIFORM = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
-def at_least_float32(values: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Casts values of lower precision to float32; float64 stays float64."""
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
-
-
 def group_norm(h: Maps) -> Maps:
     """Applies GroupNorm with min(C / 4, 32) groups, reduced until they divide the channels; float32 statistics."""
     channels = h.shape[-1]
@@ -38,6 +34,9 @@ def group_norm(h: Maps) -> Maps:
         groups -= 1
     return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=h.dtype)(h)
 
+
+# `nn.Conv`, whose derivatives are fast on CPU too, and in loops.
+Conv = functools.partial(nn.Conv, conv_general_dilated=flax_convolution)
 
 LDM_GROUPS = 32  # of every GroupNorm, for any number of channels
 
@@ -56,6 +55,12 @@ def add_residual(skip: Maps, h: Maps, rescale: bool = True) -> Maps:
     """Returns skip + h, divided by sqrt(2) to preserve the variance if `rescale`."""
     total = skip + h
     return total / jnp.sqrt(2.0).astype(h.dtype) if rescale else total
+
+
+def dropout(h: Float[Array, "*leading channels"], rate: float, *, deterministic: bool) -> Array:
+    """Applies `nn.Dropout` to a matrix with the entries of `h`, which compiles sooner (see `arrays.draw_array`)."""
+    rows = h.reshape(-1, h.shape[-1])
+    return nn.Dropout(rate, deterministic=deterministic)(rows).reshape(h.shape)
 
 
 def see_context(embedding: Embedding, context: Context | None) -> Embedding:
@@ -114,13 +119,13 @@ class ResBlock(Block):
                 self.channels, kernel_init=self.kernel_init, dtype=skip.dtype, name="shortcut"
             )
             skip = shortcut(skip)
-        h = nn.Conv(self.channels, (3, 3), kernel_init=self.kernel_init, dtype=h.dtype)(h)
+        h = Conv(self.channels, (3, 3), kernel_init=self.kernel_init, dtype=h.dtype)(h)
         if embedding is not None:
             embed = nn.Dense(self.channels, kernel_init=self.kernel_init, name="embed")
             h = (h + embed(nn.swish(embedding))[:, None, None, :]).astype(h.dtype)
         h = nn.swish(group_norm(h))
-        h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
-        h = nn.Conv(self.channels, (3, 3), kernel_init=self.last_init, dtype=h.dtype)(h)
+        h = dropout(h, self.dropout, deterministic=deterministic)
+        h = Conv(self.channels, (3, 3), kernel_init=self.last_init, dtype=h.dtype)(h)
         return add_residual(skip, h, self.rescale)
 
 

@@ -15,6 +15,7 @@ from lsgm_jax.nn.layers import (
     FAN_IN_UNIFORM,
     Block,
     Context,
+    Conv,
     Embedding,
     Maps,
     Resample,
@@ -22,6 +23,7 @@ from lsgm_jax.nn.layers import (
     TokenAttention,
     Tokens,
     attend,
+    dropout,
     ldm_group_norm,
     upsample,
 )
@@ -39,7 +41,7 @@ def conv(
     With stride 2, the first output is centred on the first input pixel.
     """
     padding = ((1, 1), (1, 1))  # "SAME" with stride 2 does not pad before the first pixel of an even size
-    return nn.Conv(channels, (3, 3), stride, padding, kernel_init=kernel_init, dtype=like.dtype, name=name)
+    return Conv(channels, (3, 3), stride, padding, kernel_init=kernel_init, dtype=like.dtype, name=name)
 
 
 def dense(width: int, like: Array, name: str, kernel_init: Initializer = FAN_IN_UNIFORM) -> nn.Dense:
@@ -106,7 +108,7 @@ class ResidualBlock(Block):
             skip = dense(self.channels, skip, "shortcut")(skip)
         h = conv(self.channels, h, "conv_in")(h)
         h = nn.swish(self._condition_on_time(h, embedding))
-        h = nn.Dropout(self.dropout, deterministic=deterministic)(h)
+        h = dropout(h, self.dropout, deterministic=deterministic)
         return skip + conv(self.channels, h, "conv_out", ZEROS)(h)
 
     def _condition_on_time(self, h: Maps, embedding: Embedding) -> Maps:

@@ -12,6 +12,7 @@ from lsgm_jax.arrays import Times
 from lsgm_jax.nn.layers import (
     Attention,
     Context,
+    Conv,
     Embedding,
     Maps,
     Resample,
@@ -108,7 +109,7 @@ class NCSNpp(nn.Module):
 
         widths = [self.channels * factor for factor in self.channel_mult]
         down, up = self._resampling()
-        stem = nn.Conv(self.channels, (3, 3), kernel_init=first, dtype=z_t.dtype, name="stem")
+        stem = Conv(self.channels, (3, 3), kernel_init=first, dtype=z_t.dtype, name="stem")
         h, pyramid = stem(z_t), z_t
         skips = [h]
         for level, width in enumerate(widths):
@@ -133,7 +134,7 @@ class NCSNpp(nn.Module):
                 h = block(h, width, up)
 
         h = nn.swish(group_norm(h))
-        return nn.Conv(self.out_channels, (3, 3), kernel_init=last, dtype=h.dtype, name="eps")(h)
+        return Conv(self.out_channels, (3, 3), kernel_init=last, dtype=h.dtype, name="eps")(h)
 
     def _embed(self, t: Times) -> Embedding:
         dim = self.embedding_dim or self.channels

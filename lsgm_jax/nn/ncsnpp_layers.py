@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Times
-from lsgm_jax.nn.layers import Embedding, Maps, Resized
+from lsgm_jax.nn.layers import Conv, Embedding, Maps, Resized
 
 Kernel = tuple[float, ...]
 
@@ -91,7 +91,7 @@ class PyramidDown(nn.Module):
     def __call__(self, pyramid: Maps) -> Resized:
         total = len(self.kernel)
         smooth = _smooth(pyramid, self.kernel, padding=((total + 1) // 2, total // 2))
-        conv = nn.Conv(
+        conv = Conv(
             self.channels,
             (3, 3),
             strides=2,

@@ -8,6 +8,7 @@ from lsgm_jax.arrays import Times
 from lsgm_jax.nn.layers import (
     Attention,
     Context,
+    Conv,
     Embedding,
     Maps,
     ResBlock,
@@ -100,7 +101,7 @@ class UNet(nn.Module):
             h = ResBlock(channels, self.dropout)(h, embedding, deterministic=deterministic)
             return Attention()(h) if h.shape[1] in self.attention else h
 
-        h = nn.Conv(width, (3, 3), dtype=z_t.dtype, name="stem")(z_t)
+        h = Conv(width, (3, 3), dtype=z_t.dtype, name="stem")(z_t)
         skips = [h]
         for level, channels in enumerate(self.channels):
             if level:
@@ -121,5 +122,5 @@ class UNet(nn.Module):
                 h = upsample(h)
 
         h = nn.swish(group_norm(h))
-        eps = nn.Conv(self.out_channels, (3, 3), kernel_init=nn.initializers.zeros, dtype=h.dtype, name="eps")
+        eps = Conv(self.out_channels, (3, 3), kernel_init=nn.initializers.zeros, dtype=h.dtype, name="eps")
         return eps(h)

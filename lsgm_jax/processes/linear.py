@@ -26,6 +26,7 @@ from lsgm_jax.arrays import (
     Times,
     as_state,
     coordinates,
+    draw_array,
     expand,
     sum_per_sample,
 )
@@ -215,7 +216,7 @@ def _score_drift(process: Process, z_t: State, eps_hat: Latents, t: Times, share
 
 def unit_noise(process: Process, key: Key, shape: tuple[int, ...]) -> State:
     """Draws standard Gaussian noise for every coordinate of latents of `shape` [batch, ...]."""
-    draws = jax.random.normal(key, (len(process.prior_variance()), *shape))
+    draws = draw_array(jax.random.normal, key, (len(process.prior_variance()), *shape))
     return as_state([draws[index] for index in range(len(draws))])
 
 
@@ -239,7 +240,7 @@ def add_auxiliary(process: Process, key: Key, z_0: Latents, t: float) -> tuple[S
     """
     noise = kernel(process, jnp.asarray(t, z_0.dtype)).noise
     variances = [jnp.sum(row**2) for row in noise[1:]]
-    draws = jax.random.normal(key, (len(variances), *z_0.shape), z_0.dtype)
+    draws = draw_array(jax.random.normal, key, (len(variances), *z_0.shape), z_0.dtype)
     others = [jnp.sqrt(variance) * draws[index] for index, variance in enumerate(variances)]
     log_prob = _gaussian_log_prob(others, variances) if others else jnp.zeros(len(z_0), z_0.dtype)
     return as_state([z_0, *others]), log_prob

@@ -18,6 +18,7 @@ from lsgm_jax.arrays import (
     State,
     as_state,
     coordinates,
+    draw_array,
     finite_per_sample,
     sum_per_sample,
 )
@@ -56,8 +57,8 @@ class Divergence:
             return jnp.broadcast_to(
                 jnp.eye(size, dtype=like.dtype).reshape(size, *shape), (batch, size, *shape)
             )
-        draw = jax.random.rademacher if self.name == "rademacher" else jax.random.normal
-        return draw(jax.random.split(key, 1)[0], (batch, self.probes, *shape), like.dtype)
+        sampler = jax.random.rademacher if self.name == "rademacher" else jax.random.normal
+        return draw_array(sampler, jax.random.split(key, 1)[0], (batch, self.probes, *shape), like.dtype)
 
 
 RADEMACHER = Divergence()

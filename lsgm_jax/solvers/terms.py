@@ -16,7 +16,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, as_state, coordinates
+from lsgm_jax.arrays import EpsNet, Key, Latents, Scalar, State, as_state, coordinates, draw_array
 from lsgm_jax.processes.linear import Process, probability_flow, reverse_drift
 
 Time = Float[Array | np.ndarray, ""] | float | int  # diffrax's `RealScalarLike`
@@ -43,7 +43,9 @@ class KeyedNoise:
         k_part = jax.random.fold_in(jax.random.fold_in(self.key, step), part)
         values = coordinates(like)
         keys = jax.random.split(k_part, len(values))
-        return as_state([jax.random.normal(k, z.shape, z.dtype) for k, z in zip(keys, values, strict=True)])
+        return as_state(
+            [draw_array(jax.random.normal, k, z.shape, z.dtype) for k, z in zip(keys, values, strict=True)]
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

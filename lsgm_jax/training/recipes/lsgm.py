@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from lsgm_jax.arrays import Key, Params, Scalar
+from lsgm_jax.arrays import Key, Params, Scalar, draw_array
 from lsgm_jax.data.pipeline import Samples, padded_batches
 from lsgm_jax.models.lsgm import LSGM
 from lsgm_jax.models.vae import VAE
@@ -85,7 +85,7 @@ class LSGMRecipe:
             return vae.loss(params, batch, context.key, kl(context.step))
 
         def noise(params: Params, key: Key) -> Array:
-            return jax.random.normal(key, (shared_count(PREVIEW), *model.latent_shape))
+            return draw_array(jax.random.normal, key, (shared_count(PREVIEW), *model.latent_shape))
 
         return Stage(
             name="vae",

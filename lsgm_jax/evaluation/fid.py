@@ -1,13 +1,13 @@
-"""Distances between two sets of vectors, which are samples or features of images: FID, KID, precision and recall."""
+"""Distances between two sets of vectors, which are samples or features of images: FID, KID, precision and recall.
+
+SciPy and scikit-learn are imported where they are used: they take a second, and most commands need neither.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.spatial.distance import cdist
-from scipy.stats import wasserstein_distance
-from sklearn.metrics import pairwise_distances_chunked
 from tqdm import tqdm
 
 from lsgm_jax.evaluation.moments import Moments
@@ -48,6 +48,8 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     Raises:
         ValueError: for fewer.
     """
+    from scipy.spatial.distance import cdist
+
     _require(2, x, y)
     x, y = (z.reshape(len(z), -1).astype(np.float64) for z in (x, y))
     within = sum(cdist(z, z).sum() / (len(z) * (len(z) - 1)) for z in (x, y))
@@ -65,6 +67,8 @@ def sliced_wasserstein(x: np.ndarray, y: np.ndarray, *, directions: int = 64, se
         directions: number of directions, uniform on the sphere.
         seed: seed of the directions. Use one seed for all values that are compared.
     """
+    from scipy.stats import wasserstein_distance
+
     x, y = (z.reshape(len(z), -1).astype(np.float64) for z in (x, y))
     towards = np.random.default_rng(seed).standard_normal((directions, x.shape[1]))
     towards /= np.linalg.norm(towards, axis=1, keepdims=True)
@@ -183,6 +187,8 @@ def _reduced(
     rows: np.ndarray, columns: np.ndarray, reduce: Callable[[np.ndarray], Any], bar: tqdm
 ) -> np.ndarray:
     """Applies `reduce` to the rows of the distance matrix; only a block of rows is in memory at a time."""
+    from sklearn.metrics import pairwise_distances_chunked
+
     same = None if columns is rows else columns  # None makes the diagonal exactly zero
     parts = []
     for part in pairwise_distances_chunked(rows, same, reduce_func=lambda block, start: reduce(block)):

@@ -139,6 +139,10 @@ def _keep_compiled() -> None:
     """What took long to compile is kept for the next command, in JAX's own cache, which the user may have chosen."""
     if "jax" in sys.modules:  # which reads it once
         return
+    # JAX keeps no program that calls back to Python. Equinox's checks, of fixed steps among others, do so to raise an
+    # error; as "nan" they make the samples NaN instead, which is reported as every failure of a solver is.
+    os.environ.setdefault("EQX_ON_ERROR", "nan")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     try:
         caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         folder = caches / "lsgm_jax" / "compiled"

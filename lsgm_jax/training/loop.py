@@ -120,8 +120,11 @@ class _Training:
 
     def _begin(self) -> TrainState:
         mesh = self.launcher.mesh
-        init = jax.jit(self.stage.init, out_shardings=_shardings(self.params_like))
-        first_state = jax.jit(self.stage.first_state, out_shardings=_shardings(self.state_like))
+        once = _compiled_quickly()
+        init = jax.jit(self.stage.init, out_shardings=_shardings(self.params_like), compiler_options=once)
+        first_state = jax.jit(
+            self.stage.first_state, out_shardings=_shardings(self.state_like), compiler_options=once
+        )
         params = self.stage.adapt(init(place(mesh, self.k_init), self.before))
         return first_state(params, place(mesh, self.k_memory))
 
@@ -227,6 +230,15 @@ class _Training:
         if count not in self._calls:
             self._calls[count] = self.launcher.compile(scan_steps(self.step, count), self.state_like)
         return self._calls[count]
+
+
+def _compiled_quickly() -> dict[str, int] | None:
+    """Returns options of the compiler for programs that run once.
+
+    On CPUs, LLVM compiles initial parameters faster at its first level, and no bit of them changes.
+    """
+    whole = jax.default_backend() != "cpu" or jax.config.read("jax_disable_most_optimizations")
+    return None if whole else {"xla_backend_optimization_level": 1}
 
 
 def _shardings(like: Any) -> Any:

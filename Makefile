@@ -7,16 +7,27 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN := $(VENV)/bin
 RUN := runs/digits
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-slow test-all lint clean
+
+# uv installs several times faster than pip. Neither compiles all that it installs: Python compiles what is imported
+# first, and keeps it.
+unexport PYTHONDONTWRITEBYTECODE
+ifneq ($(shell command -v uv),)
+MAKE_VENV := uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+INSTALL := uv pip install --quiet --python $(BIN)/python
+else
+MAKE_VENV := $(PYTHON) -m venv $(VENV)
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+endif
 
 $(VENV)/.run: requirements.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(MAKE_VENV)
+	$(INSTALL) --requirement requirements.txt
+	$(INSTALL) --no-deps --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	$(INSTALL) --requirement requirements-dev.txt
 	@touch $@
 
 # Trains an LSGM on handwritten digits, draws samples and evaluates it: about three minutes on two CPU cores.
@@ -28,6 +39,10 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses=2
+
+# What takes long by nature, with the compiler's optimisations, as users run it.
+test-slow: $(VENV)/.dev
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses=2 -m slow
 
 test-all: $(VENV)/.dev
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses=2 -m ""

@@ -1,8 +1,13 @@
 """Shared fixtures. Tests choose their precision: theorems run in float64, what users run in float32."""
 
+import collections
 import gc
 import os
 import pathlib
+import shutil
+
+# As the `lsgm` command sets it, and before the first import of Equinox: programs with its checks cannot be cached.
+os.environ.setdefault("EQX_ON_ERROR", "nan")
 
 import jax
 import jaxlib
@@ -15,9 +20,21 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
     jax.config.update("jax_disable_most_optimizations", True)
     # The older code generator is twice as quick. Other versions may not know the flag, and XLA dies of unknown ones.
     if jaxlib.__version__.startswith("0.10."):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        # So is one piece of code per program, where two workers share the cores, by a seventh.
+        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 # Compiled programs are kept until the end: to look through them for garbage, again and again, is a tenth of the time.
 gc.set_threshold(50_000, 20, 50)
+CACHE_BYTES = 2 * 2**30
+# Modules of more than a minute each.
+LONG = (
+    "test_request.py",
+    "test_main.py",
+    "test_precision.py",
+    "test_cld.py",
+    "test_own_solvers.py",
+    "test_resume.py",
+)
 
 
 @pytest.fixture
@@ -34,12 +51,27 @@ def precision(request):
         yield request.param
 
 
+def pytest_configure(config):
+    """Workers, the commands that they start, and later sessions share one cache of compiled programs.
+
+    Its keys are the programs and the options of the compiler, so that it is right for any state of the package.
+    `--cache-clear` empties it, and so does a session that finds more than `CACHE_BYTES` in it.
+    """
+    if not hasattr(config, "cache") or hasattr(config, "workerinput"):  # workers inherit the environment
+        return
+    folder = config.cache.mkdir("xla")
+    if sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) > CACHE_BYTES:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Tests that train the same tiny model share its compiled programs; so do the commands that they start."""
-    folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("xla"))
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+def compilation_cache():
+    """The cache of `pytest_configure`, which JAX has been imported too early to find by itself."""
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,17 +95,28 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
+def scope_of(nodeid):
+    """Modules stay on one worker, for their tests share what they train; those of parity share nothing."""
+    module = nodeid.split("::")[0]
+    return nodeid if module.endswith("test_oracles.py") else module
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """On workers, modules that take long go first, then the others by the number of their tests."""
+    if hasattr(config, "workerinput"):
+        tests = collections.Counter(scope_of(item.nodeid) for item in items)
+        items.sort(key=lambda item: (item.path.name not in LONG, -tests[scope_of(item.nodeid)]))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Modules stay on one worker, for their tests share what they train; those of parity share nothing.
-
-    Scopes of many tests go first, so that what is alone in its scope comes last.
-    """
+    """Workers take scopes in the order of their first tests."""
     from xdist.scheduler import LoadFileScheduling
 
-    class ByModule(LoadFileScheduling):
+    class ByScope(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            module = super()._split_scope(nodeid)
-            return nodeid if module.endswith("test_oracles.py") else module
+            return scope_of(nodeid)
 
-    return ByModule(config, log)
+    config.option.loadscopereorder = False
+    return ByScope(config, log)

@@ -77,7 +77,7 @@ def test_tensorboard_gets_scalars_and_pictures(trained):
 def test_sample_and_evaluate(trained, capsys):
     assert cli.main(["sample", f"--workdir={trained}", "--rtol=1e-2", "--count=9"]) == 0
     printed = capsys.readouterr().out
-    assert cli.main(["evaluate", f"--workdir={trained}", "--metrics=nelbo"]) == 0
+    assert cli.main(["evaluate", f"--workdir={trained}", "--metrics=nelbo", "--config.eval.draws=4"]) == 0
     report = json.loads((trained / "report.json").read_text())
     assert f"NFE {report['nfe']}" in printed
     assert report["sample_count"] == 9
@@ -140,6 +140,7 @@ def test_images_are_animated_from_noise_to_sample(trained):
     assert np.abs(first - final).max() > 12.0
 
 
+@pytest.mark.slow
 def test_more_latents_tighten_the_bound(trained):
     """The importance-weighted bound of two latents is below the bound of one, on average."""
     few = ["--solver=Heun", "--steps=4", "--config.eval.importance_draws=2", "--config.eval.draws=1"]

@@ -158,7 +158,7 @@ def test_one_device_equals_eight(labelled, data_dir, tmp_path):
         assert judged(tmp_path)[name] == pytest.approx(judged(labelled)[name], rel=1e-3), name
 
 
-@pytest.mark.parametrize("workdir", ["labelled", "holes"])
+@pytest.mark.parametrize("workdir", ["labelled", pytest.param("holes", marks=pytest.mark.slow)])
 def test_only_the_hole_is_filled_in(workdir, files, request):
     """By a model that learned to, and by one that is held to what is known."""
     folder = request.getfixturevalue(workdir)
@@ -173,6 +173,7 @@ def test_only_the_hole_is_filled_in(workdir, files, request):
     assert (folder / "inpainted.png").exists()
 
 
+@pytest.mark.slow
 def test_small_pictures_become_large(labelled, data_dir, files, tmp_path):
     task = "--config.conditioning.name=upscaling"
     assert train(tmp_path, data_dir, task, f"--config.train.first_stage_from={labelled}") == 0
@@ -201,6 +202,7 @@ def test_an_lsgm_is_conditional_as_well(data_dir, tmp_path):
     assert cli.main(["evaluate", f"--workdir={tmp_path}", *few]) == 0
 
 
+@pytest.mark.slow
 def test_texts_are_asked_for_by_prompt(labelled, data_dir, tmp_path, capsys):
     """The digits have none of their own: their classes make them."""
     text = ["name=text", "pieces=60", "length=12", "width=8", "layers=1", "heads=1", "head_width=8"]

@@ -63,6 +63,7 @@ def assert_close(left, right):
             )
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight(fresh, judged, tmp_path):
     """Bounds, ODE and distances, in a process of its own, where the host pretends to have eight devices."""
     shutil.copytree(fresh, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation", "report.json"))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from lsgm_jax.arrays import sum_per_sample
 from lsgm_jax.autoencoders import backbones
@@ -61,6 +62,7 @@ def test_the_bound_has_the_published_terms(monkeypatch):
     np.testing.assert_allclose(latent.rest, normal, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_training_step_carries_the_published_statistics(monkeypatch):
     """A step whose learning rate is zero moves nothing but the running statistics, in parameters and average."""
     fixture, vae, params, x = published(monkeypatch)

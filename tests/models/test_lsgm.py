@@ -51,7 +51,7 @@ def with_logit(params, value):
     ("process", "encoder_density"),
     [
         pytest.param("sub_vp", "shared", marks=pytest.mark.slow),
-        ("ve", "shared"),
+        pytest.param("ve", "shared", marks=pytest.mark.slow),
         pytest.param("geometric_vp", "shared", marks=pytest.mark.slow),
         ("cld", "optimal"),
     ],

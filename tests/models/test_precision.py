@@ -72,6 +72,8 @@ NVAES = {
     "mbconv": tiny.nvae(arch="res_mbconv"),
     "flows": tiny.nvae(arch="res_bnswish", flows=1),
 }
+# Their gradients take the compiler 7 to 11 CPU s in each precision.
+LARGE = ("ncsnpp_cld", "ldm_text", "mbconv", "flows")
 
 
 def drawn(shapes, seed=0):
@@ -171,7 +173,10 @@ def products(closed):
 DIFFERENTIATED = ("unet", "ldm_text", "dit_text", "ncsnpp_cld", "mlp", "mbconv", "flows")
 
 
-@pytest.mark.parametrize("name", [*CASES, *NVAES])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in (*CASES, *NVAES)],
+)
 def test_bfloat16_stays_within_its_rounding(name):
     """A rounding errs by 2^-9 at most, some hundred of them in a row by 2%. What comes out is float32 again."""
     (exact, slope), (rounded, rounded_slope) = (
@@ -248,7 +253,10 @@ def test_attention_is_that_of_flax(precision):
     np.testing.assert_array_equal(attend(query, key, value), expected)
 
 
-@pytest.mark.parametrize("name", ["unet", "ldm_text", "dit_text", "flows"])
+@pytest.mark.parametrize(
+    "name",
+    ["unet", "dit_text", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ldm_text", "flows"))],
+)
 def test_rematerialisation_changes_no_number(name):
     kept, again = (jax.tree.leaves(ran(name, compute)) for compute in (PLAIN, Compute(remat=True)))
     for left, right in zip(again, kept, strict=True):

@@ -50,6 +50,9 @@ def solve(sampler, process, z_1, noise=None, eps_net=None):
     return jax.jit(lambda z: solve_to_data(sampler, process, eps_net, z, noise))(z_1)
 
 
+@pytest.mark.parametrize(
+    "process", ["constant", pytest.param("linear", marks=pytest.mark.slow)], indirect=True
+)
 @pytest.mark.parametrize("case", cld_cases(CLD()), ids=lambda case: case.label)
 def test_errors_fall_at_the_order_of_the_method(x64, process, case):
     """For the two smaller numbers of steps; docs/solver_orders.md has all of them."""
@@ -87,7 +90,10 @@ def test_gddim_is_exact_for_data_at_a_point(x64, name, friction):
         np.testing.assert_allclose(found, exact, atol=1e-8)
 
 
-@pytest.mark.parametrize(("name", "order"), OWN)
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [pytest.param(*own, marks=() if own in (("SSCS", 2), ("GDDIM", 3)) else pytest.mark.slow) for own in OWN],
+)
 def test_float32_agrees_with_float64(name, order):
     """Also in the short last steps, where covariances as differences would cancel."""
     values = np.random.default_rng(0).normal(size=(200, 2, 2, 16, 1)).astype(np.float32)

@@ -100,7 +100,7 @@ def test_one_probe_is_exact_if_dimensions_are_independent(x64):
 
 
 @pytest.mark.parametrize("name", ["rademacher", "gaussian"])
-@pytest.mark.parametrize("process", ["vp", "cld"])
+@pytest.mark.parametrize("process", ["vp", pytest.param("cld", marks=pytest.mark.slow)])
 def test_hutchinsons_estimator_is_unbiased(x64, process, name):
     """Within three standard errors over 400 draws of the probes, with the same velocities for both divergences."""
     chosen = LONG[process]

@@ -19,7 +19,7 @@ def test_errors_fall_at_the_order_of_the_method(x64, case):
     assert abs(slope(case.build, setting) - case.build(setting.counts[0]).order) < 0.25
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", [pytest.param("linear", marks=pytest.mark.slow), "cosine"])
 @pytest.mark.parametrize("name", sorted({case.label.split()[0] for case in CASES}, key=list(METHODS).index))
 def test_every_method_solves_discrete_time_processes(x64, name, schedule):
     """DDPM's chains in continuous time, also with last transitions that remove almost all signal (betas of 0.999)."""

@@ -158,6 +158,7 @@ def test_it_covers_convolutions_and_normalisations():
     assert held.scales.keys() == scales
 
 
+@pytest.mark.slow
 def test_the_kernels_of_nvae_are_those_it_applies():
     """Masked and normalised, exp(log norm) w / |w| per output channel; as stored inside inverted bottlenecks."""
     net = tiny.nvae(use_se=False, flows=1, out_channels=1)

@@ -76,6 +76,7 @@ def straight(tmp_path_factory, data_dir):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_state_has_singular_vectors(straight):
     """One pair for each convolution of the VAE, none for the prior."""
     memory, params = final_state(straight)[0]["memory"], final_state(straight)[0]["params"]

@@ -65,7 +65,8 @@ def assert_same_end(workdir, undisturbed):
     assert table[0] == table[1]
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 20])
 def test_a_run_killed_at_random_moments_resumes(undisturbed, tmp_path, kills):
     """In a step, while a checkpoint is written or read: the next start always resumes."""
     rng, done, reached = random.Random(kills), 0, []

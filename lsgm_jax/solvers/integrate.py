@@ -2,15 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from lsgm_jax.solvers.first_step import EVALUATIONS, first_step
 from lsgm_jax.solvers.grids import Nodes
-from lsgm_jax.solvers.method import Method
+from lsgm_jax.solvers.method import Cost, Method
 from lsgm_jax.solvers.nfe import Count, CountingController, EarlyRejections, evaluations
 from lsgm_jax.solvers.terms import Time
 
@@ -38,6 +39,7 @@ class Adaptive:
         pcoeff: proportional coefficient of the controller, on the error of the step before.
         icoeff: integral coefficient of the controller, on the error of the present step.
         dcoeff: derivative coefficient of the controller.
+        first_step: length of the first step in time; None for an estimate, which takes two evaluations.
     """
 
     rtol: float = 1e-5
@@ -47,6 +49,7 @@ class Adaptive:
     pcoeff: float = 0.0
     icoeff: float = 1.0
     dcoeff: float = 0.0
+    first_step: float | None = None
 
     def __post_init__(self):
         if not self.pcoeff + self.icoeff + self.dcoeff > 0.0:
@@ -60,6 +63,10 @@ class Adaptive:
             raise ValueError(f"per={self.per!r} is none of sample, batch, hardest")
         if self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps}: give a positive number")
+        if self.first_step is not None and not 0.0 < self.first_step <= 1.0:
+            raise ValueError(
+                f"first_step={self.first_step}: give a length of time in (0, 1], or None to estimate it"
+            )
 
     def controller(self, norm: Norm) -> diffrax.AbstractAdaptiveStepSizeController:
         """Returns the controller of step sizes.
@@ -117,16 +124,21 @@ def integrate_adaptively(
     dtype = jax.tree.leaves(start)[0].dtype
     norm = _hardest if steps.per == "hardest" else _rms
     controller = CountingController.around(steps.controller(norm))
+    cost, begin_at, end_at = method.cost, jnp.asarray(begin, dtype), jnp.asarray(end, dtype)
+    if steps.first_step is None:
+        cost = Cost(cost.per_step, extra=cost.extra + EVALUATIONS)
 
     def solve(term: diffrax.ODETerm, start: BatchTree, args: BatchTree) -> diffrax.Solution:
+        length, state = _first(method, steps, controller, term, begin_at, end_at, start, args)
         return diffrax.diffeqsolve(
             term,
             method.scheme,
-            jnp.asarray(begin, dtype),
-            jnp.asarray(end, dtype),
-            jnp.asarray(1e-3, dtype),
+            begin_at,
+            end_at,
+            length,
             start,
             args,
+            solver_state=state,
             stepsize_controller=controller,
             max_steps=steps.max_steps,
             throw=False,
@@ -146,7 +158,28 @@ def integrate_adaptively(
     early = cast(EarlyRejections, solution.controller_state).early
     each = (jnp.broadcast_to(count, (batch,)) for count in (solution.stats["num_steps"], early))
     success = jnp.broadcast_to(solution.result == diffrax.RESULTS.successful, (batch,))
-    return Integral(final, evaluations(method.cost, *each), success, saved)
+    return Integral(final, evaluations(cost, *each), success, saved)
+
+
+def _first(
+    method: Method,
+    steps: Adaptive,
+    controller: CountingController,
+    term: diffrax.ODETerm,
+    begin: Float[Array, ""],
+    end: Float[Array, ""],
+    start: BatchTree,
+    args: BatchTree,
+) -> tuple[Float[Array, ""], Any]:
+    """Returns the length of the first step, and the state in which the solver starts; None for the solver's own."""
+    if steps.first_step is not None:
+        return jnp.minimum(jnp.asarray(steps.first_step, begin.dtype), end - begin), None
+    estimate = first_step(method.scheme, controller, term, begin, end, start, args)
+    if not method.cost.first:
+        return estimate.length, None
+    # FSAL solvers keep whether the vector field at the start of the step is missing, and that vector field.
+    missing, _ = method.scheme.init(term, begin, begin + estimate.length, start, args)
+    return estimate.length, (jnp.zeros_like(missing), estimate.rate)
 
 
 def integrate_on(

@@ -52,7 +52,7 @@ def first_step(
 
     def tolerances(values: Values) -> Scalar:
         scaled = lambda value, y: value / (controller.atol + controller.rtol * jnp.abs(y))
-        return controller.norm(jax.tree.map(scaled, values, start))
+        return jnp.asarray(controller.norm(jax.tree.map(scaled, values, start)))
 
     def evaluate(point: tuple[Any, Values], _: None) -> tuple[tuple[Any, Values], tuple[Values, Scalar]]:
         rate = term.vf(*point, args)

@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-
 from lsgm_jax.config.models import MODELS, sections
 from lsgm_jax.config.registry import Config, fields, signature
 from lsgm_jax.config.specs import EvalSpec
@@ -12,7 +10,7 @@ from lsgm_jax.data.points import PointSpec
 from lsgm_jax.data.spec import DataSpec
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.models.protocol import Model
-from lsgm_jax.processes.linear import Process, sigma
+from lsgm_jax.processes.linear import Process, has_noise
 from lsgm_jax.solvers.grids import Times
 from lsgm_jax.solvers.likelihood import Divergence
 from lsgm_jax.solvers.method import Method
@@ -111,7 +109,7 @@ class Sections:
 
 def _refuse_singular_end(sampler: Sampler, process: Process) -> None:
     """Refuses to sample down to a time at which the score is infinite, for want of noise."""
-    if not isinstance(sampler.steps, Times) and not sigma(process, jnp.asarray(sampler.t_min)) > 0.0:
+    if not isinstance(sampler.steps, Times) and not has_noise(process, sampler.t_min):
         raise ConfigError(
             f"config.sampling.t_min={sampler.t_min}: {type(process).__name__} has no noise there, and its score is "
             "infinite: choose a larger time, such as 1e-5"

@@ -16,7 +16,7 @@ from lsgm_jax.objectives.elbo import Objective
 from lsgm_jax.objectives.time_densities import TimeDensity
 from lsgm_jax.objectives.weightings import Weighting
 from lsgm_jax.processes.cld import CLD, velocity_eps
-from lsgm_jax.processes.linear import Process, sigma
+from lsgm_jax.processes.linear import Process, has_noise
 from lsgm_jax.processes.predictions import PREDICTIONS, Prediction, eps, require_one_coordinate, v
 
 Spec = ObjectiveSpec | SGMObjectiveSpec
@@ -145,7 +145,7 @@ def require_density(section: str, process: Process, density: TimeDensity) -> Non
         ConfigError: if the density does not fit the process.
     """
     _attempt(section, lambda: density.density(process, jnp.ones(1)))
-    if not sigma(process, jnp.asarray(density.t_min)) > 0.0:
+    if not has_noise(process, density.t_min):
         raise ConfigError(
             f"config.{section}.t_min={density.t_min}: the process has no noise there; choose a larger one"
         )

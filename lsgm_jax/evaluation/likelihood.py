@@ -65,7 +65,7 @@ def evaluate(run: Run, metrics: Collection[str], *, split: str = "test", seed: i
     params, step = run.best(everywhere=True)
     report: dict[str, Any] = {f"{split}_images": len(evaluator.data.x), "chosen_step": step}
     report |= _bounds(evaluator, params)
-    terms = _ode_terms(run)
+    terms = OverDevices(_ode_terms(run))
     if "iw" in metrics:
         draws = report["nelbo_iw_draws"] = settings.importance_draws
         bound = evaluator.importance(f"nelbo_{name}_iw", terms, params, draws=draws)
@@ -132,12 +132,12 @@ class Evaluator:
             sections: see `Run.identity`.
         """
         how = self._how(name, params, draws or self.run.experiment.evaluation.draws, sections)
-        return evaluate_images(OverDevices(terms), params, self.data, **how)
+        return evaluate_images(terms, params, self.data, **how)
 
     def importance(self, name: str, terms: PerImage, params: Params, *, draws: int) -> np.ndarray:
         """Returns the importance-weighted bound; see `importance_bound`."""
         how = self._how(name, params, draws, ODE_SECTIONS)
-        return importance_bound(OverDevices(terms), params, self.data, **how)
+        return importance_bound(terms, params, self.data, **how)
 
     def _how(self, name: str, params: Params, draws: int, sections: Collection[str]) -> dict[str, Any]:
         batch_size = self.run.experiment.evaluation.batch_size
@@ -152,13 +152,14 @@ class Evaluator:
 def _bounds(evaluator: Evaluator, params: Params) -> dict[str, Any]:
     """The model's bound by terms; with a VAE also the VAE's, as it is now and as the first stage left it."""
     run, model, name = evaluator.run, evaluator.run.model, evaluator.run.experiment.name
-    values = evaluator.terms(f"nelbo_{name}", bound_terms(model.bound), params)
+    values = evaluator.terms(f"nelbo_{name}", OverDevices(bound_terms(model.bound)), params)
     report: dict[str, Any] = _by_terms(name, values, model.pixel_values)
     report[f"nelbo_{name}_failed"] = _failed(values["nelbo"])
     autoencoder = model.autoencoder
     if autoencoder is not None and autoencoder.bound is not None:
         stage = model.stages[0]
-        terms, label = vae_terms(autoencoder.bound), f"nelbo_{name}_{stage}_gaussian_prior"
+        label = f"nelbo_{name}_{stage}_gaussian_prior"
+        terms = OverDevices(vae_terms(autoencoder.bound))  # compiled once for both VAEs
         alone = evaluator.terms(label, terms, params[stage])
         report |= _entries(label, estimate(alone["nelbo"]))
         if run.has_vae_stage:

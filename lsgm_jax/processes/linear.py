@@ -107,6 +107,11 @@ def sigma(process: Process, t: Scalars) -> Scalars:
     return kernel(process, t).noise[..., -1, -1]
 
 
+def has_noise(process: Process, t: float) -> bool:
+    """Returns whether `sigma` is positive at a time, by one program; eagerly, every operation would be compiled."""
+    return bool(jax.jit(lambda: sigma(process, jnp.asarray(t)) > 0.0)())
+
+
 def data_variance(process: Process) -> Number:
     """Returns 1 minus the initial variance: Gaussian data of this variance start at variance one."""
     return 1.0 - process.initial_variance()[0]

@@ -123,7 +123,7 @@ def integrate_adaptively(
     """
     dtype = jax.tree.leaves(start)[0].dtype
     norm = _hardest if steps.per == "hardest" else _rms
-    controller = CountingController.around(steps.controller(norm))
+    controller = steps.controller(norm)
     cost, begin_at, end_at = method.cost, jnp.asarray(begin, dtype), jnp.asarray(end, dtype)
     if steps.first_step is None:
         cost = Cost(cost.per_step, extra=cost.extra + EVALUATIONS)
@@ -135,11 +135,11 @@ def integrate_adaptively(
             method.scheme,
             begin_at,
             end_at,
-            length,
+            None,
             start,
             args,
             solver_state=state,
-            stepsize_controller=controller,
+            stepsize_controller=CountingController.around(controller, length),
             max_steps=steps.max_steps,
             throw=False,
             saveat=diffrax.SaveAt(subs=_save_at(keep, begin, end), controller_state=True),
@@ -164,7 +164,7 @@ def integrate_adaptively(
 def _first(
     method: Method,
     steps: Adaptive,
-    controller: CountingController,
+    controller: diffrax.AbstractAdaptiveStepSizeController,
     term: diffrax.ODETerm,
     begin: Float[Array, ""],
     end: Float[Array, ""],

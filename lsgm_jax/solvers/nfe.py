@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, cast
 
 import diffrax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from lsgm_jax.solvers.method import Cost
 
@@ -18,25 +18,34 @@ class EarlyRejections(NamedTuple):
 
 
 class CountingController(diffrax.AbstractAdaptiveStepSizeController):
-    """A controller of adaptive steps that also counts the rejections before the first accepted step."""
+    """A controller of adaptive steps that also counts the rejections before the first accepted step.
+
+    It brings the length of the first step. diffrax would check a length that it is given by a callback to the host, for
+    which no accelerator waits gladly, and with which JAX keeps no program in its compilation cache.
+    """
 
     rtol: Any
     atol: Any
     norm: Any
     inner: diffrax.AbstractAdaptiveStepSizeController
+    first: Float[Array, ""]  # length of the first step
 
     @classmethod
-    def around(cls, inner: diffrax.AbstractAdaptiveStepSizeController) -> "CountingController":
+    def around(
+        cls, inner: diffrax.AbstractAdaptiveStepSizeController, first: Float[Array, ""]
+    ) -> "CountingController":
         """Returns the counting controller that steps as `inner` does; implicit solvers read its tolerances, too."""
-        return cls(rtol=inner.rtol, atol=inner.atol, norm=inner.norm, inner=inner)
+        return cls(rtol=inner.rtol, atol=inner.atol, norm=inner.norm, inner=inner, first=first)
 
     def wrap(self, direction: Any) -> "CountingController":
         """Tells the controller the direction of time."""
-        return CountingController.around(cast(Any, self.inner.wrap(direction)))
+        return CountingController.around(cast(Any, self.inner.wrap(direction)), self.first)
 
-    def init(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def init(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any, error_order: Any
+    ) -> tuple[Any, Any]:
         """Initialises controller and count."""
-        end_of_step, inner = self.inner.init(*args, **kwargs)
+        end_of_step, inner = self.inner.init(terms, t0, t1, y0, self.first, args, func, error_order)
         return end_of_step, EarlyRejections(inner, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
     def adapt_step_size(

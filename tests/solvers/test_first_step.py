@@ -1,5 +1,7 @@
 """The first step of adaptive solvers: closed forms of the estimate, and what it costs."""
 
+import dataclasses
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -127,6 +129,15 @@ def test_the_estimate_costs_two_evaluations_of_which_fsal_solvers_need_one_anywa
         )
         np.testing.assert_allclose(found.end, given.end, rtol=1e-14)
         assert int(found.evaluations.batch) - int(given.evaluations.batch) == difference
+
+
+def test_a_solve_calls_nothing_on_the_host():
+    """JAX keeps no program with a callback in its compilation cache."""
+    process, steps = VP(), Adaptive(rtol=1e-3, atol=1e-3)
+    for per in ("sample", "batch"):
+        sampler = Sampler(steps=dataclasses.replace(steps, per=per), t_min=1e-3)
+        draw = lambda key, sampler=sampler: sample(sampler, process, exact_eps(process), key, (2, 1))
+        assert "callback" not in jax.jit(draw).lower(jax.random.key(0)).as_text()
 
 
 # Samples

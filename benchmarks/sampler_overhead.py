@@ -1,10 +1,12 @@
 """Overhead of the solvers: wall time over NFE times the time of one network evaluation.
 
-    python benchmarks/sampler_overhead.py [--steps=50] [--width=64] [--json]
+    python benchmarks/sampler_overhead.py [--steps=50] [--width=64] [--only=adaptive] [--clock=cpu] [--json]
 
-Every solver with fixed steps integrates the same problem with the same network. Hand-written loops (`lax.scan`) of
-Euler, Heun and Euler-Maruyama are compared with diffrax. Everything is compiled. Solvers are measured in turns, and the
-fastest of several turns counts, because disturbances only ever slow a measurement.
+Every solver with fixed steps integrates the same problem with the same network, and so does Tsit5 with adaptive steps,
+one step size per sample, per batch, or by the hardest sample. Hand-written loops (`lax.scan`) of Euler, Heun and
+Euler-Maruyama are compared with diffrax. Everything is compiled. Solvers are measured in turns, and the fastest of
+several turns counts, because disturbances only ever slow a measurement; `--clock=cpu` takes the CPU seconds of the
+process, which they slow less.
 """
 
 import argparse
@@ -23,14 +25,18 @@ from lsgm_jax.nn.unet import UNet
 from lsgm_jax.processes.cld import CLD
 from lsgm_jax.processes.linear import Process, probability_flow, reverse_drift, sample_prior
 from lsgm_jax.processes.vp import VP
-from lsgm_jax.solvers.grids import Quadratic
+from lsgm_jax.solvers.grids import Grid, Quadratic
+from lsgm_jax.solvers.integrate import Adaptive
 from lsgm_jax.solvers.registry import METHODS
 from lsgm_jax.solvers.sampler import Sampler, sample
 
 SHAPE, T_MIN, TURNS = (16, 8, 8, 4), 1e-3, 5
 SOLVERS_OF_CLD = ("SSCS", "GDDIM")
+PER = ("sample", "batch", "hardest")  # of the adaptive steps of Tsit5
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 Call = Callable[[], Any]
+Clock = Callable[[], float]
 
 
 def main() -> None:
@@ -40,9 +46,11 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--width", type=int, default=64, help="channels of the network")
+    parser.add_argument("--only", choices=("fixed", "adaptive"), help="kind of steps; without it both")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows = measure(options.steps, options.width)
+    rows = measure(options.steps, options.width, options.only, CLOCKS[options.clock])
     evaluation = rows[0]["seconds_per_evaluation"]
     if options.json:
         print(json.dumps({"solvers": rows, "device": jax.devices()[0].device_kind}, allow_nan=False))
@@ -54,17 +62,20 @@ def main() -> None:
         print(f"{row['name']:28s}{row['nfe']:6d}{row['seconds']:10.3f}{row['overhead']:10.3f}{scan:>11s}")
 
 
-def measure(steps: int, width: int) -> list[dict[str, Any]]:
+def measure(steps: int, width: int, only: str | None, clock: Clock) -> list[dict[str, Any]]:
     """Measures every solver and returns a row for each; `overhead` is seconds / (nfe * seconds_per_evaluation)."""
     problems = {name: Problem(process, width) for name, process in (("vp", VP()), ("cld", CLD()))}
     calls: dict[str, Call] = {f"network, {name}": problem.network() for name, problem in problems.items()}
     nfe: dict[str, int] = {}
-    for name in METHODS:
+    for name in METHODS if only != "adaptive" else ():
         problem = problems["cld" if name in SOLVERS_OF_CLD else "vp"]
-        calls[name], nfe[name] = problem.solver(name, steps)
-    for name in LOOPS:
+        calls[name], nfe[name] = problem.solver(name, Quadratic(steps=steps))
+    for name in LOOPS if only != "adaptive" else ():
         calls[f"scan, {name}"], nfe[f"scan, {name}"] = problems["vp"].loop(name, steps), nfe[name]
-    seconds = take_turns(calls)
+    for per in PER if only != "fixed" else ():
+        name, adaptive = f"Tsit5, adaptive per {per}", Adaptive(rtol=1e-4, atol=1e-4, per=per)
+        calls[name], nfe[name] = problems["vp"].solver("Tsit5", adaptive)
+    seconds = take_turns(calls, clock)
     rows = []
     for name in nfe:
         one = seconds["network, cld" if name in SOLVERS_OF_CLD else "network, vp"]
@@ -81,19 +92,19 @@ def measure(steps: int, width: int) -> list[dict[str, Any]]:
     return rows
 
 
-def take_turns(calls: dict[str, Call]) -> dict[str, float]:
+def take_turns(calls: dict[str, Call], clock: Clock) -> dict[str, float]:
     """Returns the shortest of `TURNS` measurements of each function in seconds, after one that compiles."""
     best: dict[str, float] = {}
     for turn in range(TURNS + 1):
         for name, function in calls.items():
             # A single evaluation is too short for the clock and the dispatch.
             repeats = 50 if name.startswith("network") else 1
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeats):
                 result = function()
             jax.block_until_ready(result)
             if turn:
-                best[name] = min(best.get(name, float("inf")), (time.perf_counter() - start) / repeats)
+                best[name] = min(best.get(name, float("inf")), (clock() - start) / repeats)
     return best
 
 
@@ -117,9 +128,9 @@ class Problem:
         t = jnp.full(SHAPE[0], 0.5)
         return lambda: evaluate(self.params, self.z_1, t)
 
-    def solver(self, name: str, steps: int) -> tuple[Call, int]:
-        """Returns a function that solves with the named solver, and its NFE."""
-        sampler = Sampler(method=METHODS[name](), steps=Quadratic(steps=steps), t_min=T_MIN)
+    def solver(self, name: str, steps: Grid | Adaptive) -> tuple[Call, int]:
+        """Returns a function that solves with the named solver and these steps, and its NFE."""
+        sampler = Sampler(method=METHODS[name](), steps=steps, t_min=T_MIN)
         solve = jax.jit(lambda params, key: sample(sampler, self.process, self.eps_net(params), key, SHAPE))
         key = jax.random.key(2)
         return lambda: solve(self.params, key), int(solve(self.params, key).nfe)

@@ -4,6 +4,7 @@ import argparse
 import math
 
 import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from experiments import (
     ablation,
     cld_ablation,
     cld_toys,
+    controllers,
     end_to_end,
     exact_score,
     few_steps,
@@ -27,6 +29,7 @@ from lsgm_jax.config.load import differences
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.data.points import DISTRIBUTIONS, PointSpec
 from lsgm_jax.processes.cld import CLD
+from lsgm_jax.processes.linear import sample_prior
 from lsgm_jax.processes.vp import VP
 from lsgm_jax.sampling.run import Run
 from lsgm_jax.solvers.integrate import Adaptive
@@ -264,3 +267,32 @@ def test_verdicts_follow_the_mean_over_seeds():
         "near: +0.0150 nats above the ground truth on average, within 0.02.",
         "far: +0.0300 nats above the ground truth on average, NOT within 0.02.",
     ]
+
+
+# Controllers of step sizes
+
+
+def points(errors, scale):
+    """Rows of a solver whose error falls with the fifth power of its NFE."""
+    return [{"error": error, "nfe": scale * error**-0.2} for error in errors]
+
+
+def test_nfe_is_compared_at_equal_errors():
+    """A solver of half the NFE, measured at other errors, needs half."""
+    base, half = points((1e-2, 1e-3, 1e-5), 100.0), points((3e-3, 2e-4), 50.0)
+    assert controllers.relative_nfe(half, base) == pytest.approx(0.5)
+    assert controllers.relative_nfe(base, base) == pytest.approx(1.0)
+
+
+def test_traced_steps_are_those_of_constant_settings(x64):
+    """So that one compiled solve serves all coefficients and tolerances."""
+    process = VP()
+    z_1 = sample_prior(process, jax.random.key(0), (3, 2))
+    problem = controllers.samples(process, exact_score.exact_eps(process), z_1)
+    traced = controllers.compiled(problem, "Tsit5", None, "batch")(jnp.array([1e-3, 0.2, 0.4, 0.9, 10.0]))
+    steps = Adaptive(rtol=1e-3, atol=1e-3, per="batch")
+    constant = jax.jit(
+        lambda: problem(Sampler(steps=steps, method=METHODS["Tsit5"](), t_min=controllers.T_MIN))
+    )()
+    np.testing.assert_allclose(traced[0], constant[0], rtol=1e-7)
+    assert int(traced[1]) == int(constant[1])

@@ -46,8 +46,9 @@ class Adaptive:
     atol: float = 1e-5
     per: str = "sample"
     max_steps: int = 4096
-    pcoeff: float = 0.0
-    icoeff: float = 1.0
+    # By measurement (docs/controllers.md). More gain (0, 1) lengthens steps so fast that many are rejected.
+    pcoeff: float = 0.2
+    icoeff: float = 0.4
     dcoeff: float = 0.0
     first_step: float | None = None
 

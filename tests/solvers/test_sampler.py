@@ -118,7 +118,7 @@ def test_nfe_of_adaptive_steps_equals_the_counted_evaluations(name, per, process
 def test_coefficients_are_those_of_the_controller(x64):
     """A proportional part changes the steps, not what they converge to."""
     process, z_1, nfe = VP(), prior(VP(), (6, 2)), []
-    for coefficients in ({}, dict(pcoeff=0.4, icoeff=0.3)):
+    for coefficients in (dict(pcoeff=0.0, icoeff=1.0), dict(pcoeff=0.4, icoeff=0.3)):
         steps = Adaptive(rtol=1e-6, atol=1e-6, **coefficients)
         solution = solve(Sampler(steps=steps, t_min=1e-3), process, z_1)
         np.testing.assert_allclose(solution.z_0, exact_map(process, z_1, 1e-3), atol=1e-4)
@@ -219,7 +219,7 @@ def test_a_solve_beyond_max_steps_reports_failure():
         (lambda: Adaptive(rtol=0.0), "rtol=0.0"),
         (lambda: Adaptive(per="image"), "per='image' is none of sample, batch, hardest"),
         (lambda: Adaptive(max_steps=0), "max_steps=0"),
-        (lambda: Adaptive(icoeff=0.0), "icoeff=0.0.*their sum must be positive"),
+        (lambda: Adaptive(pcoeff=0.0, icoeff=0.0), "icoeff=0.0.*their sum must be positive"),
         (lambda: Linear(steps=0), "steps=0: give a positive number"),
         (lambda: Times(values=(1.0, 0.5, 0.6)), "give at least two decreasing times"),
     ],

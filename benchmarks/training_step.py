@@ -17,12 +17,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from lsgm_jax.arrays import Key
 from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.config.registry import Config
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.devices import place
 from lsgm_jax.training.recipes.recipe import Data
+from lsgm_jax.training.state import TrainState
 from lsgm_jax.training.step import make_step, scan_steps
 
 TURNS = 5
@@ -64,7 +66,7 @@ def measure(path: str, overrides: list[str], steps: int) -> list[dict[str, Any]]
     trials = {}
     for name, changes in tqdm(OPTIONS.items(), desc="compiling", leave=False):
         config = load_config(path, [*overrides, *(f"--config.{change}" for change in changes)])
-        trials[name] = Trial(config)
+        trials[name] = Trial(Planned(config))
     seconds: dict[str, list[float]] = {name: [] for name in trials}
     for _ in tqdm(range(TURNS), desc="turns", leave=False):
         for name, trial in trials.items():
@@ -81,27 +83,48 @@ def measure(path: str, overrides: list[str], steps: int) -> list[dict[str, Any]]
     ]
 
 
+class Planned:
+    """The training step of a config's stage on one random batch of binary values; nothing is compiled.
+
+    Attributes:
+        step: (state, batches, key) -> (state, metrics), of `arguments`.
+        like: shapes of the state.
+        init: initialises the parameters from a key.
+    """
+
+    def __init__(self, config: Config, stage: str | None = None):
+        """Plans the step of the named stage, or of the last one."""
+        planned = experiment(config)
+        model, self.launcher, train = planned.model, planned.parallel, planned.training.train
+        stages = {each.name: each for each in planned.training.stages(Data.without(model.data_shape))}
+        self._stage = stages[stage or list(stages)[-1]]
+        self.batch_size, self.per_call = planned.data.batch_size, train.steps_per_call
+        self.init = planned.training.init(self._stage.name)
+        key = place(self.launcher.mesh, jax.random.key(0))
+        self.like = jax.eval_shape(self._begin, key)
+        loss, accumulated = self.launcher.spread(self._stage.loss), train.grad_accum_steps
+        step = make_step(loss, self._stage.optimiser, self._stage.ema, grad_accum_steps=accumulated)
+        self.step = scan_steps(step, self.per_call)
+        shape = (self.batch_size, *model.data_shape)
+        x = np.where(np.random.default_rng(0).random(shape) < 0.5, -1.0, 1.0).astype(np.float32)
+        self.arguments = self.launcher.put([Batch(x)] * self.per_call), key
+
+    def _begin(self, key: Key) -> TrainState:
+        return self._stage.first_state(self.init(key), key)
+
+    def first_state(self) -> TrainState:
+        """Returns a fresh state on the devices."""
+        begin = jax.jit(self._begin, out_shardings=self.launcher.shardings(self.like))
+        return begin(self.arguments[1])
+
+
 class Trial:
     """A compiled step with its state."""
 
-    def __init__(self, config: Config):
-        planned = experiment(config)
-        model, launcher, train = planned.model, planned.parallel, planned.training.train
-        stage = planned.training.stages(Data.without(model.data_shape))[-1]
-        self.batch_size, self._per_call = planned.data.batch_size, train.steps_per_call
-        key = place(launcher.mesh, jax.random.key(0))
-        like = jax.eval_shape(lambda key: stage.first_state(model.init(key), key), key)
-        begin = jax.jit(
-            lambda key: stage.first_state(model.init(key), key), out_shardings=launcher.shardings(like)
-        )
-        step = make_step(
-            launcher.spread(stage.loss), stage.optimiser, stage.ema, grad_accum_steps=train.grad_accum_steps
-        )
-        call = launcher.compile(scan_steps(step, self._per_call), like)
-        shape = (self.batch_size, *model.data_shape)
-        x = np.where(np.random.default_rng(0).random(shape) < 0.5, -1.0, 1.0).astype(np.float32)
-        self._arguments = launcher.put([Batch(x)] * self._per_call), key
-        self._state = begin(key)
+    def __init__(self, planned: Planned):
+        self.batch_size, self._per_call = planned.batch_size, planned.per_call
+        call = planned.launcher.compile(planned.step, planned.like)
+        self._arguments, self._state = planned.arguments, planned.first_state()
         start = time.monotonic()
         compiled = call.lower(self._state, *self._arguments).compile()
         self.compile_seconds = time.monotonic() - start
@@ -110,13 +133,14 @@ class Trial:
 
     def seconds_per_step(self, steps: int) -> float:
         """Returns the mean time of a step over so many steps, after one call that is not timed."""
-        self._take(1)
+        self.take(1)
         calls = max(steps // self._per_call, 1)
         start = time.monotonic()
-        self._take(calls)
+        self.take(calls)
         return (time.monotonic() - start) / (calls * self._per_call)
 
-    def _take(self, calls: int) -> None:
+    def take(self, calls: int) -> None:
+        """Makes so many calls, and waits for them."""
         for _ in range(calls):
             self._state, metrics = self._call(self._state, *self._arguments)
         jax.block_until_ready((self._state, metrics))

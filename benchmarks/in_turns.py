@@ -7,6 +7,7 @@ This module needs the standard library alone: the workers may have different env
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -71,7 +72,9 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._name} ended with exit code {self._process.wait()}")
+            code = self._process.wait()
+            hint = "; a machine without enough memory kills by signal 9" if code == -signal.SIGKILL else ""
+            raise RuntimeError(f"{self._name} ended with exit code {code}{hint}")
         return json.loads(line)
 
 

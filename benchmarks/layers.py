@@ -4,9 +4,11 @@
 
 The step is that of the config's last stage, or of the named one, on a random batch. Each of its distinct convolutions
 and products is compiled and timed by itself, in CPU seconds of all threads, and counts as often as the step computes
-it. What remains of the measured step is "everything else": normalisation, nonlinearities, resampling, the optimiser.
-The compiler fuses these, so that they have no times of their own, but equations and the numbers that they write. The
-rate to compare with is that of a large matrix product, measured in the same run.
+it.
+
+What remains of the measured step is "everything else": normalisation, nonlinearities, resampling, the optimiser.
+The compiler fuses these, so that they can only be counted: their equations, and the numbers that they write. The rate
+to compare with is that of a large matrix product, measured in the same run.
 """
 
 import argparse

@@ -42,6 +42,7 @@ LAYERS = (
         "training/train.py",
         "evaluation/generators.py",
         "evaluation/likelihood.py",
+        "evaluation/programs.py",
         "evaluation/sample_quality.py",
         "evaluation/solver_study.py",
         "interop/convert.py",

@@ -70,7 +70,7 @@ SHARED = {
     "sampling": Section(Sampler, given=("method", "steps")),
     "divergence": Section(Divergence),
     "eval": Section(EvalSpec),
-    "parallel": Section(LAUNCHERS, default="data"),
+    "parallel": Section(LAUNCHERS, default="data", given=("devices",)),
 }
 LSGM_SECTIONS = {
     "data": Section(IMAGE_DATA, default="images"),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsgm_jax.arrays import Key, Params
+from lsgm_jax.config.factory import Experiment
 from lsgm_jax.errors import ConfigError, NumericalError
 from lsgm_jax.evaluation.cache import Arrays, Cache, digest
 from lsgm_jax.evaluation.estimators import (
@@ -65,7 +66,7 @@ def evaluate(run: Run, metrics: Collection[str], *, split: str = "test", seed: i
     params, step = run.best(everywhere=True)
     report: dict[str, Any] = {f"{split}_images": len(evaluator.data.x), "chosen_step": step}
     report |= _bounds(evaluator, params)
-    terms = OverDevices(_ode_terms(run))
+    terms = OverDevices(ode_terms(run.experiment))
     if "iw" in metrics:
         draws = report["nelbo_iw_draws"] = settings.importance_draws
         bound = evaluator.importance(f"nelbo_{name}_iw", terms, params, draws=draws)
@@ -191,8 +192,9 @@ def _failed(values: np.ndarray) -> int:
     return int((~np.isfinite(values)).sum())
 
 
-def _ode_terms(run: Run) -> PerImage:
-    sampler, divergence, ode_bound = run.experiment.sampler, run.experiment.divergence, run.model.ode_bound
+def ode_terms(planned: Experiment) -> PerImage:
+    """Returns the terms of the bound along the probability-flow ODE as a function for `evaluate_images`."""
+    sampler, divergence, ode_bound = planned.sampler, planned.divergence, planned.model.ode_bound
 
     def terms(params: Params, batch: Batch, key: Key, stratum: Stratum) -> dict[str, jax.Array]:
         bound = ode_bound(params, batch, key, sampler, divergence)

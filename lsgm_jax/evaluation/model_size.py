@@ -1,6 +1,7 @@
 """Parameters and floating-point operations of a model, from shapes alone: nothing is allocated."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -38,25 +39,51 @@ def multiply_add_flops(function: Callable[..., Any], *arguments: Any) -> int:
 
     Other than `flops`, it includes multiplications by the zeros of the padding, and no elementwise operation.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return sum(flops_by_dtype(jax.make_jaxpr(function)(*arguments).jaxpr).values())
 
 
-def _count(program: Any) -> int:
-    total = 0
+def flops_by_dtype(program: Any, unknown_trips: int = 1) -> Counter[str]:
+    """Operations of the convolutions and matrix products of a program by the dtypes of their inputs.
+
+    They are counted as in `multiply_add_flops`. The body of a scan counts as often as it runs. Zeros between the inputs
+    of a convolution, as in the gradient of one with a stride, do not count.
+
+    Args:
+        program: a jaxpr.
+        unknown_trips: how often a loop runs whose number of iterations depends on values; such a loop inside of another
+            counts once.
+    """
+    total = Counter()
     for equation in program.eqns:
-        inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
-        total += sum(_count(part) for part in inner if hasattr(part, "eqns"))
-        size = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-        if equation.primitive.name == "conv_general_dilated":
-            kernel, outputs = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec[0]
-            total += 2 * size * math.prod(kernel) // kernel[outputs]
-        elif equation.primitive in (OUTPUT, MAPS, KERNEL):
-            operands = (operand.aval for operand in equation.invars)
-            total += 2 * multiply_adds(equation.primitive, *operands, **equation.params)
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            total += 2 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        name, params = equation.primitive.name, equation.params
+        loop = name == "while"
+        repeated = params["length"] if name == "scan" else unknown_trips if loop else 1
+        for value in jax.tree.leaves(list(params.values())):
+            part = getattr(value, "jaxpr", value)
+            if hasattr(part, "eqns"):
+                for dtype, count in flops_by_dtype(part, 1 if loop else unknown_trips).items():
+                    total[dtype] += repeated * count
+        if count := _multiply_adds(equation):
+            dtypes = dict.fromkeys(str(operand.aval.dtype) for operand in equation.invars[:2])
+            total["*".join(dtypes)] += 2 * count
     return total
+
+
+def _multiply_adds(equation: Any) -> int:
+    """Multiply-adds of a convolution or a matrix product; 0 for other operations."""
+    name, params = equation.primitive.name, equation.params
+    if name == "conv_general_dilated":
+        kernel, outputs = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
+        products = equation.outvars[0].aval.size * math.prod(kernel) // kernel[outputs]
+        return products // math.prod(params["lhs_dilation"])
+    if equation.primitive in (OUTPUT, MAPS, KERNEL):
+        return multiply_adds(equation.primitive, *(x.aval for x in equation.invars), **params)
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return equation.outvars[0].aval.size * math.prod(
+            equation.invars[0].aval.shape[axis] for axis in contracted
+        )
+    return 0
 
 
 def describe(model: Model, stage: Stage, batch_size: int) -> dict[str, Any]:

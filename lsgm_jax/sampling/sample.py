@@ -16,9 +16,10 @@ from lsgm_jax.conditioning.request import ConditionRequest
 from lsgm_jax.data.pipeline import whole_split
 from lsgm_jax.errors import DataError
 from lsgm_jax.evaluation import plots
+from lsgm_jax.models.protocol import Model
 from lsgm_jax.sampling.failures import are_finite
 from lsgm_jax.sampling.run import Run
-from lsgm_jax.solvers.sampler import Solution
+from lsgm_jax.solvers.sampler import Sampler, Solution
 from lsgm_jax.training.devices import OverDevices, shared_count
 from lsgm_jax.training.recipes.common import first_rows
 
@@ -51,10 +52,7 @@ def sample(run: Run, params: Params, count: int, seed: int, request: ConditionRe
     model, sampler = run.model, run.experiment.sampler
     size = min(count, run.experiment.evaluation.batch_size)
 
-    def decode(params: Params, given: tuple[State, Condition], key: Key) -> tuple[Array, Solution]:
-        z_1, condition = given
-        return model.decode(params, z_1, key, sampler, condition)
-
+    decode = decoder(model, sampler)
     draw = jax.jit(lambda params, key: model.draw_noise(params, key, size, sampler))
     key, compiled = jax.random.key(seed), None
     for first in tqdm(range(0, count, size), desc="samples", disable=count == size, leave=False):
@@ -62,13 +60,23 @@ def sample(run: Run, params: Params, count: int, seed: int, request: ConditionRe
         rows = np.arange(first, first + size) % count  # surplus samples of the last batch are dropped
         given = first_rows((z_1, request(rows)), shared_count(size))
         start = time.monotonic()
-        compiled = compiled or OverDevices(decode).compile(params, given, k_decode)
+        compiled = compiled or decode.compile(params, given, k_decode)
         begin = time.monotonic()
         x, solution = compiled(params, given, k_decode)
         seconds = time.monotonic() - begin
         kept = min(size, count - first)
         solution = solution._replace(z_0=solution.z_0[:kept], success=solution.success[:kept])
         yield Samples(first, x[:kept], solution, seconds, begin - start)
+
+
+def decoder(model: Model, sampler: Sampler) -> OverDevices:
+    """Returns the call (params, (z_1, condition), key) -> (x, solution) over all devices, not yet compiled."""
+
+    def decode(params: Params, given: tuple[State, Condition], key: Key) -> tuple[Array, Solution]:
+        z_1, condition = given
+        return model.decode(params, z_1, key, sampler, condition)
+
+    return OverDevices(decode)
 
 
 def compile_sampling(

@@ -24,6 +24,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def shapes_on(tree: Any, sharding: NamedSharding) -> Any:
+    """Returns the shapes of arrays with a sharding, to compile for devices that are not at hand."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
 class OverDevices:
     """Computes `function(params, batch, *rest)` on all devices, for evaluation and sampling.
 
@@ -57,6 +62,12 @@ class OverDevices:
             return jax.tree.map(np.asarray, compiled(*_arguments(mesh, params, batch, rest)))
 
         return call
+
+    def trace(self, mesh: Mesh, params: Any, batch: Any, *rest: Any) -> jax.stages.Traced:
+        """Traces the call for the devices of a mesh, given shapes of the arguments; parameters are replicated."""
+        everywhere, split = replicated(mesh), NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        shaped = [shapes_on(params, everywhere), shapes_on(batch, split), *shapes_on(rest, everywhere)]
+        return self._jit(mesh).trace(*shaped)
 
     def _jit(self, mesh: Mesh) -> Any:
         if mesh not in self._jitted:

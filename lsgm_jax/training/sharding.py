@@ -28,7 +28,7 @@ class Launcher(Protocol):
 
     @property
     def mesh(self) -> Mesh:
-        """The mesh of all devices of all processes."""
+        """The mesh of all devices that share the batch."""
         ...
 
     def shardings(self, tree: Any) -> Any:
@@ -63,10 +63,12 @@ class Sharded:
     Attributes:
         shards: devices per group; 0 for all devices; 1 to replicate the state.
         smallest: minimum number of elements of an array that is sharded.
+        devices: those of the mesh, such as a topology's to compile ahead of time; None for all of all processes.
     """
 
     shards: int = 0
     smallest: int = 1024
+    devices: tuple[Any, ...] | None = None
 
     def __post_init__(self):
         if self.shards < 0:
@@ -76,12 +78,12 @@ class Sharded:
 
     @property
     def mesh(self) -> Mesh:
-        """The mesh of all devices of all processes, with neighbours along the axis "shards".
+        """The mesh of the devices, with neighbours along the axis "shards".
 
         Raises:
             ValueError: if `shards` does not divide the number of devices.
         """
-        devices = data_mesh().devices
+        devices = data_mesh().devices if self.devices is None else np.asarray(self.devices)
         shards = self.shards or devices.size
         if devices.size % shards:
             raise ValueError(

@@ -52,7 +52,12 @@ Step = Callable[[TrainState, Any, Key], tuple[TrainState, Metrics]]
 
 
 def make_step(
-    loss: Loss, optimiser: optax.GradientTransformation, ema: EMA, *, grad_accum_steps: int = 1
+    loss: Loss,
+    optimiser: optax.GradientTransformation,
+    ema: EMA,
+    *,
+    grad_accum_steps: int = 1,
+    platform: str | None = None,
 ) -> Step:
     """Builds the training step, `(state, batch, key) -> (state, metrics)`.
 
@@ -64,11 +69,12 @@ def make_step(
         optimiser: of the parameters.
         ema: of the parameters.
         grad_accum_steps: micro-batches per step, whose gradients are accumulated sequentially and averaged.
+        platform: that the step is compiled for, "cpu", "gpu" or "tpu"; None for the one that JAX runs on.
     """
     gradient = (
         jax.value_and_grad(loss, has_aux=True)
         if grad_accum_steps == 1
-        else _accumulated(loss, grad_accum_steps)
+        else _accumulated(loss, grad_accum_steps, platform or jax.default_backend())
     )
 
     def step(state: TrainState, batch: Any, key: Key) -> tuple[TrainState, Metrics]:
@@ -117,7 +123,7 @@ def renew(params: Params, state: Params) -> Params:
 
 
 def _accumulated(
-    loss: Loss, micro_batches: int
+    loss: Loss, micro_batches: int, platform: str
 ) -> Callable[[Params, Any, Context], tuple[tuple[Scalar, Aux], Params]]:
     """Returns the loss and its gradient as means over micro-batches.
 
@@ -139,7 +145,7 @@ def _accumulated(
 
         start = (params, context.memory, jax.tree.map(jnp.zeros_like, params))
         # Loops are slow on CPU, see `scan_steps`.
-        unroll = micro_batches if jax.default_backend() == "cpu" else 1
+        unroll = micro_batches if platform == "cpu" else 1
         (params, memory, grads), metrics = jax.lax.scan(
             add, start, (jnp.arange(micro_batches), split), unroll=unroll
         )

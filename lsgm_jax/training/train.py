@@ -62,7 +62,7 @@ def train(config: Config, workdir: pathlib.Path, *, trace: bool = False) -> bool
         LockedError: if another process is writing to the folder, or it cannot be written.
     """
     planned = experiment(config)
-    _check_devices(planned)
+    check_devices(planned)
     with locked(workdir.expanduser(), "trained", ANOTHER_WORKDIR) as lock:
         _refuse_another_run(lock.folder, config)
         return _train(planned, config, lock, trace=trace)
@@ -94,18 +94,22 @@ def _train(planned: Experiment, config: Config, lock: Lock, *, trace: bool) -> b
     return True
 
 
-def _check_devices(planned: Experiment) -> None:
-    """Refuses a batch that the devices at hand cannot share."""
-    batch_size, accumulated = planned.data.batch_size, planned.training.train.grad_accum_steps
-    if batch_size % (accumulated * jax.device_count()):
-        micro = f" in {accumulated} micro-batches" if accumulated > 1 else ""
-        raise ConfigError(
-            f"config.data.batch_size={batch_size} does not divide over {jax.device_count()} devices{micro}"
-        )
+def check_devices(planned: Experiment) -> None:
+    """Checks that the devices of the launcher can share a batch, and the state.
+
+    Raises:
+        ConfigError: if they cannot.
+    """
     try:
-        planned.parallel.shardings(())
+        devices = planned.parallel.mesh.size
     except ValueError as error:
         raise ConfigError(f"config.parallel: {error}") from error
+    batch_size, accumulated = planned.data.batch_size, planned.training.train.grad_accum_steps
+    if batch_size % (accumulated * devices):
+        micro = f" in {accumulated} micro-batches" if accumulated > 1 else ""
+        raise ConfigError(
+            f"config.data.batch_size={batch_size} does not divide over {devices} devices{micro}"
+        )
 
 
 def _donated(planned: Experiment, config: Config) -> Params | None:

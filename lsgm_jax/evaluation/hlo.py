@@ -272,9 +272,13 @@ def _called(instruction: Instruction) -> Iterator[tuple[str, str]]:
 
 
 def _group_size(attributes: str, partitions: int) -> int:
-    """Returns the number of devices that take part in a collective."""
+    """Returns the number of devices that take part in a collective; XLA writes groups in three ways."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return len(found[1].split(","))
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])  # an axis, or a part of one
+        return math.prod(int(part or sizes[axis]) for axis, part in parts)
     return partitions

@@ -50,7 +50,7 @@ class Program:
     note: str = ""
 
 
-def step_of(planned: Experiment, devices: Devices, name: str | None) -> Program:
+def step_of(planned: Experiment, devices: Devices, name: str | None = None) -> Program:
     """Returns the training step of a stage.
 
     Raises:

@@ -59,6 +59,20 @@ KNOWN = ', backend_config={"known_trip_count":{"n":"5"}}'
 STATE, SMALL = 8 * 16 * 4, 16 * 2  # bytes
 
 
+@pytest.mark.parametrize(
+    ("groups", "devices"),
+    [
+        ("[2,8]<=[16]", 8),
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("mesh['a'=4,'b'=2,'c'=2] {'a','c'}", 8),
+        ("mesh['a'=4,'b'=4] {'a':(1)2}", 2),
+        ("{}", 16),
+    ],
+)
+def test_every_way_to_write_groups_of_devices(groups, devices):
+    assert hlo._group_size(f", replica_groups={groups}, to_apply=%add", 16) == devices
+
+
 @pytest.mark.parametrize(("config", "given", "trips"), [(KNOWN, 3, 5), ("", 3, 3)], ids=["known", "given"])
 def test_collectives_of_a_text(config, given, trips):
     found = hlo.tally(TEXT.replace("{KNOWN}", config), given)

@@ -12,6 +12,7 @@ import pytest
 
 from lsgm_jax.autoencoders.nvae import NVAE
 from lsgm_jax.autoencoders.nvae_cells import (
+    NORM_EPS,
     NORM_MOMENTUM,
     BatchNorm,
     Conv,
@@ -228,6 +229,43 @@ def test_batch_statistics_move_by_momentum_and_hold_the_unbiased_variance():
     # If "batch_stats" is immutable, the statistics of the batch are used too.
     np.testing.assert_array_equal(norm.apply(start, h, train=True), y)
     np.testing.assert_allclose(norm.apply(start, h, train=False), h / np.sqrt(1.0 + 1e-5), rtol=1e-6)
+
+
+def normalised_with(running_mean):
+    """BatchNorm of maps [batch, h, w, 5] with this running mean."""
+    norm = BatchNorm()
+    start = norm.init(jax.random.key(0), jnp.ones((2, 3, 2, 5)), train=True)
+    start["batch_stats"]["mean"] = jnp.broadcast_to(running_mean, 5).astype(jnp.result_type(float))
+    return lambda h: norm.apply(start, h, train=True)
+
+
+def two_passes(h):
+    """The definition: the mean first, then the mean square of what differs from it."""
+    mean = jnp.mean(h, axis=(0, 1, 2))
+    return (h - mean) / jnp.sqrt(jnp.mean((h - mean) ** 2, axis=(0, 1, 2)) + NORM_EPS)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("running_mean", [0.0, 2.0, -5.0])
+def test_batch_statistics_in_one_pass_are_those_of_two(running_mean):
+    """For any running mean, and so are the gradients, of which none is that of the running mean."""
+    h = 2.0 + 3.0 * jax.random.normal(jax.random.key(0), (4, 3, 2, 5))
+    weights = jax.random.normal(jax.random.key(1), h.shape)
+    norm = normalised_with(running_mean)
+    np.testing.assert_allclose(norm(h), two_passes(h), rtol=1e-12, atol=1e-12)
+    found, expected = (jax.grad(lambda h, f=f: jnp.sum(weights * f(h) ** 2))(h) for f in (norm, two_passes))
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    through = jax.grad(lambda mean: jnp.sum(weights * normalised_with(mean)(h)))(jnp.full(5, running_mean))
+    np.testing.assert_array_equal(through, 0.0)
+
+
+def test_batch_statistics_of_features_far_from_zero():
+    """In float32, means a thousand standard deviations from zero cost no digits once the running mean is near."""
+    h = 1000.0 + jax.random.normal(jax.random.key(0), (16, 8, 8, 5))
+    rows = np.asarray(h, np.float64)
+    expected = (rows - rows.mean((0, 1, 2))) / np.sqrt(rows.var((0, 1, 2)) + NORM_EPS)
+    error = np.abs(normalised_with(999.0)(h) - expected).max()
+    assert error < 2.0 * np.abs(np.asarray(two_passes(h)) - expected).max() + 1e-6
 
 
 def test_gradients_do_not_flow_into_the_running_statistics():

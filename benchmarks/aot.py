@@ -35,13 +35,14 @@ from lsgm_jax.evaluation.programs import Program, likelihood_of, sampler_of, ste
 from lsgm_jax.evaluation.roofline import CHIPS, Chip, bound
 
 DAY = 86_400.0
-SILENT = {  # what libtpu otherwise looks for on the machine, with warnings where there is no TPU
+LIBTPU = {  # what it otherwise looks for on the machine, with warnings where there is no TPU
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_ID": "0",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compiling takes no chip from another process
 }
 GIB = 2**30
 PROGRAMS: dict[str, Callable[[Experiment, Any, str | None], Program]] = {
@@ -105,7 +106,7 @@ def devices_of(topology: str) -> tuple[Any, ...]:
         return tuple(jax.devices())
     if kind not in CHIPS:
         raise ConfigError(f"--topology={topology}: {kind} is none of {', '.join(CHIPS)}, cpu")
-    for name, value in SILENT.items():
+    for name, value in LIBTPU.items():
         os.environ.setdefault(name, value)
     # The two cores of a v4 act as one, as in a program that runs there.
     more = {"chip_config_name": "megacore"} if kind == "v4" else {}

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from lsgm_jax.arrays import Condition, Images, Key, Latents, Params
 from lsgm_jax.conditioning.protocol import Context
 from lsgm_jax.nn.layers import Maps, Resized
+from lsgm_jax.nn.network import PLAINLY, Compute
 
 Masks = Float[Array, "batch height width 1"]
 Encode = Callable[[Images], Latents]
@@ -59,7 +60,7 @@ class ConcatMaps:
         """Returns zeros."""
         return jnp.zeros((count, *self.shape))
 
-    def context(self, params: Params, condition: Condition) -> Context:
+    def context(self, params: Params, condition: Condition, compute: Compute = PLAINLY) -> Context:
         """Returns the maps."""
         return Context(maps=condition)
 

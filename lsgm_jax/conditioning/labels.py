@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from lsgm_jax.arrays import Condition, Key, Params
 from lsgm_jax.conditioning.protocol import Context, check_dropout
 from lsgm_jax.nn.layers import Tokens
+from lsgm_jax.nn.network import PLAINLY, Compute
 
 ClassLabels = Int[Array, "batch"]
 OneToken = Float[Array, "batch 1 width"]
@@ -59,7 +60,7 @@ class Labels:
         """Returns the label after the last, `count` times."""
         return jnp.full(count, self.classes, jnp.int32)
 
-    def context(self, params: Params, condition: Condition) -> Context:
+    def context(self, params: Params, condition: Condition, compute: Compute = PLAINLY) -> Context:
         """Returns one token per sample."""
         return Context(tokens=cast(Tokens, self.net.apply({"params": params}, condition)))
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool
 
 from lsgm_jax.arrays import Condition, Key, Latents, Params, Times
 from lsgm_jax.nn.layers import Maps, Tokens
+from lsgm_jax.nn.network import PLAINLY, Compute
 
 
 class Context(NamedTuple):
@@ -68,8 +69,12 @@ class Conditioning(Protocol):
         """Returns the null condition, `count` times."""
         ...
 
-    def context(self, params: Params, condition: Condition) -> Context:
-        """Encodes a condition."""
+    def context(self, params: Params, condition: Condition, compute: Compute = PLAINLY) -> Context:
+        """Encodes a condition.
+
+        Args:
+            compute: how the networks of a training step compute.
+        """
         ...
 
 
@@ -89,7 +94,7 @@ class Unconditional:
         """Returns None."""
         return None
 
-    def context(self, params: Params, condition: Condition) -> Context:
+    def context(self, params: Params, condition: Condition, compute: Compute = PLAINLY) -> Context:
         """Returns the empty context, whatever the condition."""
         return NO_CONTEXT
 
@@ -108,7 +113,12 @@ def check_dropout(dropout: float) -> None:
 
 
 def encode_condition(
-    conditioning: Conditioning, params: Params, condition: Condition, count: int, key: Key | None = None
+    conditioning: Conditioning,
+    params: Params,
+    condition: Condition,
+    count: int,
+    key: Key | None = None,
+    compute: Compute = PLAINLY,
 ) -> Context:
     """Encodes the conditions of `count` samples as a context.
 
@@ -116,13 +126,14 @@ def encode_condition(
         params: of the model; those of the conditioning lie under "conditioner", where there are any.
         condition: arrays [count, ...]; None for the null condition.
         key: in training, to replace each sample's condition by the null condition with probability `dropout`.
+        compute: how networks compute in training.
     """
     null = conditioning.null(count)
     condition = null if condition is None else jax.tree.map(jnp.asarray, condition)
     if key is not None and conditioning.dropout:
         dropped = jax.random.bernoulli(key, conditioning.dropout, (count,))
         condition = jax.tree.map(functools.partial(_where, dropped), null, condition)
-    return conditioning.context(params.get("conditioner", {}), condition)
+    return conditioning.context(params.get("conditioner", {}), condition, compute)
 
 
 def init_conditioner(conditioning: Conditioning, key: Key) -> Params:

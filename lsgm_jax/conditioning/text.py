@@ -1,6 +1,7 @@
 """Texts as conditions: LDM's transformer over word pieces, which is trained with the score network."""
 
 import dataclasses
+import functools
 from typing import cast
 
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from jaxtyping import Array, Int
 
 from lsgm_jax.arrays import Condition, Key, Params
 from lsgm_jax.conditioning.protocol import Context, check_dropout
-from lsgm_jax.nn.layers import FAN_IN_UNIFORM, Block, TokenAttention, Tokens
+from lsgm_jax.nn.layers import FAN_IN_UNIFORM, Block, TokenAttention, Tokens, at_least_float32
+from lsgm_jax.nn.network import PLAINLY, Compute
 
 WordPieces = Int[Array, "batch tokens"]
 EMBEDDING_INIT = nn.initializers.normal(0.02)
@@ -18,7 +20,8 @@ EMBEDDING_INIT = nn.initializers.normal(0.02)
 class TextEncoder(nn.Module):
     """Word pieces [batch, tokens] to contexts of one token each, [batch, tokens, width].
 
-    Nothing is masked, neither the future nor the padding.
+    Nothing is masked, neither the future nor the padding. The layers compute in `dtype`; the tokens that are returned
+    are float32.
 
     Attributes:
         vocabulary: number of word pieces.
@@ -35,6 +38,7 @@ class TextEncoder(nn.Module):
     layers: int
     heads: int = 8
     head_width: int = 64
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, pieces: WordPieces) -> Tokens:
@@ -43,10 +47,10 @@ class TextEncoder(nn.Module):
             raise ValueError(f"a text of {count} word pieces: at most length={self.length} have a position")
         token = nn.Embed(self.vocabulary, self.width, embedding_init=EMBEDDING_INIT, name="pieces")
         position = nn.Embed(self.length, self.width, embedding_init=EMBEDDING_INIT, name="positions")
-        tokens = token(pieces) + position(jnp.arange(count))
+        tokens = (token(pieces) + position(jnp.arange(count))).astype(self.dtype)
         for index in range(self.layers):
             tokens = TextLayer(self.heads, self.head_width, name=f"layer_{index}")(tokens)
-        return _layer_norm("norm")(tokens)
+        return at_least_float32(_layer_norm(tokens, "norm"))
 
 
 class TextLayer(Block):
@@ -59,15 +63,15 @@ class TextLayer(Block):
     def __call__(self, tokens: Tokens) -> Tokens:
         width = tokens.shape[-1]
         attend = TokenAttention(self.heads, self.head_width, name="attend")
-        normed = _layer_norm("norm_attend")(tokens)
+        normed = _layer_norm(tokens, "norm_attend")
         tokens = tokens + attend(normed, normed)
-        wide = nn.Dense(4 * width, kernel_init=FAN_IN_UNIFORM, name="widen")(_layer_norm("norm_feed")(tokens))
-        narrow = nn.Dense(width, kernel_init=FAN_IN_UNIFORM, name="narrow")
-        return tokens + narrow(nn.gelu(wide, approximate=False))
+        dense = functools.partial(nn.Dense, kernel_init=FAN_IN_UNIFORM, dtype=tokens.dtype)
+        wide = dense(4 * width, name="widen")(_layer_norm(tokens, "norm_feed"))
+        return tokens + dense(width, name="narrow")(nn.gelu(wide, approximate=False))
 
 
-def _layer_norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
+def _layer_norm(tokens: Tokens, name: str) -> Tokens:
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=tokens.dtype, name=name)(tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,9 +118,11 @@ class Texts:
         pieces = (*self.empty, *(0,) * (self.length - len(self.empty)))
         return jnp.tile(jnp.asarray(pieces, jnp.int32), (count, 1))
 
-    def context(self, params: Params, condition: Condition) -> Context:
+    def context(self, params: Params, condition: Condition, compute: Compute = PLAINLY) -> Context:
         """Returns one token per word piece."""
-        return Context(tokens=cast(Tokens, self.net.apply({"params": params}, condition)))
+        net = self.net.clone(dtype=compute.dtype)
+        forward = compute.blocks(lambda variables, pieces: net.apply(variables, pieces))
+        return Context(tokens=cast(Tokens, forward({"params": params}, condition)))
 
     @property
     def net(self) -> TextEncoder:

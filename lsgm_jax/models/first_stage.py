@@ -65,9 +65,14 @@ class FirstStage:
             **self.bottleneck.init(k_bottleneck),
         }
 
-    def encode(self, params: Params, x: Images, key: Key | None) -> Latents:
-        """Returns latents of images: a draw where the bottleneck is random, its mode without a key."""
-        return self.bottleneck.encode(params, self.encoder.apply(params["encoder"], x), key)
+    def encode(self, params: Params, x: Images, key: Key | None, *, train: bool = False) -> Latents:
+        """Returns latents of images: a draw where the bottleneck is random, its mode without a key.
+
+        Args:
+            train: whether in a training step, of a prior: the encoder then computes as `compute` of the config says.
+        """
+        encoder = self.encoder.apply_frozen if train else self.encoder.apply
+        return self.bottleneck.encode(params, encoder(params["encoder"], x), key)
 
     def decode(self, params: Params, z_0: Latents) -> Images:
         """Returns the images of latents, of the data or of the prior."""

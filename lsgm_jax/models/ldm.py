@@ -68,7 +68,8 @@ class LDM(Model):
         """Computes the prior's loss on latents of images, mean over the batch; the first stage takes no gradient."""
         k_first_stage, k_prior = jax.random.split(key)
         params = params | jax.lax.stop_gradient(_frozen(params))
-        loss, aux = self.prior.loss(params, self.encode_data(params, batch, k_first_stage), k_prior)
+        latents = self._encode(params, batch, k_first_stage, train=True)
+        loss, aux = self.prior.loss(params, latents, k_prior)
         # What is frozen is state: it is frozen for the weight decay of an optimiser, too.
         return loss, aux._replace(state=aux.state | _frozen(params))
 
@@ -81,11 +82,7 @@ class LDM(Model):
 
     def encode_data(self, params: Params, batch: Batch, key: Key) -> Batch:
         """Draws scaled latents. The condition of a task is drawn here if the batch has none."""
-        k_encode, k_task = jax.random.split(key)
-        condition = batch.condition
-        if self.task is not None and condition is None:
-            condition = self.task.draw(k_task, batch.x)
-        return Batch(self.latents(params, batch.x, k_encode), self.encode_condition(params, condition))
+        return self._encode(params, batch, key, train=False)
 
     def encode_known(self, params: Params, x: Images, key: Key) -> Latents:
         """Returns the mode of the scaled latents."""
@@ -93,14 +90,25 @@ class LDM(Model):
 
     def encode_condition(self, params: Params, condition: Condition) -> Condition:
         """Returns the condition of a task as maps of the size of the latents; others as they are."""
+        return self._condition(params, condition, train=False)
+
+    def _encode(self, params: Params, batch: Batch, key: Key, *, train: bool) -> Batch:
+        k_encode, k_task = jax.random.split(key)
+        condition = batch.condition
+        if self.task is not None and condition is None:
+            condition = self.task.draw(k_task, batch.x)
+        latents = self.latents(params, batch.x, k_encode, train=train)
+        return Batch(latents, self._condition(params, condition, train=train))
+
+    def _condition(self, params: Params, condition: Condition, *, train: bool) -> Condition:
         if self.task is None or condition is None:
             return condition
-        encode = lambda x: self.latents(params, x, None)
+        encode = lambda x: self.latents(params, x, None, train=train)
         return self.task.maps(encode, condition, self.latent_shape)
 
-    def latents(self, params: Params, x: Images, key: Key | None) -> Latents:
+    def latents(self, params: Params, x: Images, key: Key | None, *, train: bool = False) -> Latents:
         """Returns scaled latents of images: a draw, or the mode without a key."""
-        return params["scale"] * self.first_stage.encode(params["first_stage"], x, key)
+        return params["scale"] * self.first_stage.encode(params["first_stage"], x, key, train=train)
 
     def decode_latents(self, params: Params, z_0: Latents, key: Key) -> Images:
         """Returns the images of scaled latents."""

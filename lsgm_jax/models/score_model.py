@@ -36,7 +36,7 @@ from lsgm_jax.conditioning.protocol import (
     encode_condition,
     init_conditioner,
 )
-from lsgm_jax.nn.network import Aux, Network, constants
+from lsgm_jax.nn.network import PLAINLY, Aux, Network, constants
 from lsgm_jax.nn.penalised import penalised
 from lsgm_jax.objectives.bound import Batch, Bound, bound_metrics
 from lsgm_jax.objectives.elbo import (
@@ -169,7 +169,10 @@ class ScoreModel:
 
         It is never guided: the density that guidance samples is not known.
         """
-        context = encode_condition(self.conditioning, params, batch.condition, len(batch.x), k_condition)
+        compute = PLAINLY if k_condition is None else self.net.compute
+        context = encode_condition(
+            self.conditioning, params, batch.condition, len(batch.x), k_condition, compute
+        )
         return self.eps_net(params, k_dropout, context)
 
     def sampling_net(self, params: Params, condition: Condition, z_1: State, guidance: float) -> EpsNet:

@@ -58,6 +58,10 @@ class Compute:
         """`forward(variables, maps, *others)` as it is to be computed; of its inputs the maps alone are cast."""
         if self.dtype != "float32":
             forward = _cast(forward, jnp.dtype(self.dtype))
+        return self.blocks(forward)
+
+    def blocks(self, forward: Forward) -> Forward:
+        """`forward` with its blocks as they are to be computed, and inputs as they are: they may be integers."""
         return _blocks_again(forward) if self.remat else forward
 
 
@@ -125,15 +129,26 @@ class Network:
 
     def apply(self, params: Params, *inputs: Array, dropout_key: Key | None = None) -> Array:
         """The output; dropout is on exactly if it is given a key, which is in training."""
+        forward = self._forward(dropout_key)
+        return (forward if dropout_key is None else self.compute(forward))(_variables(params), *inputs)
+
+    def apply_frozen(self, params: Params, *inputs: Array) -> Array:
+        """The output in a training step of other networks: computed as there, but without dropout."""
+        return self.compute(self._forward(None))(_variables(params), *inputs)
+
+    def _forward(self, dropout_key: Key | None) -> Callable[..., Array]:
         rngs = None if dropout_key is None else {"dropout": dropout_key}
-        trained = {name: part for name, part in params.items() if name != "state"}
-        variables = {"params": trained, **jax.lax.stop_gradient(params.get("state", {}))}
 
         def forward(variables: Params, *inputs: Array) -> Array:
             output = self.module.apply(variables, *inputs, deterministic=rngs is None, rngs=rngs)
             return cast(Array, output)
 
-        return (forward if rngs is None else self.compute(forward))(variables, *inputs)
+        return forward
+
+
+def _variables(params: Params) -> Params:
+    trained = {name: part for name, part in params.items() if name != "state"}
+    return {"params": trained, **jax.lax.stop_gradient(params.get("state", {}))}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,11 @@ import pytest
 from flax import linen as nn
 
 from lsgm_jax.autoencoders.conv import ConvDecoder, ConvEncoder
+from lsgm_jax.conditioning.text import Texts
 from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import complete, differences, load_config
 from lsgm_jax.errors import ConfigError
+from lsgm_jax.evaluation.model_size import flops_by_dtype
 from lsgm_jax.nn.dit import DiT
 from lsgm_jax.nn.layers import attend
 from lsgm_jax.nn.ldm import LDMUNet
@@ -22,6 +24,7 @@ from lsgm_jax.nn.mlp import MLP
 from lsgm_jax.nn.ncsnpp import NCSNpp
 from lsgm_jax.nn.network import Compute, Network, StatefulNetwork, trainable
 from lsgm_jax.nn.unet import UNet
+from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.train import MAY_CHANGE
 from tests import tiny
 
@@ -198,6 +201,50 @@ def test_products_are_of_bfloat16_but_for_time_and_flows(name):
     assert found.count(("bfloat16", "bfloat16")) == len(found) - in_float32 >= 3
     gradient = jax.make_jaxpr(jax.grad(lambda p: squares(run(p, *inputs))))(params)
     assert {left == right for left, right in products(gradient)} == {True}
+
+
+LDM = str(tiny.ROOT / "configs" / "ldm_digits.py:quick")
+LDM_CASES = {
+    "labels": (),
+    "inpainting": ("--config.conditioning.name=inpainting",),
+    "text": ("--config.conditioning.name=text", "--config.conditioning.pieces=20"),
+}
+
+
+@pytest.mark.parametrize("name", LDM_CASES)
+def test_the_frozen_and_the_conditioning_network_train_in_bfloat16_too(name):
+    """But for the time embedding, all products of an LDM's training step are; none is when it encodes or samples."""
+    planned = experiment(load_config(LDM, [*LDM_CASES[name], "--config.compute.dtype=bfloat16"]))
+    model, key = planned.model, jax.random.key(0)
+    params = jax.eval_shape(model.init, key)
+    condition = None if model.task else planned.conditioning.null(2)
+    batch = Batch(jnp.zeros((2, *model.data_shape)), condition)
+    trained = flops_by_dtype(jax.make_jaxpr(model.loss)(params, batch, key).jaxpr)
+    assert set(trained) == {"bfloat16", "float32"}
+    assert trained["float32"] < 0.02 * trained["bfloat16"]
+    for function in (model.encode_data, model.latent_bound):
+        assert set(flops_by_dtype(jax.make_jaxpr(function)(params, batch, key).jaxpr)) == {"float32"}
+    context = lambda params: model.prior.sampling_net(
+        params, condition, jnp.zeros((2, *model.latent_shape)), 1.0
+    )
+    assert "bfloat16" not in flops_by_dtype(jax.make_jaxpr(context)(params).jaxpr)
+
+
+def test_texts_in_bfloat16_stay_within_its_rounding():
+    """Their layers may be computed once more for the gradient, which is then the same."""
+    texts = Texts(pieces=20, length=6, width=32, layers=2, heads=2, head_width=16)
+    params = drawn(jax.eval_shape(texts.init, jax.random.key(0)))
+    pieces = jnp.asarray([[2, 5, 7, 3, 0, 0], [2, 19, 3, 0, 0, 0]])
+
+    def run(compute):
+        forward = lambda params: jnp.mean(texts.context(params, pieces, compute).tokens ** 2)
+        return texts.context(params, pieces, compute).tokens, jax.grad(forward)(params)
+
+    (exact, slope), (rounded, rounded_slope), (_, again) = map(run, (PLAIN, BFLOAT16, Compute(remat=True)))
+    assert {leaf.dtype for leaf in jax.tree.leaves((rounded, rounded_slope))} == {jnp.dtype("float32")}
+    assert 5e-4 < relative(rounded, exact) < 0.03
+    assert 5e-4 < relative(rounded_slope, slope) < 0.06
+    assert relative(again, slope) < 1e-6
 
 
 @pytest.mark.parametrize("name", NVAES)

@@ -169,13 +169,14 @@ class _Counting:
 
     def __init__(self, computations: dict[str, list[Instruction]], unknown_trips: int, partitions: int):
         self.computations, self.total = computations, Tally()
+        self._fused_channels: set[str] = set()
         self._unknown_trips, self._partitions = unknown_trips, partitions
 
     def visit(self, name: str, context: _Context) -> None:
         """Adds what a computation does, and what those do that it runs."""
         known = {instruction.name: instruction for instruction in self.computations[name]}
         for instruction in known.values():
-            self._count(instruction, known, context)
+            self._count(instruction, known, context, name)
             if not context.fused:
                 self._count_memory(instruction, known, context.times)
             for kind, called in _called(instruction):
@@ -192,11 +193,15 @@ class _Counting:
         times = context.times * (int(found[1]) if found else given)
         return context._replace(times=times, looped=True, unknown=context.unknown or not found)
 
-    def _count(self, instruction: Instruction, known: dict[str, Instruction], context: _Context) -> None:
+    def _count(
+        self, instruction: Instruction, known: dict[str, Instruction], context: _Context, computation: str
+    ) -> None:
         total, opcode = self.total, instruction.opcode.removesuffix("-start")
         names = (name for name in instruction.operands if name in known)
         operands = [buffer for name in names for buffer in known[name].results]
-        if opcode in COLLECTIVES:
+        if opcode in COLLECTIVES and not (context.fused and self._is_repeated(instruction)):
+            # A fusion of this name is how the TPU's compiler writes a reduce-scatter.
+            opcode = "reduce-scatter" if computation.startswith("all-reduce-scatter") else opcode
             traffic = self._traffic(opcode, instruction.attributes, sum(buffer.bytes for buffer in operands))
             before = total.collectives.get(opcode, Traffic())
             total.collectives[opcode] = before + traffic.times(context.times, in_loop=context.looped)
@@ -206,6 +211,14 @@ class _Counting:
         elif opcode == "convert":
             both = {buffer.dtype for buffer in (*operands, *instruction.results)}
             total.converts += context.times * (both == {"f32", "bf16"})
+
+    def _is_repeated(self, collective: Instruction) -> bool:
+        """Whether fusions have the collective already: its start, what runs meanwhile, and its end show it again."""
+        found = re.search(r"channel_id=(\d+)", collective.attributes)
+        repeated = found is not None and found[1] in self._fused_channels
+        if found:
+            self._fused_channels.add(found[1])
+        return repeated
 
     def _traffic(self, kind: str, attributes: str, size: int) -> Traffic:
         """Returns the traffic of one collective whose inputs have `size` bytes on each device."""

@@ -85,6 +85,42 @@ def test_collectives_of_a_text(config, given, trips):
     assert found.loops == [5 if config else None]
 
 
+ASYNCHRONOUS = """HloModule jit_step, num_partitions=4
+
+%begin (x.1: f32[8,16]) -> f32[32,16] {
+  %x.1 = f32[8,16]{1,0} parameter(0)
+  ROOT %gathered.1 = f32[32,16]{1,0} all-gather(%x.1), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%finish (x.2: f32[8,16]) -> f32[32,16] {
+  %x.2 = f32[8,16]{1,0} parameter(0)
+  ROOT %gathered.2 = f32[32,16]{1,0} all-gather(%x.2), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+%all-reduce-scatter.3 (y: f32[32,16]) -> f32[8,16] {
+  %y = f32[32,16]{1,0} parameter(0)
+  %sum = f32[32,16]{1,0} all-reduce(%y), channel_id=8, replica_groups={{0,1,2,3}}, to_apply=%add
+  %zero = u32[] constant(0)
+  ROOT %slice = f32[8,16]{1,0} dynamic-slice(%sum, %zero, %zero), dynamic_slice_sizes={8,16}
+}
+
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %started = f32[32,16]{1,0} fusion(%x), kind=kCustom, calls=%begin
+  %ended = f32[32,16]{1,0} fusion(%x), kind=kCustom, calls=%finish
+  ROOT %out = f32[8,16]{1,0} fusion(%ended), kind=kCustom, calls=%all-reduce-scatter.3
+}
+"""
+
+
+def test_fusions_of_a_tpu_show_a_collective_once():
+    """An asynchronous gather stands in its first and its last fusion; a reduction of slices is named by its fusion."""
+    assert hlo.tally(ASYNCHRONOUS).collectives == {
+        "all-gather": hlo.Traffic(1, 4 * STATE, 3.0 * STATE, 0),
+        "reduce-scatter": hlo.Traffic(1, 4 * STATE, 3.0 * STATE, 0),
+    }
+
+
 def test_memory_and_products_of_a_text():
     found = hlo.tally(TEXT.replace("{KNOWN}", KNOWN))
     assert found.products == {("dot", "bf16"): 1}

@@ -77,7 +77,9 @@ def main() -> None:
         devices = devices_of(options.topology)
         planned = experiment(load_config(options.config, overrides))
         chip = CHIPS.get(options.topology.partition(":")[0])
-        names = tuple(PROGRAMS) if options.what == "all" else (options.what,)
+        likely = planned.model.bound is not None and planned.sampler.method.dynamics == "ode"
+        of_all = [program for program in PROGRAMS if likely or program != "likelihood"]
+        names = of_all if options.what == "all" else [options.what]
         name = " ".join(
             [options.config.removeprefix("configs/"), *(o.removeprefix("--config.") for o in overrides)]
         )
@@ -230,12 +232,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         str(row["rows"]),
         f"{row['bytes']['total'] / GIB:.2f}",
-        f"{sum(row['flops_by_dtype'].values()) / 1e12:.3f}",
-        f"{1e3 * least['seconds']:.2f}",
+        f"{sum(row['flops_by_dtype'].values()) / 1e12:.3g}",
+        f"{1e3 * least['seconds']:.3g}",
         least["limit"],
-        f"{1e3 * row['compiler_seconds']:.2f}",
+        f"{1e3 * row['compiler_seconds']:.3g}",
         f"{row['mfu_compiler']:.1%}",
-        f"{row['days']:.2f}" if row["days"] else "",
+        f"{row['days']:.2g}" if row["days"] else "",
         f"{row['compiled_in']:.0f}",
     ]
 

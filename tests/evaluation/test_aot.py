@@ -67,7 +67,7 @@ def test_a_row_takes_the_place_of_the_one_before(rows, tmp_path):
     lines = table.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("text", "more")
     written = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:-2]]
-    assert [(row[0], row[-2]) for row in written] == [("b", "1.50"), ("a", "2.50")]
+    assert [(row[0], row[-2]) for row in written] == [("b", "1.5"), ("a", "2.5")]
     assert all(len(row) == len(aot.COLUMNS) for row in written)
     aot.write_row(table, {**rows["step"], "config": "b", "does_not_fit": "too large"})
     assert "too large" in table.read_text()

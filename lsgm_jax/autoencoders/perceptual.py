@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from lsgm_jax.arrays import Images, PerSample, at_least_float32
-from lsgm_jax.nn.layers import Maps
+from lsgm_jax.nn.layers import Conv, Maps
 
 # Mean and standard deviation of images in [-1, 1], per colour.
 SHIFT = (-0.030, -0.088, -0.188)
@@ -71,7 +71,7 @@ class VGGFeatures(nn.Module):
             if group:
                 h = nn.max_pool(h, (2, 2), strides=(2, 2))
             for index in range(count):
-                h = nn.relu(nn.Conv(width, (3, 3), dtype=h.dtype, name=f"conv_{group}_{index}")(h))
+                h = nn.relu(Conv(width, (3, 3), dtype=h.dtype, name=f"conv_{group}_{index}")(h))
             features.append(h)
         return features
 

@@ -83,7 +83,6 @@ def step_of(planned: Experiment, devices: Devices, name: str | None = None) -> P
         stage.optimiser,
         stage.ema,
         grad_accum_steps=planned.training.train.grad_accum_steps,
-        platform=devices[0].platform,
     )
     call: Any = launcher.compile(step, like)
     trace = lambda: call.trace(state, shapes_on(batch, split), shapes_on(key, everywhere))

@@ -57,7 +57,6 @@ def make_step(
     ema: EMA,
     *,
     grad_accum_steps: int = 1,
-    platform: str | None = None,
 ) -> Step:
     """Builds the training step, `(state, batch, key) -> (state, metrics)`.
 
@@ -69,12 +68,11 @@ def make_step(
         optimiser: of the parameters.
         ema: of the parameters.
         grad_accum_steps: micro-batches per step, whose gradients are accumulated sequentially and averaged.
-        platform: that the step is compiled for, "cpu", "gpu" or "tpu"; None for the one that JAX runs on.
     """
     gradient = (
         jax.value_and_grad(loss, has_aux=True)
         if grad_accum_steps == 1
-        else _accumulated(loss, grad_accum_steps, platform or jax.default_backend())
+        else _accumulated(loss, grad_accum_steps)
     )
 
     def step(state: TrainState, batch: Any, key: Key) -> tuple[TrainState, Metrics]:
@@ -98,8 +96,7 @@ def make_step(
 def scan_steps(step: Step, count: int) -> Step:
     """Scans over `count` steps in one call; returns the metrics of the last step.
 
-    This saves accelerators the wait for Python between steps. On CPU, XLA's gradients of convolutions are 8 to 70 times
-    slower inside a loop than outside.
+    This saves accelerators the wait for Python between steps.
 
     Args:
         step: the training step.
@@ -123,7 +120,7 @@ def renew(params: Params, state: Params) -> Params:
 
 
 def _accumulated(
-    loss: Loss, micro_batches: int, platform: str
+    loss: Loss, micro_batches: int
 ) -> Callable[[Params, Any, Context], tuple[tuple[Scalar, Aux], Params]]:
     """Returns the loss and its gradient as means over micro-batches.
 
@@ -144,11 +141,7 @@ def _accumulated(
             return (renew(params, aux.state), aux.memory, sums), aux.metrics | {"loss": value}
 
         start = (params, context.memory, jax.tree.map(jnp.zeros_like, params))
-        # Loops are slow on CPU, see `scan_steps`.
-        unroll = micro_batches if platform == "cpu" else 1
-        (params, memory, grads), metrics = jax.lax.scan(
-            add, start, (jnp.arange(micro_batches), split), unroll=unroll
-        )
+        (params, memory, grads), metrics = jax.lax.scan(add, start, (jnp.arange(micro_batches), split))
         metrics = jax.tree.map(jnp.mean, metrics)
         aux = Aux(metrics, _subtree(params, state), memory=memory)
         return (metrics.pop("loss"), aux), grads

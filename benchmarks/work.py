@@ -7,8 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from lsgm_jax.nn.convolution import KERNEL, MAPS, OUTPUT, multiply_adds
+from lsgm_jax.nn.convolution_lowerings import Geometry
+
 Shape = tuple[int, ...]
 PASSES = ("forward", "input gradient", "kernel gradient", "")
+CONVOLUTIONS = dict(zip((OUTPUT, MAPS, KERNEL), PASSES, strict=False))
 # Besides convolutions and products; everything that is in neither is elementwise.
 MOVEMENT = {
     *("broadcast_in_dim", "concatenate", "copy", "dynamic_slice", "dynamic_update_slice", "gather", "pad"),
@@ -69,9 +73,9 @@ def work(function: Callable[..., Any], *arguments: Any) -> Work:
     written: Counter[str] = Counter()
     for equation, times in _equations(jax.make_jaxpr(function)(*arguments).jaxpr):
         name = equation.primitive.name
-        if name in ("conv_general_dilated", "dot_general"):
+        if equation.primitive in CONVOLUTIONS or name in ("conv_general_dilated", "dot_general"):
             operation = _operation(equation)
-            key = f"{operation.inputs} {equation.params}"
+            key = f"{name} {operation.inputs} {equation.params}"
             found.setdefault(key, operation)
             counts[key] += times
         else:
@@ -111,13 +115,24 @@ def _operation(equation: Any) -> Operation:
     def call(*arrays: jax.Array) -> Any:
         return equation.primitive.bind(*arrays, **equation.params)
 
-    convolution = equation.primitive.name == "conv_general_dilated"
-    kind, flops = (_convolution if convolution else _product)(equation.params, *inputs, output)
+    if equation.primitive in CONVOLUTIONS:
+        flops = 2 * multiply_adds(equation.primitive, *inputs, **equation.params)
+        kind = Kind(_layer(equation.params["geometry"], *inputs), CONVOLUTIONS[equation.primitive])
+        return Operation(kind, call, inputs, flops)
+    of_lax = equation.primitive.name == "conv_general_dilated"
+    kind, flops = (_convolution if of_lax else _product)(equation.params, *inputs, output)
     return Operation(kind, call, inputs, flops)
 
 
+def _layer(geometry: Geometry, first: Any, second: Any) -> str:
+    """The kind of a convolution of the networks."""
+    layer = "x".join(map(str, geometry.window)) + (" strided" if max(geometry.strides) > 1 else "")
+    depthwise = geometry.groups == max(first.shape[3], second.shape[3])
+    return layer + (" depthwise" if depthwise else " grouped") * (geometry.groups > 1)
+
+
 def _convolution(params: dict[str, Any], maps: Any, kernel: Any, output: Shape) -> tuple[Kind, int]:
-    """The kind of a convolution, or of its gradient, which has the roles of batch, inputs and outputs exchanged."""
+    """The kind of a convolution by `jax.lax`, or of its gradient, where batch, inputs and outputs exchange their roles."""
     numbers = params["dimension_numbers"]
     maps_axes, kernel_axes, output_axes = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
     passed = PASSES[2] if maps_axes[0] else PASSES[1] if kernel_axes[0] < kernel_axes[1] else PASSES[0]

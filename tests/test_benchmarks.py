@@ -11,25 +11,32 @@ from benchmarks import against_original, layers
 from benchmarks.in_turns import Worker
 from benchmarks.training_step import Planned
 from benchmarks.work import PASSES, Kind, work
-from lsgm_jax.autoencoders.nvae_cells import Conv
 from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import load_config
 from lsgm_jax.evaluation.model_size import multiply_add_flops
+from lsgm_jax.nn.convolution import convolve
 from tests import tiny
 
 MATRIX = jax.ShapeDtypeStruct((4, 4), jnp.float32)
 PRODUCT = 2 * 4**3
 
 
-def conv_gradients(size, stride, groups):
+def by_lax(h, kernel, strides, padding, groups):
+    return jax.lax.conv_general_dilated(
+        h, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
+
+
+def conv_gradients(convolution, size, stride, groups):
     """A convolution of 8 to 8 channels, 16 x 16, with both gradients, and its multiply-adds."""
-    conv = Conv(8, size, stride, groups, use_bias=False, weight_norm=False)
     h = jax.ShapeDtypeStruct((2, 16, 16, 8), jnp.float32)
-    params = jax.eval_shape(conv.init, jax.random.key(0), h)
-    both = jax.value_and_grad(lambda params, h: jnp.sum(conv.apply(params, h) ** 2), (0, 1))
-    return work(both, params, h), 2 * 2 * (16 // stride) ** 2 * size**2 * 8 * 8 // groups
+    kernel = jax.ShapeDtypeStruct((size, size, 8 // groups, 8), jnp.float32)
+    conv = lambda h, kernel: jnp.sum(convolution(h, kernel, (stride,) * 2, "SAME", groups) ** 2)
+    program = work(jax.value_and_grad(conv, (0, 1)), h, kernel)
+    return program, 2 * 2 * (16 // stride) ** 2 * size**2 * 8 * 8 // groups
 
 
+@pytest.mark.parametrize("convolution", [convolve, by_lax])
 @pytest.mark.parametrize(
     ("size", "stride", "groups", "layer"),
     [
@@ -38,9 +45,9 @@ def conv_gradients(size, stride, groups):
     ],
 )
 def test_each_gradient_of_a_convolution_takes_as_many_operations_as_its_forward_pass(
-    size, stride, groups, layer
+    convolution, size, stride, groups, layer
 ):
-    program, flops = conv_gradients(size, stride, groups)
+    program, flops = conv_gradients(convolution, size, stride, groups)
     found = {operation.kind: count * operation.flops for operation, count in program.operations}
     assert found == {Kind(layer, passed): flops for passed in PASSES[:3]}
 

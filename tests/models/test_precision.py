@@ -17,6 +17,7 @@ from lsgm_jax.config.factory import experiment
 from lsgm_jax.config.load import complete, differences, load_config
 from lsgm_jax.errors import ConfigError
 from lsgm_jax.evaluation.model_size import flops_by_dtype
+from lsgm_jax.nn.convolution import KERNEL, MAPS, OUTPUT
 from lsgm_jax.nn.dit import DiT
 from lsgm_jax.nn.layers import attend
 from lsgm_jax.nn.ldm import LDMUNet
@@ -28,6 +29,7 @@ from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.train import MAY_CHANGE
 from tests import tiny
 
+CONVOLUTIONS = (OUTPUT, MAPS, KERNEL)
 BFLOAT16 = Compute(dtype="bfloat16")
 PLAIN = Compute()
 T = (3,)
@@ -164,7 +166,10 @@ def ran(name, compute, train=True):
 def products(closed):
     """Of every convolution and matrix product of a program, the dtypes of its operands."""
     for equation in closed.jaxpr.eqns:
-        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+        if (
+            equation.primitive.name in ("conv_general_dilated", "dot_general")
+            or equation.primitive in CONVOLUTIONS
+        ):
             yield tuple(variable.aval.dtype.name for variable in equation.invars)
         for value in equation.params.values():
             if hasattr(value, "eqns"):

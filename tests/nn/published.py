@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax.extend
 
 from lsgm_jax.interop.ncsnpp import lsgm_channel_mult
+from lsgm_jax.nn.convolution import OUTPUT
 from lsgm_jax.nn.ncsnpp import NCSNpp
 
 
@@ -78,7 +79,7 @@ def operations(jaxpr):
         inputs, outputs = (
             [variable.aval.shape for variable in side] for side in (equation.invars, equation.outvars)
         )
-        if equation.primitive.name == "conv_general_dilated":
+        if equation.primitive.name == "conv_general_dilated" or equation.primitive is OUTPUT:
             total += 2 * math.prod(outputs[0]) * math.prod(inputs[1][:-1])
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]

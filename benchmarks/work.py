@@ -132,7 +132,7 @@ def _layer(geometry: Geometry, first: Any, second: Any) -> str:
 
 
 def _convolution(params: dict[str, Any], maps: Any, kernel: Any, output: Shape) -> tuple[Kind, int]:
-    """The kind of a convolution by `jax.lax`, or of its gradient, where batch, inputs and outputs exchange their roles."""
+    """The kind of a convolution by `jax.lax`, or of a gradient, in which batch, inputs and outputs exchange roles."""
     numbers = params["dimension_numbers"]
     maps_axes, kernel_axes, output_axes = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
     passed = PASSES[2] if maps_axes[0] else PASSES[1] if kernel_axes[0] < kernel_axes[1] else PASSES[0]

@@ -22,6 +22,7 @@ from lsgm_jax.autoencoders.nvae_cells import (
     normalised,
 )
 from lsgm_jax.autoencoders.nvae_flow import FlowCell, FlowPair
+from lsgm_jax.evaluation.model_size import flops_by_dtype
 from tests import tiny
 
 TINY = tiny.nvae(groups_per_scale=2, flows=1)
@@ -145,20 +146,8 @@ def test_published_networks_have_the_measured_size(name):
 
 
 def billions(closed):
-    """Counts billions of operations in convolutions and matrix products, two per multiply-add.
-
-    The jaxpr must not contain loops.
-    """
-    total = 0
-    for equation in closed.jaxpr.eqns:
-        outputs = math.prod(equation.outvars[0].aval.shape)
-        if equation.primitive.name == "conv_general_dilated":
-            total += 2 * outputs * math.prod(equation.invars[1].aval.shape[:3]) / 1e9
-        elif equation.primitive.name == "dot_general":
-            total += 2 * outputs * equation.invars[0].aval.shape[-1] / 1e9
-        inner = [value for value in equation.params.values() if hasattr(value, "jaxpr")]
-        total += sum(billions(program) for program in inner)
-    return total
+    """Counts billions of operations in convolutions and matrix products, two per multiply-add."""
+    return sum(flops_by_dtype(closed.jaxpr).values()) / 1e9
 
 
 def test_decoding_the_sampled_latents_gives_the_features_of_the_forward_pass():

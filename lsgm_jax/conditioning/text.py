@@ -21,7 +21,7 @@ class TextEncoder(nn.Module):
     """Word pieces [batch, tokens] to contexts of one token each, [batch, tokens, width].
 
     Nothing is masked, neither the future nor the padding. The layers compute in `dtype`; the tokens that are returned
-    are float32.
+    are at least float32.
 
     Attributes:
         vocabulary: number of word pieces.
@@ -47,7 +47,9 @@ class TextEncoder(nn.Module):
             raise ValueError(f"a text of {count} word pieces: at most length={self.length} have a position")
         token = nn.Embed(self.vocabulary, self.width, embedding_init=EMBEDDING_INIT, name="pieces")
         position = nn.Embed(self.length, self.width, embedding_init=EMBEDDING_INIT, name="positions")
-        tokens = (token(pieces) + position(jnp.arange(count))).astype(self.dtype)
+        tokens = token(pieces) + position(jnp.arange(count))
+        if self.dtype != "float32":  # which stands for the dtype of the parameters, as in `Compute`
+            tokens = tokens.astype(self.dtype)
         for index in range(self.layers):
             tokens = TextLayer(self.heads, self.head_width, name=f"layer_{index}")(tokens)
         return at_least_float32(_layer_norm(tokens, "norm"))

@@ -72,13 +72,10 @@ class Conv(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param("bias", _uniform_bias(shape), (self.channels,), jnp.float32)
-        h = self._convolve(h, kernel.astype(h.dtype))
+        pad, groups = self.size // 2, h.shape[-1] if self.depthwise else 1
+        strides, padding = (self.stride, self.stride), ((pad, pad), (pad, pad))
+        h = convolve(h, kernel.astype(h.dtype), strides, padding, groups)
         return h if bias is None else h + bias.astype(h.dtype)
-
-    def _convolve(self, h: Maps, kernel: Kernel) -> Resized:
-        pad = self.size // 2
-        groups = h.shape[-1] if self.depthwise else 1
-        return convolve(h, kernel, (self.stride, self.stride), ((pad, pad), (pad, pad)), groups)
 
 
 def _uniform_bias(kernel_shape: tuple[int, ...]) -> nn.initializers.Initializer:

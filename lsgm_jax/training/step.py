@@ -52,11 +52,7 @@ Step = Callable[[TrainState, Any, Key], tuple[TrainState, Metrics]]
 
 
 def make_step(
-    loss: Loss,
-    optimiser: optax.GradientTransformation,
-    ema: EMA,
-    *,
-    grad_accum_steps: int = 1,
+    loss: Loss, optimiser: optax.GradientTransformation, ema: EMA, *, grad_accum_steps: int = 1
 ) -> Step:
     """Builds the training step, `(state, batch, key) -> (state, metrics)`.
 

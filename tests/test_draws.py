@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from lsgm_jax.arrays import draw_array
-from lsgm_jax.autoencoders.likelihoods import Bernoulli
+from lsgm_jax.autoencoders.likelihoods import Bernoulli, Categorical
 from lsgm_jax.nn.layers import dropout
 
 KEY = jax.random.key(3)
@@ -41,3 +41,10 @@ def test_pixels_are_those_of_bernoulli():
     features = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
     expected = jax.random.bernoulli(KEY, jax.nn.sigmoid(features))
     np.testing.assert_array_equal(Bernoulli().sample(features, KEY) > 0, expected)
+
+
+def test_grey_levels_are_those_of_categorical():
+    features = 3.0 * jax.random.normal(jax.random.key(0), (2, 4, 4, 5))
+    expected = jax.random.categorical(KEY, features)
+    drawn = Categorical(levels=5, ordered=False).sample(features, KEY)[..., 0]
+    np.testing.assert_allclose(drawn, jnp.linspace(-1.0, 1.0, 5)[expected])

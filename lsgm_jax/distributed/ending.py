@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import threading
+import time
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -21,6 +22,8 @@ from lsgm_jax.jax_internals import coordination_client
 
 FAILED = "lsgm/failed"  # in JAX's key-value store: the error line of each process, and the first failure
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_LOOKS_AT_EXIT = 0.1
+SECONDS_TO_NOTICE = 3.0 * SECONDS_BETWEEN_LOOKS  # the end of another process, after what it causes here
 SECONDS_TO_FAIL = 3.0  # in which an error common to all processes occurs in each
 SECONDS_TO_END = 2.0 * SECONDS_TO_FAIL  # in which all processes see a failure
 STATUS_OF_DEATH = 1  # of the processes that live after another one has died
@@ -103,7 +106,10 @@ class Watch:
     def _leave(self) -> None:
         self._over.set()
         self._thread.join()  # a thread inside C++ at exit aborts the process
-        self._check()  # an exception that ends this process may come from the death of another
+        # An exception that ends this process may come from the death of another, whose lifeline ends a moment later.
+        until = time.monotonic() + (SECONDS_TO_NOTICE if hasattr(sys, "last_value") else 0.0)
+        while not self._check() and time.monotonic() < until:
+            time.sleep(SECONDS_BETWEEN_LOOKS_AT_EXIT)
 
     def _look(self) -> None:
         while not self._over.wait(SECONDS_BETWEEN_LOOKS):

@@ -29,7 +29,6 @@ TIMEOUT = 300.0  # default, in seconds
 LEAST_PATIENCE, MOST_PATIENCE = 10.0, 100.0
 SECONDS_TO_JAX = 30.0
 SECONDS_TO_JOIN = 60.0  # minimum for the start of JAX's runtime, after the rendezvous
-SECONDS_TO_NOTICE = 3.0 * ending.SECONDS_BETWEEN_LOOKS  # for the watch over the other processes
 SECONDS_TO_ANSWER = 5.0  # for other processes, after an error
 
 _joined: list["_Joined"] = []  # empty, or one entry after `join`
@@ -177,9 +176,8 @@ def lost(error: Exception) -> str | None:
         error: an error of a collective computation, which a lost process may have caused.
     """
     if not isinstance(error, jax.errors.JaxRuntimeError):
-        time.sleep(
-            SECONDS_TO_NOTICE
-        )  # JAX may also wrap the error of a collective: the watch ends this process
+        # JAX may also wrap the error of a collective: the watch ends this process.
+        time.sleep(ending.SECONDS_TO_NOTICE)
         return None
     try:
         barrier("aftermath", SECONDS_TO_ANSWER)

@@ -36,6 +36,15 @@ LONG = (
     "test_resume.py",
 )
 
+# Written by `durations.py`: test functions, and single cases.
+SLOW = frozenset(pathlib.Path(__file__).with_name("slow.txt").read_text().split())
+
+
+def pytest_itemcollected(item):
+    """Marks the tests that were measured to be slow."""
+    if SLOW & {item.nodeid, item.nodeid.split("[")[0]}:
+        item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture
 def x64():

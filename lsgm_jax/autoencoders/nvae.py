@@ -6,7 +6,7 @@ concatenated along the channels (`join_groups`); the latents of larger scales ke
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -18,6 +18,7 @@ from lsgm_jax.autoencoders.likelihoods import Features
 from lsgm_jax.autoencoders.nvae_cells import Cell
 from lsgm_jax.autoencoders.nvae_towers import Constant, Encoder, LatentGroup, Level, Tail
 from lsgm_jax.nn.layers import Maps, Resized
+from lsgm_jax.nn.repeat import Call, Modules, repeat
 
 GroupMaps = Float[Array, "batch height width _"]
 
@@ -157,22 +158,27 @@ class NVAE(nn.Module):
             train: whether normalisations use the statistics of this batch.
         """
         self._count(noises)
-        samples, state = [], self.constant(noises[0].astype(x.dtype))
-        for index, features in enumerate(self.encoder(x, train=train)):
-            state = self._enter(index, state, train=train)
-            posterior = self.group[index].infer(features, state)
-            before_flow = posterior.mean + jnp.exp(posterior.log_std) * noises[index]
-            eps = self.group[index].transport(before_flow)
-            state = self.group[index].absorb(state, eps, train=train)
-            samples.append(GroupSample(posterior, before_flow, eps))
+
+        def draw(groups: Modules, state: Maps, inputs: tuple[Level, Level]) -> tuple[Maps, GroupSample]:
+            (group,), (features, noise) = groups, inputs
+            posterior = group.infer(features, state)
+            before_flow = posterior.mean + jnp.exp(posterior.log_std) * noise
+            eps = group.transport(before_flow)
+            return group.absorb(state, eps, train=train), GroupSample(posterior, before_flow, eps)
+
+        inputs = list(zip(self.encoder(x, train=train), noises, strict=True))
+        state = self.constant(noises[0].astype(x.dtype))
+        state, samples = self._through_groups(draw, state, inputs, train=train)
         return NVAEOutput(self.tail(state, train=train), tuple(samples))
 
     def decode(self, eps: Sequence[Level], *, train: bool = False) -> Features:
         """The features of the likelihood, from the latents of all groups."""
         self._count(eps)
-        state = self.constant(eps[0])
-        for index, group in enumerate(self.group):
-            state = group.absorb(self._enter(index, state, train=train), eps[index], train=train)
+
+        def absorb(groups: Modules, state: Maps, eps: Level) -> tuple[Maps, None]:
+            return groups[0].absorb(state, eps, train=train), None
+
+        state, _ = self._through_groups(absorb, self.constant(eps[0]), list(eps), train=train)
         return self.tail(state, train=train)
 
     def latent_shapes(self, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
@@ -191,10 +197,18 @@ class NVAE(nn.Module):
             shapes += [shape] * self.groups_per_scale
         return tuple(shapes)
 
-    def _enter(self, index: int, state: Maps, *, train: bool) -> Resized:
-        """The state that group `index` meets: the first of a scale has it doubled."""
-        scale, place = divmod(index, self.groups_per_scale)
-        return self.up[scale - 1](state, train=train) if scale and not place else state
+    def _through_groups(
+        self, call: Call, state: Maps, inputs: Sequence[Any], *, train: bool
+    ) -> tuple[Resized, list]:
+        """Applies `call` to each group, the state and the group's input; doubles the state between scales."""
+        outputs = []
+        for scale in range(self.scales):
+            part = slice(scale * self.groups_per_scale, (scale + 1) * self.groups_per_scale)
+            if scale:
+                state = self.up[scale - 1](state, train=train)
+            state, more = repeat(call, [[group] for group in self.group[part]], state, inputs[part])
+            outputs += more
+        return state, outputs
 
     def _count(self, latents: Sequence[Level]) -> None:
         if len(latents) != self.group_count:

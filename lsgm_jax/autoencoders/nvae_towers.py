@@ -1,5 +1,8 @@
 """The modules of NVAE: the bottom-up encoder, one group of latents with its decoder cells, and the decoder's tail."""
 
+import functools
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -9,6 +12,7 @@ from lsgm_jax.autoencoders.gaussian import Gaussian
 from lsgm_jax.autoencoders.nvae_cells import BatchNorm, Cell, Conv
 from lsgm_jax.autoencoders.nvae_flow import FlowPair
 from lsgm_jax.nn.layers import Maps, Resized
+from lsgm_jax.nn.repeat import repeat
 
 Level = Float[Array, "batch _ _ _"]  # maps of any resolution and width
 
@@ -59,25 +63,31 @@ class Encoder(nn.Module):
         for block in range(self.blocks):
             for cell in range(self.block_cells):
                 down = cell == self.block_cells - 1
-                h = self._cell(h, f"block_{block}_{cell}", block + down, down=down, train=train)
+                h = self._cell(f"block_{block}_{cell}", block + down, down=down)(h, train=train)
         pyramid, features = h, []
         for scale in range(self.scales):
             level = self.blocks + scale
             if scale:
-                h = self._cell(h, f"down_{scale}", level, down=True, train=train)
+                h = self._cell(f"down_{scale}", level, down=True)(h, train=train)
                 if self.input_skip:
                     cell = PyramidCell(self.channels[level], name=f"pyramid_{scale}")
                     pyramid = cell(pyramid, train=train)
                     h += pyramid
-            for group in range(self.groups):
-                for cell in range(self.cells):
-                    h = self._cell(h, f"cell_{scale}_{group}_{cell}", level, train=train)
-                features.append(h)
+            names = [f"cell_{scale}_{i}_{j}" for i in range(self.groups) for j in range(self.cells)]
+            cells = [[self._cell(name, level)] for name in names]
+            h, hs = repeat(functools.partial(_apply, train=train), cells, h, [None] * len(cells))
+            features += hs[self.cells - 1 :: self.cells]
         return tuple(reversed(features))
 
-    def _cell(self, h: Maps, name: str, level: int, *, down: bool = False, train: bool) -> Resized:
-        resampling = "down" if down else "none"
-        return Cell(self.channels[level], resampling, use_se=self.use_se, name=name)(h, train=train)
+    @nn.nowrap
+    def _cell(self, name: str, level: int, *, down: bool = False) -> Cell:
+        return Cell(self.channels[level], "down" if down else "none", use_se=self.use_se, name=name)
+
+
+def _apply(cells: Sequence[Cell], h: Maps, _: None, *, train: bool) -> tuple[Maps, Maps]:
+    for cell in cells:
+        h = cell(h, train=train)
+    return h, h
 
 
 class LatentGroup(nn.Module):

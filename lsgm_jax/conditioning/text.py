@@ -12,6 +12,7 @@ from lsgm_jax.arrays import Condition, Key, Params
 from lsgm_jax.conditioning.protocol import Context, check_dropout
 from lsgm_jax.nn.layers import FAN_IN_UNIFORM, Block, TokenAttention, Tokens, at_least_float32
 from lsgm_jax.nn.network import PLAINLY, Compute
+from lsgm_jax.nn.repeat import chain
 
 WordPieces = Int[Array, "batch tokens"]
 EMBEDDING_INIT = nn.initializers.normal(0.02)
@@ -50,8 +51,8 @@ class TextEncoder(nn.Module):
         tokens = token(pieces) + position(jnp.arange(count))
         if self.dtype != "float32":  # which stands for the dtype of the parameters, as in `Compute`
             tokens = tokens.astype(self.dtype)
-        for index in range(self.layers):
-            tokens = TextLayer(self.heads, self.head_width, name=f"layer_{index}")(tokens)
+        layers = [TextLayer(self.heads, self.head_width, name=f"layer_{i}") for i in range(self.layers)]
+        tokens = chain(layers, tokens)
         return at_least_float32(_layer_norm(tokens, "norm"))
 
 

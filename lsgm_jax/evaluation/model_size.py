@@ -13,6 +13,7 @@ from lsgm_jax.conditioning.protocol import encode_condition
 from lsgm_jax.models.protocol import Model
 from lsgm_jax.nn.convolution import KERNEL, MAPS, OUTPUT, multiply_adds
 from lsgm_jax.nn.network import trainable
+from lsgm_jax.nn.repeat import written_out
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.processes.linear import sample_prior
 from lsgm_jax.training.stage import Stage
@@ -27,10 +28,11 @@ def count_parameters(tree: Any) -> int:
 def flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Operations of one call by XLA's cost analysis of the lowered, not yet optimised program.
 
-    A multiply-add counts as two. Loops count once, so use it on straight-line programs. On CPU the gradients of
-    depthwise kernels are loops.
+    A multiply-add counts as two. Loops count once, so use it on straight-line programs; those over equal blocks of a
+    network are written out. On CPU the gradients of depthwise kernels are loops.
     """
-    cost = jax.jit(function).lower(*arguments).cost_analysis()
+    with written_out():
+        cost = jax.jit(lambda *inputs: function(*inputs)).lower(*arguments).cost_analysis()
     return round(cost["flops"]) if cost else 0
 
 

@@ -23,6 +23,7 @@ from lsgm_jax.nn.layers import (
     see_context,
 )
 from lsgm_jax.nn.ldm_layers import ZEROS, dense, embed_time, timestep_embedding
+from lsgm_jax.nn.repeat import chain
 from lsgm_jax.nn.unet import Prediction
 
 TIME_FEATURES = 256  # length of the timestep embedding, for any width
@@ -95,9 +96,10 @@ class DiT(nn.Module):
         tokens = dense(self.width, z_t, "patches", XAVIER)(to_patches(z_t, self.patch))
         tokens = (tokens + positions(rows, columns, self.width)).astype(z_t.dtype)
         seen = () if context is None or not self.cross_attention else (context,)
-        for index in range(self.depth):
-            block = DiTBlock(self.heads, self.mlp_ratio, self.dropout, name=f"block_{index}")
-            tokens = block(tokens, embedding, *seen, deterministic=deterministic)
+        blocks = [
+            DiTBlock(self.heads, self.mlp_ratio, self.dropout, name=f"block_{i}") for i in range(self.depth)
+        ]
+        tokens = chain(blocks, tokens, embedding, *seen, deterministic=deterministic)
         shift, scale = adapt(embedding, self.width, 2)
         patches = dense(self.patch**2 * self.out_channels, z_t, "eps", ZEROS)(modulate(tokens, shift, scale))
         return from_patches(patches, self.patch, rows)

@@ -27,6 +27,7 @@ from lsgm_jax.nn.layers import (
     ldm_group_norm,
     upsample,
 )
+from lsgm_jax.nn.repeat import chain
 
 EPSILON = 1e-5  # of GroupNorm, except before spatial transformers
 Initializer = nn.initializers.Initializer
@@ -159,8 +160,8 @@ class SpatialTransformer(Block):
         batch, height, width, channels = h.shape
         tokens = dense(channels, h, "enter")(ldm_group_norm(h, "norm", 1e-6))
         tokens = tokens.reshape(batch, height * width, channels)
-        for index in range(self.depth):
-            tokens = TransformerBlock(self.heads, name=f"block_{index}")(tokens, context)
+        blocks = [TransformerBlock(self.heads, name=f"block_{i}") for i in range(self.depth)]
+        tokens = chain(blocks, tokens, context)
         return h + dense(channels, h, "leave", ZEROS)(tokens).reshape(h.shape)
 
 

@@ -4,13 +4,16 @@ It is a U-Net of BigGAN-style residual blocks, which also resample, with self-at
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from lsgm_jax.arrays import Times
 from lsgm_jax.nn.layers import (
     Attention,
+    Block,
     Context,
     Conv,
     Embedding,
@@ -31,7 +34,10 @@ from lsgm_jax.nn.ncsnpp_layers import (
     fir_upsample,
     scaled_init,
 )
+from lsgm_jax.nn.repeat import repeat
 from lsgm_jax.nn.unet import Prediction, refuse_halving, sinusoidal_embedding
+
+Skip = Float[Array, "batch height width skip_channels"]
 
 
 class NCSNpp(nn.Module):
@@ -97,15 +103,19 @@ class NCSNpp(nn.Module):
         first, last = scaled_init(1.0), scaled_init(self.init_scale)
         embedding = see_context(self._embed(t), context)
 
-        def block(h: Maps, channels: int, resample: Resample | None = None) -> Resized:
-            layer = ResBlock(channels, self.dropout, resample, self.rescale, first, last)
-            return layer(h, embedding, deterministic=deterministic)
+        def res_block(channels: int, resample: Resample | None = None) -> ResBlock:
+            return ResBlock(channels, self.dropout, resample, self.rescale, first, last)
 
-        def attend(h: Maps) -> Maps:
-            return Attention(self.rescale, scaled_init(0.1), last)(h)
+        def attention_at(resolution: int) -> list[Attention]:
+            return [Attention(self.rescale, scaled_init(0.1), last)] if resolution in self.attention else []
 
-        def attend_at_resolution(h: Maps) -> Maps:
-            return attend(h) if h.shape[1] in self.attention else h
+        def apply(layers: Sequence[Block], h: Maps, skip: Skip | None = None) -> tuple[Resized, Resized]:
+            block, *attention = layers
+            h = h if skip is None else jnp.concatenate([h, skip], axis=-1)
+            h = block(h, embedding, deterministic=deterministic)
+            for attend in attention:
+                h = attend(h)
+            return h, h
 
         widths = [self.channels * factor for factor in self.channel_mult]
         down, up = self._resampling()
@@ -114,24 +124,25 @@ class NCSNpp(nn.Module):
         skips = [h]
         for level, width in enumerate(widths):
             if level:
-                h = block(h, h.shape[-1], down)
+                h, _ = apply([res_block(h.shape[-1], down)], h)
                 if self.input_pyramid == "residual":
                     h = pyramid = self._add_input(pyramid, h)
                 skips.append(h)
-            for _ in range(self.blocks):
-                h = attend_at_resolution(block(h, width))
-                skips.append(h)
+            layers = [[res_block(width), *attention_at(h.shape[1])] for _ in range(self.blocks)]
+            h, hs = repeat(apply, layers, h, [None] * self.blocks)
+            skips += hs
 
-        h = block(h, widths[-1])
-        h = attend(h)
-        h = block(h, widths[-1])
+        middle = res_block(widths[-1]), Attention(self.rescale, scaled_init(0.1), last), res_block(widths[-1])
+        h, _ = apply(middle[:2], h)
+        h, _ = apply(middle[2:], h)
 
         for level, width in reversed(list(enumerate(widths))):
-            for _ in range(self.blocks + 1):
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), width)
-            h = attend_at_resolution(h)
+            layers = [[res_block(width)] for _ in range(self.blocks + 1)]
+            h, _ = repeat(apply, layers, h, [skips.pop() for _ in layers])
+            for attend in attention_at(h.shape[1]):
+                h = attend(h)
             if level:
-                h = block(h, width, up)
+                h, _ = apply([res_block(width, up)], h)
 
         h = nn.swish(group_norm(h))
         return Conv(self.out_channels, (3, 3), kernel_init=last, dtype=h.dtype, name="eps")(h)

@@ -5,6 +5,7 @@ import csv
 import io
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 
@@ -95,10 +96,41 @@ class MetricsLog:
                 self._events.close()
 
 
-def progress_bar(stage: str, start: int, steps: int) -> tqdm:
-    """Returns a progress bar with the time left; outside a terminal it prints a line every 15 seconds."""
+def progress_bar(stage: str, start: int, steps: int, *, leave: bool = True) -> tqdm:
+    """Returns a progress bar with the time left; outside a terminal it prints a line every 15 seconds.
+
+    Args:
+        leave: whether its last line stays.
+    """
     interval = 0.2 if sys.stderr.isatty() else 15.0
-    return tqdm(total=steps, initial=start, desc=stage, unit="step", mininterval=interval, dynamic_ncols=True)
+    return tqdm(
+        total=steps,
+        initial=start,
+        desc=stage,
+        unit="step",
+        mininterval=interval,
+        dynamic_ncols=True,
+        leave=leave,
+    )
+
+
+@contextlib.contextmanager
+def compiling(bar: tqdm, what: str = "") -> Iterator[None]:
+    """Shows on a progress bar that the compiler is at work inside this context, and for how many seconds already."""
+    over, since = threading.Event(), time.monotonic()
+
+    def show() -> None:
+        while not over.wait(1.0):
+            bar.set_postfix_str(f"compiling{what}, {time.monotonic() - since:.0f} s")
+
+    shows = threading.Thread(target=show, daemon=True)
+    shows.start()
+    try:
+        yield
+    finally:
+        over.set()
+        shows.join()
+        bar.set_postfix_str("", refresh=False)
 
 
 def warn(text: str) -> None:

@@ -1,5 +1,6 @@
 """Trains one stage: resumes, steps, validates, logs, saves checkpoints, and rolls back when training diverges."""
 
+import contextlib
 import math
 import signal
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from lsgm_jax.errors import CheckpointError, TrainingError
 from lsgm_jax.objectives.bound import Batch
 from lsgm_jax.training.checkpoint import Checkpoints
 from lsgm_jax.training.devices import place
-from lsgm_jax.training.logs import MetricsLog, Speed, progress_bar, warn
+from lsgm_jax.training.logs import MetricsLog, Speed, compiling, progress_bar, warn
 from lsgm_jax.training.nan_guard import Call, DivergedError, NaNGuard, keep_batch, require_sound
 from lsgm_jax.training.stage import Course, Stage
 from lsgm_jax.training.state import TrainState
@@ -125,8 +126,12 @@ class _Training:
         first_state = jax.jit(
             self.stage.first_state, out_shardings=_shardings(self.state_like), compiler_options=once
         )
-        params = self.stage.adapt(init(place(mesh, self.k_init), self.before))
-        return first_state(params, place(mesh, self.k_memory))
+        with (
+            progress_bar(self.stage.name, 0, self.stage.steps, leave=False) as bar,
+            compiling(bar, " initial parameters"),
+        ):
+            params = self.stage.adapt(init(place(mesh, self.k_init), self.before))
+            return first_state(params, place(mesh, self.k_memory))
 
     def _with_shardings(self, tree: Any) -> Any:
         """Returns the shapes of a tree with the launcher's shardings."""
@@ -152,7 +157,8 @@ class _Training:
             while number < stage.steps:
                 count = self._steps_in_call(number)
                 batches = [Batch(**next(self.batches)) for _ in range(count)]
-                state, metrics = self._call(count)(state, self.launcher.put(batches), key)
+                with contextlib.nullcontext() if count in self._calls else compiling(bar):
+                    state, metrics = self._call(count)(state, self.launcher.put(batches), key)
                 number += count
                 if self._first is None:
                     self._first = float(metrics.get(stage.judged_by, math.nan))

@@ -84,5 +84,6 @@ def operations(jaxpr):
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += 2 * math.prod(outputs[0]) * math.prod(inputs[0][axis] for axis in contracted)
-        total += sum(operations(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(operations(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
     return total

@@ -3,13 +3,14 @@
 import csv
 import pathlib
 import re
+import time
 
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from lsgm_jax.training import logs
-from lsgm_jax.training.logs import MetricsLog
+from lsgm_jax.training.logs import MetricsLog, compiling, progress_bar
 
 
 def rows(workdir):
@@ -136,3 +137,14 @@ def test_a_full_disk_ends_the_log_with_the_name_of_the_file(tmp_path, monkeypatc
         with pytest.raises(OSError, match="No space left on device") as caught:
             log.scalars(1, "train", {"loss": 1.0})
     assert str(caught.value.filename).startswith(f"{tmp_path}/tensorboard/score/events.out.tfevents.")
+
+
+def test_a_bar_says_that_the_compiler_is_at_work(capsys, monkeypatch):
+    with progress_bar("vae", 0, 10) as bar:
+        monkeypatch.setattr(bar, "mininterval", 0.0)
+        with compiling(bar, " initial parameters"):
+            time.sleep(2.2)
+        bar.update(1)
+    err = capsys.readouterr().err
+    assert re.findall(r"compiling initial parameters, (\d) s", err) == ["1", "2"]
+    assert "compiling" not in re.split(r"[\r\n]", err)[-2]

@@ -121,17 +121,20 @@ class BatchNorm(nn.Module):
 def _moments(h: Maps, near: PerChannel) -> tuple[PerChannel, PerChannel]:
     """Returns mean and biased variance of each channel over the global batch, in one reduction over devices.
 
-    Both sums are of h - `near`, so that neither waits for the other: forward and backward, devices communicate once
-    instead of twice. The result does not depend on `near`, but the closer it is to the mean, the less cancels.
+    The variance is the mean of those within images plus that of their means. Only the latter is a difference of sums,
+    which do not wait for each other: forward and backward, devices communicate once instead of twice. The result does
+    not depend on `near`, but the closer it is to the mean, the less cancels.
 
     Args:
         near: estimate of the mean that all devices have.
     """
     near = jax.lax.stop_gradient(near)
-    shifted = h - near
-    first, second = jnp.mean(shifted, axis=(0, 1, 2)), jnp.mean(shifted**2, axis=(0, 1, 2))
-    first, second = mean_over_devices((first, second))
-    return near + first, jnp.maximum(second - first**2, 0.0)
+    means = jnp.mean(h, axis=(1, 2))
+    within = jnp.mean((h - means[:, None, None]) ** 2, axis=(1, 2))
+    first, second, within = mean_over_devices(
+        (jnp.mean(means - near, axis=0), jnp.mean((means - near) ** 2, axis=0), jnp.mean(within, axis=0))
+    )
+    return near + first, within + jnp.maximum(second - first**2, 0.0)
 
 
 class SqueezeExcite(nn.Module):

@@ -15,8 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lsgm_jax.nn.convolution import OUTPUT
+
 # A loop of fewer blocks compiles little sooner, and stacks their parameters all the same.
 FEWEST = 3
+DEAR = ("dot_general", "conv_general_dilated", "reduce_sum", "lt", "remat2")  # "lt": dropout masks
 
 _written_out = contextvars.ContextVar("_written_out", default=False)
 
@@ -102,6 +105,7 @@ def _in_a_loop(call: Call, modules: Sequence[Modules], carry: Any, xs: Sequence[
         ([module.variables for module in one], [_keys(module) for module in one], x)
         for one, x in zip(modules, xs, strict=True)
     ]
+    body = jax.checkpoint(body, policy=_is_dear, prevent_cse=False)  # which a scan does anyway
     carry, results = jax.lax.scan(body, carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
     ys = []
     for index, one in enumerate(modules):
@@ -110,6 +114,15 @@ def _in_a_loop(call: Call, modules: Sequence[Modules], carry: Any, xs: Sequence[
         for module, collections in zip(one, changed, strict=True):
             _put(module, collections)
     return carry, ys
+
+
+def _is_dear(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether the way back finds a result instead of computing it again.
+
+    A scan would keep every value that a gradient needs. Written out, the compiler keeps those of convolutions, products
+    and sums, and fuses the cheap rest into what reads it.
+    """
+    return primitive.name in DEAR or primitive is OUTPUT
 
 
 def _keys(module: nn.Module) -> dict[str, jax.Array]:

@@ -180,12 +180,19 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def _best_first(self) -> list[int]:
-        """Returns all steps: the one with the lowest score, if there are scores, and the others, newest first."""
-        steps = self._newest_first()
-        scores = {step: score_of(self._path(step)) for step in steps}
-        known = {step: score for step, score in scores.items() if score is not None}
-        best = [min(known, key=lambda step: (known[step], -step))] if known else []
-        return best + [step for step in steps if step not in best]
+        """Returns all steps: the one with the lowest score, if there are scores, and the others, newest first.
+
+        Steps whose record is damaged come before: each may be the best, and trying to read it says that it is damaged.
+        """
+        steps, known, damaged = self._newest_first(), {}, []
+        for step in steps:
+            try:
+                known[step] = score_of(self._path(step))
+            except UnreadableError:
+                damaged.append(step)
+        scores = {step: score for step, score in known.items() if score is not None}
+        best = [min(scores, key=lambda step: (scores[step], -step))] if scores else []
+        return damaged + best + [step for step in steps if step not in damaged + best]
 
     def _first_readable(self, order: Callable[[], list[int]], read: Callable[[int], T]) -> tuple[T, int]:
         """Returns the result of `read` for the first step of an order that it can read, and that step."""

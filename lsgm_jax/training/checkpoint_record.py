@@ -66,12 +66,13 @@ def saved_config(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def score_of(checkpoint: pathlib.Path) -> float | None:
-    """Returns the score of a checkpoint; None if it has none, or none that can be read."""
-    try:
-        record = read_record(checkpoint)
-        return record["score"] if "score" in record else _stored_score(checkpoint)
-    except UnreadableError:
-        return None
+    """Returns the score of a checkpoint, None if it has none.
+
+    Raises:
+        UnreadableError: if its record is damaged or missing.
+    """
+    record = read_record(checkpoint)
+    return record["score"] if "score" in record else _stored_score(checkpoint)
 
 
 def mend(folder: pathlib.Path) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import pathlib
 import random
+import re
 import shutil
 
 import jax
@@ -99,6 +100,18 @@ def test_no_damage_gives_other_numbers(saved, tmp_path, count, monkeypatch):
         f"{count} damaged files: {sum(noticed)} noticed, {count - sum(noticed)} without effect, 0 other numbers"
     )
     assert any(noticed)
+
+
+def test_the_damaged_record_of_the_best_checkpoint_is_said(saved, tmp_path, monkeypatch):
+    """Without it nobody knows that it was the best; the next best must not take its place in silence."""
+    said = []
+    monkeypatch.setattr("lsgm_jax.training.checkpoint.warn", said.append)
+    monkeypatch.setattr("lsgm_jax.training.checkpoint.SECONDS_TO_DELETE", 0.0)
+    shutil.copytree(saved, tmp_path / "score")
+    record = tmp_path / "score" / "2" / "meta" / "metadata"
+    record.write_bytes(record.read_bytes().replace(b'"score": 1.0', b'"score": 5.0'))
+    assert read_both(tmp_path / "score") == (3, 3)
+    assert re.search(r"checkpoint .*/2 is damaged .*; step 3 is taken", said[0])
 
 
 def test_undamaged_checkpoints_are_read(saved):

@@ -77,11 +77,15 @@ def make_step(
         value, grads, metrics = mean_over_devices((value, grads, aux.metrics))
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-        params = renew(optax.apply_updates(state.params, updates), aux.state)
-        ema_params = renew(ema.update(state.ema, params, state.step), aux.state)
-        moved = state.replace(params=params, ema=ema_params, opt_state=opt_state, memory=aux.memory)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
+
+        def move(state: TrainState) -> TrainState:
+            updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+            params = renew(optax.apply_updates(state.params, updates), aux.state)
+            ema_params = renew(ema.update(state.ema, params, state.step), aux.state)
+            return state.replace(params=params, ema=ema_params, opt_state=opt_state, memory=aux.memory)
+
+        # Not a choice between two states, for which both would be in memory at once.
+        state = jax.lax.cond(finite, move, lambda state: state, state)
         state = state.replace(step=state.step + 1, skips=_count(state.skips, finite))
         metrics |= {"loss": value, "gradient_norm": norm, "skipped": state.skips.total}
         return state, metrics | {"skipped_in_a_row": state.skips.in_a_row}

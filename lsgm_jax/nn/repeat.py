@@ -19,7 +19,9 @@ from lsgm_jax.nn.convolution import OUTPUT
 
 # A loop of fewer blocks compiles little sooner, and stacks their parameters all the same.
 FEWEST = 3
-DEAR = ("dot_general", "conv_general_dilated", "reduce_sum", "lt", "remat2")  # "lt": dropout masks
+# What the backward pass finds instead of computing it again. "lt" are dropout masks, "remat2" outputs of a `Compute`
+# with remat, which recomputes by itself.
+SAVED = ("dot_general", "conv_general_dilated", "reduce_sum", "lt", "remat2")
 
 _written_out = contextvars.ContextVar("_written_out", default=False)
 
@@ -49,9 +51,8 @@ def repeat(call: Call, modules: Sequence[Modules], carry: Any, xs: Sequence[Any]
     Returns:
         The last carry, and all y.
     """
-    if (
-        not modules or modules[0][0].is_initializing() or _written_out.get()
-    ):  # at first there are no variables
+    initialising = not modules or modules[0][0].is_initializing()  # there are no variables yet
+    if initialising or _written_out.get():
         return _in_turn(call, modules, carry, xs)
     ys = []
     alike = itertools.groupby(
@@ -105,7 +106,7 @@ def _in_a_loop(call: Call, modules: Sequence[Modules], carry: Any, xs: Sequence[
         ([module.variables for module in one], [_keys(module) for module in one], x)
         for one, x in zip(modules, xs, strict=True)
     ]
-    body = jax.checkpoint(body, policy=_is_dear, prevent_cse=False)  # which a scan does anyway
+    body = jax.checkpoint(body, policy=_saveable, prevent_cse=False)  # which a scan does anyway
     carry, results = jax.lax.scan(body, carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
     ys = []
     for index, one in enumerate(modules):
@@ -116,13 +117,13 @@ def _in_a_loop(call: Call, modules: Sequence[Modules], carry: Any, xs: Sequence[
     return carry, ys
 
 
-def _is_dear(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether the way back finds a result instead of computing it again.
+def _saveable(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Returns whether the backward pass finds a result of this primitive.
 
-    A scan would keep every value that a gradient needs. Written out, the compiler keeps those of convolutions, products
+    A scan would save every value that a gradient needs. Written out, the compiler saves those of convolutions, products
     and sums, and fuses the cheap rest into what reads it.
     """
-    return primitive.name in DEAR or primitive is OUTPUT
+    return primitive.name in SAVED or primitive is OUTPUT
 
 
 def _keys(module: nn.Module) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""Lists the slow tests of a measured run: `python -m tests.durations REPORT.xml > tests/slow.txt`.
+"""Adds the slow tests of a measured run to `slow.txt`: `python -m tests.durations REPORT.xml`.
 
 The report is that of `pytest --junitxml=REPORT.xml`, without a cache of compiled programs (`--cache-clear`). A test
 function is slow if its cases take more than `SECONDS` on average. A case of the parity with the originals is judged by
@@ -30,5 +30,6 @@ def slow_tests(report):
 
 
 if __name__ == "__main__":
+    listed = pathlib.Path(__file__).with_name("slow.txt")
     root = xml.etree.ElementTree.fromstring(pathlib.Path(sys.argv[1]).read_text())
-    print("\n".join(slow_tests(root)))
+    listed.write_text("\n".join(sorted({*listed.read_text().split(), *slow_tests(root)})) + "\n")

@@ -85,6 +85,8 @@ def test_what_cannot_be_studied_is_refused_in_one_line(workdir, capsys):
         solver_study.make_settings(run, ["Dopri8"], [3], [], "linear")
     assert command(workdir, "--nfe=few") == 2
     assert "--nfe=few: invalid int value: 'few'" in capsys.readouterr().err
+    assert command(workdir, "--nfe=4") == 0
+    capsys.readouterr()
     assert command(workdir, "--nfe=4", "--seed=5") == 2
     assert "holds a study of 50 samples, seed 0" in capsys.readouterr().err
     assert command(workdir, "--nfe=4", "--temperature=0.5") == 2

@@ -40,9 +40,11 @@ demo: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses=2
 
-# What takes long by nature, with the compiler's optimisations, as users run it.
+# What takes long because there is much of it; then what does so by nature, with the compiler's optimisations, as users
+# run it.
 test-slow: $(VENV)/.dev
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses=2 -m slow
+	$(BIN)/python -m pytest --numprocesses=2 -m listed
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses=2 -m "slow and not listed"
 
 test-all: $(VENV)/.dev
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses=2 -m ""

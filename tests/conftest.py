@@ -41,9 +41,10 @@ SLOW = frozenset(pathlib.Path(__file__).with_name("slow.txt").read_text().split(
 
 
 def pytest_itemcollected(item):
-    """Marks the tests that were measured to be slow."""
-    if SLOW & {item.nodeid, item.nodeid.split("[")[0]}:
+    """Marks the tests that were measured to be slow, unless they are slow by nature."""
+    if SLOW & {item.nodeid, item.nodeid.split("[")[0]} and item.get_closest_marker("slow") is None:
         item.add_marker(pytest.mark.slow)
+        item.add_marker(pytest.mark.listed)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	$(INSTALL) --requirement requirements-dev.txt
 	@touch $@
 
-# Trains an LSGM on handwritten digits, draws samples and evaluates it: about three minutes on two CPU cores.
+# Trains an LSGM on handwritten digits, draws samples and evaluates it: about five minutes on two CPU cores.
 demo: $(VENV)/.run
 	$(BIN)/lsgm train --config=configs/digits.py --workdir=$(RUN)
 	$(BIN)/lsgm sample --workdir=$(RUN)

@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN := $(VENV)/bin
 RUN := runs/digits
 
-.PHONY: demo test test-slow test-all lint clean
+.PHONY: demo test test-listed test-slow test-all lint clean
 
 # uv installs several times faster than pip. Neither compiles all that it installs: Python compiles what is imported
 # first, and keeps it.
@@ -40,10 +40,12 @@ demo: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses=2
 
-# What takes long because there is much of it; then what does so by nature, with the compiler's optimisations, as users
-# run it.
-test-slow: $(VENV)/.dev
+# What takes long because there is much of it: tests/slow.txt.
+test-listed: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses=2 -m listed
+
+# And what does so by nature, with the compiler's optimisations, as users run it.
+test-slow: test-listed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses=2 -m "slow and not listed"
 
 test-all: $(VENV)/.dev

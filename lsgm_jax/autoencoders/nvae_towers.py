@@ -84,9 +84,8 @@ class Encoder(nn.Module):
         return Cell(self.channels[level], "down" if down else "none", use_se=self.use_se, name=name)
 
 
-def _apply(cells: Sequence[Cell], h: Maps, _: None, *, train: bool) -> tuple[Maps, Maps]:
-    for cell in cells:
-        h = cell(h, train=train)
+def _apply(alone: Sequence[Cell], h: Maps, _: None, *, train: bool) -> tuple[Maps, Maps]:
+    h = alone[0](h, train=train)
     return h, h
 
 
